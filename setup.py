@@ -1,0 +1,62 @@
+"""Packaging: every room becomes a sub-package of `hmsa`, so that site-packages gains one directory and no `datasets`, `loss` or `utils`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+ROOMS = ("network", "datasets", "loss", "utils")
+
+PACKAGES = [
+    f"hmsa.{name}" for room in ROOMS for name in [room, *(f"{room}.{inner}" for inner in find_packages(str(ROOT / room)))]
+]
+
+TEST = [
+    "cityscapesScripts>=2.2",
+    "hypothesis>=6.100",
+    "mypy>=1.11",
+    "onnx>=1.16",
+    "onnxruntime>=1.18",
+    "onnxscript>=0.2",
+    "pytest>=8.0",
+    "pytest-xdist>=3.5",
+    "ruff>=0.6",
+    "safetensors>=0.4",
+    "scipy>=1.11",
+    "timm>=1.0",
+    "types-PyYAML",
+    "types-tqdm",
+]
+
+setup(
+    name="hmsa",
+    version="0.1.0",
+    description="Hierarchical multi-scale attention for semantic segmentation: train, evaluate, auto-label",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=PACKAGES,
+    package_dir={f"hmsa.{room}": room for room in ROOMS},
+    package_data={"": ["*.json", "*.yaml", "*.html", "*.css", "*.js", "py.typed"]},
+    install_requires=[
+        "torch>=2.6",  # before 2.6 torch.load(weights_only=True) could run code: CVE-2025-32434
+        "torchvision>=0.21",
+        "numpy>=1.26",
+        "opencv-python-headless>=4.8",  # cv2 without the desktop libraries a server lacks
+        "pillow>=10.0",
+        "pyyaml>=6.0",
+        "pydantic>=2.0",
+        "tqdm>=4.60",
+        "tensorboard>=2.14",
+    ],
+    extras_require={
+        "test": TEST,
+        "dev": [*TEST, "pre-commit>=3.5"],
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2"],
+        "timm": ["timm>=1.0"],
+        "safetensors": ["safetensors>=0.4"],
+    },
+)

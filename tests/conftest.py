@@ -1,0 +1,54 @@
+"""What every test shares: one thread, the CPU's arithmetic left alone, GPU tests only where there is a GPU."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and numpy are imported; subprocesses inherit it
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # tensorboard
+
+from pathlib import Path
+
+import cv2
+import hypothesis
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(1)
+cv2.setNumThreads(0)
+
+# The same examples in every run, however slow the machine.
+hypothesis.settings.register_profile("hmsa", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("hmsa")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip GPU tests where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _global_state() -> None:
+    """A test that changes torch's global switches must not change the next one."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Small golden numbers that tests compare with."""
+    return ROOT / "tests" / "data"
