@@ -1,0 +1,132 @@
+"""From configuration to parts: the one place where the doors hand a section's fields to a room's builder.
+
+Rooms never see a configuration and a configuration never sees a room; train.py, eval.py and autolabel.py join them through these functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from datasets import DataError, DatasetSpec, Files, TrainLoader, build_eval_loader, build_files
+from loss import LossError, build_criterion
+from network import ModelError, Prediction, build_model, load_weights
+from network.inference import predict
+from utils.checkpoint import CheckpointError, load_checkpoint, sha256_of
+from utils.config import Config, ConfigError, load_config
+from utils.logbook import logger
+from utils.optimizer import OptimizerError, build_optimizer, parameter_groups, scaled_learning_rate
+from utils.processes import AgreedError, ProcessError, Processes
+from utils.run_folder import RunError
+from utils.runtime import autocast_dtype, parameter_dtype
+
+USER_ERRORS = (ConfigError, DataError, ModelError, LossError, CheckpointError, OptimizerError, ProcessError, RunError, AgreedError)
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How to infer: the options of network.inference.predict that a configuration or a command line sets."""
+
+    scales: tuple[float, ...]
+    flip: bool = False
+    combine: str = "average"
+    over: str = "logits"
+    tile: tuple[int, int] | None = None
+    overlap: float = 0.25
+    precision: str = "fp32"
+
+    @classmethod
+    def of(cls, section: Any, *, scales: Sequence[float] | None = None, flip: bool | None = None) -> Inference:
+        """The eval or autolabel section, with the command line's word on top."""
+        return cls(scales=tuple(scales or section.scales), flip=section.flip if flip is None else flip, combine=section.combine, over=section.over,
+                   tile=None if section.tile is None else (section.tile[0], section.tile[1]), overlap=section.overlap, precision=section.precision)
+
+    def predict(self, model: nn.Module, image: Tensor, *, keep_scales: bool = False, on_fallback: Callable[[str], None] | None = None) -> Prediction:
+        """network.inference.predict with these options; `image` float [N, 3, H, W], normalised."""
+        return predict(model, image, scales=self.scales, flip=self.flip, combine=self.combine, over=self.over, tile=self.tile, overlap=self.overlap,
+                       keep_scales=keep_scales, autocast_dtype=autocast_dtype(self.precision), on_fallback=on_fallback)
+
+    def describe(self) -> str:
+        """Scales and flip as printed beside every number."""
+        return "{" + ", ".join(f"{scale:g}" for scale in self.scales) + "}" + (" + flip" if self.flip else "")
+
+
+def split_files(config: Config, split: str) -> Files:
+    """The files of a split, as the data section describes them."""
+    data = config.data
+    return build_files(dataset=data.dataset, root=data.root, split=split, classes=data.classes, cv=data.cv)
+
+
+def split_loader(config: Config, files: Files, processes: Processes, *, with_label: bool = True) -> Iterable[dict[str, Any]]:
+    """Every image of `files` once over all ranks, as the eval section loads them."""
+    return build_eval_loader(files, workers=config.eval.workers, batch_size=config.eval.batch_size, rank=processes.rank,
+                             world_size=processes.world_size, with_label=with_label)
+
+
+def model_from(config: Config, *, num_classes: int, trunk_weights: bool) -> nn.Module:
+    """The network of the model section; `trunk_weights` false leaves ImageNet weights alone, where other weights will overwrite them."""
+    section = config.model
+    return build_model(trunk=section.trunk, decoder=section.decoder, multiscale=section.multiscale, num_classes=num_classes,
+                       output_stride=section.output_stride, align_corners=section.align_corners, fuse_at=section.fuse_at,
+                       train_scales=tuple(section.train_scales), trunk_weights=section.trunk_weights if trunk_weights else None,
+                       attention_channels=section.attention_channels, attention_dropout=section.attention_dropout, head=section.head,
+                       explicit_softmax=section.explicit_softmax, activation_checkpointing=config.runtime.activation_checkpointing)
+
+
+def place(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
+    """`model` on its device, in the runtime section's memory format and parameter dtype."""
+    memory = torch.channels_last if config.runtime.channels_last else torch.contiguous_format
+    return model.to(device, dtype=parameter_dtype(config.runtime.precision), memory_format=memory)  # type: ignore[call-overload]
+
+
+def initial_model(config: Config, *, num_classes: int) -> nn.Module:
+    """The network to begin a training with: from model.init_from when given (its report is logged), else from model.trunk_weights."""
+    source = config.model.init_from
+    model = model_from(config, num_classes=num_classes, trunk_weights=source is None)
+    if source is not None:
+        logger.info("%s", load_weights(model, source, strict=False))
+    return model
+
+
+def optimizer_from(config: Config, model: nn.Module, *, processes: Processes, scaled: bool) -> torch.optim.Optimizer:
+    """The optimiser of the optim section, its learning rate scaled to the effective batch when asked for."""
+    optim = config.optim
+    batch = config.data.batch_size * processes.world_size * optim.accumulate
+    lr = scaled_learning_rate(optim.lr, batch=batch, reference_batch=optim.reference_batch, scaling=optim.lr_scaling)
+    logger.info("effective batch %d images (%d a process x %d processes x %d accumulated), learning rate %g", batch, config.data.batch_size,
+                processes.world_size, optim.accumulate, lr)
+    if optim.reference_batch is not None and optim.reference_batch != batch and optim.lr_scaling == "none":
+        logger.warning("optim.lr was chosen for a batch of %d; set optim.accumulate or optim.lr_scaling to suit %d", optim.reference_batch, batch)
+    heads: Any = model.parameters_of_heads  # nn.Module's __getattr__ hides the method from the type checker
+    groups = parameter_groups(model, lr=lr, weight_decay=optim.weight_decay, decay_norm_and_bias=optim.decay_norm_and_bias,
+                              head_parameters=heads(), head_lr_multiplier=optim.head_lr_multiplier)
+    return build_optimizer(groups, optimizer=optim.optimizer, backend=optim.backend, momentum=optim.momentum, scaled=scaled)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint made ready: the network with its weights, its configuration and classes, and the file's sha256."""
+
+    model: nn.Module
+    config: Config
+    spec: DatasetSpec
+    sha256: str
+
+
+def load_model(checkpoint: Path, *, config_file: Path | None, overrides: Sequence[str], device: torch.device) -> Loaded:
+    """Build the network a checkpoint was trained with, or, for weights from elsewhere, the one `config_file` describes, and load it."""
+    if config_file is None:
+        content = load_checkpoint(checkpoint)
+        config = Config.from_dict(content["config"], overrides)
+        spec = DatasetSpec.from_dict(content["spec"])
+    else:
+        config = load_config(config_file, overrides)
+        spec = split_files(config, config.data.val_split).spec
+    model = model_from(config, num_classes=spec.num_classes, trunk_weights=False)
+    load_weights(model, checkpoint)
+    return Loaded(model=place(model, config, device).eval(), config=config, spec=spec, sha256=sha256_of(checkpoint))

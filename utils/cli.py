@@ -1,0 +1,70 @@
+"""How a door ends: user errors as one sentence and exit status 2, interruptions by their signal, everything else with its traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+GRACE_SECONDS = 25.0
+
+
+def run_door(main: Callable[[], int], *, user_errors: Callable[[], tuple[type[Exception], ...]]) -> int:
+    """Run `main` and return the exit status: its own, 2 for a user error (one sentence on stderr), 130 for Ctrl-C.
+
+    `user_errors` is called only when something was raised, so that it may import the rooms whose error classes it names.
+    """
+    try:
+        return main()
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    except Exception as error:
+        if not isinstance(error, user_errors()):
+            raise
+        if not getattr(error, "silent", False):
+            say(f"error: {error}")
+        return 2
+
+
+def say(message: str) -> None:
+    """One line on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+class StopSignal:
+    """SIGTERM and SIGUSR1 ask for a stop at the next step boundary; a second SIGTERM, or no boundary within the grace time, ends at once.
+
+    torchrun sends SIGTERM and kills 30 seconds later, so a rank that hangs in a collective must leave by itself before that.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._timer: threading.Timer | None = None
+
+    def listen(self) -> StopSignal:
+        """Install the handlers (main thread only)."""
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGTERM:
+            os._exit(128 + number)
+        self.received = number
+        self._timer = threading.Timer(GRACE_SECONDS, os._exit, args=(128 + number,))
+        self._timer.daemon = True
+        self._timer.start()
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self.received is not None
+
+    @property
+    def status(self) -> int:
+        """The exit status to leave with: 128 + the signal's number."""
+        return 128 + (self.received or signal.SIGTERM)

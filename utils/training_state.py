@@ -1,0 +1,85 @@
+"""All that a training must remember to go on as if it had not stopped."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .ema import WeightAverage
+
+
+@dataclass
+class Progress:
+    """Where a training stands: `step` optimiser steps done in all, `step_in_epoch` of them in `epoch`; `to_validate` when an epoch ended unscored."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    to_validate: bool = False
+    best_miou: float = -1.0
+    best_epoch: int = -1
+    skipped_steps: int = 0
+
+
+class TrainingState:
+    """Model, optimiser, scaler, averaged weights and progress, saved and loaded together. Random numbers need no state: see seed_step."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, average: WeightAverage | None) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.scaler = scaler
+        self.average = average
+        self.progress = Progress()
+
+    def content(self) -> dict[str, Any]:
+        """Tensors and plain values for a checkpoint that training can go on from."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": None if self.average is None else self.average.state_dict(),
+            "progress": asdict(self.progress),
+            "versions": {"torch": torch.__version__},
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to evaluate with: the averaged ones when there are any."""
+        return self.model.state_dict() if self.average is None else self.average.state_dict()
+
+    def load(self, content: dict[str, Any]) -> None:
+        """Take over what `content` saved. Raises ValueError or RuntimeError when it belongs to another model or optimiser."""
+        self.model.load_state_dict(content["model"])
+        rates = [(group["base_lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(content["optimizer"])
+        for group, (base_lr, weight_decay) in zip(self.optimizer.param_groups, rates, strict=True):
+            group["base_lr"], group["weight_decay"] = base_lr, weight_decay  # the configuration's word counts, also when it was changed
+        if content["scaler"]:
+            self.scaler.load_state_dict(content["scaler"])
+        if self.average is not None:
+            if content["ema"] is None:
+                raise ValueError("the checkpoint has no averaged weights; set optim.ema_decay to null or start anew")
+            self.average.load_state_dict(content["ema"])
+        self.progress = Progress(**content["progress"])
+
+
+class BufferGuard:
+    """Keeps the batch-norm statistics of before a step, to put them back when the step met a number that is not finite."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.live = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self.kept = [buffer.detach().clone() for buffer in self.live]
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Remember the buffers as they are now."""
+        if self.live:
+            torch._foreach_copy_(self.kept, self.live)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the remembered buffers back."""
+        if self.live:
+            torch._foreach_copy_(self.live, self.kept)
