@@ -1,0 +1,61 @@
+"""DeepLab V3+ (Chen et al., 2018) as the authors' ablation network builds it (RELEASE.md 2.7)."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import ConvHead, ConvNorm, initialise_kaiming, normalise_pooled, resize
+from ..trunks.trunk import Features
+from .decoder import Decoded, Decoder
+
+
+class PyramidPooling(nn.Module):
+    """Atrous spatial pyramid pooling: `[N, in, h, w]` to `[N, 5 * channels, h, w]`, image pooling first.
+
+    Rates are 6, 12, 18 at stride 16 and grow as the stride shrinks (12, 24, 36 at stride 8), so that they span the same
+    part of the image. In training, a batch of one image normalises its pooled branch by running statistics.
+    """
+
+    def __init__(self, *, inputs: int, channels: int, stride: int, align_corners: bool) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+        rates = [max(1, rate * 16 // stride) for rate in (6, 12, 18)]
+        self.branches = nn.ModuleList(
+            [ConvNorm(inputs=inputs, outputs=channels)]
+            + [ConvNorm(inputs=inputs, outputs=channels, kernel=3, dilation=rate) for rate in rates]
+        )
+        self.pooled = ConvNorm(inputs=inputs, outputs=channels)
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        pooled = self.pooled.conv(tensor.mean(dim=(2, 3), keepdim=True))
+        pooled = normalise_pooled(self.pooled.norm, pooled).relu()
+        pooled = pooled.expand(-1, -1, *tensor.shape[-2:])  # what bilinear upsampling does to a single pixel
+        return torch.cat([pooled, *(branch(tensor) for branch in self.branches)], dim=1)
+
+
+class DeepLabV3Plus(Decoder):
+    """ASPP context joined with the trunk's fine features, then the 3x3, 3x3, 1x1 semantic head."""
+
+    classifiers = ("head.output",)
+
+    def __init__(
+        self, *, trunk_channels: int, trunk_stride: int, fine_channels: int, num_classes: int, align_corners: bool,
+        context_channels: int = 256, bottleneck_channels: int = 48,
+    ) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+        self.aspp = PyramidPooling(
+            inputs=trunk_channels, channels=context_channels, stride=trunk_stride, align_corners=align_corners
+        )
+        self.context = nn.Conv2d(5 * context_channels, context_channels, 1, bias=False)
+        self.fine = nn.Conv2d(fine_channels, bottleneck_channels, 1, bias=False)
+        self.feature_channels = bottleneck_channels + context_channels
+        self.head = ConvHead(inputs=self.feature_channels, outputs=num_classes)
+        initialise_kaiming(self)
+
+    def forward(self, features: Features, *, with_aux: bool) -> Decoded:
+        context = self.context(self.aspp(features.semantic))
+        fine = self.fine(features.fine)
+        context = resize(context, fine.shape[-2:], align_corners=self.align_corners).to(fine.dtype)
+        merged = torch.cat([fine, context], dim=1)
+        return Decoded(logits=self.head(merged), aux=None, features=merged)

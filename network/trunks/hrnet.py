@@ -1,0 +1,204 @@
+"""HRNetV2: parallel branches of four resolutions that exchange features (Wang et al., 2019; RELEASE.md 2.1).
+
+Parameter names and shapes are those of the official ImageNet files and of timm. Unlike timm's classification networks,
+exchange units upsample bilinearly, as every published segmentation HRNet does.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import initialise_kaiming, resize, run_stage
+from .trunk import Features, Trunk
+
+
+@dataclass(frozen=True)
+class HRNetSize:
+    """Modules per stage 2-4, residual blocks per branch, channels of the finest branch, and the first stage."""
+
+    modules: tuple[int, int, int]
+    blocks: int
+    width: int
+    first_blocks: int = 4
+    first_channels: int = 64
+
+
+SIZES = {
+    "hrnet_w48": HRNetSize(modules=(1, 4, 3), blocks=4, width=48),
+    "hrnet_w32": HRNetSize(modules=(1, 4, 3), blocks=4, width=32),
+    "hrnet_w18": HRNetSize(modules=(1, 4, 3), blocks=4, width=18),
+    "hrnet_w18_small": HRNetSize(modules=(1, 1, 1), blocks=2, width=16, first_blocks=1, first_channels=32),
+}
+
+
+def norm_of(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, momentum=0.1)
+
+
+def conv3x3(inputs: int, outputs: int, *, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and an identity: `[N, C, H, W]` to the same shape."""
+
+    def __init__(self, *, channels: int) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(channels, channels)
+        self.bn1 = norm_of(channels)
+        self.conv2 = conv3x3(channels, channels)
+        self.bn2 = norm_of(channels)
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        residual = F.relu(self.bn1(self.conv1(tensor)), inplace=True)
+        residual = self.bn2(self.conv2(residual))
+        return F.relu(residual.add_(tensor), inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions; four times `channels` come out."""
+
+    def __init__(self, *, inputs: int, channels: int) -> None:
+        super().__init__()
+        outputs = 4 * channels
+        self.conv1 = nn.Conv2d(inputs, channels, 1, bias=False)
+        self.bn1 = norm_of(channels)
+        self.conv2 = conv3x3(channels, channels)
+        self.bn2 = norm_of(channels)
+        self.conv3 = nn.Conv2d(channels, outputs, 1, bias=False)
+        self.bn3 = norm_of(outputs)
+        self.downsample = None
+        if inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), norm_of(outputs))
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        residual = F.relu(self.bn1(self.conv1(tensor)), inplace=True)
+        residual = F.relu(self.bn2(self.conv2(residual)), inplace=True)
+        residual = self.bn3(self.conv3(residual))
+        identity = tensor if self.downsample is None else self.downsample(tensor)
+        return F.relu(residual.add_(identity), inplace=True)
+
+
+def exchange_path(*, source: int, target: int, channels: list[int]) -> nn.Module:
+    """The layers that carry branch `source` to the resolution and channels of branch `target`."""
+    if source == target:
+        return nn.Identity()
+    if source > target:  # coarser: 1x1, then the bilinear upsampling of `Exchange.forward`
+        return nn.Sequential(nn.Conv2d(channels[source], channels[target], 1, bias=False), norm_of(channels[target]))
+    steps: list[nn.Module] = []
+    for step in range(source, target):  # finer: one 3x3 of stride 2 per level; channels change in the last one
+        last = step == target - 1
+        outputs = channels[target] if last else channels[source]
+        layers: list[nn.Module] = [conv3x3(channels[source], outputs, stride=2), norm_of(outputs)]
+        steps.append(nn.Sequential(*layers) if last else nn.Sequential(*layers, nn.ReLU(inplace=True)))
+    return nn.Sequential(*steps)
+
+
+class Exchange(nn.Module):
+    """One HRNet module: residual blocks on every branch, then every branch receives the sum of all of them."""
+
+    def __init__(self, *, channels: list[int], blocks: int, align_corners: bool) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+        self.branches = nn.ModuleList(
+            nn.Sequential(*(BasicBlock(channels=width) for _ in range(blocks))) for width in channels
+        )
+        count = len(channels)
+        self.fuse_layers = nn.ModuleList(
+            nn.ModuleList(exchange_path(source=source, target=target, channels=channels) for source in range(count))
+            for target in range(count)
+        )
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        tensors = tuple(branch(tensor) for branch, tensor in zip(self.branches, tensors, strict=True))
+        fused = []
+        for target, paths in enumerate(self.fuse_layers):
+            assert isinstance(paths, nn.ModuleList)
+            size = tensors[target].shape[-2:]
+            total: Tensor | None = None
+            for source, path in enumerate(paths):
+                part = path(tensors[source])
+                if source > target:
+                    part = resize(part, size, align_corners=self.align_corners).to(tensors[target].dtype)
+                total = part if total is None else total + part
+            assert total is not None
+            fused.append(F.relu(total))
+        return fused
+
+
+def transition(*, inputs: list[int], outputs: list[int]) -> nn.ModuleList:
+    """Branches for the next stage: kept, re-shaped by a 3x3, or started from the coarsest branch by a strided 3x3."""
+    layers: list[nn.Module] = []
+    for index, width in enumerate(outputs):
+        if index < len(inputs) and inputs[index] == width:
+            layers.append(nn.Identity())
+        elif index < len(inputs):
+            layers.append(nn.Sequential(conv3x3(inputs[index], width), norm_of(width), nn.ReLU(inplace=True)))
+        else:
+            step = nn.Sequential(conv3x3(inputs[-1], width, stride=2), norm_of(width), nn.ReLU(inplace=True))
+            layers.append(nn.Sequential(step))
+    return nn.ModuleList(layers)
+
+
+class HRNet(Trunk):
+    """`fine` is the finest branch; `semantic` is all four branches upsampled to stride 4 and concatenated."""
+
+    fine_stride = stride = 4
+
+    def __init__(self, *, size: HRNetSize, align_corners: bool = False, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+        self.activation_checkpointing = activation_checkpointing
+        widths = [size.width * 2**level for level in range(4)]
+        self.fine_channels = widths[0]
+        self.channels = sum(widths)
+        self.conv1 = conv3x3(3, 64, stride=2)
+        self.bn1 = norm_of(64)
+        self.conv2 = conv3x3(64, 64, stride=2)
+        self.bn2 = norm_of(64)
+        first = [Bottleneck(inputs=64, channels=size.first_channels)]
+        wide = 4 * size.first_channels
+        first += [Bottleneck(inputs=wide, channels=size.first_channels) for _ in range(size.first_blocks - 1)]
+        self.layer1 = nn.Sequential(*first)
+
+        def stage(modules: int, branches: int) -> nn.Sequential:
+            parts = (
+                Exchange(channels=widths[:branches], blocks=size.blocks, align_corners=align_corners)
+                for _ in range(modules)
+            )
+            return nn.Sequential(*parts)
+
+        self.transition1 = transition(inputs=[wide], outputs=widths[:2])
+        self.stage2 = stage(size.modules[0], 2)
+        self.transition2 = transition(inputs=widths[:2], outputs=widths[:3])
+        self.stage3 = stage(size.modules[1], 3)
+        self.transition3 = transition(inputs=widths[:3], outputs=widths)
+        self.stage4 = stage(size.modules[2], 4)
+        initialise_kaiming(self)
+
+    def stem(self, image: Tensor) -> Tensor:
+        tensor = F.relu(self.bn1(self.conv1(image)), inplace=True)
+        return F.relu(self.bn2(self.conv2(tensor)), inplace=True)
+
+    def _run_modules(self, branches: list[Tensor], modules: nn.Sequential) -> list[Tensor]:
+        for module in modules:
+            result = run_stage(module, *branches, save_memory=self.activation_checkpointing)
+            assert isinstance(result, list)
+            branches = result
+        return branches
+
+    def forward(self, image: Tensor) -> Features:
+        tensor = run_stage(self.layer1, self.stem(image), save_memory=self.activation_checkpointing)
+        assert isinstance(tensor, Tensor)
+        branches = [tensor]
+        stages = ((self.transition1, self.stage2), (self.transition2, self.stage3), (self.transition3, self.stage4))
+        for transitions, modules in stages:
+            sources = branches + [branches[-1]] * (len(transitions) - len(branches))
+            branches = [layer(source) for layer, source in zip(transitions, sources, strict=True)]
+            branches = self._run_modules(branches, modules)
+        size = branches[0].shape[-2:]
+        merged = [resize(branch, size, align_corners=self.align_corners).to(tensor.dtype) for branch in branches]
+        return Features(fine=branches[0], semantic=torch.cat(merged, dim=1))

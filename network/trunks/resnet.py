@@ -1,0 +1,52 @@
+"""ResNets from torchvision with dilation instead of the last strides (output stride 8 or 16; RELEASE.md 2.7)."""
+from __future__ import annotations
+
+import torchvision
+from torch import Tensor, nn
+
+from ..layers import ModelError, run_stage
+from .trunk import Features, Trunk
+
+NAMES = ("resnet18", "resnet34", "resnet50", "resnet101")
+DILATIONS = {8: (2, 4), 16: (1, 2)}  # of layer3 and layer4
+
+
+def dilate(layer: nn.Module, dilation: int) -> None:
+    """Turn strides into dilation, in place: every convolution to stride 1, every 3x3 dilated (no multi-grid)."""
+    for part in layer.modules():
+        if isinstance(part, nn.Conv2d):
+            part.stride = (1, 1)
+            if part.kernel_size == (3, 3):
+                part.dilation = part.padding = (dilation, dilation)
+
+
+class ResNet(Trunk):
+    """`fine` is layer1 (stride 4), `semantic` is layer4. Parameter names are torchvision's, without the classifier."""
+
+    fine_stride = 4
+
+    def __init__(self, *, name: str, output_stride: int = 8, activation_checkpointing: bool = False) -> None:
+        super().__init__()
+        if output_stride not in DILATIONS:
+            raise ModelError(f"output_stride {output_stride} of {name} is not known: choose 8 or 16.")
+        source = getattr(torchvision.models, name)(weights=None)
+        self.stride = output_stride
+        self.activation_checkpointing = activation_checkpointing
+        self.conv1, self.bn1, self.relu, self.maxpool = source.conv1, source.bn1, source.relu, source.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = source.layer1, source.layer2, source.layer3, source.layer4
+        for layer, dilation in zip((self.layer3, self.layer4), DILATIONS[output_stride], strict=True):
+            if dilation > 1:
+                dilate(layer, dilation)
+        self.channels = source.fc.in_features
+        expansion = self.channels // 512  # 4 for bottlenecks, 1 for basic blocks
+        self.fine_channels = 64 * expansion
+
+    def forward(self, image: Tensor) -> Features:
+        tensor = self.maxpool(self.relu(self.bn1(self.conv1(image))))
+        outputs: list[Tensor] = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            result = run_stage(layer, tensor, save_memory=self.activation_checkpointing)
+            assert isinstance(result, Tensor)
+            tensor = result
+            outputs.append(tensor)
+        return Features(fine=outputs[0], semantic=tensor)
