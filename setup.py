@@ -1,4 +1,4 @@
-"""Packaging: every room becomes a sub-package of `hmsa`, so that site-packages gains one directory and no `datasets`, `loss` or `utils`."""
+"""Packaging: every room becomes a sub-package of `hmsa`, so that site-packages gains one directory, not five."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 ROOMS = ("network", "datasets", "loss", "utils")
 
-PACKAGES = [
-    f"hmsa.{name}" for room in ROOMS for name in [room, *(f"{room}.{inner}" for inner in find_packages(str(ROOT / room)))]
-]
+PACKAGES = [f"hmsa.{room}" for room in ROOMS]
+PACKAGES += [f"hmsa.{room}.{inner}" for room in ROOMS for inner in find_packages(str(ROOT / room))]
 
 TEST = [
     "cityscapesScripts>=2.2",

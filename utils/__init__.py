@@ -1,0 +1,1 @@
+"""What doors need beside the rooms: configuration, checkpoints, metrics, processes, schedules, pictures, reports."""
