@@ -1,12 +1,17 @@
-"""Instance-weighted IoU (iIoU) as Cityscapes scores it: every instance counts as if it had the average size of its class."""
+"""Instance-weighted IoU (iIoU) as Cityscapes scores it: each instance counts as if it had its class's average size."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-# Average instance size in pixels over the Cityscapes training set, the constants of the official evaluation (RELEASE 5.3).
+from .scores import MetricsError, divide
+
+# Average instance size in pixels over the Cityscapes training set: constants of the official evaluation (RELEASE 5.3).
 CITYSCAPES_AVERAGE_SIZES: dict[str, float] = {
     "person": 3462.4756337644,
     "rider": 3930.4788056518,
@@ -19,80 +24,103 @@ CITYSCAPES_AVERAGE_SIZES: dict[str, float] = {
 }
 
 
-class InstanceIoU:
-    """Weighted true positives and false negatives per class and per category, gathered instance by instance.
+def instances_path(label_path: Path) -> Path | None:
+    """The instance map beside a Cityscapes label file, or None where there is no such file."""
+    if not label_path.name.endswith("_labelIds.png"):
+        return None
+    path = label_path.with_name(label_path.name.removesuffix("_labelIds.png") + "_instanceIds.png")
+    return path if path.is_file() else None
 
-    Instance maps hold raw_id * 1000 + number for a pixel of an instance and the raw id (< 1000) elsewhere, as in *_instanceIds.png. An
-    instance weighs average size of its class / its own size (RELEASE 5.3); false positives are pixels of the confusion matrix, unweighted.
+
+def read_instances(path: Path) -> np.ndarray:
+    """int32 [H, W]: raw_id * 1000 + number on pixels of an instance, the raw id (< 1000) elsewhere. MetricsError."""
+    try:
+        with Image.open(path) as file:
+            if file.mode not in ("I", "I;16", "L"):
+                raise MetricsError(f"{path}: mode {file.mode} is no instance map; expected 16-bit or 32-bit grey")
+            return np.array(file).astype(np.int32)
+    except (OSError, SyntaxError) as error:
+        raise MetricsError(f"{path}: cannot be read as an instance map ({error})") from error
+
+
+class InstanceIoU:
+    """Pixels found and missed of every instance, gathered image by image; scores are read from all of them at the end.
+
+    An instance weighs (average size of its class) / (its own size); false positives come from the confusion matrix,
+    unweighted (RELEASE 5.3). What is kept are integers, one row an instance, and they are summed exactly, so that the
+    scores do not depend on the order of the images or on the number of processes.
     """
 
-    def __init__(self, *, names: Sequence[str], to_train: np.ndarray, categories: Sequence[str | None] | None = None,
-                 average_sizes: Mapping[str, float] = CITYSCAPES_AVERAGE_SIZES) -> None:
-        """`names` of the C classes, `to_train` uint8 [256] from raw id to class (anything >= C: not scored), `categories` one per class."""
+    def __init__(
+        self,
+        *,
+        names: Sequence[str],
+        to_train: np.ndarray,
+        categories: Sequence[str | None] | None = None,
+        average_sizes: Mapping[str, float] = CITYSCAPES_AVERAGE_SIZES,
+    ) -> None:
+        """`to_train` uint8 [256] maps raw ids to the C classes (C or more: not scored); classes named in
+        `average_sizes` are scored; `categories` names one category per class."""
         self.names = tuple(names)
         self.to_train = np.asarray(to_train)
         self.categories = tuple(categories) if categories is not None else (None,) * len(self.names)
-        self.weights = np.array([average_sizes.get(name, np.nan) for name in self.names])
-        self.true = np.zeros(len(self.names))
-        self.false_negative = np.zeros(len(self.names))
-        self.category_true = np.zeros(len(self.names))
-
-    @property
-    def scored(self) -> np.ndarray:
-        """bool [C]: the classes that have an average instance size."""
-        return ~np.isnan(self.weights)
+        self.average_sizes = np.array([average_sizes.get(name, np.nan) for name in self.names])
+        order = list(dict.fromkeys(self.categories))
+        self._group = np.array([order.index(category) for category in self.categories])
+        self._rows: list[np.ndarray] = []
 
     def update(self, predicted: np.ndarray, instances: np.ndarray) -> None:
-        """Count the instances of one image: `predicted` class ids [H, W], `instances` [H, W] as read from *_instanceIds.png."""
-        assert predicted.shape == instances.shape, f"predicted {predicted.shape} against instances {instances.shape}"
-        inside = instances > 1000
-        if not inside.any():
-            return
-        ids, which, sizes = np.unique(instances[inside], return_inverse=True, return_counts=True)
-        classes = self.to_train[ids // 1000].astype(np.int64)
-        known = (classes < len(self.names)) & self.scored[np.minimum(classes, len(self.names) - 1)]
-        pixels = predicted[inside].astype(np.int64)
-        groups = self._group_of()
-        own = classes[which]
-        right = np.bincount(which[pixels == own], minlength=len(ids))
-        safe = np.minimum(own, len(self.names) - 1)
-        in_group = np.bincount(which[(own < len(self.names)) & (groups[pixels] == groups[safe])], minlength=len(ids))
-        for index in np.flatnonzero(known):
-            weight = self.weights[classes[index]] / sizes[index]
-            self.true[classes[index]] += right[index] * weight
-            self.false_negative[classes[index]] += (sizes[index] - right[index]) * weight
-            self.category_true[classes[index]] += in_group[index] * weight
+        """Add the instances of one image: class ids [H, W] and instance map [H, W] (see `read_instances`).
 
-    def _group_of(self) -> np.ndarray:
-        order = list(dict.fromkeys(self.categories))
-        return np.array([order.index(category) for category in self.categories])
+        Raises MetricsError for a map of another size or with an id beyond raw id 255.
+        """
+        if predicted.shape != instances.shape:
+            raise MetricsError(f"the instance map is {instances.shape} where the prediction is {predicted.shape}")
+        inside = instances > 1000
+        ids, which, sizes = np.unique(instances[inside], return_inverse=True, return_counts=True)
+        if ids.size and ids[-1] >= 256_000:
+            raise MetricsError(f"instance value {ids[-1]} is no raw id * 1000 + number")
+        classes = self.to_train[ids // 1000].astype(np.int64)
+        kept = classes < len(self.names)
+        kept[kept] &= ~np.isnan(self.average_sizes[classes[kept]])
+        chosen = kept[which]
+        which, found = which[chosen], predicted[inside][chosen].astype(np.int64)
+        own = classes[which]
+        right = np.bincount(which[found == own], minlength=ids.size)
+        in_group = np.bincount(which[self._group[found] == self._group[own]], minlength=ids.size)
+        self._rows.append(np.stack([classes, sizes, right, in_group], axis=1)[kept])
 
     def state(self) -> np.ndarray:
-        """The sums so far, float64 [3, C]; add those of all processes (in rank order, for equal bits) and give them to `load`."""
-        return np.stack([self.true, self.false_negative, self.category_true])
+        """int64 [instances, 4] of class, size, pixels found, pixels found as its category: all that was added."""
+        return np.concatenate([np.zeros((0, 4), dtype=np.int64), *self._rows])
 
-    def load(self, state: np.ndarray) -> None:
-        """Continue from the sums of `state`."""
-        self.true, self.false_negative, self.category_true = (np.array(row, dtype=np.float64) for row in state)
+    def load(self, states: Iterable[np.ndarray]) -> None:
+        """Replace what was added by the `state()` of all processes."""
+        self._rows = [np.asarray(state, dtype=np.int64).reshape(-1, 4) for state in states]
+
+    def _weighted(self, classes: np.ndarray, *, column: int) -> tuple[float, float]:
+        """Weighted found pixels (column 2 or 3) and all pixels of the instances of `classes` (bool [C])."""
+        rows = self.state()
+        rows = rows[classes[rows[:, 0]]]
+        average = self.average_sizes[rows[:, 0]]
+        return math.fsum(rows[:, column] * (average / rows[:, 1])), math.fsum(average)
 
     def iiou(self, matrix: np.ndarray) -> dict[str, float]:
-        """iIoU per class name that has instances, given the confusion matrix int64 [C, C] of the same images; nan where there are none."""
+        """iIoU per class that has instances, given the confusion matrix int64 [C, C] of the same images; or nan."""
         false_positive = matrix.sum(axis=0) - np.diag(matrix)
-        whole = self.true + self.false_negative + false_positive
-        return {name: _ratio(self.true[c], whole[c]) for c, name in enumerate(self.names) if self.scored[c]}
-
-    def category_iiou(self, matrix: np.ndarray) -> dict[str, float]:
-        """iIoU per category all of whose classes have instances."""
         scores = {}
-        for category in dict.fromkeys(self.categories):
-            member = np.array([one == category for one in self.categories])
-            if category is None or not self.scored[member].all():
-                continue
-            false_positive = matrix[np.ix_(~member, member)].sum()
-            weighted = self.true[member].sum() + self.false_negative[member].sum()
-            scores[category] = _ratio(self.category_true[member].sum(), weighted + false_positive)
+        for index in np.flatnonzero(~np.isnan(self.average_sizes)):
+            found, whole = self._weighted(np.arange(len(self.names)) == index, column=2)
+            scores[self.names[index]] = float(divide(found, whole + false_positive[index]))
         return scores
 
-
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole > 0 else float("nan")
+    def category_iiou(self, matrix: np.ndarray) -> dict[str, float]:
+        """iIoU per category all of whose classes have instances; a pixel is found when its category is."""
+        scores = {}
+        for category in dict.fromkeys(name for name in self.categories if name is not None):
+            member = np.array([name == category for name in self.categories])
+            if np.isnan(self.average_sizes[member]).any():
+                continue
+            found, whole = self._weighted(member, column=3)
+            scores[category] = float(divide(found, whole + matrix[np.ix_(~member, member)].sum()))
+        return scores
