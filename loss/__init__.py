@@ -1,0 +1,27 @@
+"""Losses: pure functions of (logits, label), and the criterion that joins them into named terms."""
+from __future__ import annotations
+
+from .binary import binary_cross_entropy
+from .boundary import relaxed_boundary_loss
+from .criterion import LOSSES, PRESETS, Criterion, build_criterion
+from .cross_entropy import (
+    bootstrapped_cross_entropy,
+    class_weights_from_counts,
+    cross_entropy,
+    ohem_cross_entropy,
+)
+from .pixels import LossError
+
+__all__ = [
+    "LOSSES",
+    "PRESETS",
+    "Criterion",
+    "LossError",
+    "binary_cross_entropy",
+    "bootstrapped_cross_entropy",
+    "build_criterion",
+    "class_weights_from_counts",
+    "cross_entropy",
+    "ohem_cross_entropy",
+    "relaxed_boundary_loss",
+]
