@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets import DataError, DatasetSpec, Files, TrainLoader, build_eval_loader, build_files
+from datasets import Augmentation, DataError, DatasetSpec, Files, TrainLoader, build_eval_loader, build_files, build_train_loader
 from loss import LossError, build_criterion
 from network import ModelError, Prediction, build_model, load_weights
 from network.inference import predict
@@ -24,6 +24,7 @@ from utils.optimizer import OptimizerError, build_optimizer, parameter_groups, s
 from utils.processes import AgreedError, ProcessError, Processes
 from utils.run_folder import RunError
 from utils.runtime import autocast_dtype, parameter_dtype
+from utils.schedule import build_schedule
 
 USER_ERRORS = (ConfigError, DataError, ModelError, LossError, CheckpointError, OptimizerError, ProcessError, RunError, AgreedError)
 
@@ -56,10 +57,14 @@ class Inference:
         return "{" + ", ".join(f"{scale:g}" for scale in self.scales) + "}" + (" + flip" if self.flip else "")
 
 
-def split_files(config: Config, split: str) -> Files:
-    """The files of a split, as the data section describes them."""
+def split_files(config: Config, split: str, *, expected: DatasetSpec | None = None) -> Files:
+    """The files of a split, as the data section describes them; DataError where its classes are not those `expected` by a checkpoint."""
     data = config.data
-    return build_files(dataset=data.dataset, root=data.root, split=split, classes=data.classes, cv=data.cv)
+    files = build_files(dataset=data.dataset, root=data.root, split=split, classes=data.classes, cv=data.cv)
+    if expected is not None and files.spec.names != expected.names:
+        raise DataError(f"{data.root}: has {files.spec.num_classes} classes where the checkpoint was trained for {expected.num_classes} "
+                        f"({expected.name}); name the data set it was trained for with data.root, data.dataset and data.classes")
+    return files
 
 
 def split_loader(config: Config, files: Files, processes: Processes, *, with_label: bool = True) -> Iterable[dict[str, Any]]:
@@ -93,7 +98,7 @@ def initial_model(config: Config, *, num_classes: int) -> nn.Module:
     return model
 
 
-def optimizer_from(config: Config, model: nn.Module, *, processes: Processes, scaled: bool) -> torch.optim.Optimizer:
+def optimizer(config: Config, model: nn.Module, *, processes: Processes, scaled: bool) -> torch.optim.Optimizer:
     """The optimiser of the optim section, its learning rate scaled to the effective batch when asked for."""
     optim = config.optim
     batch = config.data.batch_size * processes.world_size * optim.accumulate
@@ -130,3 +135,40 @@ def load_model(checkpoint: Path, *, config_file: Path | None, overrides: Sequenc
     model = model_from(config, num_classes=spec.num_classes, trunk_weights=False)
     load_weights(model, checkpoint)
     return Loaded(model=place(model, config, device).eval(), config=config, spec=spec, sha256=sha256_of(checkpoint))
+
+
+def train_loader(config: Config, files: Files, processes: Processes) -> TrainLoader:
+    """The training batches of the data section, for this rank."""
+    data = config.data
+    augmentation = Augmentation(crop=tuple(data.crop), scale_range=tuple(data.scale_range), flip=data.flip, color=data.color, hue=data.hue,
+                                blur=data.blur, blur_probability=data.blur_probability, long_edge=data.long_edge)
+    return build_train_loader(files, augmentation=augmentation, batch_size=data.batch_size, workers=data.workers, seed=config.experiment.seed,
+                              rank=processes.rank, world_size=processes.world_size)
+
+
+def criterion(config: Config, files: Files) -> Any:
+    """The criterion of the loss section."""
+    section = config.loss
+    return build_criterion(main=section.main, aux=section.aux, aux_weight=section.aux_weight, scale_weight=section.scale_weight,
+                           num_classes=files.spec.num_classes, ignore_label=files.spec.ignore_label, align_corners=config.model.align_corners)
+
+
+def compiled(model: nn.Module, what: str) -> nn.Module:
+    """`model` as runtime.compile says: off, its trunk, or all of it."""
+    if what == "model":
+        return torch.compile(model)  # type: ignore[return-value]
+    if what == "trunk":
+        model.compile_trunk()  # type: ignore[operator]
+    return model
+
+
+def schedule(config: Config, *, steps_per_epoch: int) -> Callable[[int], float]:
+    """Factor of the learning rate at each step, as the optim section says."""
+    optim = config.optim
+    return build_schedule(schedule=optim.schedule, epochs=optim.epochs, steps_per_epoch=steps_per_epoch, poly_exponent=optim.poly_exponent,
+                          schedule_per=optim.schedule_per, warmup_steps=optim.warmup_steps)
+
+
+def identity(config: Config, files: Files) -> dict[str, Any]:
+    """What makes a checkpoint usable alone: its configuration and its classes."""
+    return {"config": config.to_dict(), "spec": files.spec.to_dict()}

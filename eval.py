@@ -45,6 +45,7 @@ if __name__ == "__main__":
 import json  # noqa: E402
 import math  # noqa: E402
 from collections.abc import Callable, Iterable, Sequence  # noqa: E402
+from contextlib import nullcontext  # noqa: E402
 from dataclasses import dataclass, field  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -53,54 +54,26 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from datasets import DataError, DatasetSpec, Files, build_eval_loader, build_files, image_files, normalise  # noqa: E402
-from loss import LossError  # noqa: E402
-from network import ModelError, Prediction, build_model, load_weights  # noqa: E402
-from network.inference import label_and_confidence, predict, predicted_label  # noqa: E402
-from utils.checkpoint import CheckpointError, load_checkpoint, sha256_of, write_atomically  # noqa: E402
-from utils.config import Config, ConfigError, load_config  # noqa: E402
+import assemble  # noqa: E402
+from assemble import Inference, Loaded  # noqa: E402
+from datasets import DataError, DatasetSpec, Files, image_files, normalise  # noqa: E402
+from network import Prediction  # noqa: E402
+from network.inference import label_and_confidence, predicted_label  # noqa: E402
+from utils.checkpoint import write_atomically  # noqa: E402
 from utils.image_writer import ImageWriter  # noqa: E402
-from utils.metrics import ConfusionMatrix  # noqa: E402
-from utils.optimizer import OptimizerError  # noqa: E402
-from utils.processes import AgreedError, ProcessError, Processes, join  # noqa: E402
-from utils.runtime import autocast_dtype, prepare_runtime  # noqa: E402
-from utils.visualise import colorize, heat, overlay, scale_shares  # noqa: E402
+from utils.logbook import logger, start_logging  # noqa: E402
+from utils.metrics import ConfusionMatrix, iou_of, mean_of  # noqa: E402
+from utils.processes import Processes, end_after, join, lost_contact, recorded  # noqa: E402
+from utils.run_folder import make_writable  # noqa: E402
+from utils.runtime import prepare_runtime  # noqa: E402
+from utils.visualise import colorize, heat, overlay, panel, scale_shares  # noqa: E402
 
-USER_ERRORS = (ConfigError, DataError, ModelError, LossError, CheckpointError, OptimizerError, ProcessError, AgreedError)
-
-
-@dataclass
-class Settings:
-    """How to infer: the options of network.inference.predict that a configuration or a command line sets."""
-
-    scales: tuple[float, ...]
-    flip: bool = False
-    combine: str = "average"
-    over: str = "logits"
-    tile: tuple[int, int] | None = None
-    overlap: float = 0.25
-    precision: str = "fp32"
-
-    @classmethod
-    def of(cls, config: Config, *, scales: Sequence[float] | None = None, flip: bool | None = None) -> Settings:
-        """The eval section, with the command line's word on top."""
-        section = config.eval
-        return cls(scales=tuple(scales or section.scales), flip=section.flip if flip is None else flip, combine=section.combine, over=section.over,
-                   tile=None if section.tile is None else (section.tile[0], section.tile[1]), overlap=section.overlap, precision=section.precision)
-
-    def predict(self, model: nn.Module, image: Tensor, *, keep_scales: bool = False, on_fallback: Callable[[str], None] | None = None) -> Prediction:
-        """network.inference.predict with these settings."""
-        return predict(model, image, scales=self.scales, flip=self.flip, combine=self.combine, over=self.over, tile=self.tile, overlap=self.overlap,
-                       keep_scales=keep_scales, autocast_dtype=autocast_dtype(self.precision), on_fallback=on_fallback)
-
-    def describe(self) -> str:
-        """Scales and flip as printed beside every number."""
-        return "{" + ", ".join(f"{scale:g}" for scale in self.scales) + "}" + (" + flip" if self.flip else "")
+OnImage = Callable[[dict[str, Any], int, Prediction], None]
 
 
 @dataclass
 class Evaluation:
-    """What one pass over a split found, equal on all ranks."""
+    """What one pass over a split found, the same on every rank."""
 
     matrix: ConfusionMatrix
     images: int
@@ -109,141 +82,311 @@ class Evaluation:
     shares: np.ndarray | None = None
 
 
-def evaluate(model: nn.Module, loader: Iterable[dict[str, Any]], *, spec: DatasetSpec, settings: Settings, processes: Processes, images: int,
-             criterion: Callable[..., dict[str, Tensor]] | None = None, attention: bool = False, progress: bool = True,
-             on_prediction: Callable[[dict[str, Any], int, Prediction, Tensor], None] | None = None) -> Evaluation:
-    """Score `model` on every image of `loader` once; the result is the same on every rank and, image by image, for any number of ranks.
+@dataclass
+class _Tally:
+    """What one rank has counted so far."""
 
-    `images` is how many there are over all ranks: a dropped or doubled one makes this fail. `criterion` adds the validation loss (mean over
-    images). `attention` adds the share of every scale per class (hierarchical models). `on_prediction(batch, position, prediction, label)` is
-    called for each image with its prediction [1, C, H, W] and predicted label uint8 [H, W].
-    """
-    was_training = model.training
-    model.eval()
-    matrix = ConfusionMatrix(spec.num_classes, ignore_label=spec.ignore_label, device=processes.device)
-    per_image: dict[int, np.ndarray] = {}
-    losses: dict[int, float] = {}
-    shares = np.zeros((len(settings.scales), spec.num_classes)) if attention else None
-    pixels = np.zeros(spec.num_classes)
-    bar = tqdm(total=images, desc=f"evaluate {settings.describe()}", unit="image", disable=not (progress and processes.is_main), leave=False)
-    dtype = next(model.parameters()).dtype
-    with torch.inference_mode():
+    matrix: ConfusionMatrix
+    shares: np.ndarray
+    pixels: np.ndarray
+    per_image: dict[int, np.ndarray] = field(default_factory=dict)
+    losses: dict[int, float] = field(default_factory=dict)
+
+
+def predictions(model: nn.Module, loader: Iterable[dict[str, Any]], *, inference: Inference, processes: Processes, images: int,
+                keep_scales: bool = False, show: bool = True) -> Iterable[tuple[dict[str, Any], int, Prediction]]:
+    """(batch, position in it, prediction [1, C, H, W]) for every image this rank is given, with a progress bar for all of them."""
+    parameter = next(model.parameters())
+    title = f"{inference.describe()}"
+    with tqdm(total=images, desc=title, unit="image", disable=not (show and processes.is_main), leave=False, dynamic_ncols=True) as bar:
         for batch in loader:
-            image = normalise(batch["image"].to(processes.device, non_blocking=True), dtype=dtype)
-            prediction = settings.predict(model, image, keep_scales=attention, on_fallback=lambda sentence: tqdm.write(sentence, file=sys.stderr))
-            for position, index in enumerate(batch["index"].tolist()):
-                one = at(prediction, position)
-                if "label" in batch:
-                    label = batch["label"][position : position + 1].to(processes.device)
-                    one = _at_size(one, label.shape[-2:])
-                    own = ConfusionMatrix(spec.num_classes, ignore_label=spec.ignore_label, device=processes.device)
-                    predicted = predicted_label(one.logits)
-                    own.update(predicted, label)
-                    matrix.merge(own)
-                    per_image[index] = own.matrix.cpu().numpy()
-                    if criterion is not None:
-                        losses[index] = float(sum(criterion(one, label).values()))
-                    if shares is not None:
-                        _add_shares(shares, pixels, one, label, spec, tuple(settings.scales))
-                else:
-                    predicted = predicted_label(one.logits)
-                    per_image[index] = np.zeros((0, 0), dtype=np.int64)
-                if on_prediction is not None:
-                    on_prediction(batch, position, one, predicted[0])
-            bar.update(len(batch["index"]) * processes.world_size)
-    bar.close()
-    model.train(was_training)
-    return _gather(matrix, per_image, losses, shares, pixels, processes=processes, images=images)
+            image = normalise(batch["image"].to(parameter.device, non_blocking=True), dtype=parameter.dtype)
+            found = inference.predict(model, image, keep_scales=keep_scales, on_fallback=lambda sentence: logger.warning("%s", sentence))
+            for position in range(len(batch["names"])):
+                yield batch, position, at(found, position)
+            bar.update(min(len(batch["names"]) * processes.world_size, images - bar.n))
 
 
 def at(prediction: Prediction, position: int) -> Prediction:
     """The prediction of one image of a batch, still with a batch dimension of one."""
     take = slice(position, position + 1)
     scales = None if prediction.scales is None else {scale: at(inner, position) for scale, inner in prediction.scales.items()}
-    return Prediction(logits=prediction.logits[take], aux=None, scales=scales,
-                      attention=None if prediction.attention is None else prediction.attention[take])
+    attention = None if prediction.attention is None else prediction.attention[take]
+    return Prediction(logits=prediction.logits[take], attention=attention, scales=scales)
 
 
-def _at_size(prediction: Prediction, size: torch.Size) -> Prediction:
-    """Logits at the label's size: another one than the image's only where scoring at native size was asked for."""
-    if prediction.logits.shape[-2:] == size:
-        return prediction
-    return prediction._replace(logits=nn.functional.interpolate(prediction.logits, size=size, mode="bilinear", align_corners=False))
+@torch.inference_mode()
+def evaluate(model: nn.Module, loader: Iterable[dict[str, Any]], *, spec: DatasetSpec, inference: Inference, processes: Processes, images: int,
+             criterion: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None, attention: bool = False, show: bool = True,
+             on_image: OnImage | None = None) -> Evaluation:
+    """Score `model` on every image of `loader` once; image by image the result has the same bits for any number of ranks.
+
+    `images` is how many there are over all ranks: a lost or doubled one raises. `criterion(logits, label)` gives the terms of the validation
+    loss (mean over images). `attention` adds how much each scale counts per class. `on_image(batch, position, prediction)` sees each image.
+    """
+    was_training = model.training
+    model.eval()
+    matrix = ConfusionMatrix(spec.num_classes, ignore_label=spec.ignore_label, device=processes.device)
+    tally = _Tally(matrix, np.zeros((len(inference.scales), spec.num_classes)), np.zeros(spec.num_classes))
+    found = predictions(model, loader, inference=inference, processes=processes, images=images, keep_scales=attention, show=show)
+    for batch, position, prediction in found:
+        label = batch["label"][position : position + 1].to(processes.device)
+        if prediction.logits.shape[-2:] != label.shape[-2:]:  # scoring at the label's native size was asked for
+            logits = nn.functional.interpolate(prediction.logits, size=label.shape[-2:], mode="bilinear", align_corners=False)
+            prediction = prediction._replace(logits=logits)
+        index = int(batch["index"][position])
+        own = ConfusionMatrix(spec.num_classes, ignore_label=spec.ignore_label, device=processes.device)
+        own.update(predicted_label(prediction.logits), label)
+        tally.matrix.merge(own)
+        tally.per_image[index] = own.numpy()
+        if criterion is not None:
+            tally.losses[index] = float(torch.stack(list(criterion(prediction.logits, label).values())).sum())
+        if attention:
+            _add_shares(tally, prediction, label[0].cpu().numpy(), inference.scales)
+        if on_image is not None:
+            on_image(batch, position, prediction)
+    model.train(was_training)
+    return _join(tally, processes=processes, images=images, attention=attention)
 
 
-def _add_shares(shares: np.ndarray, pixels: np.ndarray, prediction: Prediction, label: Tensor, spec: DatasetSpec, scales: tuple[float, ...]) -> None:
-    weights = share_maps(prediction, tuple(label.shape[-2:]))
-    flat = label.reshape(-1).long().cpu().numpy()
-    scored = flat < spec.num_classes
+def _add_shares(tally: _Tally, prediction: Prediction, label: np.ndarray, scales: Sequence[float]) -> None:
+    weights, scored, classes = share_maps(prediction), label < len(tally.pixels), len(tally.pixels)
     for row, scale in enumerate(scales):
-        shares[row] += np.bincount(flat[scored], weights=weights[scale].reshape(-1)[scored], minlength=spec.num_classes)
-    pixels += np.bincount(flat[scored], minlength=spec.num_classes)
+        tally.shares[row] += np.bincount(label[scored], weights=weights[scale][scored], minlength=classes)
+    tally.pixels += np.bincount(label[scored], minlength=classes)
 
 
-def share_maps(prediction: Prediction, size: tuple[int, int]) -> dict[float, np.ndarray]:
-    """How much each scale counts at each pixel [H, W]; over the scales these weights sum to one (paper, figure 3)."""
+def share_maps(prediction: Prediction) -> dict[float, np.ndarray]:
+    """How much each scale counts at each pixel, float [H, W]; over the scales these weights sum to one (paper, figure 3)."""
     assert prediction.scales is not None
-    attentions = {scale: None if inner.attention is None else inner.attention[0, 0].float().cpu().numpy() for scale, inner in prediction.scales.items()}
-    return scale_shares(attentions, size)
+    height, width = prediction.logits.shape[-2:]
+    attentions = {scale: None if inner.attention is None else inner.attention[0, 0].float().cpu().numpy()
+                  for scale, inner in prediction.scales.items()}
+    return scale_shares(attentions, (height, width))
 
 
-def _gather(matrix: ConfusionMatrix, per_image: dict[int, np.ndarray], losses: dict[int, float], shares: np.ndarray | None, pixels: np.ndarray, *,
-            processes: Processes, images: int) -> Evaluation:
-    matrix.reduce(processes.sum)
-    merged: dict[int, np.ndarray] = {}
-    all_losses: dict[int, float] = {}
-    scored = 0
-    for rank_images, rank_losses in processes.gather((per_image, losses)):
-        scored += len(rank_images)
-        merged.update(rank_images)
-        all_losses.update(rank_losses)
-    if scored != images or len(merged) != images:
-        raise RuntimeError(f"{scored} images were scored ({len(merged)} different ones) where the split has {images}: the result is void")
-    if shares is not None:
-        totals = processes.sum(torch.from_numpy(np.vstack([shares, pixels[None]])).to(processes.device)).cpu().numpy()
-        shares = totals[:-1] / np.maximum(totals[-1], 1)
-    loss = math.fsum(all_losses[index] for index in sorted(all_losses)) / len(all_losses) if all_losses else None
-    return Evaluation(matrix=matrix, images=scored, loss=loss, per_image=merged, shares=shares)
+def _join(tally: _Tally, *, processes: Processes, images: int, attention: bool) -> Evaluation:
+    tally.matrix.reduce(processes.sum)
+    gathered = processes.gather((tally.per_image, tally.losses, tally.shares, tally.pixels))
+    scored = sum(len(of_rank[0]) for of_rank in gathered)
+    per_image = {index: matrix for of_rank in gathered for index, matrix in of_rank[0].items()}
+    losses = {index: loss for of_rank in gathered for index, loss in of_rank[1].items()}
+    if not scored == len(per_image) == images:
+        raise RuntimeError(f"{scored} images were scored, {len(per_image)} different ones, where the split has {images}: the result is void")
+    pixels = sum(of_rank[3] for of_rank in gathered)
+    shares = sum(of_rank[2] for of_rank in gathered) / np.maximum(pixels, 1) if attention else None
+    loss = math.fsum(losses[index] for index in sorted(losses)) / len(losses) if losses else None
+    return Evaluation(matrix=tally.matrix, images=scored, loss=loss, per_image=per_image, shares=shares)
 
 
-def split_files(config: Config, split: str) -> Files:
-    """The files of a split as the data section describes them."""
-    data = config.data
-    return build_files(dataset=data.dataset, root=data.root, split=split, classes=data.classes, cv=data.cv)
+def per_class(spec: DatasetSpec, matrix: ConfusionMatrix) -> dict[str, float | None]:
+    """Class name -> IoU as a fraction, None where the class occurs neither in labels nor in predictions."""
+    return {name: None if math.isnan(value) else value for name, value in zip(spec.names, matrix.iou().tolist(), strict=True)}
 
 
-def model_from(config: Config, *, num_classes: int, trunk_weights: bool = False) -> nn.Module:
-    """The network of the model section; ImageNet weights are not looked for unless asked, since a checkpoint overwrites them."""
-    section = config.model
-    return build_model(trunk=section.trunk, decoder=section.decoder, multiscale=section.multiscale, num_classes=num_classes,
-                       output_stride=section.output_stride, align_corners=section.align_corners, fuse_at=section.fuse_at,
-                       train_scales=tuple(section.train_scales), trunk_weights=section.trunk_weights if trunk_weights else None,
-                       attention_channels=section.attention_channels, attention_dropout=section.attention_dropout, head=section.head,
-                       explicit_softmax=section.explicit_softmax, activation_checkpointing=config.runtime.activation_checkpointing)
+def iou_table(spec: DatasetSpec, evaluation: Evaluation) -> str:
+    """The result of a split as text: a line per class, then the mean."""
+    matrix = evaluation.matrix
+    share = matrix.counts / max(int(matrix.counts.sum()), 1)
+    rows = zip(spec.names, matrix.iou(), matrix.precision(), matrix.recall(), share, strict=True)
+    lines = [f"{'class':<22}{'IoU %':>8}{'precision %':>13}{'recall %':>10}{'pixels %':>10}"]
+    lines += [f"{name:<22}" + "".join(f"{'-' if math.isnan(value) else format(100 * value, '.1f'):>{width}}"
+                                      for value, width in zip(values, (8, 13, 10, 10), strict=True)) for name, *values in rows]
+    lines.append(f"{'mean':<22}{100 * matrix.miou():>8.1f}   pixel accuracy {100 * matrix.pixel_accuracy():.1f} %, {evaluation.images} images")
+    if matrix.absent():
+        lines.append("absent, not in the mean: " + ", ".join(spec.names[index] for index in matrix.absent()))
+    return "\n".join(lines)
 
 
-@dataclass
-class Loaded:
-    """A checkpoint made ready: the network with its weights, its configuration, its classes (None for foreign weights) and the file's hash."""
+@torch.inference_mode()
+def example_panel(model: nn.Module, files: Files, inference: Inference, processes: Processes, *, index: int = 0) -> np.ndarray:
+    """image | label | prediction | attention per scale of one image of a split, as one uint8 RGB picture."""
+    was_training = model.training
+    model.eval()
+    prediction, tiles = _predict_one(model, files, inference, index)
+    model.train(was_training)
+    if prediction.scales is not None:
+        shown = {scale: inner.attention for scale, inner in sorted(prediction.scales.items()) if inner.attention is not None}
+        tiles += [(f"attention {scale:g}x", heat(attention[0, 0].float().cpu().numpy())) for scale, attention in shown.items()]
+    return panel(tiles, columns=3)
 
-    model: nn.Module
-    config: Config
-    spec: DatasetSpec
-    sha256: str
+
+def _predict_one(model: nn.Module, files: Files, inference: Inference, index: int) -> tuple[Prediction, list[tuple[str, np.ndarray]]]:
+    parameter = next(model.parameters())
+    image = files.read_image(index)
+    tensor = normalise(torch.from_numpy(image)[None].to(parameter.device), dtype=parameter.dtype)
+    prediction = inference.predict(model, tensor, keep_scales=is_chained(model))
+    tiles = [("image", image)]
+    if files.labels is not None:
+        tiles.append(("label", colorize(files.read_label(index), files.spec.palette)))
+    tiles.append(("prediction", colorize(predicted_label(prediction.logits)[0].cpu().numpy(), files.spec.palette)))
+    return prediction, tiles
 
 
-def load_model(checkpoint: Path, *, config_file: Path | None, overrides: Sequence[str], device: torch.device) -> Loaded:
-    """Build the network a checkpoint was trained with, or the one `config_file` describes for weights from elsewhere, and load it."""
-    if config_file is None:
-        content = load_checkpoint(checkpoint)
-        config = Config.from_dict(content["config"], overrides)
-        spec = DatasetSpec.from_dict(content["spec"])
-        source: Any = content
-    else:
-        config = load_config(config_file, overrides)
-        spec = split_files(config, config.data.val_split).spec
-        source = checkpoint
-    model = model_from(config, num_classes=spec.num_classes)
-    load_weights(model, source)
-    memory = torch.channels_last if config.runtime.channels_last else torch.contiguous_format
-    return Loaded(model=model.to(device, memory_format=memory).eval(), config=config, spec=spec, sha256=sha256_of(checkpoint))
+def is_chained(model: nn.Module) -> bool:
+    """Whether the model combines its scales by hierarchical attention, so that each pixel has a share of each scale."""
+    return str(model.multiscale).startswith("hierarchical")
+
+
+class Pictures:
+    """Writes what --save names for every image, in the background: one file a kind, under the image's own name and at its own size."""
+
+    def __init__(self, output: Path, kinds: Sequence[str], spec: DatasetSpec, writer: ImageWriter) -> None:
+        self.output = output
+        self.kinds = kinds
+        self.spec = spec
+        self.writer = writer
+        self.written = 0
+
+    def add(self, batch: dict[str, Any], position: int, prediction: Prediction) -> None:
+        """Queue the pictures of one image."""
+        name = batch["names"][position]
+        label_tensor, confidence = label_and_confidence(prediction.logits)
+        label = label_tensor[0].cpu().numpy()
+        image = batch["image"][position].permute(1, 2, 0).contiguous().numpy()
+        if "labels" in self.kinds:
+            self._put("labels", name, self.spec.to_raw[label])
+        if "colour" in self.kinds:
+            self._put("colour", name, colorize(label, self.spec.palette))
+        if "overlay" in self.kinds:
+            self._put("overlay", name, overlay(image, label, self.spec.palette))
+        if "confidence" in self.kinds:
+            self._put("confidence", name, (confidence[0] * 255).byte().cpu().numpy())
+        if "probabilities" in self.kinds:
+            probabilities = prediction.logits[0].float().softmax(0).half().cpu().numpy()
+            path = self.output / "probabilities" / f"{name}.npy"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, probabilities)
+        for scale, inner in (prediction.scales or {}).items():
+            if "attention" in self.kinds and inner.attention is not None:
+                self._put("attention", f"{name}_{scale:g}x", (inner.attention[0, 0].float() * 255).byte().cpu().numpy())
+            if "scales" in self.kinds:
+                self._put("scales", f"{name}_{scale:g}x", colorize(predicted_label(inner.logits)[0].cpu().numpy(), self.spec.palette))
+        self.written += 1
+
+    def _put(self, kind: str, name: str, array: np.ndarray) -> None:
+        self.writer.submit(self.output / kind / f"{name}.png", array)
+
+
+@torch.inference_mode()
+def predict_images(loaded: Loaded, files: Files, inference: Inference, processes: Processes, kinds: Sequence[str], output: Path) -> int:
+    """Predict images without labels; returns how many were written over all ranks, which is how many there are."""
+    loader = assemble.split_loader(loaded.config, files, processes, with_label=False)
+    keep = loaded.model.multiscale != "single" and bool({"attention", "scales"} & set(kinds))
+    with ImageWriter() as writer:
+        pictures = Pictures(output, kinds, loaded.spec, writer)
+        for found in predictions(loaded.model, loader, inference=inference, processes=processes, images=len(files), keep_scales=keep):
+            pictures.add(*found)
+    written = sum(processes.gather(pictures.written))
+    if written != len(files):
+        raise RuntimeError(f"{written} predictions were written for {len(files)} images: the result is void")
+    return written
+
+
+def score_split(loaded: Loaded, files: Files, inferences: Sequence[Inference], processes: Processes, kinds: Sequence[str],
+                output: Path | None) -> list[Evaluation]:
+    """Evaluate the first of `inferences` with pictures, the others for comparison."""
+    files.require_labels()
+    criterion = assemble.criterion(loaded.config, files).main
+    chained = is_chained(loaded.model)
+    results = []
+    for number, inference in enumerate(inferences):
+        loader = assemble.split_loader(loaded.config, files, processes)
+        attention = chained and number == 0 and inference.tile is None and output is not None and len(inference.scales) > 1
+        with ImageWriter() if number == 0 and kinds and output is not None else nullcontext() as writer:
+            on_image = None if writer is None or output is None else Pictures(output, kinds, loaded.spec, writer).add
+            results.append(evaluate(loaded.model, loader, spec=loaded.spec, inference=inference, processes=processes, images=len(files),
+                                    criterion=criterion, attention=attention, on_image=on_image))
+    return results
+
+
+def metrics(loaded: Loaded, arguments: argparse.Namespace, split: str, inferences: Sequence[Inference],
+            results: Sequence[Evaluation]) -> dict[str, Any]:
+    """What metrics.json holds; IoUs are fractions."""
+    first, evaluation = inferences[0], results[0]
+    compared = [{"scales": list(inference.scales), "flip": inference.flip, "combine": inference.combine, "miou": result.matrix.miou()}
+                for inference, result in zip(inferences, results, strict=True)]
+    return {
+        "miou": evaluation.matrix.miou(),
+        "pixel_accuracy": evaluation.matrix.pixel_accuracy(),
+        "per_class": per_class(loaded.spec, evaluation.matrix),
+        "classes_absent": [loaded.spec.names[index] for index in evaluation.matrix.absent()],
+        "images": evaluation.images,
+        "loss": evaluation.loss,
+        "scales": list(first.scales),
+        "flip": first.flip,
+        "combine": first.combine,
+        "over": first.over,
+        "precision": first.precision,
+        "split": split,
+        "dataset": loaded.spec.name,
+        "checkpoint": str(arguments.checkpoint),
+        "checkpoint_sha256": loaded.sha256,
+        "compared": compared,
+    }
+
+
+def worst_images(evaluation: Evaluation, count: int) -> list[int]:
+    """Indices of the images with the lowest mean IoU over the classes in them, the worst first."""
+    scores = {index: mean_of(iou_of(matrix)[matrix.sum(1) > 0]) for index, matrix in evaluation.per_image.items() if matrix.sum()}
+    return sorted(scores, key=lambda index: (scores[index], index))[:count]
+
+
+def scale_list(text: str) -> tuple[float, ...]:
+    """A --compare item such as 0.5,1,2."""
+    try:
+        scales = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        scales = ()
+    if not scales or min(scales) <= 0:
+        raise DataError(f"--compare: '{text}' is not a list of scales; write e.g. 0.5,1,2")
+    return scales
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Load the checkpoint, then score a split or predict images."""
+    processes = join()
+    start_logging(main=processes.is_main)
+    try:
+        with processes.agreement(*assemble.USER_ERRORS):
+            if arguments.output is not None and processes.is_main:
+                make_writable(arguments.output, setting="--output DIR")
+            loaded = assemble.load_model(arguments.checkpoint, config_file=arguments.config, overrides=arguments.overrides, device=processes.device)
+            runtime = loaded.config.runtime
+            prepare_runtime(threads=runtime.threads, deterministic=runtime.deterministic, tf32=runtime.tf32)
+            inference = Inference.of(loaded.config.eval, scales=arguments.scales, flip=arguments.flip)
+            others = [Inference.of(loaded.config.eval, scales=scale_list(text), flip=arguments.flip) for text in arguments.compare]
+            split = arguments.split or loaded.config.data.val_split
+            files = (image_files(arguments.images, spec=loaded.spec) if arguments.images
+                     else assemble.split_files(loaded.config, split, expected=loaded.spec))  # fmt: skip
+        if arguments.images:
+            kinds = arguments.save or ["labels", "colour", "overlay"]
+            written = predict_images(loaded, files, inference, processes, kinds, arguments.output)
+            logger.info("%d images predicted at %s; %s in %s", written, inference.describe(), ", ".join(kinds), arguments.output)
+        else:
+            results = score_split(loaded, files, [inference, *others], processes, arguments.save or [], arguments.output)
+            if processes.is_main:
+                show(loaded, arguments, split, files, [inference, *others], results)
+    except Exception as error:
+        if processes.world_size > 1 and lost_contact(error):
+            end_after(error)
+        raise
+    processes.close()
+    return 0
+
+
+def show(loaded: Loaded, arguments: argparse.Namespace, split: str, files: Files, inferences: Sequence[Inference],
+         results: Sequence[Evaluation]) -> None:
+    """Print the tables; with --output write metrics.json and the report."""
+    print(iou_table(loaded.spec, results[0]))
+    for inference, result in zip(inferences, results, strict=True):
+        print(f"{split} mIoU {100 * result.matrix.miou():.1f} % at {inference.describe()}, {result.images} images, checkpoint {loaded.sha256[:12]}")
+    if arguments.output is None:
+        return
+    content = metrics(loaded, arguments, split, inferences, results)
+    write_atomically(arguments.output / "metrics.json", (json.dumps(content, indent=2) + "\n").encode())
+    logger.info("wrote %s", arguments.output / "metrics.json")
+
+
+if __name__ == "__main__":
+    sys.exit(run_door(recorded(lambda: main(ARGUMENTS)), user_errors=lambda: assemble.USER_ERRORS))

@@ -30,10 +30,15 @@ class _HashingFile:
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.digest = hashlib.sha256()
+        self.failure: OSError | None = None  # torch turns it into a RuntimeError about positions
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()
@@ -69,6 +74,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any], *, sidecar: bool = T
     Raises CheckpointError (full disk, no permission); the files that were there stay as they were.
     """
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    file: _HashingFile | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as raw:
@@ -82,10 +88,10 @@ def save_checkpoint(path: Path, content: Mapping[str, Any], *, sidecar: bool = T
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and "write" not in str(error) and "file" not in str(error):
+        cause = error if isinstance(error, OSError) else file.failure if file is not None else None
+        if cause is None:
             raise
-        reason = getattr(error, "strerror", None) or "writing failed; is the disk full?"
-        raise CheckpointError(f"{path}: the checkpoint cannot be written ({reason}); the earlier checkpoints are untouched: "
+        raise CheckpointError(f"{path}: the checkpoint cannot be written ({cause.strerror or cause}); the earlier checkpoints are untouched: "
                               "free some space or choose another experiment.output, then start again with --resume") from error
     _sync_folder(path.parent)
     return digest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,61 +39,70 @@ def start_logging(*, main: bool, file: Path | None = None) -> None:
 
 
 class Logbook:
-    """Rows for metrics.jsonl and scalars and pictures for TensorBoard, written by the main rank into the run folder."""
+    """Rows for metrics.jsonl, scalars and pictures for TensorBoard, config.yaml; on ranks that do not `write` every call does nothing."""
 
-    def __init__(self, folder: Path, *, tensorboard: bool = True) -> None:
+    def __init__(self, folder: Path, *, write: bool = True) -> None:
+        self.folder = folder
         self.path = folder / "metrics.jsonl"
-        self.writer: Any = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
+        self.write = write
+        self.board: Any = None
 
-                self.writer = SummaryWriter(str(folder / "tensorboard"))
-            except (ImportError, OSError, RuntimeError, AttributeError) as error:
-                logger.warning("TensorBoard is off for this run (%s)", error)
+    def begin(self, configuration: str, *, first_step: int = 0) -> None:
+        """Note the resolved configuration and open TensorBoard; rows beyond `first_step`, which a resumed run writes again, are dropped."""
+        if not self.write:
+            return
+        (self.folder / "config.yaml").write_text(configuration, encoding="utf-8")
+        self._forget_after(first_step)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+            self.board.add_text("config", f"```yaml\n{configuration}\n```")
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:
+            logger.warning("TensorBoard is off for this run (%s)", error)
 
     def row(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl {"kind", "step", **values}; numbers go to TensorBoard as KIND/name. Not-a-number becomes null."""
+        if not self.write:
+            return
         plain = {name: _plain(value) for name, value in values.items()}
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, **plain}) + "\n")
-        if self.writer is not None:
-            for name, value in plain.items():
-                if isinstance(value, (int, float)):
-                    self.writer.add_scalar(f"{kind}/{name}", value, step)
-                elif isinstance(value, dict):
-                    for inner, number in value.items():
-                        if isinstance(number, (int, float)):
-                            self.writer.add_scalar(f"{kind}_{name}/{inner}", number, step)
+        if self.board is not None:
+            for name, number in _numbers(kind, plain):
+                self.board.add_scalar(name, number, step)
 
-    def picture(self, name: str, step: int, image: np.ndarray) -> None:
-        """A uint8 RGB picture [H, W, 3] for TensorBoard."""
-        if self.writer is not None:
-            self.writer.add_image(name, image, step, dataformats="HWC")
-
-    def text(self, name: str, text: str) -> None:
-        """A text (the resolved configuration) for TensorBoard."""
-        if self.writer is not None:
-            self.writer.add_text(name, f"```yaml\n{text}\n```")
+    def picture(self, name: str, step: int, draw: Callable[[], np.ndarray]) -> None:
+        """A uint8 RGB picture [H, W, 3] for TensorBoard, drawn only where it is written."""
+        if self.board is not None:
+            self.board.add_image(name, draw(), step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush TensorBoard's files."""
-        if self.writer is not None:
-            self.writer.close()
+        if self.board is not None:
+            self.board.close()
 
-    def forget_after(self, step: int) -> None:
-        """Drop rows of steps beyond `step`, which a resumed run writes again (and a line cut off by a kill)."""
+    def _forget_after(self, step: int) -> None:
         if not self.path.is_file():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if row.get("step", 0) <= step:
-                kept.append(line)
+        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
         self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def _step_of(line: str) -> float:
+    """The step of a row; infinity for a line that a kill cut off."""
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf
+
+
+def _numbers(kind: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _numbers(f"{kind}_{name}", value)
+        elif isinstance(value, (int, float)):
+            yield f"{kind}/{name}", value
 
 
 def _plain(value: Any) -> Any:

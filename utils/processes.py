@@ -6,9 +6,8 @@ Alone (no torchrun) every method works without a process group, so that the door
 from __future__ import annotations
 
 import os
-import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -140,7 +139,7 @@ def _initialise(backend: str, timeout_minutes: float) -> None:
     address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     try:
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
-    except (ValueError, RuntimeError, OSError, socket.error) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ProcessError(f"the other processes could not be reached at {address} ({reason}); check MASTER_ADDR and MASTER_PORT, the "
                            "firewall between the nodes, and that every node was started") from error
@@ -246,6 +245,15 @@ def synchronise_batch_norm(model: nn.Module, processes: Processes) -> nn.Module:
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SynchronisedBatchNorm
     return model
+
+
+def recorded(main: Callable[[], int]) -> Callable[[], int]:
+    """`main` with its exception noted for torchrun, which then shows the failing rank's traceback last."""
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return main
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return record(main)
 
 
 def end_after(error: BaseException) -> None:

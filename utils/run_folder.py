@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .checkpoint import CheckpointError, CheckpointFolder
+from .checkpoint import CheckpointFolder
 
 
 class RunError(ValueError):
@@ -30,19 +30,16 @@ class RunFolder:
         """
         if self.holds_a_run() and not resume:
             raise RunError(f"{self.folder}: holds a run already; add --resume to go on with it, or choose another folder with experiment.output=DIR")
-        try:
-            self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f".writable-{os.getpid()}"
-            probe.write_bytes(b"x")
-            probe.unlink()
-        except OSError as error:
-            raise RunError(f"{self.folder}: cannot be written ({error.strerror or error}); choose another folder with experiment.output=DIR") from error
+        make_writable(self.checkpoints.folder, setting="experiment.output=DIR")
         self.checkpoints.remove_leftovers()
 
-    def check_free_space(self, needed_bytes: int) -> None:
-        """Raise CheckpointError when a checkpoint of `needed_bytes` would not fit."""
-        stats = os.statvfs(self.folder)
-        free = stats.f_bavail * stats.f_frsize
-        if free < needed_bytes:
-            raise CheckpointError(f"{self.folder}: {free / 2**20:.0f} MiB are free where one checkpoint needs {needed_bytes / 2**20:.0f} MiB; "
-                                  "free some space or choose another experiment.output")
+
+def make_writable(folder: Path, *, setting: str) -> None:
+    """Make `folder`, with its parents, and prove that a file can be written there; RunError names `setting` as what to change otherwise."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written ({error.strerror or error}); choose another folder with {setting}") from error

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import CheckpointError, CheckpointFolder, load_checkpoint
 from .ema import WeightAverage
+from .logbook import logger
+from .processes import Processes
 
 
 @dataclass
@@ -49,6 +54,22 @@ class TrainingState:
         """The weights to evaluate with: the averaged ones when there are any."""
         return self.model.state_dict() if self.average is None else self.average.state_dict()
 
+    def step(self) -> None:
+        """Let the optimiser (through the scaler) use the gradients, and the averaged weights follow."""
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.model)
+
+    @contextmanager
+    def evaluated_weights(self) -> Iterator[None]:
+        """Inside the block the model holds the weights to evaluate with."""
+        if self.average is None:
+            yield
+        else:
+            with self.average.applied(self.model):
+                yield
+
     def load(self, content: dict[str, Any]) -> None:
         """Take over what `content` saved. Raises ValueError or RuntimeError when it belongs to another model or optimiser."""
         self.model.load_state_dict(content["model"])
@@ -63,6 +84,25 @@ class TrainingState:
                 raise ValueError("the checkpoint has no averaged weights; set optim.ema_decay to null or start anew")
             self.average.load_state_dict(content["ema"])
         self.progress = Progress(**content["progress"])
+
+
+def restore(state: TrainingState, checkpoints: CheckpointFolder, processes: Processes) -> None:
+    """Load the newest valid checkpoint on every rank, saying which newer ones were passed over; with none, begin at the beginning."""
+    path, passed = checkpoints.newest_valid() if processes.is_main else (None, [])
+    path, passed = processes.gather((path, passed))[0]
+    for sentence in passed:
+        logger.warning("%s", sentence)
+    if path is None:
+        logger.info("%s holds no valid checkpoint: training from the beginning", checkpoints.folder)
+        return
+    with processes.agreement(CheckpointError):
+        try:
+            state.load(load_checkpoint(path))
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"{path}: does not fit this configuration ({reason}); resume with the run's own config.yaml, or train "
+                                  "into another experiment.output") from error
+    logger.info("going on from %s: epoch %d, step %d", path, state.progress.epoch, state.progress.step)
 
 
 class BufferGuard:

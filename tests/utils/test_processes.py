@@ -1,0 +1,137 @@
+"""Processes that agree and normalise together, on gloo."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from utils.processes import AgreedError, Processes, SynchronisedBatchNorm, join, lost_contact, synchronise_batch_norm, unwrap
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _start(rank: int, work: Callable[[Processes], Any], world_size: int, port: int, results: Any) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    processes = join(device="cpu", timeout_minutes=1)
+    results[rank] = work(processes)
+    processes.close()
+
+
+def run(work: Callable[[Processes], Any], world_size: int) -> list[Any]:
+    """What `work` returns on each of `world_size` gloo processes."""
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_start, args=(work, world_size, _free_port(), results), nprocs=world_size)
+        return [results[rank] for rank in range(world_size)]
+
+
+ALONE = Processes(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+
+
+def _collectives(processes: Processes) -> tuple[list[int], list[bool], list[int]]:
+    total = processes.sum(torch.tensor([2**53 + 1, processes.rank], dtype=torch.int64)).tolist()
+    return total, processes.any(processes.rank == 1, False, torch.tensor(True)), processes.gather(processes.rank)
+
+
+def test_sums_are_exact_and_flags_are_shared() -> None:
+    for total, flags, ranks in run(_collectives, 2):
+        assert total == [2 * (2**53 + 1), 1]
+        assert flags == [True, False, True]
+        assert ranks == [0, 1]
+    assert _collectives(ALONE) == ([2**53 + 1, 0], [False, False, True], [0])
+
+
+def _disagree(processes: Processes) -> tuple[str, bool]:
+    try:
+        with processes.agreement(KeyError):
+            if processes.rank == 1:
+                raise KeyError("only rank 1 sees this")
+    except AgreedError as error:
+        return str(error), error.silent
+    return "went on", False
+
+
+def test_a_user_error_on_one_rank_ends_all_and_one_speaks() -> None:
+    (first, first_silent), (second, second_silent) = run(_disagree, 2)
+    assert first == second == "'only rank 1 sees this'"
+    assert (first_silent, second_silent) == (True, False)
+
+
+def test_alone_the_error_itself_comes_through() -> None:
+    with pytest.raises(KeyError), ALONE.agreement(KeyError):
+        raise KeyError("x")
+
+
+def _network() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 1), nn.BatchNorm2d(4)).double()
+
+
+def _batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    image = torch.randn(6, 3, 7, 9, generator=generator, dtype=torch.float64) * 3 + 100  # far from zero: E[x^2] - E[x]^2 would cancel
+    return image, torch.randn(6, 4, 7, 9, generator=generator, dtype=torch.float64)
+
+
+def _train_once(processes: Processes) -> dict[str, list[float]]:
+    network = processes.wrap(synchronise_batch_norm(_network(), processes))
+    image, weights = _batch()
+    share = 6 // processes.world_size
+    own = slice(processes.rank * share, (processes.rank + 1) * share)
+    (network(image[own]) * weights[own]).sum().mul(processes.world_size).backward()
+    inner = unwrap(network)
+    values = {name: parameter.grad for name, parameter in inner.named_parameters()} | dict(inner.named_buffers())
+    return {name: value.double().reshape(-1).tolist() for name, value in values.items()}
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_synchronised_batch_norm_equals_the_whole_batch(world_size: int) -> None:
+    expected = _train_once(ALONE)
+    for found in run(_train_once, world_size):
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(values), rtol=1e-9, atol=1e-9, msg=name)
+
+
+def _unequal_parts(processes: Processes) -> list[float]:
+    layer = SynchronisedBatchNorm(3).double()
+    image, _ = _batch()
+    layer(image[:2] if processes.rank == 0 else image[2:])
+    assert layer.running_var is not None
+    return layer.running_var.tolist()
+
+
+def test_ranks_may_hold_batches_of_unequal_size() -> None:
+    whole = nn.BatchNorm2d(3).double()
+    whole(_batch()[0])
+    assert whole.running_var is not None
+    for found in run(_unequal_parts, 2):
+        torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), whole.running_var, rtol=1e-10, atol=0)
+
+
+def test_conversion_keeps_the_state_dict_and_evaluation() -> None:
+    network = _network().eval()
+    keys, image = list(network.state_dict()), _batch()[0]
+    before = network(image)
+    converted = synchronise_batch_norm(network, Processes(rank=0, world_size=2, local_rank=0, device=torch.device("cpu")))
+    assert any(isinstance(module, SynchronisedBatchNorm) for module in converted.modules())
+    assert list(converted.state_dict()) == keys
+    assert torch.equal(converted(image), before)
+
+
+def test_only_transport_errors_are_taken_for_a_lost_peer() -> None:
+    assert lost_contact(RuntimeError("[/gloo/transport/tcp/pair.cc] Connection closed by peer"))
+    assert not lost_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not lost_contact(ValueError("Connection closed by peer"))
