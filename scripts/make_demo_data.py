@@ -1,0 +1,160 @@
+"""Draw a miniature Cityscapes: ``python scripts/make_demo_data.py OUT``.
+
+The folder has the official layout (``leftImg8bit``, ``gtFine``, ``gtCoarse``; raw ids in ``*_labelIds.png``). Every scene is
+a function of (seed, split, index) alone: the number of processes changes nothing, and more scenes leave the first ones
+as they were. Unlike the real benchmark, the test split has labels, which come from a stream of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.demo_scenes.coarse import draw_coarse  # noqa: E402
+from scripts.demo_scenes.scene import draw_scene, stream  # noqa: E402
+
+CITIES = {
+    "train": ("aachenau", "bremfurt", "colmar_am_see", "dornstadt"),
+    "val": ("frankweiler", "lindenau"),
+    "test": ("berlingen", "mainzell"),
+    "train_extra": ("augsdorf", "bayerheim", "dortburg", "konstein"),
+}
+WITH_FINE, WITH_COARSE = ("train", "val", "test"), ("train", "val", "train_extra")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scene to draw and where its files go."""
+
+    root: Path
+    split: str
+    index: int
+    seed: int
+    height: int
+    width: int
+
+    @property
+    def city(self) -> str:
+        """Scenes take turns among the cities of their split."""
+        cities = CITIES[self.split]
+        return cities[self.index % len(cities)]
+
+    @property
+    def stem(self) -> str:
+        """The official name without its suffix: city, sequence, frame."""
+        return f"{self.city}_{self.index // len(CITIES[self.split]):06d}_000019"
+
+    def path(self, folder: str, suffix: str) -> Path:
+        """Where a file of this scene lies."""
+        return self.root / folder / self.split / self.city / f"{self.stem}_{suffix}.png"
+
+
+def write_scene(job: Job) -> tuple[str, NDArray[np.int64]]:
+    """Draw a scene and write its image and labels; returns the split and the pixels of each raw id [256]."""
+    cv2.setNumThreads(1)
+    scene = draw_scene(seed=job.seed, split=job.split, index=job.index, height=job.height, width=job.width)
+    _write(job.path("leftImg8bit", "leftImg8bit"), scene.image[:, :, ::-1])
+    label = scene.label
+    if job.split in WITH_FINE:
+        _write(job.path("gtFine", "gtFine_labelIds"), label)
+        _write(job.path("gtFine", "gtFine_instanceIds"), scene.ids)
+    if job.split in WITH_COARSE:
+        rng = stream(job.seed, f"coarse/{job.split}", job.index)
+        _write(job.path("gtCoarse", "gtCoarse_labelIds"), draw_coarse(scene.ids, rng))
+    return job.split, np.bincount(label.ravel(), minlength=256)
+
+
+def _write(path: Path, array: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ok, data = cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+    assert ok, path
+    partial_path = path.with_suffix(f".{os.getpid()}.tmp")
+    partial_path.write_bytes(data.tobytes())
+    partial_path.replace(path)
+
+
+def make_demo_data(
+    root: Path, *, counts: dict[str, int], seed: int, size: tuple[int, int], workers: int
+) -> dict[str, NDArray[np.int64]]:
+    """Draw ``counts[split]`` scenes of (height, width) each into ``root``; returns pixels per split and raw id [256]."""
+    jobs = [
+        Job(root=root, split=split, index=index, seed=seed, height=size[0], width=size[1])
+        for split, count in counts.items()
+        for index in range(count)
+    ]
+    pixels = {split: np.zeros(256, np.int64) for split in counts}
+    if workers <= 1:
+        for split, histogram in map(write_scene, jobs):
+            pixels[split] += histogram
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            for split, histogram in pool.map(write_scene, jobs, chunksize=4):
+                pixels[split] += histogram
+    return pixels
+
+
+def _positive(text: str, *, least: int) -> int:
+    value = int(text)
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
+    return value
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Draw a miniature Cityscapes in the official layout.")
+    parser.add_argument("out", type=Path, help="folder to write; a folder that holds another drawing is refused")
+    parser.add_argument("--seed", type=partial(_positive, least=0), default=0, help="scenes are a function of it")
+    for split, count in (("train", 96), ("val", 32), ("test", 32), ("extra", 128)):
+        parser.add_argument(f"--{split}", type=partial(_positive, least=0), default=count, help=f"scenes (default {count})")
+    parser.add_argument(
+        "--size", type=partial(_positive, least=64), nargs=2, default=(256, 512), metavar=("HEIGHT", "WIDTH"),
+        help="pixels of an image (default 256 512)",
+    )  # fmt: skip
+    parser.add_argument("--workers", type=partial(_positive, least=1), default=os.cpu_count() or 1, help="processes")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Draw the data set; exit status 2 when the folder cannot take it."""
+    options = parse(arguments)
+    recipe = {"seed": options.seed, "size": list(options.size)}
+    marker = options.out / "demo.json"
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+        if any(options.out.iterdir()) and (not marker.exists() or json.loads(marker.read_text())["recipe"] != recipe):
+            print(
+                f"error: {options.out} already holds something else than a drawing of {recipe}: choose another folder",
+                file=sys.stderr,
+            )
+            return 2
+        marker.write_text(json.dumps({"recipe": recipe}) + "\n")
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {options.out} cannot be written: {error}", file=sys.stderr)
+        return 2
+    counts = {"train": options.train, "val": options.val, "test": options.test, "train_extra": options.extra}
+    start = time.perf_counter()
+    make_demo_data(
+        options.out, counts=counts, seed=options.seed, size=tuple(options.size), workers=options.workers
+    )
+    drawn = ", ".join(f"{count} {split}" for split, count in counts.items())
+    print(f"{options.out}: {drawn} scenes of {options.size[0]} x {options.size[1]} in {time.perf_counter() - start:.0f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
