@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from .config_checks import check_sections
-from .config_errors import ConfigError, Mistake
+from .config_errors import ConfigError
 from .config_messages import describe
 from .config_models import Sections
 from .config_sources import Origin, Tree, read_overrides, read_tree

@@ -17,13 +17,11 @@ def check_sections(config: Sections) -> Iterator[Finding]:
 
 
 def _check_data(data: Data) -> Iterator[Finding]:
-    low, high = data.scale_range
-    if low > high:
-        yield ("data.scale_range",), f"[{low:g}, {high:g}] runs backwards; write [{high:g}, {low:g}]"
-    if data.dataset == "folder" and data.classes is None:
-        yield ("data.classes", "data.dataset"), "data set 'folder' needs a YAML list of classes; name its file"
-    if data.dataset != "folder" and data.classes is not None:
-        yield ("data.classes", "data.dataset"), f"data set '{data.dataset}' brings its own classes; remove this, or set data.dataset to folder"
+    for name, bounds in (("data.scale_range", data.scale_range), ("data.blur_sigma", data.blur_sigma)):
+        if bounds is not None and bounds[0] > bounds[1]:
+            yield (name,), f"[{bounds[0]:g}, {bounds[1]:g}] runs backwards; write [{bounds[1]:g}, {bounds[0]:g}]"
+    if data.dataset == "cityscapes" and data.classes is not None:
+        yield ("data.classes", "data.dataset"), "Cityscapes brings its own classes; remove this, or set data.dataset to folder"
     if data.cv is not None and data.dataset != "cityscapes":
         yield ("data.cv", "data.dataset"), f"only Cityscapes has cross-validation splits, not '{data.dataset}'; set it to null"
     if data.extra is not None:
@@ -41,7 +39,8 @@ def _check_extra(data: Data, extra: Extra) -> Iterator[Finding]:
         if not extra.boost_classes:
             yield ("data.extra.boost_classes", "data.extra.mode"), "mode 'boost' needs the names of the classes to boost"
         if data.class_uniform.fraction == 0:
-            yield ("data.extra.mode", "data.class_uniform.fraction"), "'boost' works through class-uniform sampling, which is off; set data.class_uniform.fraction"
+            places = ("data.extra.mode", "data.class_uniform.fraction")
+            yield places, "'boost' works through class-uniform sampling, which is off; set data.class_uniform.fraction"
     elif extra.boost_classes:
         yield ("data.extra.boost_classes", "data.extra.mode"), "is for mode 'boost'; remove it, or set data.extra.mode to boost"
 
