@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from .reading import resize_long_edge as resize_long_edge
     from .spec import ClassInfo as ClassInfo
     from .spec import DatasetSpec as DatasetSpec
+    from .suggest import suggest_data as suggest_data
     from .verify import Verification as Verification
+    from .verify import find_duplicates as find_duplicates
     from .verify import verify_files as verify_files
 
 _HOME = {
@@ -33,11 +35,13 @@ _HOME = {
     "LabelPolicy": "policy",
     "Verification": "verify",
     "build_files": "build",
+    "find_duplicates": "verify",
     "image_files": "build",
     "image_size": "reading",
     "read_image": "reading",
     "read_label": "reading",
     "resize_long_edge": "reading",
+    "suggest_data": "suggest",
     "verify_files": "verify",
 }
 

@@ -12,15 +12,15 @@ from .errors import DataError
 from .listing import first_entries, require_folder, scan, some, stem
 from .spec import DatasetSpec, LabelIds
 
-MANIFEST, FORMAT, VERSION = "manifest.json", "hmsa-autolabel", 1
+MANIFEST, ENTRIES, FORMAT, VERSION = "manifest.json", "images.jsonl", "hmsa-autolabel", 1
 
-# What follows the image's name (an official "_leftImg8bit" left out where the first flag says so) in label and confidence files.
+# What follows an image's name (without an official "_leftImg8bit" where the flag says so) in label files and in their confidence images.
 _LABEL_FORMS: tuple[tuple[bool, str, LabelIds], ...] = (
     (True, "_gtAuto_labelIds.png", "raw"),
     (True, "_gtAuto_labelTrainIds.png", "train"),
     (False, ".png", "raw"),
 )
-_CONFIDENCE_FORMS = ((True, "_gtAuto_confidence.png"), (False, "_confidence.png"), (False, "_prob.png"))
+_CONFIDENCE_ENDS = ("_confidence.png", "_prob.png")  # ours; the release's. They follow the label's name without its suffix.
 
 
 @dataclass
@@ -56,8 +56,8 @@ def _from_folder(place: Path, names: Sequence[str]) -> AutoLabels:
             continue
         if missing:
             raise DataError(f"{len(missing)} of {len(wanted)} images have no automatic label in {place}: {some(missing)}", kind="pairs")
-        for short_too, confidence_end in _CONFIDENCE_FORMS:
-            beside = [_base(name, short_too) + confidence_end for name in names]
+        for confidence_end in _CONFIDENCE_ENDS:
+            beside = [stem(path) + confidence_end for path in wanted]
             if all(path in files for path in beside):
                 return AutoLabels(place, list(range(len(names))), _below(place, wanted), _below(place, beside), label_ids)
         return AutoLabels(place, list(range(len(names))), _below(place, wanted), None, label_ids)
@@ -77,17 +77,19 @@ def _from_manifest(path: Path, names: Sequence[str], spec: DatasetSpec) -> AutoL
     manifest = _load_manifest(path)
     own = DatasetSpec.from_dict(manifest["classes"])
     if own.names != spec.names or (manifest["label_ids"] == "raw" and (own.to_raw != spec.to_raw).any()):
-        raise DataError(f"{path}: its labels are of {own.name} with {own.num_classes} classes, not of {spec.name} with {spec.num_classes}", kind="classes")
-    if manifest.get("complete") is False:
-        raise DataError(f"{path}: this auto-labelling did not finish; start the same autolabel.py command again", kind="pairs")
+        theirs, ours = f"{own.name} with {own.num_classes} classes", f"{spec.name} with {spec.num_classes}"
+        raise DataError(f"{path}: its labels are of {theirs}, not of {ours}", kind="classes")
+    failures = [str(failure.get("image")) for failure in manifest.get("failures", ())]
+    if failures:
+        hint = "mend them and start the same autolabel.py command again"
+        raise DataError(f"{path}: {len(failures)} images were not labelled ({some(failures)}); {hint}", kind="pairs")
     by_name = {name: index for index, name in enumerate(names)}
     short = _unique_last_parts(names)
     folder = path.parent
     found: dict[int, tuple[str, str | None]] = {}
     strangers: list[str] = []
-    for entry in _entries(folder / str(manifest.get("images", "images.jsonl"))):
-        name = stem(entry["image"])
-        index = by_name.get(name, short.get(name.rpartition("/")[2]))
+    for entry in _entries(folder / ENTRIES):
+        index = _index_of(stem(entry["image"]), by_name, short)
         if index is None:
             strangers.append(entry["image"])
             continue
@@ -102,9 +104,9 @@ def _from_manifest(path: Path, names: Sequence[str], spec: DatasetSpec) -> AutoL
     missing = [file for index in indices for file in found[index] if file is not None and file not in listed]
     if missing:
         raise DataError(f"{path}: {len(missing)} of the files it lists do not exist: {some(missing)}", kind="missing")
-    confidences = [found[index][1] for index in indices]
-    complete = [item for item in confidences if item is not None]
-    return AutoLabels(path, indices, [found[index][0] for index in indices], complete if len(complete) == len(indices) else None, manifest["label_ids"])
+    labels = [found[index][0] for index in indices]
+    confidence = [item for item in (found[index][1] for index in indices) if item is not None]
+    return AutoLabels(path, indices, labels, confidence if len(confidence) == len(labels) else None, manifest["label_ids"])
 
 
 def _load_manifest(path: Path) -> dict[str, Any]:
@@ -116,6 +118,8 @@ def _load_manifest(path: Path) -> dict[str, Any]:
             raise ValueError(f"version {manifest.get('version')!r} is not {VERSION}; write it again with this version's autolabel.py")
         if manifest.get("label_ids") not in ("raw", "train"):
             raise ValueError(f"label_ids {manifest.get('label_ids')!r} is neither 'raw' nor 'train'")
+        if not all(isinstance(failure, dict) for failure in manifest.get("failures", ())):
+            raise ValueError("failures must be a list of objects")
         DatasetSpec.from_dict(manifest["classes"])
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise DataError(f"{path}: not a manifest of automatic labels: {error}", kind="classes") from error
@@ -142,6 +146,16 @@ def _inside(folder: Path, relative: str) -> str:
     if parts.is_absolute() or ".." in parts.parts:
         raise DataError(f"{folder}: the manifest names '{relative}', which lies outside its folder", kind="missing")
     return str(folder / relative)
+
+
+def _index_of(image: str, by_name: dict[str, int], short: dict[str, int]) -> int | None:
+    """Index of the image whose name is `image` or the end of it, of whole parts, the longest first; else of the only one with its last part."""
+    parts = image.split("/")
+    for start in range(len(parts)):
+        index = by_name.get("/".join(parts[start:]))
+        if index is not None:
+            return index
+    return short.get(parts[-1])
 
 
 def _unique_last_parts(names: Sequence[str]) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,8 +13,8 @@ from .cityscapes import find_cityscapes
 from .class_list import Layout
 from .errors import DataError
 from .files import Files, pack
-from .folder import Found, find_folder, read_list
-from .listing import IMAGE_SUFFIXES, first_entries, has_suffix, require_folder, scan, stem
+from .folder import find_folder, read_list
+from .listing import IMAGE_SUFFIXES, Found, first_entries, has_suffix, require_folder, scan, stem
 from .mapillary import find_mapillary
 from .policy import LabelPolicy
 from .reading import DEFAULT_MAX_PIXELS
@@ -134,7 +135,8 @@ def _expand(entry: str) -> list[tuple[str, str, str]]:
     if os.path.isdir(path):
         found = scan(path, accept=has_suffix(IMAGE_SUFFIXES))
         if not found:
-            raise DataError(f"{entry}: no image ({' '.join(IMAGE_SUFFIXES)}) in this folder, which holds {first_entries(Path(path))}", kind="empty split")
+            kinds = " ".join(IMAGE_SUFFIXES)
+            raise DataError(f"{entry}: no image ({kinds}) in this folder, which holds {first_entries(Path(path))}", kind="empty split")
         return [(os.path.join(path, name), name, os.path.basename(path)) for name in found]
     if os.path.isfile(path):
         if path.endswith(".txt"):
@@ -146,7 +148,8 @@ def _expand(entry: str) -> list[tuple[str, str, str]]:
 
         matches = sorted(name for name in glob(path, recursive=True) if os.path.isfile(name))
         if matches:
-            return [_single(name, os.path.basename(name)) for name in matches]
+            folder = os.path.dirname(re.split(r"[*?\[]", path, maxsplit=1)[0])
+            return [_single(name, os.path.relpath(name, folder)) for name in matches]
         raise DataError(f"{entry}: no file matches this pattern", kind="missing")
     raise DataError(f"{entry}: no such image, folder or list", kind="missing")
 

@@ -52,7 +52,7 @@ def _likely_cause(counts: np.ndarray, faulty: np.ndarray, spec: DatasetSpec, lab
     ids = {value for item in spec.classes for value in item.raw_ids} if label_ids == "raw" else set(range(classes))
     checks = (
         (present <= {0, 255}, "a binary mask of 0 and 255? save its 255 as the id of the class"),
-        (len(present) > 64, "a grey photograph, or a label that was resized with interpolation? labels hold class ids and are resized by nearest neighbour"),
+        (len(present) > 64, "a grey photograph, or a label that was resized with interpolation? resize labels by nearest neighbour"),
         (
             ids == set(range(classes)) and wrong == {classes} and 0 not in present,
             f"ids counted from 1 to {classes} instead of from 0? write the ids into the class list, or subtract 1",

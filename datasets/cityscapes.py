@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import DataError
-from .folder import Found
-from .listing import first_entries, pair, require_folder, scan
+from .listing import Found, first_entries, pair, require_folder, scan
 from .spec import ClassInfo, DatasetSpec
 
 CITYSCAPES = DatasetSpec(
@@ -93,7 +92,8 @@ def _cities_of(root: Path, split: str, cv: int | None) -> list[tuple[str, frozen
     ordered = [("val", city) for city in _cities(root, "val")] + [("train", city) for city in _cities(root, "train")]
     held_out = ordered[CV_STRIDE * cv : CV_STRIDE * cv + CV_CITIES]
     if len(held_out) < CV_CITIES:
-        raise DataError(f"cross-validation split {cv} needs {CV_STRIDE * cv + CV_CITIES} cities in train and val of {root}, not {len(ordered)}", kind="split")
+        needed = CV_STRIDE * cv + CV_CITIES
+        raise DataError(f"cross-validation split {cv} needs {needed} cities in train and val of {root}, which holds {len(ordered)}", kind="split")
     chosen = held_out if split == "val" else [city for city in ordered if city not in held_out]
     parts = [(folder, frozenset(city for place, city in chosen if place == folder)) for folder in ("train", "val")]
     return [(folder, cities) for folder, cities in parts if cities]

@@ -92,7 +92,8 @@ class Files:
     def require_labels(self) -> None:
         """DataError if the split has no labels: for those that train or score on it."""
         if self.labels is None:
-            raise DataError(f"split '{self.split}' in {self.root} has no labels, so it can be predicted but neither trained on nor scored", kind="labels")
+            hint = "it can be predicted, but neither trained on nor scored"
+            raise DataError(f"split '{self.split}' in {self.root} has no labels: {hint}", kind="labels")
 
     def label_sources(self, index: int) -> tuple[Path, ...]:
         """Every file that `read_label(index)` reads."""
@@ -109,8 +110,5 @@ class Files:
     def subset(self, indices: Sequence[int] | np.ndarray) -> Files:
         """The chosen entries in the given order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        taken = {name: None if value is None else value[chosen] for name, value in self._arrays().items()}
-        return replace(self, **taken)
-
-    def _arrays(self) -> dict[str, np.ndarray | None]:
-        return {"images": self.images, "labels": self.labels, "names": self.names, "human": self.human, "confidence": self.confidence}
+        labels, human, confidence = (None if paths is None else paths[chosen] for paths in (self.labels, self.human, self.confidence))
+        return replace(self, images=self.images[chosen], names=self.names[chosen], labels=labels, human=human, confidence=confidence)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from .class_list import Layout, load_class_list
@@ -12,6 +11,7 @@ from .errors import DataError
 from .listing import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
+    Found,
     by_key,
     first_entries,
     glob_files,
@@ -23,16 +23,6 @@ from .listing import (
     stem,
 )
 from .spec import DatasetSpec
-
-
-@dataclass
-class Found:
-    """What a data set's lister found for a split: paths relative to the root, in the same order; labels None where there are none."""
-
-    spec: DatasetSpec
-    images: list[str]
-    labels: list[str] | None
-    names: list[str]
 
 
 def find_folder(root: Path, split: str, *, classes: Path | None, layout: Layout | None = None, with_labels: bool = True) -> Found:
@@ -49,7 +39,7 @@ def find_folder(root: Path, split: str, *, classes: Path | None, layout: Layout 
         return _found_in_list(spec, root, default_list, with_labels)
     images = _listed(root, place, IMAGE_SUFFIXES)
     if not images:
-        _raise_no_images(root, place, split)
+        raise _no_images(root, place, split)
     label_place = layout.labels.replace("{split}", split)
     labels = _listed(root, label_place, LABEL_SUFFIXES) if with_labels else None
     if labels is None:
@@ -81,14 +71,13 @@ def _listed(root: Path, place: str, suffixes: Sequence[str]) -> dict[str, str] |
     return {key: f"{place}/{path}" for key, path in found.items()}
 
 
-def _raise_no_images(root: Path, place: str, split: str) -> None:
+def _no_images(root: Path, place: str, split: str) -> DataError:
     if any(sign in place for sign in "*?"):
-        raise DataError(f"split '{split}' is empty: no file matches {root / place} ({root} holds {first_entries(root)})", kind="empty split")
-    require_folder(root / place, what=f"image folder of split '{split}'", hint="check data.root and the split's name, or give the class list a layout")
-    kinds = " ".join(IMAGE_SUFFIXES)
-    raise DataError(
-        f"split '{split}' is empty: no image ({kinds}) below {root / place}, which holds {first_entries(root / place)}", kind="empty split"
-    )
+        return DataError(f"split '{split}' is empty: no file matches {root / place} ({root} holds {first_entries(root)})", kind="empty split")
+    hint = "check data.root and the split's name, or give the class list a layout"
+    require_folder(root / place, what=f"image folder of split '{split}'", hint=hint)
+    kinds, inside = " ".join(IMAGE_SUFFIXES), first_entries(root / place)
+    return DataError(f"split '{split}' is empty: no image ({kinds}) below {root / place}, which holds {inside}", kind="empty split")
 
 
 def _found_in_list(spec: DatasetSpec, root: Path, path: Path, with_labels: bool) -> Found:
@@ -100,7 +89,10 @@ def _found_in_list(spec: DatasetSpec, root: Path, path: Path, with_labels: bool)
 
 
 def read_list(path: Path, *, root: Path) -> tuple[list[str], list[str] | None]:
-    """Images and labels of a list file: lines "image label" or "image", relative to `root`; a tab or comma may separate, `#` starts a comment line."""
+    """Images and labels of a list file: lines "image label" or "image", relative to `root`.
+
+    Spaces, a tab or a comma separate; `#` starts a line of comment. DataError: a line of another form, a file that is missing or listed twice.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -111,8 +103,9 @@ def read_list(path: Path, *, root: Path) -> tuple[list[str], list[str] | None]:
             continue
         row = _cut(line.strip(), root)
         if len(row) not in (1, 2) or (rows and len(row) != len(rows[0])):
-            expected = "'image label' or 'image'" if not rows else "as many files as the lines above"
-            raise DataError(f"{path}, line {number}: '{line.strip()}' does not name {expected} (separate paths that hold spaces by a tab)", kind="pairs")
+            expected = "as many files as the lines above" if rows and len(row) in (1, 2) else "'image label' or 'image'"
+            hint = "separate paths that hold spaces by a tab"
+            raise DataError(f"{path}, line {number}: '{line.strip()}' does not name {expected} ({hint})", kind="pairs")
         rows.append(row)
     missing = [name for row in rows for name in row if not os.path.exists(root / name)]
     if missing:

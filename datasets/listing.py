@@ -5,13 +5,25 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import DataError
+from .spec import DatasetSpec
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 SHOWN = 3  # how many files a sentence names before it counts the rest
+
+
+@dataclass
+class Found:
+    """A split as a data set's lister found it: paths relative to the root, in the same order; labels None where there are none."""
+
+    spec: DatasetSpec
+    images: list[str]
+    labels: list[str] | None
+    names: list[str]
 
 
 def scan(folder: str | Path, *, accept: Callable[[str], bool]) -> list[str]:
@@ -105,7 +117,10 @@ def by_key(paths: Iterable[str], key: Callable[[str], str], *, place: str) -> di
 
 
 def glob_files(root: Path, pattern: str) -> dict[str, str]:
-    """Files that match `pattern` (`*` within a folder, `**/` any folders, `?` one character), relative to `root`, under what the wildcards matched."""
+    """Files that match `pattern`, relative to `root`, under what the wildcards matched.
+
+    `*` stands for characters within a folder, `**/` for any folders, `?` for one character.
+    """
     fixed, _, _ = re.split(r"[*?]", pattern, maxsplit=1)[0].rpartition("/")
     base = root / fixed
     if not base.is_dir():

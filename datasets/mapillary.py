@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DataError
-from .folder import Found
-from .listing import by_key, first_entries, has_suffix, pair, require_folder, scan, stem
+from .listing import Found, by_key, first_entries, has_suffix, pair, require_folder, scan, stem
 from .spec import ClassInfo, DatasetSpec
 
 CONFIG_NAMES = ("config_v2.0.json", "config_v1.2.json", "config.json")  # the newest that lies there is taken
@@ -100,7 +99,8 @@ def _config_file(root: Path, config: Path | None) -> Path:
     for name in CONFIG_NAMES:
         if (root / name).is_file():
             return root / name
-    raise DataError(f"no {' or '.join(CONFIG_NAMES)} in {root}, which holds {first_entries(root)}; set data.root to Mapillary Vistas' folder", kind="classes")
+    names, inside = " or ".join(CONFIG_NAMES), first_entries(root)
+    raise DataError(f"no {names} in {root}, which holds {inside}; set data.root to the folder of Mapillary Vistas", kind="classes")
 
 
 def _label_place(root: Path, folder: str, version: str) -> str:
@@ -110,7 +110,8 @@ def _label_place(root: Path, folder: str, version: str) -> str:
         return versioned
     others = sorted(path.parent.name for path in (root / folder).glob("v*/labels"))
     if others:
-        raise DataError(f"{root / folder}: labels of {', '.join(others)} but the class list is of v{version}; set data.classes to the matching config JSON", kind="classes")
+        hint = "set data.classes to the config JSON that matches"
+        raise DataError(f"{root / folder}: labels of {', '.join(others)} but a class list of v{version}; {hint}", kind="classes")
     place = f"{folder}/labels"
     require_folder(root / place, what="label folder", hint="unpack the labels of Mapillary Vistas beside its images")
     return place
