@@ -6,6 +6,11 @@ from .decoders import DECODERS
 from .fusion import fuse, fuse_scales
 from .layers import ModelError
 from .prediction import Prediction
+from .raster import render_rows
 from .trunks import TRUNKS
+from .weights import LoadReport, load_trunk_weights, load_weights
 
-__all__ = ["DECODERS", "MULTISCALE", "TRUNKS", "ModelError", "Prediction", "build_model", "fuse", "fuse_scales"]
+__all__ = [
+    "DECODERS", "MULTISCALE", "TRUNKS", "LoadReport", "ModelError", "Prediction", "build_model", "fuse", "fuse_scales",
+    "load_trunk_weights", "load_weights", "render_rows",
+]

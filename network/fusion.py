@@ -4,14 +4,39 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from .layers import ModelError, resize
+from .layers import ModelError
 from .prediction import Prediction
+from .raster import Mixed, Raster, Resized, Stored, Weighted, compute
 
 Size = tuple[int, int]
+
+
+class Maps(NamedTuple):
+    """A prediction that is described, not yet computed."""
+
+    logits: Raster
+    aux: Raster | None = None
+    attention: Raster | None = None
+
+    def computed(self) -> Prediction:
+        """The prediction itself."""
+        return Prediction(*(None if raster is None else compute(raster) for raster in self))  # type: ignore[arg-type]
+
+
+def maps_of(prediction: Prediction) -> Maps:
+    """The maps of a prediction that exists."""
+    return Maps(*(None if tensor is None else Stored(tensor) for tensor in prediction[:3]))  # type: ignore[arg-type]
+
+
+def resized(maps: Maps, size: Sequence[int], *, align_corners: bool) -> Maps:
+    """Every map at `size` (height, width); those that have it already stay as they are."""
+    return Maps(*(None if raster is None else _resized(raster, size, align_corners) for raster in maps))  # type: ignore[arg-type]
+
+
+def _resized(raster: Raster, size: Sequence[int], align_corners: bool) -> Raster:
+    return raster if raster.size == tuple(size) else Resized(raster, size, align_corners=align_corners)
 
 
 def scaled_size(size: Sequence[int], scale: float) -> Size:
@@ -36,9 +61,34 @@ def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
     return values
 
 
-def mix(weighted: Tensor, attention: Tensor, higher: Tensor) -> Tensor:
-    """Equation 1 after resizing: U(a L) + (1 - U(a)) L', all three of one height and width."""
-    return torch.addcmul(weighted + higher, attention, higher, value=-1)
+def fuse_maps(lower: Maps, higher: Maps, *, size: Sequence[int], align_corners: bool) -> Maps:
+    """Describe the fusion of two adjacent scales at `size` (paper, equation 1); the product comes before resizing."""
+    assert lower.attention is not None, "the lower scale of a pair carries the attention"
+    attention = _resized(lower.attention, size, align_corners)
+
+    def mixed(low: Raster, high: Raster) -> Raster:
+        assert lower.attention is not None
+        weighted = _resized(Weighted(low, lower.attention), size, align_corners)
+        return Mixed(weighted, attention, _resized(high, size, align_corners))
+
+    aux = None if lower.aux is None or higher.aux is None else mixed(lower.aux, higher.aux)
+    return Maps(logits=mixed(lower.logits, higher.logits), aux=aux, attention=attention)
+
+
+def chain(scales: Mapping[float, Maps], *, size: Sequence[int], align_corners: bool) -> Maps:
+    """Describe the fusion of all scales, from the highest to the lowest, at `size` (height, width).
+
+    Each scale's maps have the size of its own image (or features). At scales of 1 and above the running result is
+    resized down to the scale that joins it; below 1 the scale that joins is resized up to the running result. The list
+    need not hold 1.0. The attention of the result is that of the lowest scale.
+    """
+    order = sorted(scales, reverse=True)
+    running = scales[order[0]]._replace(attention=None)
+    for scale in order[1:]:
+        lower = scales[scale]
+        target = lower.logits.size if scale >= 1 else running.logits.size
+        running = fuse_maps(lower, running, size=target, align_corners=align_corners)
+    return resized(running, size, align_corners=align_corners)
 
 
 def fuse(
@@ -46,44 +96,18 @@ def fuse(
 ) -> Prediction:
     """Fuse two adjacent scales: L = U(L_low * a_low) + (1 - U(a_low)) * L_high (paper, equation 1).
 
-    `lower` carries the attention `[N, 1, h, w]`, in (0, 1), at the size of its own logits; `size` is that of the result
-    (default: of `higher`). The product comes before the resizing; whatever already has the size of the result is left
-    alone. The auxiliary logits, where both have them, are fused by the same attention. Constant logits stay unchanged.
+    `lower` carries the attention `[N, 1, h, w]`, in (0, 1), at the size of its logits `[N, C, h, w]`; `size` (height,
+    width) is that of the result, by default that of `higher`. Auxiliary logits, where both have them, are fused by the
+    same attention. Constant logits come out unchanged.
     """
-    assert lower.attention is not None, "the lower scale of a pair carries the attention"
-    size = tuple(size or higher.logits.shape[-2:])
-    attention = resize(lower.attention, size, align_corners=align_corners)
-
-    def fused(low: Tensor, high: Tensor) -> Tensor:
-        weighted = resize(low * lower.attention, size, align_corners=align_corners)
-        return mix(weighted, attention, resize(high, size, align_corners=align_corners))
-
-    logits = fused(lower.logits, higher.logits)
-    aux = None if lower.aux is None or higher.aux is None else fused(lower.aux, higher.aux)
-    return Prediction(logits=logits, aux=aux, attention=attention)
+    wanted = tuple(size or higher.logits.shape[-2:])
+    return fuse_maps(maps_of(lower), maps_of(higher), size=wanted, align_corners=align_corners).computed()
 
 
 def fuse_scales(
     predictions: Mapping[float, Prediction], *, size: Sequence[int], align_corners: bool = False
 ) -> Prediction:
-    """Chain `fuse` from the highest scale to the lowest and return the result at `size` (height, width).
+    """Fuse predictions of any list of scales, each at its own size, into one at `size` (see `chain`)."""
+    maps = {scale: maps_of(prediction) for scale, prediction in predictions.items()}
+    return chain(maps, size=size, align_corners=align_corners).computed()
 
-    Each prediction has the size of its own scaled image (or features). At scales of 1 and above the running result is
-    resized down to the scale that joins it; below 1 the scale that joins is resized up to the running result. The list
-    need not hold 1.0. The attention of the result is that of the lowest scale.
-    """
-    order = sorted(predictions, reverse=True)
-    running = predictions[order[0]]._replace(attention=None)
-    for scale in order[1:]:
-        lower = predictions[scale]
-        target = lower.logits.shape[-2:] if scale >= 1 else running.logits.shape[-2:]
-        running = fuse(lower, running, size=target, align_corners=align_corners)
-    return resized(running, size, align_corners=align_corners)
-
-
-def resized(prediction: Prediction, size: Sequence[int], *, align_corners: bool) -> Prediction:
-    """Every map of a prediction at `size` (height, width); the per-scale predictions are dropped."""
-    maps = (prediction.logits, prediction.aux, prediction.attention)
-    return Prediction(
-        *(None if tensor is None else resize(tensor, size, align_corners=align_corners) for tensor in maps)
-    )

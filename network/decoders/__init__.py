@@ -1,9 +1,30 @@
 """Decoders by name."""
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from ..trunks.trunk import Trunk
 from .decoder import Decoded, Decoder
 from .deeplabv3plus import DeepLabV3Plus
+from .fcn import FCN
+from .ocr import OCR
 
 __all__ = ["DECODERS", "Decoded", "Decoder"]
 
-DECODERS: dict[str, type[Decoder]] = {"deeplabv3plus": DeepLabV3Plus}
+
+def _ocr(*, trunk: Trunk, num_classes: int, align_corners: bool, head: str, dropout: float) -> Decoder:
+    return OCR(trunk_channels=trunk.channels, num_classes=num_classes, head=head, dropout=dropout)
+
+
+def _deeplabv3plus(*, trunk: Trunk, num_classes: int, align_corners: bool, head: str, dropout: float) -> Decoder:
+    return DeepLabV3Plus(
+        trunk_channels=trunk.channels, trunk_stride=trunk.stride, fine_channels=trunk.fine_channels,
+        num_classes=num_classes, align_corners=align_corners, head=head,
+    )
+
+
+def _fcn(*, trunk: Trunk, num_classes: int, align_corners: bool, head: str, dropout: float) -> Decoder:
+    return FCN(trunk_channels=trunk.channels, num_classes=num_classes)
+
+
+DECODERS: dict[str, Callable[..., Decoder]] = {"ocr": _ocr, "deeplabv3plus": _deeplabv3plus, "fcn": _fcn}

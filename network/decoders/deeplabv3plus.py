@@ -16,9 +16,8 @@ class PyramidPooling(nn.Module):
     part of the image. In training, a batch of one image normalises its pooled branch by running statistics.
     """
 
-    def __init__(self, *, inputs: int, channels: int, stride: int, align_corners: bool) -> None:
+    def __init__(self, *, inputs: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.align_corners = align_corners
         rates = [max(1, rate * 16 // stride) for rate in (6, 12, 18)]
         self.branches = nn.ModuleList(
             [ConvNorm(inputs=inputs, outputs=channels)]
@@ -34,23 +33,26 @@ class PyramidPooling(nn.Module):
 
 
 class DeepLabV3Plus(Decoder):
-    """ASPP context joined with the trunk's fine features, then the 3x3, 3x3, 1x1 semantic head."""
+    """ASPP context joined with the trunk's fine features, then the 3x3, 3x3, 1x1 semantic head.
+
+    The attention head reads the joined features, as in the release, or with `head="paper"` the trunk's final stage.
+    """
 
     classifiers = ("head.output",)
 
     def __init__(
         self, *, trunk_channels: int, trunk_stride: int, fine_channels: int, num_classes: int, align_corners: bool,
-        context_channels: int = 256, bottleneck_channels: int = 48,
+        context_channels: int = 256, bottleneck_channels: int = 48, head: str = "release",
     ) -> None:
         super().__init__()
         self.align_corners = align_corners
-        self.aspp = PyramidPooling(
-            inputs=trunk_channels, channels=context_channels, stride=trunk_stride, align_corners=align_corners
-        )
+        self.attend_trunk = head == "paper"
+        self.aspp = PyramidPooling(inputs=trunk_channels, channels=context_channels, stride=trunk_stride)
         self.context = nn.Conv2d(5 * context_channels, context_channels, 1, bias=False)
         self.fine = nn.Conv2d(fine_channels, bottleneck_channels, 1, bias=False)
-        self.feature_channels = bottleneck_channels + context_channels
-        self.head = ConvHead(inputs=self.feature_channels, outputs=num_classes)
+        merged_channels = bottleneck_channels + context_channels
+        self.feature_channels = trunk_channels if self.attend_trunk else merged_channels
+        self.head = ConvHead(inputs=merged_channels, outputs=num_classes)
         initialise_kaiming(self)
 
     def forward(self, features: Features, *, with_aux: bool) -> Decoded:
@@ -58,4 +60,5 @@ class DeepLabV3Plus(Decoder):
         fine = self.fine(features.fine)
         context = resize(context, fine.shape[-2:], align_corners=self.align_corners).to(fine.dtype)
         merged = torch.cat([fine, context], dim=1)
-        return Decoded(logits=self.head(merged), aux=None, features=merged)
+        attended = features.semantic if self.attend_trunk else merged
+        return Decoded(logits=self.head(merged), aux=None, features=attended)
