@@ -13,6 +13,7 @@ import os
 import struct
 import threading
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +64,13 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
 
 
-def write_file(path: Path | str, data: bytes) -> None:
-    """Write `data` to a temporary file in the folder of `path` (made when missing), then rename it: all or nothing.
+def is_temporary(path: Path) -> bool:
+    """Whether the file is what a killed process left half written; see `write_file_with`."""
+    return path.name.startswith(".hmsa-") and path.suffix == ".tmp"
+
+
+def write_file_with(path: Path | str, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file in the folder of `path` (made when missing), then rename it: all or nothing.
 
     The temporary file is `.hmsa-PROCESS-THREAD.tmp`. Raises ImageWriteError, and then leaves no temporary file.
     """
@@ -72,13 +78,18 @@ def write_file(path: Path | str, data: bytes) -> None:
     temporary = path.parent / f".hmsa-{os.getpid()}-{threading.get_ident()}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
+        write(temporary)
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         reason = error.strerror or str(error)
         raise ImageWriteError(f"{path}: cannot be written ({reason}); make room or choose another folder") from error
+
+
+def write_file(path: Path | str, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all; see `write_file_with`."""
+    write_file_with(path, lambda temporary: temporary.write_bytes(data))
 
 
 def write_png(path: Path | str, array: np.ndarray, *, palette: np.ndarray | None = None, level: int = 1) -> None:
