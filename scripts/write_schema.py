@@ -1,0 +1,77 @@
+"""Write configs/schema.json and configs/classes.schema.json, by which editors complete and check the YAML files.
+
+    python scripts/write_schema.py [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils.config import json_schema
+
+_BYTE = {"type": "integer", "minimum": 0, "maximum": 255}
+_TEXT = {"type": "string", "minLength": 1}
+_CLASS = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["name"],
+    "properties": {
+        "name": _TEXT,
+        "color": {"type": "array", "items": _BYTE, "minItems": 3, "maxItems": 3, "description": "[red, green, blue]"},
+        "id": {**_BYTE, "description": "Value in the label files; left out: the position in the list"},
+        "ids": {"type": "array", "items": _BYTE, "minItems": 1, "description": "Several values that stand for this class"},
+        "category": {"type": "string", "description": "Group of classes, for category scores"},
+        "has_instances": {"type": "boolean", "description": "Whether single objects of it are told apart"},
+    },
+}
+_IGNORED = {"type": "integer", "minimum": -1, "maximum": 255}
+CLASSES_SCHEMA: dict[str, Any] = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "title": "hmsa class list",
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["classes"],
+    "properties": {
+        "name": {**_TEXT, "description": "Name of the data set"},
+        "ignore": {"anyOf": [_IGNORED, {"type": "array", "items": _IGNORED, "minItems": 1}], "description": "Values in the label files that are no class"},
+        "classes": {"type": "array", "items": _CLASS, "minItems": 1, "maxItems": 255},
+        "layout": {
+            "type": "object",
+            "additionalProperties": False,
+            "description": "Where images and labels lie below the root; {split} stands for the split's name",
+            "properties": {"images": _TEXT, "labels": _TEXT, "list": _TEXT},
+        },
+    },
+}
+
+
+def schemas() -> dict[Path, str]:
+    """Both schema files and the text they should hold."""
+    return {
+        ROOT / "configs" / "schema.json": json.dumps(json_schema(), indent=2) + "\n",
+        ROOT / "configs" / "classes.schema.json": json.dumps(CLASSES_SCHEMA, indent=2) + "\n",
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the files, or with --check say which are out of date (exit status 1)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 when a file is out of date")
+    arguments = parser.parse_args(argv)
+    stale = [path for path, text in schemas().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if not arguments.check:
+            path.write_text(schemas()[path], encoding="utf-8")
+        print(f"{path.relative_to(ROOT)}: {'out of date' if arguments.check else 'written'}")
+    return 1 if stale and arguments.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
