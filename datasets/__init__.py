@@ -9,11 +9,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .augmentation import Augmentation as Augmentation
+    from .augmentation import augment as augment
+    from .augmentation import augmentation_preset as augmentation_preset
+    from .augmentation import sample_generator as sample_generator
     from .build import build_files as build_files
     from .build import image_files as image_files
+    from .cache import DecodedCache as DecodedCache
+    from .cache import build_cache as build_cache
     from .cityscapes import CITYSCAPES as CITYSCAPES
+    from .class_uniform import ClassIndex as ClassIndex
+    from .class_uniform import build_class_index as build_class_index
+    from .device_augment import augment_on_device as augment_on_device
     from .errors import DataError as DataError
     from .files import Files as Files
+    from .loader import ClassUniform as ClassUniform
+    from .loader import EvalLoader as EvalLoader
+    from .loader import ExtraSource as ExtraSource
+    from .loader import TrainLoader as TrainLoader
+    from .loader import build_eval_loader as build_eval_loader
+    from .loader import build_train_loader as build_train_loader
+    from .normalisation import normalise as normalise
+    from .plan import EpochPlan as EpochPlan
+    from .plan import ExtraPlan as ExtraPlan
     from .policy import LabelPolicy as LabelPolicy
     from .reading import image_size as image_size
     from .reading import read_image as read_image
@@ -25,22 +43,42 @@ if TYPE_CHECKING:
     from .verify import Verification as Verification
     from .verify import find_duplicates as find_duplicates
     from .verify import verify_files as verify_files
+    from .workers import explain_lost_worker as explain_lost_worker
 
 _HOME = {
+    "Augmentation": "augmentation",
     "CITYSCAPES": "cityscapes",
+    "ClassIndex": "class_uniform",
     "ClassInfo": "spec",
+    "ClassUniform": "loader",
     "DataError": "errors",
     "DatasetSpec": "spec",
+    "DecodedCache": "cache",
+    "EpochPlan": "plan",
+    "EvalLoader": "loader",
+    "ExtraPlan": "plan",
+    "ExtraSource": "loader",
     "Files": "files",
     "LabelPolicy": "policy",
+    "TrainLoader": "loader",
     "Verification": "verify",
+    "augment": "augmentation",
+    "augment_on_device": "device_augment",
+    "augmentation_preset": "augmentation",
+    "build_cache": "cache",
+    "build_class_index": "class_uniform",
+    "build_eval_loader": "loader",
     "build_files": "build",
+    "build_train_loader": "loader",
+    "explain_lost_worker": "workers",
     "find_duplicates": "verify",
     "image_files": "build",
     "image_size": "reading",
+    "normalise": "normalisation",
     "read_image": "reading",
     "read_label": "reading",
     "resize_long_edge": "reading",
+    "sample_generator": "augmentation",
     "suggest_data": "suggest",
     "verify_files": "verify",
 }
