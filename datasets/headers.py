@@ -60,7 +60,20 @@ def _png_header(data: bytes) -> Header:
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(kind)
     if channels is None:
         raise HeaderError(f"its PNG header has the unknown colour type {kind}")
-    return Header("png", height, width, depth, channels, palette=kind == 3)
+    turned = _png_orientation(data) >= 5
+    height, width = (width, height) if turned else (height, width)
+    return Header("png", height, width, depth, channels, palette=kind == 3, turned=turned)
+
+
+def _png_orientation(data: bytes) -> int:
+    """Orientation of the eXIf chunk before the picture, where opencv finds and obeys it too."""
+    position = len(PNG_SIGNATURE)
+    while position + 8 <= len(data) and data[position + 4 : position + 8] != b"IDAT":
+        (length,) = struct.unpack_from(">I", data, position)
+        if data[position + 4 : position + 8] == b"eXIf":
+            return _orientation(data[position + 8 : position + 8 + length])
+        position += 12 + length
+    return 1
 
 
 def _walk_png(data: bytes) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
 from .causes import explain_channels, explain_values
@@ -32,28 +32,34 @@ def read_image(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.
     """
     data = _read_bytes(path, "image")
     header = _checked_header(path, data, "image", max_pixels)
-    if header is not None and header.bit_depth > 8:
+    if header is None:
+        return _read_other(path, data)
+    if header.bit_depth > 8:
         raise DataError(f"{path}: image has {header.bit_depth} bits per channel; convert it to 8 bits", kind="depth")
-    if header is not None and header.format == "jpeg" and header.channels == 4:
+    if header.format == "jpeg" and header.channels == 4:
         raise DataError(f"{path}: image has four CMYK channels; convert it to RGB", kind="channels")
     try:
-        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR if header is not None else cv2.IMREAD_UNCHANGED)
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
         image = None
     if image is None:
-        raise DataError(f"{path}: image cannot be decoded; it is damaged or of a format that opencv does not read", kind="unreadable")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if header is not None else _rgb_of_other(path, image)
+        raise DataError(f"{path}: image cannot be decoded; it is damaged, fetch or export it again", kind="unreadable")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _rgb_of_other(path: str | Path, image: np.ndarray) -> np.ndarray:
-    """Bring what opencv decoded unchanged (TIFF, WebP, BMP ...: no header of ours) to RGB, refusing more than 8 bits."""
-    if image.dtype != np.uint8:
-        raise DataError(f"{path}: image has {8 * image.dtype.itemsize} bits per channel; convert it to 8 bits", kind="depth")
-    channels = 1 if image.ndim == 2 else image.shape[2]
-    code = {1: cv2.COLOR_GRAY2RGB, 3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGB}.get(channels)
-    if code is None:
-        raise DataError(f"{path}: image has {channels} channels; convert it to RGB", kind="channels")
-    return cv2.cvtColor(image, code)
+def _read_other(path: str | Path, data: bytes) -> np.ndarray:
+    """Formats without a header parser of ours (TIFF, WebP, BMP ...) by Pillow, whose modes tell 16-bit and CMYK images apart."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = ImageOps.exif_transpose(Image.open(BytesIO(data)))
+    except _BROKEN as error:
+        raise DataError(f"{path}: image cannot be decoded ({error}); it is damaged, fetch or export it again", kind="unreadable") from error
+    if picture.mode == "CMYK":
+        raise DataError(f"{path}: image has four CMYK channels; convert it to RGB", kind="channels")
+    if picture.mode.startswith("I") or picture.mode == "F":
+        raise DataError(f"{path}: image has more than 8 bits per channel; convert it to 8 bits", kind="depth")
+    return np.asarray(picture.convert("RGB")).copy()
 
 
 def read_label(
@@ -134,21 +140,18 @@ def image_size(path: str | Path) -> tuple[int, int]:
     try:
         with open(path, "rb") as file:
             head = file.read(HEAD_BYTES)
-            header = parse_header(head) if head else None
-            if header is None and head:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                    width, height = Image.open(file).size
-                return height, width
+            if not head:
+                raise DataError(f"{path}: file is empty (0 bytes)", kind="empty")
+            header = parse_header(head)
+            if header is not None:
+                return header.height, header.width
+            return _size_by_pillow(path, file, "file")
     except HeaderError as error:
-        raise DataError(f"{path}: file is truncated: {error}", kind="truncated") from error
+        raise DataError(f"{path}: file is truncated: {error}; fetch or export it again", kind="truncated") from error
     except FileNotFoundError as error:
         raise DataError(f"{path}: file does not exist", kind="missing") from error
-    except (*_BROKEN, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: file is not an image ({error})", kind="unreadable") from error
-    if header is None:
-        raise DataError(f"{path}: file is empty (0 bytes)", kind="empty")
-    return header.height, header.width
+    except OSError as error:
+        raise DataError(f"{path}: file cannot be read ({error.strerror})", kind="unreadable") from error
 
 
 def resize_long_edge(image: np.ndarray, label: np.ndarray | None, long_edge: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -180,7 +183,7 @@ def _checked_header(path: str | Path, data: bytes, what: str, max_pixels: int) -
     """Size within bounds, then completeness, both before decoding; None for formats other than PNG and JPEG, whose size Pillow tells."""
     try:
         header = parse_header(data)
-        height, width = (header.height, header.width) if header is not None else _size_by_pillow(path, data, what)
+        height, width = (header.height, header.width) if header is not None else _size_by_pillow(path, BytesIO(data), what)
         if height * width > max_pixels:
             size = f"{height} x {width} pixels (height x width)"
             raise DataError(f"{path}: {what} declares {size}, more than the limit of {max_pixels} (data.max_pixels)", kind="too large")
@@ -192,13 +195,15 @@ def _checked_header(path: str | Path, data: bytes, what: str, max_pixels: int) -
     return header
 
 
-def _size_by_pillow(path: str | Path, data: bytes, what: str) -> tuple[int, int]:
+def _size_by_pillow(path: str | Path, file: IO[bytes], what: str) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            width, height = Image.open(BytesIO(data)).size
+            picture = Image.open(file)
+            width, height = picture.size
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: {what} is too large ({error})", kind="too large") from error
     except _BROKEN as error:
-        raise DataError(f"{path}: {what} is not an image file that can be read", kind="unreadable") from error
-    return height, width
+        raise DataError(f"{path}: {what} is not an image that can be read", kind="unreadable") from error
+    return (width, height) if turned else (height, width)
