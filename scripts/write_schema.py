@@ -40,7 +40,10 @@ CLASSES_SCHEMA: dict[str, Any] = {
     "required": ["classes"],
     "properties": {
         "name": {**_TEXT, "description": "Name of the data set"},
-        "ignore": {"anyOf": [_IGNORED, {"type": "array", "items": _IGNORED, "minItems": 1}], "description": "Values in the label files that are no class"},
+        "ignore": {
+            "anyOf": [_IGNORED, {"type": "array", "items": _IGNORED, "minItems": 1}],
+            "description": "Values in the label files that are no class",
+        },
         "classes": {"type": "array", "items": _CLASS, "minItems": 1, "maxItems": 255},
         "layout": {
             "type": "object",

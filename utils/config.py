@@ -118,10 +118,20 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a configuration file, for editors."""
-    schema = Config.model_json_schema()
-    names = {"type": "string", "description": "File to inherit, relative to this one"}
-    schema["properties"] = {"base": {"anyOf": [names, {"type": "array", "items": names}]}, **schema["properties"]}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "hmsa configuration", **schema}
+    schema = _untitled(Config.model_json_schema())
+    name = {"type": "string", "minLength": 1}
+    base = {"anyOf": [name, {"type": "array", "items": name}], "description": "File or files to inherit, relative to this one; later ones win"}
+    header = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "hmsa configuration"}
+    return {**header, **schema, "properties": {"base": base, **schema["properties"]}}
+
+
+def _untitled(schema: Any) -> Any:
+    """The schema without the titles that pydantic makes from names: they would hide the descriptions in editors."""
+    if isinstance(schema, list):
+        return [_untitled(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {key: _untitled(value) for key, value in schema.items() if not (key == "title" and isinstance(value, str))}
 
 
 def _overlap(one: str, other: str) -> bool:
