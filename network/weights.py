@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .key_names import from_authors, stripped
 from .layers import ModelError
 from .multiscale import MultiScale
+from .trunks.timm_features import TimmFeatures
 from .weight_files import read_tensors
 
 Tensors = dict[str, Tensor]
@@ -126,6 +127,8 @@ def recognise(tensors: Tensors, *, name: str, trunk: nn.Module | None = None) ->
         prefixed = {("ocr." if key.startswith(heads) else "backbone.") + key: value for key, value in tensors.items()}
         return "hrnet_ocr", from_authors(prefixed)
     tensors = stripped(tensors, ("backbone.", "trunk."))
+    if isinstance(trunk, TimmFeatures):
+        tensors = trunk.own_names(tensors)
     known = {"conv1.weight", "layer1.0.conv1.weight"} <= set(tensors)
     if known or (trunk is not None and len(tensors.keys() & trunk.state_dict().keys()) > len(tensors) // 2):
         return "trunk", tensors
@@ -188,8 +191,7 @@ def _check_complete(report: LoadReport) -> None:
 
 def _load_trunk(trunk: nn.Module, tensors: Tensors, *, name: str) -> LoadReport:
     flat = {key: value for key, value in tensors.items() if not key.startswith(CLASSIFIERS)}
-    renamer = getattr(trunk, "own_names", None)
-    report, copies = _matched(trunk, renamer(flat) if renamer else flat, kind="trunk", name=name)
+    report, copies = _matched(trunk, flat, kind="trunk", name=name)
     if report.skipped:
         raise ModelError(
             f"{name} does not fill the trunk: {len(report.skipped)} of its {len(trunk.state_dict())} tensors are missing "
