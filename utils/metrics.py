@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .boundary_f import BoundaryF
 from .instance_iou import CITYSCAPES_AVERAGE_SIZES, InstanceIoU
-from .scores import MetricsError, divide, mean_of
+from .scores import MetricsError, divide, iou_of, mean_of
 
 __all__ = [
     "CITYSCAPES_AVERAGE_SIZES",
@@ -135,12 +135,6 @@ class ConfusionMatrix:
         """Found share of the pixels labelled as each class, float64 [C]; nan where the labels have none."""
         matrix = self.numpy()
         return divide(np.diag(matrix), matrix.sum(axis=1))
-
-
-def iou_of(matrix: np.ndarray) -> np.ndarray:
-    """IoU per class of int64 [C, C] (rows labels): diagonal / (row + column - diagonal); nan where that is 0 / 0."""
-    hit = np.diag(matrix)
-    return divide(hit, matrix.sum(axis=0) + matrix.sum(axis=1) - hit)
 
 
 def category_iou(matrix: np.ndarray | Tensor, categories: Sequence[str | None]) -> dict[str, float]:

@@ -21,3 +21,9 @@ def mean_of(values: np.ndarray) -> float:
     there = np.asarray(values, dtype=np.float64)
     there = there[~np.isnan(there)]
     return float(there.mean()) if there.size else float("nan")
+
+
+def iou_of(matrix: np.ndarray) -> np.ndarray:
+    """IoU per class of int64 [C, C] (rows labels): diagonal / (row + column - diagonal); nan where that is 0 / 0."""
+    hit = np.diag(matrix)
+    return divide(hit, matrix.sum(axis=0) + matrix.sum(axis=1) - hit)
