@@ -46,10 +46,12 @@ class Config(Sections):
         try:
             config = cls.model_validate(tree.values)
         except ValidationError as error:
-            for item in error.errors(include_url=False):
+            items = error.errors(include_url=False)
+            for item in items:
                 path = tuple(item["loc"])
                 broken.append(path)
-                if dotted(path) not in known:
+                told_below = any(len(other["loc"]) > len(path) and other["loc"][: len(path)] == path for other in items)
+                if dotted(path) not in known and not told_below:
                     mistakes.append(tree.mistake(path, describe(item, cls)))
         repaired = config if config is not None else cls._without(tree, broken)
         if repaired is not None and tree.is_complete:

@@ -39,8 +39,8 @@ class Tree:
     def merged(self, over: Tree) -> Tree:
         """This tree with `over` on top: mappings join key by key, everything else is replaced."""
         values = _joined(self.values, over.values)
-        origins = {**{path: origin for path, origin in self.origins.items() if not _replaced(path, over.values)}, **over.origins}
-        return Tree(values, origins, [*self.mistakes, *over.mistakes])
+        kept = {path: origin for path, origin in self.origins.items() if not _replaced(path, over.values)}
+        return Tree(values, {**over.origins, **kept}, [*self.mistakes, *over.mistakes])
 
     def without(self, paths: Iterable[KeyPath]) -> Tree:
         """This tree without the values at `paths`; of a list the whole list goes."""
@@ -154,7 +154,8 @@ def read_overrides(overrides: Sequence[str]) -> Tree:
         for mistake in document.mistakes:
             place = f"{dotted(path)}.{mistake.path}".rstrip(".")
             tree.mistakes.append(Mistake(mistake.message, path=place, file=COMMAND_LINE))
-        tree = tree.merged(Tree(_nested(path, document.value), {path: Origin(COMMAND_LINE)}, []))
+        places = {path[:length]: Origin(COMMAND_LINE) for length in range(1, len(path) + 1)}
+        tree = tree.merged(Tree(_nested(path, document.value), places, []))
     return tree
 
 

@@ -7,6 +7,7 @@ limited. Every mistake names file and line (ENGINEERING 3.1).
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,10 +246,11 @@ def _represent_list(dumper: _Dumper, values: list[Any]) -> Node:
 
 
 def _represent_float(dumper: _Dumper, value: float) -> Node:
-    # YAML 1.1 readers want a point before the exponent.
     text = repr(value)
-    if "e" in text and "." not in text:
-        text = text.replace("e", ".0e")
+    if not math.isfinite(value):
+        text = text.replace("inf", ".inf").replace("nan", ".nan")
+    elif "e" in text and "." not in text:
+        text = text.replace("e", ".0e")  # YAML 1.1 readers want a point before the exponent
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
@@ -257,5 +259,5 @@ _Dumper.add_representer(float, _represent_float)
 
 
 def write_yaml(value: Any) -> str:
-    """YAML text of plain finite values; `parse_yaml` gives them back, and so does any YAML 1.1 or 1.2 reader."""
+    """YAML text of plain values; `parse_yaml` gives them back, and so does any YAML 1.1 or 1.2 reader."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
