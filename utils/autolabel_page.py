@@ -136,7 +136,8 @@ def _cost(report: AutolabelReport) -> str:
     if report.reading_seconds:
         times: list[Row] = [[name, number(f"{1000 * seconds:.1f}")] for name, seconds in report.reading_seconds.items()]
         parts.append("<h3>Reading in training</h3>" + table(["what is read", "ms per image"], times))
-    return section("cost", "Cost", *parts, lead="Soft labels would take images x height x width x classes x 4 bytes.")
+    lead = "Soft labels take images x height x width x classes x 4 bytes: 3.2 TB for the paper's 20,000 images of 1024 x 2048 with 19 classes."
+    return section("cost", "Cost", *parts, lead=lead)
 
 
 def bytes_text(size: float) -> str:

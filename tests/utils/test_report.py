@@ -1,0 +1,222 @@
+"""The pages: complete, escaped, self-contained, and right in what they say."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.page import Example, Picture
+from utils.png import ImageWriteError
+from utils.report import AutolabelReport, ComparedRow, EvaluationReport, write_report
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+NAMES = ["road", "<b>car</b> & \"van\"", "sky"]
+COLORS = [(128, 64, 128), (0, 0, 142), (70, 130, 180)]
+MATRIX = np.array([[90, 10, 0], [5, 15, 0], [0, 0, 0]])
+
+
+class Page(HTMLParser):
+    """Reads a page, insists on balanced tags, and keeps texts, links, pictures and tables."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("style", "script"):
+            return
+        self.texts.append(data)
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+    def row(self, first: str) -> list[str]:
+        """The first table row that begins with `first`."""
+        return next(row for row in self.rows if row and row[0] == first)
+
+    def sections(self) -> list[str | None]:
+        return [attributes.get("id") for tag, attributes in self.tags if tag == "section"]
+
+
+def picture(seed: int, size: tuple[int, int] = (30, 40)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
+
+
+def example(title: str = "night/0001", remark: str = "mIoU 12.3 %") -> Example:
+    flat = np.full((30, 40, 3), (0, 0, 142), dtype=np.uint8)
+    return Example(title, [Picture.photo("image", picture(0)), Picture.drawing("label", flat)], remark)
+
+
+def full_evaluation() -> EvaluationReport:
+    return EvaluationReport(
+        title="runs/<x>", names=NAMES, colors=COLORS, matrix=MATRIX, images=7, split="val",
+        checkpoint="runs/x/<best>.pt", checkpoint_sha256="ab" * 32,
+        settings={"eval": {"scales": [0.5, 1.0], "flip": True, "tile": None}, "optim": {"lr": 0.01, "rmi": {"radius": 3}}, "plain": "<i>"},
+        facts={"validation loss": "0.412"},
+        compared=[ComparedRow("hierarchical", [1], False, 0.5), ComparedRow("average", [0.5, 1, 2], True, 0.48), ComparedRow("max", [2], False, 0.6)],
+        categories={"flat": 0.9, "vehicle": float("nan")}, instance_iou={NAMES[1]: 0.25}, category_instance_iou={"vehicle": 0.3},
+        boundary_f=np.array([0.5, 0.25, np.nan]), worst=[example("worst/0001")], worst_per_class={NAMES[1]: [example("class/0002")], "sky": []},
+        attention=[example("attention/0003")], shares=np.array([[0.8, 0.1, 0.0], [0.2, 0.9, 0.0]]), share_scales=[0.5, 1.0],
+    )  # fmt: skip
+
+
+def full_autolabel() -> AutolabelReport:
+    return AutolabelReport(
+        title="auto", names=NAMES, colors=COLORS, images=4, kept=np.array([60, 20, 0]), predicted=np.array([80, 40, 0]), pixels=200,
+        thresholds={"sky": 0.7}, checkpoint="teacher.pt", checkpoint_sha256="cd" * 32, settings={"threshold": 0.9}, facts={"mean confidence": "0.93"},
+        human=np.array([30, 0, 10]), agreement=np.array([[20, 5, 0], [0, 0, 0], [0, 0, 5]]), hard_bytes=100, confidence_bytes=50,
+        reading_seconds={"hard labels": 0.004, "soft labels": 0.25}, panels=[example("panel/1")], failed=[("<broken>.jpg", "it's truncated")],
+    )  # fmt: skip
+
+
+def read(tmp_path: Path, report: EvaluationReport | AutolabelReport) -> tuple[Page, str]:
+    write_report(tmp_path / "deep" / "report.html", report)
+    text = (tmp_path / "deep" / "report.html").read_text()
+    return Page(text), text
+
+
+@pytest.mark.parametrize("report", [full_evaluation(), full_autolabel()], ids=["evaluation", "autolabel"])
+def test_pages_need_nothing_else_and_escape_everything(tmp_path: Path, report: Any) -> None:
+    page, text = read(tmp_path, report)
+    assert not re.search(r"https?:|//cdn|@import|url\(", text), "nothing may be fetched"
+    for tag, attributes in page.tags:
+        assert tag not in ("i", "x", "best", "broken", "link"), "a name became markup"
+        assert (attributes.get("src") or "data:image/").startswith("data:image/")
+        assert (attributes.get("href") or "#").startswith("#")
+    assert "<b>car" not in text and "&lt;b&gt;car&lt;/b&gt; &amp; &quot;van&quot;" in text
+    assert NAMES[1] in page.text
+    targets = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
+    assert targets == {f"#{anchor}" for anchor in page.sections()}, "the menu leads to every part"
+
+
+def test_evaluation_says_every_number(tmp_path: Path) -> None:
+    page, _ = read(tmp_path, full_evaluation())
+    assert page.sections() == ["summary", "classes", "scales", "shares", "attention", "confusion", "worst", "settings"]
+    # road: 90 / 105, car: 15 / 30; mean (85.7 + 50) / 2
+    for number in ("67.9", "85.7", "50.0", "87.5", "0.412"):
+        assert number in page.text, number
+    assert page.row("road") == ["road", "", "85.7", "94.7", "90.0", "50.0", "–", "83.33"]
+    assert page.row(NAMES[1]) == [NAMES[1], "", "50.0", "60.0", "75.0", "25.0", "25.0", "16.67"]
+    assert page.row("sky") == ["sky", "", "–", "–", "–", "–", "–", "0.00"]
+    assert "not in the means: sky" in page.text
+    assert page.row("hierarchical") == ["hierarchical", "1", "no", "", "50.0", ""]
+    assert page.row("average") == ["average", "0.5, 1, 2", "yes", "", "48.0", "-2.0"]
+    assert page.row("max") == ["max", "2", "no", "", "60.0", "+10.0"]
+    assert page.row("flat") == ["flat", "", "90.0", "–"] and page.row("vehicle") == ["vehicle", "", "–", "30.0"]
+    assert ["road", "80", "20"] in page.rows and ["sky", "–", "–"] in page.rows
+    assert ["road", NAMES[1], "10.0", "66.7"] in page.rows, "the commonest mistake"
+    assert f"road predicted as {NAMES[1]}: 10.00 %" in page.text
+    for title in ("worst/0001", "class/0002", "attention/0003"):
+        assert title in page.text
+
+
+def test_settings_show_every_value_and_the_hash(tmp_path: Path) -> None:
+    page, _ = read(tmp_path, full_evaluation())
+    assert page.row("sha256") == ["sha256", "ab" * 32] and page.row("file") == ["file", "runs/x/<best>.pt"]
+    values = {"scales": "[0.5, 1]", "flip": "true", "tile": "null", "lr": "0.01", "radius": "3", "plain": "<i>"}
+    for name, value in values.items():
+        assert [name, value] in page.rows
+    assert "optim.rmi" in page.text
+
+
+def test_autolabel_says_every_number(tmp_path: Path) -> None:
+    page, _ = read(tmp_path, full_autolabel())
+    assert page.sections() == ["summary", "kept", "before", "agreement", "panels", "cost", "failed", "settings"]
+    assert page.row("road")[:6] == ["road", "0.9", "", "75.0", "80", "60"] and page.row("sky")[1:4] == ["0.7", "", "–"]
+    assert page.row("all") == ["all", "", "", "66.7", "120", "80", ""]
+    assert ["road", "", "75.00", "75.00", "30", "60", "2.00x"] in page.rows
+    assert [NAMES[1], "", "0.00", "25.00", "0", "20", "–"] in page.rows
+    assert ["road", "", "80.0", "100.0", "80.0", "25"] in page.rows
+    assert page.row("soft labels, float32 for each class") == ["soft labels, float32 for each class", "2.4 kB", "600 B", "24"]
+    assert page.row("hard labels (PNG), on disk") == ["hard labels (PNG), on disk", "100 B", "25 B", "1"]
+    assert page.row("soft labels") == ["soft labels", "250.0"]
+    assert page.row("<broken>.jpg") == ["<broken>.jpg", "it's truncated"]
+    assert "40.0" in page.text and "20.0" in page.text, "labelled share of all pixels, after and before"
+
+
+def test_the_papers_soft_labels_take_three_terabytes(tmp_path: Path) -> None:
+    pixels = 20_000 * 1024 * 2048
+    report = AutolabelReport(
+        title="paper", names=[f"class {n}" for n in range(19)], colors=np.zeros((256, 3), dtype=np.uint8), images=20_000,
+        kept=np.full(19, pixels // 19), pixels=pixels, hard_bytes=10**9,
+    )  # fmt: skip
+    page, _ = read(tmp_path, report)
+    assert page.row("soft labels, float32 for each class")[1:] == ["3.19 TB", "159 MB", "3,188"]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 66])
+def test_the_smallest_reports(tmp_path: Path, classes: int) -> None:
+    names, colors = [f"class {n}" for n in range(classes)], np.zeros((256, 3), dtype=np.uint8)
+    nothing = np.zeros((classes, classes), dtype=np.int64)
+    page, _ = read(tmp_path, EvaluationReport(title="t", names=names, colors=colors, matrix=nothing, images=0))
+    assert page.sections() == ["summary", "classes", "confusion", "settings"] and page.row("class 0")[2] == "–"
+    page, _ = read(tmp_path, EvaluationReport(title="t", names=names, colors=colors, matrix=nothing + np.eye(classes, dtype=int), images=1))
+    assert page.row("mean")[2] == "100.0"
+    empty = np.zeros(classes, dtype=np.int64)
+    page, _ = read(tmp_path, AutolabelReport(title="t", names=names, colors=colors, images=0, kept=empty, human=empty, pixels=0))
+    assert page.sections() == ["summary", "kept", "before", "settings"]
+
+
+def decoded(one: Picture) -> np.ndarray:
+    array = cv2.imdecode(np.frombuffer(one.data, dtype=np.uint8), cv2.IMREAD_COLOR)
+    assert array is not None and array.shape[:2] == (one.height, one.width)
+    return array[..., ::-1]
+
+
+def test_pictures_shrink_and_drawings_keep_their_colours() -> None:
+    palette = picture(3, (19, 1))[:, 0]
+    label = np.kron(np.random.default_rng(0).integers(0, 19, (20, 40)), np.ones((30, 30), dtype=int))
+    drawing = Picture.drawing("label", palette[label], width=400)
+    assert (drawing.width, drawing.height, drawing.mime) == (400, 200, "image/png")
+    allowed = {tuple(colour) for colour in palette.tolist()}
+    assert {tuple(colour) for colour in decoded(drawing).reshape(-1, 3).tolist()} <= allowed
+    small = Picture.drawing("label", palette[label[:50, :60]], width=400)
+    np.testing.assert_array_equal(decoded(small), palette[label[:50, :60]])
+    photo = Picture.photo("image", picture(0, (300, 900)), width=300)
+    assert (photo.width, photo.height, photo.mime) == (300, 100, "image/jpeg")
+    assert Picture.drawing("heat", picture(0, (60, 80))).mime == "image/jpeg"
+    flat = Picture.photo("flat", np.full((20, 20, 3), (200, 30, 60), dtype=np.uint8))
+    assert np.abs(decoded(flat).astype(int) - (200, 30, 60)).max() <= 6
+
+
+def test_pictures_travel_inside_the_page(tmp_path: Path) -> None:
+    page, _ = read(tmp_path, full_evaluation())
+    sources = [attributes["src"] or "" for tag, attributes in page.tags if tag == "img"]
+    assert len(sources) == 6
+    for source in sources:
+        kind, data = source.removeprefix("data:").split(";base64,")
+        assert kind in ("image/png", "image/jpeg") and cv2.imdecode(np.frombuffer(base64.b64decode(data), dtype=np.uint8), 1) is not None
+
+
+def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ImageWriteError, match=r"report\.html: cannot be written"):
+        write_report(tmp_path / "file" / "report.html", full_autolabel())
