@@ -127,7 +127,7 @@ class Extra(Section):
     split: str = Field(default="train_extra", min_length=1, description="Split its images come from")
     labels: Literal["coarse", "auto"] = Field(default="auto", description="Labels drawn coarsely by people, or automatic ones")
     root: str | None = Field(default=None, description="Folder or manifest of automatic labels, as autolabel.py wrote it")
-    probability: Fraction = Field(default=0.5, description="Share of an epoch drawn from this source (mode mixture; 0.5 in the paper)")
+    probability: Fraction = Field(default=0.5, description="Share of an epoch drawn from the fine images, the rest from here (mode mixture; 0.5 in the paper)")
     mode: Literal["mixture", "boost"] = Field(
         default="mixture", description="mixture: the paper's draw by probability; boost: these images join the pools of boost_classes"
     )
@@ -167,8 +167,10 @@ class Data(Section):
     batch_size: Count = Field(default=1, description="Images per process and forward pass")
     workers: int = Field(default=4, ge=0, description="Loader processes per training process; 0 loads in the process itself")
     max_pixels: Count = Field(default=200_000_000, description="Images with more pixels are refused before they are decoded")
-    cache: Literal["none", "memmap"] = Field(default="none", description="Cache of decoded images")
-    cache_dir: str | None = Field(default=None, description="Folder of caches; null: .hmsa in the data set's folder")
+    cache: Literal["none", "memmap", "zstd", "zlib", "jpeg"] = Field(
+        default="none", description="Cache of decoded images: raw, compressed without loss, or JPEG shrunk to long_edge"
+    )
+    cache_dir: str | None = Field(default=None, description="Folder of caches; null: .hmsa in the data set's folder, else ~/.cache/hmsa")
     verify: Literal["none", "sample", "all"] = Field(default="sample", description="How many files are checked before training")
     class_uniform: ClassUniform = Field(default_factory=ClassUniform, description="Class-uniform sampling")
     extra: Extra | None = Field(default=None, description="A second source of training images; null: none")

@@ -197,7 +197,8 @@ def test_overrides_are_yaml_and_the_last_wins() -> None:
         {"optim": {"lr": 0.3}},
         [
             "optim.lr=1e-3", "optim.lr=5E-3", "eval.scales=[0.5,1.0]", "data.class_uniform={fraction: 0.25, tile: 64}",
-            "data.class_uniform.point=centroid", "data.extra.labels=coarse", "optim.clip_norm=null", "experiment.name=no", "data.root=/a b/c=d", "autolabel.class_thresholds={car: 0.5}",
+            "data.class_uniform.point=centroid", "data.extra.labels=coarse", "optim.clip_norm=null",
+            "experiment.name=no", "data.root=/a b/c=d", "autolabel.class_thresholds={car: 0.5}",
             "autolabel.class_thresholds.bus=0.25",
         ],
     )  # fmt: skip
