@@ -59,7 +59,7 @@ class Augmentation:
 # The release's ranges (RELEASE 1.9): gaussian sigma, bilateral spatial sigma, in pixels.
 _SIGMA = {"gaussian": (0.15, 1.30), "bilateral": (0.05, 0.75)}
 
-# The paper (section 5) names Gaussian blur, colour augmentation, flip and scales 0.5 to 2 without strengths, which are therefore the release's here.
+# The paper names Gaussian blur, colour augmentation, flip and scales 0.5 to 2 without strengths, which are therefore the release's here.
 # The release enlarges bicubically, centres small images, and blurs only where a recipe asks for it, which Cityscapes' do not.
 _PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"blur": "gaussian"},

@@ -107,7 +107,7 @@ def build_cache(
     files.require_labels()
     shrink = long_edge if kind == "jpeg" else None
     settings = {"version": _VERSION, "kind": kind, "long_edge": shrink}
-    folder = cache_folder(cache_dir) / f"decoded-{kind}-{identity(files, images=True, settings=settings)}"
+    folder = cache_folder(cache_dir, root=files.root) / f"decoded-{kind}-{identity(files, images=True, settings=settings)}"
     cache = DecodedCache(folder, kind)
     with sole_builder(folder):
         if not cache.is_whole(len(files)):

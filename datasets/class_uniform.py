@@ -62,7 +62,7 @@ def build_class_index(
         raise DataError(f"data.class_uniform.point must be {' or '.join(POINTS)}, not '{point}'")
     files.require_labels()
     settings = {"version": _VERSION, "kind": "class_index", "tile": size, "point": point, "classes": files.spec.num_classes}
-    path = cache_folder(cache_dir) / f"class_index-{identity(files, images=False, settings=settings)}.npz"
+    path = cache_folder(cache_dir, root=files.root) / f"class_index-{identity(files, images=False, settings=settings)}.npz"
     with sole_builder(path):
         found = _load(path)
         if found is None:

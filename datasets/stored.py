@@ -24,17 +24,19 @@ Result = TypeVar("Result")
 _FEW_IMAGES = 32
 
 
-def cache_folder(chosen: str | Path | None) -> Path:
-    """`chosen`, or hmsa/ in the user's cache folder; made if missing. DataError if it cannot be written."""
-    folder = Path(chosen) if chosen is not None else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmsa"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK | os.X_OK)
-    except OSError as error:
-        raise DataError(f"cache folder {folder} cannot be made ({error.strerror}); set data.cache_dir to a folder you can write") from error
-    if not writable:
-        raise DataError(f"cache folder {folder} cannot be written; set data.cache_dir to a folder you can write")
-    return folder
+def cache_folder(chosen: str | Path | None, *, root: Path) -> Path:
+    """`chosen`, made if missing; without it .hmsa in the data set's folder `root`, where every machine that sees the data finds it, or hmsa in the
+    user's cache folder where that cannot be written. DataError if none can."""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmsa"
+    folders = [root / ".hmsa", user] if chosen is None else [Path(chosen)]
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    raise DataError(f"cache folder {folders[-1]} cannot be written; set data.cache_dir to a folder you can write", kind="cache")
 
 
 def identity(files: Files, *, images: bool, settings: dict[str, Any]) -> str:
