@@ -52,13 +52,13 @@ def _likely_cause(counts: np.ndarray, faulty: np.ndarray, spec: DatasetSpec, lab
     ids = {value for item in spec.classes for value in item.raw_ids} if label_ids == "raw" else set(range(classes))
     checks = (
         (present <= {0, 255}, "a binary mask of 0 and 255? save its 255 as the id of the class"),
-        (len(present) > 64, "a grey photograph, or a label that was resized with interpolation? resize labels by nearest neighbour"),
+        (len(wrong) > 24, "a grey photograph, or a label that was resized with interpolation? resize labels by nearest neighbour"),
         (
             ids == set(range(classes)) and wrong == {classes} and 0 not in present,
             f"ids counted from 1 to {classes} instead of from 0? write the ids into the class list, or subtract 1",
         ),
         (
-            ids == set(range(classes)) and wrong <= _CITYSCAPES_SCORED and len(present & _CITYSCAPES_SCORED) > 2,
+            label_ids == "raw" and ids == set(range(classes)) and wrong <= _CITYSCAPES_SCORED and len(present & _CITYSCAPES_SCORED) > 2,
             "raw ids of Cityscapes? use data.dataset=cityscapes, or train ids",
         ),
         (label_ids == "train" and wrong <= _CITYSCAPES_SCORED | {0}, "raw ids where train ids were announced?"),

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from .causes import explain_channels, explain_values
 from .errors import DataError
@@ -200,7 +201,8 @@ def _size_by_pillow(path: str | Path, file: IO[bytes], what: str) -> tuple[int, 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(file)
-            width, height = picture.size
+            # Pillow's size of a TIFF obeys the orientation in some versions and not in others; the tags are what is stored.
+            width, height = (picture.tag_v2[256], picture.tag_v2[257]) if isinstance(picture, TiffImageFile) else picture.size
             turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: {what} is too large ({error})", kind="too large") from error

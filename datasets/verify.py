@@ -122,25 +122,28 @@ def _outcomes(files: Files, indices: np.ndarray, *, workers: int, progress: bool
 
 def _look_at(files: Files, index: int) -> _Outcome:
     outcome = _Outcome()
+    expected = None
     try:
-        outcome.size = files.read_image(index).shape[:2]
+        height, width = files.read_image(index).shape[:2]
+        outcome.size = expected = (height, width)
     except DataError as fault:
         outcome.faults.append(fault)
+        expected = _declared_size(files.image_path(index), files.max_pixels)
     if files.labels is not None:
         try:
-            label = files.read_label(index, image_size=outcome.size or _declared_size(files.image_path(index)))
-            outcome.counts = histogram(label)
+            outcome.counts = histogram(files.read_label(index, image_size=expected))
         except DataError as fault:
             outcome.faults.append(fault)
     return outcome
 
 
-def _declared_size(path: Path) -> tuple[int, int] | None:
-    """Size of an image that could not be decoded, where at least its header can be read: its label is compared all the same."""
+def _declared_size(path: Path, max_pixels: int) -> tuple[int, int] | None:
+    """Size of an image that could not be decoded, where its header tells a credible one: its label is compared all the same."""
     try:
-        return image_size(path)
+        height, width = image_size(path)
     except DataError:
         return None
+    return (height, width) if height * width <= max_pixels else None
 
 
 def histogram(label: np.ndarray) -> np.ndarray:
