@@ -59,7 +59,7 @@ class _Outcome:
 
     size: tuple[int, int] | None = None
     counts: np.ndarray | None = None
-    faults: list[DataError] = field(default_factory=list)
+    faults: dict[str, DataError] = field(default_factory=dict)  # under "image" and "label"
 
 
 def verify_files(files: Files, *, sample: int | None = None, workers: int = 4, progress: bool = False) -> Verification:
@@ -71,7 +71,7 @@ def verify_files(files: Files, *, sample: int | None = None, workers: int = 4, p
     indices = _chosen(files, sample)
     result = Verification(files.spec, files.split, total=len(files), counts=np.zeros(files.spec.num_classes, dtype=np.int64),
                           images_with=np.zeros(files.spec.num_classes, dtype=np.int64))  # fmt: skip
-    faults: dict[str, list[tuple[int, DataError]]] = {}
+    faults: dict[tuple[str, str], list[tuple[int, DataError]]] = {}
     for index, outcome in zip(indices, _outcomes(files, indices, workers=workers, progress=progress), strict=True):
         result.checked += 1
         if outcome.size is not None:
@@ -81,8 +81,8 @@ def verify_files(files: Files, *, sample: int | None = None, workers: int = 4, p
             result.counts += own
             result.images_with += own > 0
             result.ignored += int(outcome.counts.sum() - own.sum())
-        for fault in outcome.faults:
-            faults.setdefault(fault.kind, []).append((int(index), fault))
+        for what, fault in outcome.faults.items():
+            faults.setdefault((what, fault.kind), []).append((int(index), fault))
     result.problems = [_sentence(files, found) for found in faults.values()]
     _judge_whole(files, result)
     return result
@@ -127,13 +127,13 @@ def _look_at(files: Files, index: int) -> _Outcome:
         height, width = files.read_image(index).shape[:2]
         outcome.size = expected = (height, width)
     except DataError as fault:
-        outcome.faults.append(fault)
+        outcome.faults["image"] = fault
         expected = _declared_size(files.image_path(index), files.max_pixels)
     if files.labels is not None:
         try:
             outcome.counts = histogram(files.read_label(index, image_size=expected))
         except DataError as fault:
-            outcome.faults.append(fault)
+            outcome.faults["label"] = fault
     return outcome
 
 
