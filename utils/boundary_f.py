@@ -20,7 +20,7 @@ def outline(mask: np.ndarray) -> np.ndarray:
     return edge
 
 
-def boundary_f(found: np.ndarray, wanted: np.ndarray, *, radius: float) -> float:
+def boundary_f(found: np.ndarray, wanted: np.ndarray, *, radius: int) -> float:
     """F of the outlines of two bool masks [H, W]; an outline pixel matches when the other outline is within `radius`.
 
     Precision is the matched share of the outline of `found`, recall that of `wanted`, F = 2PR / (P + R). Without any
@@ -29,14 +29,15 @@ def boundary_f(found: np.ndarray, wanted: np.ndarray, *, radius: float) -> float
     found_edge, wanted_edge = outline(found), outline(wanted)
     if not found_edge.any() or not wanted_edge.any():
         return float(found_edge.any() == wanted_edge.any())
-    precision = (_distance_to(wanted_edge)[found_edge] <= radius).mean()
-    recall = (_distance_to(found_edge)[wanted_edge] <= radius).mean()
+    disk = _disk(radius)  # faster than a distance transform up to a radius of about 30 pixels
+    precision = cv2.dilate(wanted_edge.astype(np.uint8), disk)[found_edge].mean()
+    recall = cv2.dilate(found_edge.astype(np.uint8), disk)[wanted_edge].mean()
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
-def _distance_to(edge: np.ndarray) -> np.ndarray:
-    """Euclidean distance of every pixel to the nearest one of `edge`: much faster than dilating by a large disk."""
-    return cv2.distanceTransform((~edge).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+def _disk(radius: int) -> np.ndarray:
+    y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    return (y * y + x * x <= radius * radius).astype(np.uint8)
 
 
 class BoundaryF:
@@ -57,8 +58,7 @@ class BoundaryF:
     def update(self, predicted: np.ndarray, label: np.ndarray) -> None:
         """Add one image: class ids [H, W] of prediction and label."""
         assert predicted.shape == label.shape and label.ndim == 2
-        # Distances are roots of integers in float32: the margin is far above their rounding and below the next root.
-        radius = math.ceil(self.threshold * math.hypot(*label.shape)) + 1e-3
+        radius = math.ceil(self.threshold * math.hypot(*label.shape))
         found = np.where(label == self.ignore_label, self.ignore_label, predicted)
         row = np.full(self.num_classes, np.nan)
         for index in range(self.num_classes):

@@ -1,0 +1,97 @@
+"""Several metrics.json side by side."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.compare_runs import CompareError, load_runs, main
+
+
+def write(path: Path, **changes: Any) -> Path:
+    content = {
+        "miou": 0.5, "pixel_accuracy": 0.9, "per_class": {"road": 0.8, "car": 0.2, "train": None}, "classes_absent": ["train"], "images": 10,
+        "scales": [1.0], "flip": False, "split": "val", "checkpoint_sha256": "a" * 64,
+    }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**content, **changes}))
+    return path
+
+
+def better(path: Path, **changes: Any) -> Path:
+    per_class = {"road": 0.85, "car": 0.1, "train": 0.4}
+    return write(path, miou=0.55, per_class=per_class, scales=[0.5, 1.0, 2.0], flip=True, checkpoint_sha256="b" * 64, **changes)
+
+
+def test_table_with_differences_to_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "base" / "metrics.json")
+    better(tmp_path / "ours" / "eval" / "metrics.json")
+    assert main([str(tmp_path / "base"), str(tmp_path / "ours")]) == 0
+    lines = {line[:14].strip(): line[14:].split() for line in capsys.readouterr().out.splitlines()}
+    assert lines[""] == ["base", "ours"]
+    assert lines["scales"] == ["1", "0.5,", "1,", "2", "+", "flip"]
+    assert lines["mIoU"] == ["50.0", "55.0", "(+5.0)"]
+    assert lines["road"] == ["80.0", "85.0", "(+5.0)"] and lines["car"] == ["20.0", "10.0", "(-10.0)"]
+    assert lines["train"] == ["-", "40.0"] and lines["pixel accuracy"] == ["90.0", "90.0", "(+0.0)"]
+    assert lines["checkpoint"] == ["a" * 12, "b" * 12] and lines["images"] == ["10", "(val)", "10", "(val)"]
+
+
+def test_names_tell_runs_apart(tmp_path: Path) -> None:
+    files = [write(tmp_path / name / "metrics.json") for name in ("x/seed1", "x/seed2", "y/seed1")]
+    assert [run.name for run in load_runs(files)] == ["x/seed1", "x/seed2", "y/seed1"]
+    assert load_runs(files[:1])[0].name == "seed1"
+    pair = [write(tmp_path / "z" / name) for name in ("flip.json", "plain.json")]
+    assert [run.name for run in load_runs(pair)] == ["flip.json", "plain.json"]
+
+
+def test_page(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "<a>" / "metrics.json"), better(tmp_path / "b" / "metrics.json", images=9)
+    assert main([str(first), str(second), "--html", str(tmp_path / "out" / "compare.html")]) == 0
+    text = (tmp_path / "out" / "compare.html").read_text()
+    assert "55.0 (+5.0)" in text and "10.0 (-10.0)" in text and "b" * 64 in text and "&lt;a&gt;" in text and "<a>" not in text
+    assert "Different numbers of images: 10, 9." in text and "http" not in text
+
+
+def test_other_splits_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [write(tmp_path / "a.json"), write(tmp_path / "b.json", split="test")]
+    assert main([str(file) for file in files]) == 0
+    assert "Different splits: val, test." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "is no JSON file"),
+        ("[1]", "is no metrics.json of eval.py: it holds a list"),
+        ('{"miou": 0.1}', "the key 'per_class' is missing"),
+        ('{"per_class": 3}', "is no metrics.json of eval.py"),
+    ],
+)
+def test_faulty_files_are_named(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "bad.json").write_text(content)
+    with pytest.raises(CompareError, match="bad.json: .*" + said):
+        load_runs([tmp_path / "bad.json"])
+
+
+def test_missing_files_and_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    for path, said in ((tmp_path / "empty", "holds neither metrics.json nor eval/metrics.json"), (tmp_path / "none.json", "cannot be read")):
+        assert main([str(path)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and said in error and error.count("\n") == 1
+    one, other = write(tmp_path / "a.json"), write(tmp_path / "b.json", per_class={"road": 0.5, "bus": 0.5, "train": 0.1})
+    assert main([str(one), str(other)]) == 2
+    assert "b.json: scores other classes than" in capsys.readouterr().err
+
+
+def test_runs_as_a_script_without_torch(tmp_path: Path, root: Path) -> None:
+    file = write(tmp_path / "metrics.json")
+    blocked = f"import sys; sys.modules['torch'] = None; sys.argv = ['x', {str(file)!r}]; import runpy; "
+    code = blocked + "runpy.run_path('scripts/compare_runs.py', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0 and "mIoU" in done.stdout, done.stderr
