@@ -19,6 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from utils.page import Cell, Row, bar, number, page, section, table
+from utils.png import ImageWriteError, write_file
+
 PLACES = ("metrics.json", "eval/metrics.json")
 
 
@@ -138,8 +141,6 @@ def as_text(lines: Sequence[Sequence[str]]) -> str:
 
 def as_page(runs: Sequence[Run]) -> str:
     """A self-contained page: the table with a bar for each IoU, and where every figure comes from."""
-    from utils.page import Cell, Row, bar, number, page, section, table
-
     lines = rows(runs)
     scores = {"mIoU": [run.miou for run in runs], "pixel accuracy": [run.pixel_accuracy for run in runs]}
     scores |= {name: [_fraction(run.per_class[name]) for run in runs] for name in runs[0].per_class}
@@ -174,10 +175,8 @@ def main(command_line: Sequence[str] | None = None) -> int:
         for sentence in differences(runs):
             print(sentence)
         if arguments.html is not None:
-            from utils.png import write_file
-
             write_file(arguments.html, as_page(runs).encode())
-    except (CompareError, OSError) as error:
+    except (CompareError, ImageWriteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -226,7 +226,7 @@ h4{font-size:13.5px;margin:14px 0 6px;font-weight:600;overflow-wrap:anywhere}
 th{text-align:left;font-weight:600;color:var(--soft);font-size:12.5px;vertical-align:bottom}
 th,td{padding:4px 16px 4px 0;border-bottom:1px solid var(--line)}tfoot td{font-weight:650;border-bottom:0}
 tbody tr:hover{background:color-mix(in srgb,var(--accent) 6%,transparent)}
-.number,.heat{text-align:right}.heat{text-align:center}.full{width:100%}.full .grow{width:34%}
+td:first-child{white-space:nowrap}.number,.heat{text-align:right}.heat{text-align:center}.full{width:100%}.full .grow{width:34%}
 .absent td{color:var(--soft)}.good{color:var(--good)}.bad{color:var(--bad)}
 .swatch{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:8px;vertical-align:-1px;
 box-shadow:inset 0 0 0 1px rgb(128 128 128/.45)}

@@ -84,6 +84,9 @@ def test_missing_files_and_other_classes(tmp_path: Path, capsys: pytest.CaptureF
         assert main([str(path)]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and said in error and error.count("\n") == 1
+    (tmp_path / "file").write_text("")
+    assert main([str(write(tmp_path / "a.json")), "--html", str(tmp_path / "file" / "x.html")]) == 2
+    assert "x.html: cannot be written" in capsys.readouterr().err
     one, other = write(tmp_path / "a.json"), write(tmp_path / "b.json", per_class={"road": 0.5, "bus": 0.5, "train": 0.1})
     assert main([str(one), str(other)]) == 2
     assert "b.json: scores other classes than" in capsys.readouterr().err
