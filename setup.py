@@ -57,5 +57,6 @@ setup(
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2"],
         "timm": ["timm>=1.0"],
         "safetensors": ["safetensors>=0.4"],
+        "zstd": ["zstandard>=0.20"],
     },
 )

@@ -127,7 +127,9 @@ class Extra(Section):
     split: str = Field(default="train_extra", min_length=1, description="Split its images come from")
     labels: Literal["coarse", "auto"] = Field(default="auto", description="Labels drawn coarsely by people, or automatic ones")
     root: str | None = Field(default=None, description="Folder or manifest of automatic labels, as autolabel.py wrote it")
-    probability: Fraction = Field(default=0.5, description="Share of an epoch drawn from the fine images, the rest from here (mode mixture; 0.5 in the paper)")
+    probability: Fraction = Field(
+        default=0.5, description="Share of an epoch drawn from the fine images, the rest from here (mode mixture; 0.5 in the paper)"
+    )
     mode: Literal["mixture", "boost"] = Field(
         default="mixture", description="mixture: the paper's draw by probability; boost: these images join the pools of boost_classes"
     )
