@@ -171,11 +171,11 @@ def main(command_line: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(command_line)
     try:
         runs = load_runs(arguments.runs)
+        if arguments.html is not None:
+            write_file(arguments.html, as_page(runs).encode())
         print(as_text(rows(runs)))
         for sentence in differences(runs):
             print(sentence)
-        if arguments.html is not None:
-            write_file(arguments.html, as_page(runs).encode())
     except (CompareError, ImageWriteError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
