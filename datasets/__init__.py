@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .spec import DatasetSpec as DatasetSpec
     from .suggest import suggest_data as suggest_data
     from .verify import Verification as Verification
+    from .verify import count_pixels as count_pixels
     from .verify import find_duplicates as find_duplicates
     from .verify import verify_files as verify_files
     from .workers import explain_lost_worker as explain_lost_worker
@@ -70,6 +71,7 @@ _HOME = {
     "build_eval_loader": "loader",
     "build_files": "build",
     "build_train_loader": "loader",
+    "count_pixels": "verify",
     "explain_lost_worker": "workers",
     "find_duplicates": "verify",
     "image_files": "build",

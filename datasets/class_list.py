@@ -77,7 +77,7 @@ def _spec(content: Any, *, default_name: str) -> DatasetSpec:
     entries = values.get("classes")
     if not isinstance(entries, list) or not entries:
         raise DataError("classes: must be a list such as [{name: road, color: [128, 64, 128], id: 0}, ...]")
-    ignored = _ids(values.get("ignore", 255), "ignore")
+    ignored = _ids(values.get("ignore", 255), "ignore", least=-1)
     classes = tuple(_class(entry, position) for position, entry in enumerate(entries))
     return DatasetSpec(name=name, classes=classes, raw_ignore=ignored[0], known_raw_ids=ignored)
 
@@ -89,7 +89,7 @@ def _class(entry: Any, position: int) -> ClassInfo:
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}.name: must be text, not {name!r} (put words such as no or on, and numbers, in quotes)")
     color = values.get("color", list(spread_color(position)))
-    if not (isinstance(color, list) and len(color) == 3 and all(_is_byte(part) for part in color)):
+    if not (isinstance(color, list) and len(color) == 3 and all(_is_id(part) for part in color)):
         raise DataError(f"{where}.color: must be [red, green, blue] from 0 to 255, not {color!r}")
     if "id" in values and "ids" in values:
         raise DataError(f"{where}: give id or ids, not both")
@@ -123,12 +123,12 @@ def _mapping(content: Any, where: str, known: tuple[str, ...]) -> dict[str, Any]
     return content
 
 
-def _ids(value: Any, where: str) -> tuple[int, ...]:
+def _ids(value: Any, where: str, *, least: int = 0) -> tuple[int, ...]:
     values = value if isinstance(value, list) else [value]
-    if not values or not all(_is_byte(item) for item in values):
-        raise DataError(f"{where}: must be an id from 0 to 255 or a list of them, not {value!r}")
+    if not values or not all(_is_id(item, least) for item in values):
+        raise DataError(f"{where}: must be an id from {least} to 255 or a list of them, not {value!r}")
     return tuple(values)
 
 
-def _is_byte(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+def _is_id(value: Any, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= 255

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from .spec import DatasetSpec, LabelIds
 
 DEFAULT_MAX_PIXELS = 64_000_000
-
-# What Pillow raises for broken files, beside OSError: its PNG reader uses SyntaxError and ValueError, its TIFF reader TypeError and others.
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, MemoryError, UnidentifiedImageError)
 
 
 def read_image(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
@@ -54,7 +51,7 @@ def _read_other(path: str | Path, data: bytes) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = ImageOps.exif_transpose(Image.open(BytesIO(data)))
-    except _BROKEN as error:
+    except Exception as error:  # over broken files Pillow's readers raise errors of every kind
         raise DataError(f"{path}: image cannot be decoded ({error}); it is damaged, fetch or export it again", kind="unreadable") from error
     if picture.mode == "CMYK":
         raise DataError(f"{path}: image has four CMYK channels; convert it to RGB", kind="channels")
@@ -108,7 +105,7 @@ def decode_label(path: str | Path, *, spec: DatasetSpec | None = None, max_pixel
         # PngImageFile spares Image.open's own limit on pixels, which warns and raises at sizes that are not ours; ours was checked above.
         picture: Image.Image = PngImageFile(BytesIO(data)) if header is not None else Image.open(BytesIO(data))
         picture.load()
-    except _BROKEN as error:
+    except Exception as error:  # over broken files Pillow's readers raise errors of every kind
         raise DataError(f"{path}: label cannot be decoded ({error}); it is damaged or not a PNG file", kind="unreadable") from error
     return _label_values(path, picture, header, spec)
 
@@ -206,6 +203,6 @@ def _size_by_pillow(path: str | Path, file: IO[bytes], what: str) -> tuple[int, 
             turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: {what} is too large ({error})", kind="too large") from error
-    except _BROKEN as error:
+    except Exception as error:  # over broken files Pillow's readers raise errors of every kind
         raise DataError(f"{path}: {what} is not an image that can be read", kind="unreadable") from error
     return (width, height) if turned else (height, width)

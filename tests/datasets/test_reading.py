@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from datasets import CITYSCAPES, DataError, image_size, read_image, read_label, resize_long_edge
@@ -239,6 +243,29 @@ def test_counts_name_every_pixel_of_a_faulty_value(tmp_path: Path) -> None:
     values = np.zeros((10, 10), np.uint8)
     values[0, :7] = 40
     refused(save(tmp_path / "a.png", values), r"value 40 \(7 of 100 pixels\)")
+
+
+@given(
+    form=st.sampled_from(["PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF"]),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=4),
+    kept=st.floats(0, 1),
+)
+@settings(max_examples=300)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about the damage done
+def test_whatever_is_damaged_ends_in_a_data_error_or_an_image(form: str, changes: list[tuple[float, int]], kept: float) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytearray(encoded(label((12, 16)), form, **({"exif": exif} if form in ("PNG", "JPEG", "TIFF", "WEBP") else {})))
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder) / "file", bytes(data[: round(kept * len(data))]))
+        with contextlib.suppress(DataError):
+            assert read_image(path, max_pixels=10_000).ndim == 3
+        with contextlib.suppress(DataError):
+            assert set(np.unique(read_label(path, spec=toy_spec(), max_pixels=10_000))) <= {0, 1, 2, 255}
+        with contextlib.suppress(DataError):
+            assert len(image_size(path)) == 2
 
 
 def test_data_error_travels_between_processes() -> None:

@@ -107,6 +107,13 @@ def test_class_list_with_ids_several_ignores_and_no_colors(tmp_path: Path) -> No
     assert spec.classes[1].category == "high"
 
 
+def test_class_list_may_ignore_minus_one(tmp_path: Path) -> None:
+    path = tmp_path / "classes.yaml"
+    path.write_text("ignore: -1\nclasses: [{name: a}]\n")
+    spec, _ = load_class_list(path)
+    assert spec.to_train[255] == 255 and spec.to_raw[255] == 255 and spec.tables("raw")[1][255] == 0
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

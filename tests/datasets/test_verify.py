@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import DataError, Files, Verification, build_files, find_duplicates, suggest_data, verify_files
+from datasets import DataError, Files, Verification, build_files, count_pixels, find_duplicates, suggest_data, verify_files
 from datasets import verify as verify_module
 from datasets.verify import histogram
 from tests.datasets.trees import encoded, label, make_cityscapes, make_folder, make_mapillary, photo, png_with_size, save, toy_spec
@@ -31,6 +31,19 @@ def test_counts_are_exact(tmp_path: Path) -> None:
     assert found.sizes == {(24, 32): 2, (20, 30): 1}
     assert found.problems == [] and found.absent == ()
     found.raise_for_problems()
+
+
+def test_pixels_are_counted_without_opening_an_image(tmp_path: Path) -> None:
+    files = listed(make_folder(tmp_path, {"train": ["a", "b", "c"]}))
+    expected = verify_files(files).counts
+    for index in range(3):
+        files.image_path(index).unlink()
+    assert count_pixels(files, workers=2).tolist() == expected.tolist()
+    save(tmp_path / "labels/train/b.png", label(values=(0, 9)))
+    with pytest.raises(DataError, match=r"b\.png: label value 9"):
+        count_pixels(files)
+    with pytest.raises(DataError, match="has no labels"):
+        count_pixels(build_files(dataset="folder", root=make_folder(tmp_path / "d", {"train": ["a"]}), split="train", labels="none"))
 
 
 def test_each_kind_of_fault_has_one_sentence(tmp_path: Path) -> None:
