@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from datasets import CITYSCAPES, DataError, Files, LabelPolicy, build_files
 from datasets.policy import POLICIES, inner_frame
 from tests.datasets.trees import label, make_auto_labels, make_cityscapes, make_folder, save, toy_spec
+from utils.autolabels import encode_label, label_name, manifest
 
 LABELS = arrays(np.uint8, (5, 7), elements=st.sampled_from([0, 1, 2, 255]))
 
@@ -200,3 +201,25 @@ def test_labels_written_from_the_spec_are_read_back(tree: Path, tmp_path: Path) 
     for name in names_of(tree):
         save(place / f"{name.removesuffix('_leftImg8bit')}_gtAuto_labelIds.png", CITYSCAPES.to_raw[train])
     assert np.array_equal(listed(tree, place).read_label(0), train)
+
+
+def test_reads_what_the_doors_tools_write(tree: Path, tmp_path: Path) -> None:
+    place, train = tmp_path / "out", label((24, 48), values=(0, 13, 255))
+    records, lines = [], []
+    for name in names_of(tree):
+        path = place / label_name(name, label_ids="raw")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        counts = np.bincount(train[train != 255], minlength=19).tolist()
+        records.append({"counts": counts, "predicted": counts, "mean_confidence": 0.9})
+        path.write_bytes(encode_label(CITYSCAPES.to_raw[train], records[-1]))
+        lines.append({"image": f"/somewhere/{name}.png", "label": path.relative_to(place).as_posix(), "confidence": None})
+    settings = {"label_ids": "raw", "classes": CITYSCAPES.to_dict()}
+    (place / "images.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (place / "manifest.json").write_text(json.dumps(manifest(settings, records, [], CITYSCAPES.names)))
+    assert np.array_equal(listed(tree, place).read_label(2), train)
+    (place / "manifest.json").unlink()
+    assert np.array_equal(listed(tree, place).read_label(2), train)  # the names alone suffice
+    failed = manifest(settings, records[1:], [{"image": names_of(tree)[0], "why": "not labelled yet"}], CITYSCAPES.names)
+    (place / "manifest.json").write_text(json.dumps(failed))
+    with pytest.raises(DataError, match="1 images were not labelled"):
+        listed(tree, place)
