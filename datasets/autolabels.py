@@ -20,7 +20,7 @@ _LABEL_FORMS: tuple[tuple[bool, str, LabelIds], ...] = (
     (True, "_gtAuto_labelTrainIds.png", "train"),
     (False, ".png", "raw"),
 )
-_CONFIDENCE_ENDS = ("_confidence.png", "_prob.png")  # ours; the release's. They follow the label's name without its suffix.
+_CONFIDENCE_ENDS = ("_confidence.png", "_prob.png")  # ours; the release's. They follow the label's name without suffix and kind of ids.
 
 
 @dataclass
@@ -57,7 +57,7 @@ def _from_folder(place: Path, names: Sequence[str]) -> AutoLabels:
         if missing:
             raise DataError(f"{len(missing)} of {len(wanted)} images have no automatic label in {place}: {some(missing)}", kind="pairs")
         for confidence_end in _CONFIDENCE_ENDS:
-            beside = [stem(path) + confidence_end for path in wanted]
+            beside = [stem(path).removesuffix("_labelIds").removesuffix("_labelTrainIds") + confidence_end for path in wanted]
             if all(path in files for path in beside):
                 return AutoLabels(place, list(range(len(names))), _below(place, wanted), _below(place, beside), label_ids)
         return AutoLabels(place, list(range(len(names))), _below(place, wanted), None, label_ids)
@@ -80,9 +80,9 @@ def _from_manifest(path: Path, names: Sequence[str], spec: DatasetSpec) -> AutoL
         theirs, ours = f"{own.name} with {own.num_classes} classes", f"{spec.name} with {spec.num_classes}"
         raise DataError(f"{path}: its labels are of {theirs}, not of {ours}", kind="classes")
     failures = [str(failure.get("image")) for failure in manifest.get("failures", ())]
-    if failures:
-        hint = "mend them and start the same autolabel.py command again"
-        raise DataError(f"{path}: {len(failures)} images were not labelled ({some(failures)}); {hint}", kind="pairs")
+    if failures or manifest.get("complete") is False:
+        which = f"{len(failures)} images were not labelled ({some(failures)})" if failures else "this labelling is not finished"
+        raise DataError(f"{path}: {which}; start the same autolabel.py command again", kind="pairs")
     by_name = {name: index for index, name in enumerate(names)}
     short = _unique_last_parts(names)
     folder = path.parent

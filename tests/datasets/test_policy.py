@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from datasets import CITYSCAPES, DataError, Files, LabelPolicy, build_files
 from datasets.policy import POLICIES, inner_frame
 from tests.datasets.trees import label, make_auto_labels, make_cityscapes, make_folder, save, toy_spec
-from utils.autolabels import encode_label, label_name, manifest
+from utils.autolabels import confidence_name, encode_label, label_name, manifest
 
 LABELS = arrays(np.uint8, (5, 7), elements=st.sampled_from([0, 1, 2, 255]))
 
@@ -133,6 +133,7 @@ def test_images_are_found_by_the_end_of_their_path(tree: Path, tmp_path: Path) -
         ({"label_ids": "both"}, "label_ids 'both' is neither"),
         ({"classes": toy_spec().to_dict()}, "its labels are of toy with 3 classes, not of cityscapes with 19"),
         ({"classes": {"name": "x"}}, "not a manifest of automatic labels"),
+        ({"complete": False}, "this labelling is not finished"),
         ({"failures": [{"image": "x.png", "why": "?"}]}, r"1 images were not labelled \(x\.png\)"),
     ],
 )
@@ -178,9 +179,9 @@ def test_what_is_missing_for_a_wish_is_said(tree: Path, tmp_path: Path) -> None:
         listed(tree, tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"set data\.extra\.root"):
         listed(tree, None)
-    save(place / "augsburg/augsburg_000000_000019_gtAuto_labelIds_confidence.png", label((9, 9)))
-    save(place / "augsburg/augsburg_000001_000019_gtAuto_labelIds_confidence.png", label((24, 48)))
-    save(place / "bamberg/bamberg_000000_000019_gtAuto_labelIds_confidence.png", label((24, 48)))
+    save(place / "augsburg/augsburg_000000_000019_gtAuto_confidence.png", label((9, 9)))
+    save(place / "augsburg/augsburg_000001_000019_gtAuto_confidence.png", label((24, 48)))
+    save(place / "bamberg/bamberg_000000_000019_gtAuto_confidence.png", label((24, 48)))
     with pytest.raises(DataError, match="confidence has 9 x 9 pixels but its label 24 x 48"):
         listed(tree, place, confidence_threshold=0.5).read_label(0)
 
@@ -212,13 +213,14 @@ def test_reads_what_the_doors_tools_write(tree: Path, tmp_path: Path) -> None:
         counts = np.bincount(train[train != 255], minlength=19).tolist()
         records.append({"counts": counts, "predicted": counts, "mean_confidence": 0.9})
         path.write_bytes(encode_label(CITYSCAPES.to_raw[train], records[-1]))
-        lines.append({"image": f"/somewhere/{name}.png", "label": path.relative_to(place).as_posix(), "confidence": None})
+        (place / confidence_name(name)).write_bytes(encode_label(np.full((24, 48), 255, np.uint8), {}))
+        lines.append({"image": f"{name}.png", "label": path.relative_to(place).as_posix(), "confidence": confidence_name(name)})
     settings = {"label_ids": "raw", "classes": CITYSCAPES.to_dict()}
     (place / "images.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (place / "manifest.json").write_text(json.dumps(manifest(settings, records, [], CITYSCAPES.names)))
-    assert np.array_equal(listed(tree, place).read_label(2), train)
+    assert np.array_equal(listed(tree, place, confidence_threshold=1.0).read_label(2), train)
     (place / "manifest.json").unlink()
-    assert np.array_equal(listed(tree, place).read_label(2), train)  # the names alone suffice
+    assert np.array_equal(listed(tree, place, confidence_threshold=1.0).read_label(2), train)  # the names alone suffice
     failed = manifest(settings, records[1:], [{"image": names_of(tree)[0], "why": "not labelled yet"}], CITYSCAPES.names)
     (place / "manifest.json").write_text(json.dumps(failed))
     with pytest.raises(DataError, match="1 images were not labelled"):

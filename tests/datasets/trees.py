@@ -174,7 +174,7 @@ def make_auto_labels(root: Path, names: Iterable[str], *, form: str, manifest: b
         train = label((24, 48), values=(0, 2, 13, 255), seed=number)
         values = train if form == "train" else CITYSCAPES.to_raw[train]
         save(root / f"{target}.png", values)
-        beside = f"{target}_{'prob' if form == 'release' else 'confidence'}.png"
+        beside = f"{name}_prob.png" if form == "release" else f"{short}_gtAuto_confidence.png"
         if confidence:
             save(root / beside, label((24, 48), values=(120, 240), seed=number))
         lines.append({"image": f"/elsewhere/images/{name}.png", "label": f"{target}.png", "confidence": beside if confidence else None, "kept": 0.9})
