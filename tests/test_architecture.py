@@ -61,8 +61,8 @@ def test_the_island_test_sees_every_way_out(tmp_path: Path, monkeypatch: pytest.
     room = tmp_path / "network" / "trunks"
     room.mkdir(parents=True)
     file = room / "x.py"
-    lines = ["import utils.config", "from datasets import a", "from ... import loss", "from ..layers import b", "def f():", "    from hmsa.loss import c"]
-    file.write_text("\n".join(lines))
+    lines = ["import utils.config", "from datasets import a", "from ... import loss", "from ..layers import b"]
+    file.write_text("\n".join([*lines, "def f():", "    from hmsa.loss import c"]))
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     assert [found.split(": ")[1] for found in forbidden_imports(file, room="network")] == ["utils.config", "datasets", "...loss", "hmsa.loss"]
 

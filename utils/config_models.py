@@ -199,6 +199,8 @@ class Model(Section):
     attention_channels: Count = Field(default=256, description="Width of the attention head (256 in the release; the paper does not say)")
     attention_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the attention head's last layer")
     head: Literal["release", "paper"] = Field(default="release", description="Semantic head of the published checkpoints, or of the paper's text")
+    dropout: float = Field(default=0.05, ge=0, lt=1, description="Dropout of the OCR decoder's features (0.05 in the release)")
+    explicit_batchnorm: bool = Field(default=False, description="Batch norm in the head of attention to scale (multiscale explicit)")
     explicit_softmax: bool = Field(default=True, description="Soft-max over scales (multiscale explicit); false: the release's raw weights")
 
     @model_validator(mode="before")
@@ -213,11 +215,16 @@ class Model(Section):
 class Rmi(Section):
     """Constants of the region mutual information loss (Zhao et al. 2019)."""
 
-    radius: Annotated[Literal[1, 2, 3, 4, 5], Integer] = Field(default=3, description="Side of the square window whose pixels are seen as one vector")
-    pool: Literal["avg", "max", "interp", "none"] = Field(default="avg", description="How label and probability are made smaller first")
-    pool_size: Count = Field(default=4, description="Size and stride of that pooling")
-    lambda_way: Annotated[Literal[0, 1], Integer] = Field(default=1, description="1: weight x bce + (1 - weight) x rmi; 0: bce + weight x rmi")
+    radius: Annotated[int, Field(ge=1, le=9)] = Field(default=3, description="Side of the square window whose pixels are seen as one vector")
+    pool: Literal["avg", "max", "interp"] = Field(default="avg", description="How label and probability are made smaller first")
+    pool_size: Count = Field(default=4, description="Size and stride of that pooling; 1 pools nothing")
+    lambda_way: Annotated[Literal[0, 1], Integer] = Field(
+        default=1, description="1: weight x bce + (1 - weight) x rmi, as in the paper's runs; 0: bce + weight x rmi"
+    )
     weight: Fraction = Field(default=0.5, description="The lambda of lambda_way")
+    probability_epsilon: Positive = Field(default=1e-6, description="Added to every probability")
+    covariance_epsilon: Positive = Field(default=5e-4, description="Added to the diagonals of covariances")
+    log_epsilon: Positive = Field(default=1e-8, description="Added inside the logarithm of the determinant")
 
 
 class Ohem(Section):

@@ -130,6 +130,7 @@ def test_a_key_like_no_other_lists_what_there_is() -> None:
         "data.crop=512", "data.crop=[1.5, 2]", "data.crop=[0, 4]", "data.crop=[1, 2, 3]", "data.flip=1.5", "eval.scales=1.0", "eval.scales=[]",
         "eval.scales=[-1]", "model.output_stride=32", "model.output_stride=8.0", "data.cv=3", "model.trunk='timm:'", "optim.ema_decay=1",
         "data.class_uniform.tile=true", "data.extra=true", "data.extra={labels: auto, root: x, mode: blend}", "loss.rmi.radius=4.0",
+        "loss.rmi.lambda_way=true",
     ],
 )  # fmt: skip
 def test_values_out_of_range_or_of_another_type_are_refused(override: str) -> None:
