@@ -40,7 +40,7 @@ def _polygons(
     """Area and polygon of each part of a mask worth drawing, shrunk away from its border."""
     padded = cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
-    margin = unit * float(rng.uniform(1.5, 3.5))
+    margin = unit * float(rng.uniform(2.0, 4.0))
     inner = np.asarray(depth > min(margin, 0.5 * float(depth.max())), np.uint8)
     found: list[tuple[float, NDArray[np.int32]]] = []
     for contour in cv2.findContours(inner, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:

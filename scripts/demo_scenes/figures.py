@@ -58,7 +58,7 @@ def draw_person(stage: Stage, *, x: float, z: float, height: float | None = None
     figure = Figure(stage, x=x, z=z, ident=stage.canvas.instance(ids.PERSON))
     stage.shadow(np.array([[x - 0.35, 0, z - 0.2], [x + 0.35, 0, z - 0.2], [x + 0.35, 0, z + 0.2], [x - 0.35, 0, z + 0.2]]), 0.7)
     stride = float(rng.uniform(0.05, 0.3))
-    trousers, coat = scaled(stage.paint(spread=20), 0.62), stage.paint(spread=24)
+    trousers, coat = scaled(stage.paint("clothes"), 0.7), stage.paint("clothes", spread=16)
     hip, shoulder, k = 0.5 * tall, 0.82 * tall, tall / 1.75
     for side, shade in ((-1, 0.8), (1, 1.0)):
         toe = side * stride
@@ -78,7 +78,7 @@ def draw_person(stage: Stage, *, x: float, z: float, height: float | None = None
     hair = shifted((58, 46, 38), float(rng.normal(0, 18)))
     figure.polygon([(-0.125, tall - 0.12), (-0.1, tall), (0.1, tall), (0.125, tall - 0.12)], hair)
     if rng.random() < 0.3:
-        figure.polygon([(0.16, hip + 0.3), (0.34, hip + 0.26), (0.34, hip - 0.02), (0.16, hip - 0.02)], stage.paint())
+        figure.polygon([(0.16, hip + 0.3), (0.34, hip + 0.26), (0.34, hip - 0.02), (0.16, hip - 0.02)], stage.paint("car"))
 
 
 def draw_bicycle(stage: Stage, *, x: float, z: float, ridden: bool) -> None:
@@ -88,7 +88,7 @@ def draw_bicycle(stage: Stage, *, x: float, z: float, ridden: bool) -> None:
         stage, x=x, z=z, ident=stage.canvas.instance(ids.BICYCLE), stretch=float(rng.choice([-1, 1]) * rng.uniform(0.5, 1.0))
     )
     _ground_shadow(stage, x, z, 0.8)
-    frame = stage.paint(spread=24)
+    frame = stage.paint("two-wheeler", spread=16)
     for wheel in (-0.55, 0.55):
         figure.disc(wheel, 0.35, 0.35, None)
         for spoke in CIRCLE[::4]:
@@ -111,7 +111,7 @@ def draw_motorcycle(stage: Stage, *, x: float, z: float, ridden: bool) -> None:
         x=x, z=z, ident=stage.canvas.instance(ids.MOTORCYCLE), stretch=float(rng.choice([-1, 1]) * rng.uniform(0.65, 1.0)),
     )  # fmt: skip
     _ground_shadow(stage, x, z, 1.0)
-    paint = stage.paint(spread=24)
+    paint = stage.paint("two-wheeler", spread=16)
     for wheel in (-0.68, 0.7):
         figure.disc(wheel, 0.32, 0.33, (30, 30, 32))
         figure.disc(wheel, 0.32, 0.15, (132, 132, 136))
@@ -128,7 +128,7 @@ def draw_motorcycle(stage: Stage, *, x: float, z: float, ridden: bool) -> None:
 def _draw_rider(mount: Figure, *, seat: tuple[float, float], hands: tuple[float, float], foot: tuple[float, float]) -> None:
     stage = mount.stage
     rider, rng = stage.canvas.instance(ids.RIDER), stage.rng
-    coat, trousers = stage.paint(spread=24), scaled(stage.paint(spread=20), 0.6)
+    coat, trousers = stage.paint("vest", spread=16), scaled(stage.paint("clothes"), 0.7)
     (sx, sy), (hx, hy) = seat, hands
     lean = float(rng.uniform(0.1, 0.35))
     neck = (sx + lean, sy + 0.58)
@@ -141,7 +141,7 @@ def _draw_rider(mount: Figure, *, seat: tuple[float, float], hands: tuple[float,
     mount.stroke([(neck[0], neck[1] - 0.1), (sx + 0.38, sy + 0.2), (hx, hy)], scaled(coat, 0.85), 0.11, ident=rider)
     mount.disc(neck[0] + 0.06, neck[1] + 0.14, 0.13, SKIN[rng.integers(len(SKIN))], ident=rider)
     helmet = [(neck[0] + 0.06 + 0.15 * c, neck[1] + 0.16 + 0.15 * s) for c, s in CIRCLE if s > -0.1]
-    mount.polygon(helmet, stage.paint(spread=40), ident=rider)
+    mount.polygon(helmet, (224, 226, 228), ident=rider)
 
 
 def draw_pole(stage: Stage, *, x: float, z: float, height: float, width: float = 0.12) -> Figure:
@@ -200,7 +200,7 @@ def draw_sign(stage: Stage, *, x: float, z: float) -> None:
         figure.polygon(np.array([[-0.12, -0.6], [0.12, -0.6], [0.12, 0.6], [-0.12, 0.6]]) * r + (0, y), white, ident=sign)
     else:
         square = np.array([[-1, -0.8], [1, -0.8], [1, 0.8], [-1, 0.8]]) * r + (0, y)
-        figure.polygon(square, stage.paint(), ident=sign)
+        figure.polygon(square, blue, ident=sign)
         figure.polygon((square - (0, y)) * 0.5 + (0, y), white, ident=sign)
 
 
@@ -216,7 +216,7 @@ def draw_sign_board(stage: Stage, *, x: float, z: float) -> None:
 
 def draw_box(stage: Stage, *, x: float, z: float) -> None:
     """A bin or a switch box: static, which no class counts."""
-    colour = scaled(stage.paint(), 0.8)
+    colour = scaled(stage.paint("fence"), 0.8)
     figure = Figure(stage, x=x, z=z, ident=ids.STATIC)
     figure.polygon([(-0.35, 0), (0.35, 0), (0.35, 1.05), (-0.35, 1.05)], colour)
     figure.polygon([(-0.4, 1.0), (0.4, 1.0), (0.4, 1.12), (-0.4, 1.12)], scaled(colour, 1.3))

@@ -17,9 +17,9 @@ from scripts.demo_scenes.traffic import Street
 
 # Share of the scenes that hold a thing. Rare classes of the real streets are frequent here: a miniature is small.
 FREQUENCIES = {
-    "crossing": 0.35, "bus": 0.45, "truck": 0.5, "train": 0.42, "hero": 0.3, "motorcycle": 0.6, "bicycle": 0.75, "person": 0.92,
-    "wall": 0.6, "fence": 0.6, "hedge": 0.5, "terrain": 0.7, "divider": 0.35, "light": 0.75, "sign": 0.8, "board": 0.25,
-    "box": 0.35, "street_tree": 0.6, "ego": 0.6, "crosswalk": 0.3, "kerb_twin": 0.6, "terrain_twin": 0.35,
+    "crossing": 0.3, "bus": 0.45, "truck": 0.5, "train": 0.42, "hero": 0.3, "motorcycle": 0.6, "bicycle": 0.75, "person": 0.92,
+    "wall": 0.65, "fence": 0.65, "hedge": 0.4, "terrain": 0.8, "divider": 0.35, "light": 0.75, "sign": 0.8, "board": 0.3,
+    "box": 0.25, "street_tree": 0.6, "ego": 0.6, "crosswalk": 0.3, "kerb_twin": 0.35, "slabs": 0.6, "terrain_twin": 0.2,
 }  # fmt: skip
 GOLDEN = 0.6180339887498949
 
@@ -56,14 +56,15 @@ def contents(seed: int, split: str, index: int) -> frozenset[str]:
 def draw_scene(*, seed: int, split: str, index: int, height: int, width: int) -> Scene:
     """Draw scene ``index`` of a split."""
     rng, wanted = stream(seed, split, index), contents(seed, split, index)
-    canvas = Canvas(height=height, width=width, rng=rng)
+    texture_rng = rng.spawn(1)[0]
+    canvas = Canvas(height=height, width=width, rng=texture_rng)
     camera = Camera(
         focal=canvas.width * 0.75 * float(rng.uniform(0.85, 1.2)),
         centre_x=canvas.width * float(rng.uniform(0.34, 0.66)),
         horizon=canvas.height * float(rng.uniform(0.36, 0.5)),
         height=float(rng.uniform(1.4, 2.4)),
     )
-    stage = Stage(canvas=canvas, camera=camera, rng=rng)
+    stage = Stage(canvas=canvas, camera=camera, rng=rng, texture_rng=texture_rng)
     _draw_sky(stage)
     if "crossing" in wanted:
         _draw_crossing(stage, wanted)
@@ -79,8 +80,8 @@ def _draw_sky(stage: Stage) -> None:
     share = np.linspace(0, 1, max(horizon, 2), dtype=np.float32)[:, None] ** 1.4
     column = np.asarray(stage.zenith, np.float32) * (1 - share) + np.asarray(stage.haze, np.float32) * share
     sky = np.repeat(column[:, None, :], canvas.width, axis=1)
-    clouds = value_noise(sky.shape[0], canvas.width, 70 * canvas.unit, stage.rng) + 0.5 * value_noise(
-        sky.shape[0], canvas.width, 26 * canvas.unit, stage.rng
+    clouds = value_noise(sky.shape[0], canvas.width, 70 * canvas.unit, stage.texture_rng) + 0.5 * value_noise(
+        sky.shape[0], canvas.width, 26 * canvas.unit, stage.texture_rng
     )
     sky += (np.clip(clouds - 0.3, 0, 1.2) * 22 * (1 - share * 0.7))[:, :, None]
     canvas.image[: sky.shape[0]] = np.clip(sky, 0, 255).astype(np.uint8)
@@ -98,7 +99,7 @@ def _roughen_ground(stage: Stage) -> None:
     canvas, camera = stage.canvas, stage.camera
     texels, extent = 9.0, 44.0
     side = round(texels * extent)
-    grain = 4.0 * value_noise(side, side, 2, stage.rng) + 4.0 * value_noise(side, side, 16, stage.rng)
+    grain = 4.0 * value_noise(side, side, 2, stage.texture_rng) + 4.0 * value_noise(side, side, 16, stage.texture_rng)
     origin, ahead = np.array([-extent / 2, 0.0, 0.0]), np.array([0.0, 0.0, 1.0])
     matrix = camera.homography(origin, np.array([1.0, 0.0, 0.0]), ahead, texels)
     top = int(camera.horizon + camera.focal * camera.height / extent)
@@ -113,7 +114,7 @@ def _roughen_ground(stage: Stage) -> None:
 def _ground_colours(stage: Stage, wanted: frozenset[str]) -> tuple[Colour, Colour, Colour]:
     rng, road = stage.rng, stage.ground
     pavement = road if "kerb_twin" in wanted else shifted(road, float(rng.choice([-1, 1]) * rng.uniform(10, 34)))
-    terrain = shifted(road, float(rng.normal(0, 5))) if "terrain_twin" in wanted else stage.green()
+    terrain = shifted(road, float(rng.normal(0, 5))) if "terrain_twin" in wanted else stage.green(grass=True)
     return road, pavement, terrain
 
 
@@ -126,14 +127,14 @@ def _draw_street(stage: Stage, wanted: frozenset[str]) -> None:
     rng, depth = stage.rng, float(stage.rng.uniform(45, 95))
     road, pavement, terrain = _ground_colours(stage, wanted)
     edges = {side: side * float(rng.uniform(4.2, 7.0)) for side in (-1, 1)}
-    lines = {side: edges[side] + side * float(rng.uniform(2.2, 4.5)) for side in (-1, 1)}
+    lines = {side: edges[side] + side * float(rng.uniform(2.0, 3.4)) for side in (-1, 1)}
     near = stage.camera.near
     _strip(stage, -80, 80, near, 160, ids.TERRAIN if "terrain" in wanted else ids.GROUND, terrain)
     verges = {side: 0.0 for side in (-1, 1)}
     for side in (-1, 1):
         _strip(stage, edges[side], lines[side], near, 160, ids.SIDEWALK, pavement)
-        if "terrain" in wanted and rng.random() < 0.8:
-            verges[side] = float(rng.uniform(2.0, 6.0))
+        if "terrain" in wanted and rng.random() < 0.85:
+            verges[side] = float(rng.uniform(2.5, 7.0))
         out = lines[side] + side * 60
         if verges[side] or "terrain" in wanted:
             _draw_verge(stage, lines[side], out, near, 160, terrain)
@@ -149,6 +150,9 @@ def _draw_street(stage: Stage, wanted: frozenset[str]) -> None:
     for side in (-1, 1):
         _kerb(stage, edges[side], road, near)
     _roughen_ground(stage)
+    if "slabs" in wanted:
+        for side in (-1, 1):
+            _draw_slabs(stage, *sorted((edges[side], lines[side])), near, 30.0)
     _draw_marks(stage, edges, wanted)
     far = Line((-70, depth + 12), (70, depth + 12), (0, 1))
     _draw_row(stage, far, wanted, far_away=True)
@@ -163,6 +167,15 @@ def _draw_street(stage: Stage, wanted: frozenset[str]) -> None:
 
 def _kerb(stage: Stage, x: float, road: Colour, near: float) -> None:
     _strip(stage, x - 0.09, x + 0.09, near, 120, ids.SIDEWALK, shifted(road, 30))
+
+
+def _draw_slabs(stage: Stage, x0: float, x1: float, z0: float, z1: float) -> None:
+    """Joints between the slabs of a pavement, a metre apart."""
+    shade = scaled(stage.ground, 0.74)
+    for x in np.arange(x0 + 1, x1, 1.0):
+        _strip(stage, float(x), float(x) + 0.06, z0, min(z1, 30.0), None, shade)
+    for z in np.arange(np.ceil(z0), min(z1, 24.0), 1.0):
+        _strip(stage, x0, x1, float(z), float(z) + 0.06, None, shade)
 
 
 def _draw_marks(stage: Stage, edges: dict[int, float], wanted: frozenset[str]) -> None:
@@ -183,7 +196,7 @@ def _draw_row(stage: Stage, line: Line, wanted: frozenset[str], *, far_away: boo
     """Line the street with stretches of buildings, walls, fences and hedges, far ones first."""
     rng = stage.rng
     kinds = ["building", *(kind for kind in ("wall", "fence", "hedge") if kind in wanted)]
-    weights = np.array([1.3 if far_away else 1.0, *[1.0] * (len(kinds) - 1)])
+    weights = np.array([1.5 if far_away else 0.8, *[1.0] * (len(kinds) - 1)])
     cuts = [0.0]
     while cuts[-1] < line.length - 4:
         cuts.append(min(cuts[-1] + float(rng.uniform(8, 18)), line.length))
@@ -208,6 +221,9 @@ def _draw_crossing(stage: Stage, wanted: frozenset[str]) -> None:
     for z in (5.4, kerb_z):
         _strip(stage, -80, 80, z - 0.1, z + 0.1, ids.SIDEWALK, shifted(road, 30))
     _roughen_ground(stage)
+    if "slabs" in wanted:
+        _draw_slabs(stage, -30, 30, 2.0, 5.2)
+        _draw_slabs(stage, -30, 30, kerb_z + 0.2, kerb_z + 2.2)
     if "divider" not in wanted:
         for x in np.arange(-30, 30, 6.5):
             _strip(stage, float(x), float(x) + 3, (5.4 + kerb_z) / 2, (5.4 + kerb_z) / 2 + 0.15, None, (212, 210, 204))
@@ -227,7 +243,7 @@ def _draw_margins(stage: Stage, *, ego: bool) -> None:
         x = np.linspace(0, canvas.width, 24)
         bow = canvas.height - rise * np.clip(1 - (2 * x / canvas.width - 1) ** 4, 0, 1)
         outline = np.vstack([np.column_stack([x, bow]), [[canvas.width, canvas.height + 2], [0, canvas.height + 2]]])
-        colour = scaled(stage.paint(), 0.5)
+        colour = scaled(stage.paint("car"), 0.6)
         canvas.polygon(outline, ids.EGO_VEHICLE, colour, gradient=-46.0)
     margin = max(2, round(canvas.height / 128))
     canvas.ids[:margin] = canvas.ids[-margin:] = ids.OUT_OF_ROI
@@ -238,8 +254,8 @@ def _develop(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.u
     """Exposure, colour temperature, contrast, vignette and sensor noise of one photograph."""
     height, width = image.shape[:2]
     photo = image.astype(np.float32) / 255
-    warmth, exposure, gamma = rng.uniform(-0.12, 0.12), rng.uniform(0.72, 1.18), rng.uniform(0.8, 1.25)
-    tint = np.array([1 + warmth, 1 + rng.uniform(-0.05, 0.05), 1 - warmth], np.float32)
+    warmth, exposure, gamma = rng.uniform(-0.07, 0.07), rng.uniform(0.84, 1.12), rng.uniform(0.88, 1.14)
+    tint = np.array([1 + warmth, 1 + rng.uniform(-0.03, 0.03), 1 - warmth], np.float32)
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     vignette = (1 - 0.16 * (x**2 + y**2) / 2).astype(np.float32)
     photo = np.power(np.clip(photo * tint * vignette[:, :, None], 0, 1), gamma) * exposure

@@ -9,13 +9,22 @@ from numpy.typing import NDArray
 
 from scripts.demo_scenes.canvas import Camera, Canvas, Colour, Points
 
-# Paints of buildings, walls and vehicles alike: a colour says next to nothing about the class.
-PAINTS: tuple[Colour, ...] = (
-    (190, 180, 160), (152, 94, 78), (128, 132, 138), (206, 202, 194), (116, 126, 108), (92, 110, 138),
-    (172, 142, 96), (90, 88, 92), (178, 124, 112), (214, 186, 98), (66, 92, 148), (168, 56, 48),
-    (84, 130, 124), (226, 222, 214), (136, 112, 92), (60, 66, 74),
-)  # fmt: skip
-GREENS: tuple[Colour, ...] = ((86, 106, 54), (70, 92, 52), (112, 116, 62), (60, 80, 56), (132, 118, 66), (96, 122, 72))
+# What things are painted with. A share of them (TWINS) wears the paint of the houses instead: then only shape and context tell.
+PAINTS: dict[str, tuple[Colour, ...]] = {
+    "building": ((196, 178, 148), (160, 98, 78), (206, 200, 188), (178, 142, 96), (182, 130, 116)),
+    "wall": ((146, 142, 136), (128, 116, 106), (160, 98, 78), (168, 160, 148)),
+    "fence": ((88, 70, 54), (60, 84, 66), (72, 74, 80)),
+    "car": ((44, 52, 64), (150, 34, 34), (52, 76, 122), (188, 190, 194), (92, 94, 98), (32, 66, 58)),
+    "truck": ((62, 104, 176), (222, 224, 226), (226, 128, 52)),
+    "bus": ((222, 180, 52), (196, 52, 44), (226, 196, 86)),
+    "train": ((58, 138, 108), (214, 224, 218), (96, 156, 140)),
+    "clothes": ((56, 60, 88), (104, 48, 58), (64, 62, 60), (130, 118, 104), (46, 82, 84)),
+    "two-wheeler": ((40, 40, 46), (128, 34, 42), (34, 76, 114)),
+    "vest": ((226, 232, 66), (248, 148, 46)),
+}
+TWINS = {"truck": 0.35, "bus": 0.35, "train": 0.35, "wall": 0.35, "car": 0.15}
+LEAVES: tuple[Colour, ...] = ((62, 88, 44), (52, 74, 46), (84, 92, 46), (46, 80, 52))
+GRASS: tuple[Colour, ...] = ((124, 148, 78), (142, 150, 86), (112, 146, 84))
 GREYS: tuple[Colour, ...] = ((112, 110, 110), (124, 118, 112), (98, 100, 106), (136, 130, 122), (108, 98, 90))
 SKIES: tuple[tuple[Colour, Colour], ...] = (  # zenith, horizon
     ((92, 138, 196), (198, 212, 224)),
@@ -40,17 +49,19 @@ class WindowStyle:
 
 
 class Stage:
-    """Paints world polygons with haze and light; one random generator serves the whole scene."""
+    """Paints world polygons with haze and light.
 
-    def __init__(self, *, canvas: Canvas, camera: Camera, rng: np.random.Generator) -> None:
-        self.canvas, self.camera, self.rng = canvas, camera, rng
+    `rng` decides what stands where; `texture_rng` draws textures, of which a larger canvas needs more numbers, so that
+    a scene is the same at every size.
+    """
+
+    def __init__(self, *, canvas: Canvas, camera: Camera, rng: np.random.Generator, texture_rng: np.random.Generator) -> None:
+        self.canvas, self.camera, self.rng, self.texture_rng = canvas, camera, rng, texture_rng
         zenith, horizon = SKIES[rng.integers(len(SKIES))]
         self.zenith, self.haze = zenith, horizon
         self.visibility = float(rng.choice([90.0, 160.0, 400.0]))
         self.sun_side = int(rng.choice([-1, 1]))
-        order = rng.permutation(len(PAINTS))
-        self.paints = [PAINTS[index] for index in order[:4]]
-        self.greens = [GREENS[index] for index in rng.permutation(len(GREENS))[:2]]
+        self.houses = [PAINTS["building"][index] for index in rng.permutation(len(PAINTS["building"]))[:3]]
         self.ground = GREYS[rng.integers(len(GREYS))]
         self.windows = WindowStyle(
             width=float(rng.uniform(0.9, 1.6)),
@@ -61,13 +72,14 @@ class Stage:
             grain=float(rng.uniform(2.0, 5.0)),
         )
 
-    def paint(self, *, spread: float = 8.0) -> Colour:
-        """A colour out of the paints of this scene, a little off."""
-        return shifted(_pick(self.rng, self.paints), self.rng.normal(0, spread))
+    def paint(self, kind: str, *, spread: float = 9.0) -> Colour:
+        """A paint for a kind of thing, a little off; buildings, and the twins among the others, share those of the scene."""
+        twin = kind == "building" or self.rng.random() < TWINS.get(kind, 0.0)
+        return shifted(_pick(self.rng, self.houses if twin else PAINTS[kind]), self.rng.normal(0, spread))
 
-    def green(self) -> Colour:
-        """A colour of leaves or grass."""
-        return shifted(_pick(self.rng, self.greens), self.rng.normal(0, 7))
+    def green(self, *, grass: bool = False) -> Colour:
+        """A colour of leaves or of grass."""
+        return shifted(_pick(self.rng, GRASS if grass else LEAVES), self.rng.normal(0, 7))
 
     def hazed(self, colour: Colour, z: float, *, light: float = 1.0) -> Colour:
         """The colour lit by ``light`` and seen through z metres of air."""

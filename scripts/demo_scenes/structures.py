@@ -61,7 +61,7 @@ def _lit(stage: Stage, line: Line, texture: np.ndarray) -> np.ndarray:
 def draw_building(stage: Stage, line: Line, *, height: float, depth: float = 9.0) -> None:
     """A facade along the line, the end wall that looks at the camera, and half of the time a roof."""
     rng, style = stage.rng, stage.windows
-    colour = stage.paint()
+    colour = stage.paint("building")
     blind = rng.random() < 0.2
     near = Line(line.start, tuple(line.at(0, out=depth)[[0, 2]]), (-line.outward[1], -line.outward[0]))
     parts = [line] if line.frontal else [near, line]
@@ -69,7 +69,7 @@ def draw_building(stage: Stage, line: Line, *, height: float, depth: float = 9.0
         _draw_roof(stage, line, height, depth)
     for part in parts:
         texels = stage.texels(_corners(part, height))
-        texture, texels = surfaces.plain(part.length, height, texels, colour, style.grain, rng)
+        texture, texels = surfaces.plain(part.length, height, texels, colour, style.grain, stage.texture_rng)
         storey = float(rng.uniform(2.0, 2.9)) + style.height * 0.3
         if blind or (part is near and rng.random() < 0.5):
             surfaces.joints(texture, texels, colour, every=float(rng.uniform(1.2, 2.6)), rows=bool(rng.random() < 0.4))
@@ -79,7 +79,7 @@ def draw_building(stage: Stage, line: Line, *, height: float, depth: float = 9.0
         if part is line and rng.random() < 0.6:
             surfaces.stripe(texture, texels, scaled(colour, 0.74), top=height - 0.5, height=0.5)
             left = float(rng.uniform(0.1, 0.8)) * part.length
-            surfaces.door(texture, texels, scaled(stage.paint(), 0.55), left=left, width=1.3, height=2.2)
+            surfaces.door(texture, texels, scaled(stage.paint("building"), 0.55), left=left, width=1.3, height=2.2)
         surfaces.stripe(texture, texels, scaled(colour, 1.14), top=0.0, height=0.28)
         _panel(stage, part, ids.BUILDING, _lit(stage, part, texture), texels, low=0.0, high=height)
 
@@ -101,11 +101,14 @@ def _draw_roof(stage: Stage, line: Line, height: float, depth: float) -> None:
 
 def draw_wall(stage: Stage, line: Line, *, height: float) -> None:
     """A free-standing wall: the plaster and the joints of a blind facade, but not its height."""
-    colour = stage.paint()
+    colour = stage.paint("wall")
     texture, texels = surfaces.plain(
-        line.length, height, stage.texels(_corners(line, height)), colour, stage.windows.grain, stage.rng
+        line.length, height, stage.texels(_corners(line, height)), colour, stage.windows.grain, stage.texture_rng
     )
-    surfaces.joints(texture, texels, colour, every=float(stage.rng.uniform(1.2, 2.8)), rows=bool(stage.rng.random() < 0.4))
+    if stage.rng.random() < 0.65:
+        surfaces.courses(texture, texels, colour, every=float(stage.rng.uniform(0.4, 0.6)))
+    else:
+        surfaces.joints(texture, texels, colour, every=float(stage.rng.uniform(1.2, 2.8)), rows=bool(stage.rng.random() < 0.4))
     surfaces.stripe(texture, texels, scaled(colour, 1.16), top=0.0, height=0.16)
     _panel(stage, line, ids.WALL, _lit(stage, line, texture), texels, low=0.0, high=height)
 
@@ -113,7 +116,7 @@ def draw_wall(stage: Stage, line: Line, *, height: float) -> None:
 def draw_fence(stage: Stage, line: Line, *, height: float) -> None:
     """Pickets and two rails; what shines through is labelled as fence, as annotators do."""
     stage.face(_corners(line, height), ids.FENCE, None)
-    colour = scaled(stage.paint(spread=18), float(stage.rng.uniform(0.5, 1.1)))
+    colour = scaled(stage.paint("fence"), float(stage.rng.uniform(0.5, 1.1)))
     gap, width = float(stage.rng.uniform(0.28, 0.5)), float(stage.rng.uniform(0.05, 0.09))
     for along in np.arange(0, line.length, gap):
         _bar(stage, line.at(along, up=0.05), line.at(along, up=height), colour, width)

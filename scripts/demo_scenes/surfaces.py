@@ -63,6 +63,16 @@ def joints(texture: NDArray[np.uint8], texels: float, colour: Colour, *, every: 
             _box(texture, texels, 0.0, float(y), width, 0.05, seam)
 
 
+def courses(texture: NDArray[np.uint8], texels: float, colour: Colour, *, every: float) -> None:
+    """Draw the mortar between courses of stone ``every`` so many metres in place: most walls are laid, houses are rendered."""
+    height, width = texture.shape[0] / texels, texture.shape[1] / texels
+    mortar = scaled(colour, 0.76)
+    for row, y in enumerate(np.arange(every, height, every)):
+        _box(texture, texels, 0.0, float(y), width, 0.07, mortar)
+        for x in np.arange(every * (1 + row % 2), width, 2 * every):
+            _box(texture, texels, float(x), float(y) - every, 0.07, every, mortar)
+
+
 def stripe(texture: NDArray[np.uint8], texels: float, colour: Colour, *, top: float, height: float) -> None:
     """Draw a band over the whole length in place."""
     _box(texture, texels, 0.0, top, texture.shape[1] / texels, height, colour)

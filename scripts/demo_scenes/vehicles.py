@@ -166,7 +166,7 @@ def draw_car(stage: Stage, pose: Pose) -> None:
         np.array([[0.8 * back, 0.98], [pillar - 0.1, 0.98], [pillar - 0.1, roof - 0.1], [0.62 * back, roof - 0.1]]),
     )
     body = Body(
-        profile=profile, width=1.8, colour=stage.paint(spread=14), glazed=frozenset({4, 6}), side_windows=panes,
+        profile=profile, width=1.8, colour=stage.paint("car"), glazed=frozenset({4, 6}), side_windows=panes,
         wheels=(0.62 * back, 0.62 * front), lamps=0.62,
     )  # fmt: skip
     _shadow(stage, pose, length, 1.8)
@@ -177,18 +177,18 @@ def draw_bus(stage: Stage, pose: Pose) -> None:
     """A city bus of 11 m: one row of the scene's windows, or two, above wheels."""
     rng, length, double = stage.rng, float(stage.rng.uniform(10, 12)), bool(stage.rng.random() < 0.3)
     height = 4.1 if double else 3.1
-    colour = stage.paint()
-    side, texels = surfaces.plain(length, height - 0.35, _texels(stage, pose, length), colour, stage.windows.grain, rng)
+    colour = stage.paint("bus")
+    side, texels = surfaces.plain(length, height - 0.35, _texels(stage, pose, length), colour, stage.windows.grain, stage.texture_rng)
     surfaces.windows(side, texels, stage.windows, colour, rng, top=0.45, pitch=1.9, rows=2 if double else 1, margin=0.25)
     if rng.random() < 0.5:
-        surfaces.stripe(side, texels, stage.paint(), top=height - 0.35 - 0.55, height=0.3)
+        surfaces.stripe(side, texels, stage.paint("bus"), top=height - 0.35 - 0.55, height=0.3)
     _box_vehicle(stage, pose, ids.BUS, colour, side, texels, (length, height, 2.5), wheels=(-0.3, 0.32), radius=0.48)
 
 
 def draw_train(stage: Stage, pose: Pose) -> None:
     """A tram of two or three cars, without visible wheels, with dark bellows and a current collector."""
     rng, count, length = stage.rng, int(stage.rng.integers(2, 4)), float(stage.rng.uniform(9, 12))
-    colour, second = stage.paint(), stage.paint()
+    colour, second = stage.paint("train"), stage.paint("train")
     ident = stage.canvas.instance(ids.TRAIN)
     _shadow(stage, pose, count * (length + 0.6), 2.5)
     offsets = [(car - (count - 1) / 2) * (length + 0.6) for car in range(count)]
@@ -196,7 +196,7 @@ def draw_train(stage: Stage, pose: Pose) -> None:
     for offset in order:
         x, _, z = pose.world(np.array([[0.0, 0.0, offset]]))[0]
         car = Pose(float(x), float(z), pose.heading)
-        side, texels = surfaces.plain(length, 3.3, _texels(stage, car, length), colour, stage.windows.grain, rng)
+        side, texels = surfaces.plain(length, 3.3, _texels(stage, car, length), colour, stage.windows.grain, stage.texture_rng)
         surfaces.windows(side, texels, stage.windows, colour, rng, top=0.55, pitch=2.0, rows=1, margin=0.25)
         surfaces.stripe(side, texels, second, top=2.1, height=0.35)
         surfaces.stripe(side, texels, (46, 46, 50), top=2.95, height=0.4)
@@ -223,10 +223,10 @@ def draw_train(stage: Stage, pose: Pose) -> None:
 def draw_truck(stage: Stage, pose: Pose) -> None:
     """A lorry: a cab and a tall box clad like a wall, or like a blind facade."""
     rng, length = stage.rng, float(stage.rng.uniform(7.5, 10.5))
-    colour, height, ident = stage.paint(), float(rng.uniform(3.3, 3.9)), stage.canvas.instance(ids.TRUCK)
+    colour, height, ident = stage.paint("truck"), float(rng.uniform(3.3, 3.9)), stage.canvas.instance(ids.TRUCK)
     _shadow(stage, pose, length, 2.4)
     box_length = length - 2.3
-    side, texels = surfaces.plain(box_length, height - 0.8, _texels(stage, pose, length), colour, stage.windows.grain, rng)
+    side, texels = surfaces.plain(box_length, height - 0.8, _texels(stage, pose, length), colour, stage.windows.grain, stage.texture_rng)
     surfaces.joints(side, texels, colour, every=float(rng.uniform(1.0, 2.4)), rows=bool(rng.random() < 0.4))
     if rng.random() < 0.4:
         surfaces.windows(side, texels, stage.windows, colour, rng, top=0.7, pitch=2.0, rows=1, margin=0.6)
@@ -240,7 +240,7 @@ def draw_truck(stage: Stage, pose: Pose) -> None:
         profile=np.array(
             [[front - 2.1, 0.5], [front, 0.5], [front, 1.5], [front - 0.3, 2.6], [front - 0.6, 2.75], [front - 2.1, 2.75]]
         ),
-        width=2.3, colour=stage.paint(spread=14), glazed=frozenset({3}), lamps=0.8,
+        width=2.3, colour=stage.paint("truck"), glazed=frozenset({3}), lamps=0.8,
         side_windows=(np.array([[front - 1.5, 1.5], [front - 0.35, 1.5], [front - 0.55, 2.4], [front - 1.5, 2.4]]),),
     )  # fmt: skip
     frame = Body(
