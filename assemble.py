@@ -13,20 +13,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from datasets import Augmentation, DataError, DatasetSpec, Files, TrainLoader, build_eval_loader, build_files, build_train_loader
-from loss import LossError, build_criterion
+from datasets import (
+    Augmentation,
+    ClassUniform,
+    DataError,
+    DatasetSpec,
+    ExtraSource,
+    Files,
+    TrainLoader,
+    build_eval_loader,
+    build_files,
+    build_train_loader,
+    count_pixels,
+    verify_files,
+)
+from loss import LossError, build_criterion, class_weights_from_counts
 from network import ModelError, Prediction, build_model, load_weights
 from network.inference import predict
 from utils.checkpoint import CheckpointError, load_checkpoint, sha256_of
 from utils.config import Config, ConfigError, load_config
+from utils.image_writer import ImageWriteError
 from utils.logbook import logger
+from utils.metrics import MetricsError
 from utils.optimizer import OptimizerError, build_optimizer, parameter_groups, scaled_learning_rate
 from utils.processes import AgreedError, ProcessError, Processes
 from utils.run_folder import RunError
 from utils.runtime import autocast_dtype, parameter_dtype
 from utils.schedule import build_schedule
 
-USER_ERRORS = (ConfigError, DataError, ModelError, LossError, CheckpointError, OptimizerError, ProcessError, RunError, AgreedError)
+USER_ERRORS = (ConfigError, DataError, ModelError, LossError, CheckpointError, OptimizerError, ProcessError, RunError, AgreedError,
+               ImageWriteError, MetricsError)
+
+
+VERIFIED_SAMPLE = 64  # files of a split whose label values are looked at with data.verify: sample
 
 
 @dataclass(frozen=True)
@@ -57,10 +76,14 @@ class Inference:
         return "{" + ", ".join(f"{scale:g}" for scale in self.scales) + "}" + (" + flip" if self.flip else "")
 
 
-def split_files(config: Config, split: str, *, expected: DatasetSpec | None = None) -> Files:
-    """The files of a split, as the data section describes them; DataError where its classes are not those `expected` by a checkpoint."""
+def split_files(config: Config, split: str, *, expected: DatasetSpec | None = None, labels: str | None = None) -> Files:
+    """The files of a split, as the data section describes them; `labels` none leaves labels alone.
+
+    Raises DataError where its classes are not those `expected` by a checkpoint.
+    """
     data = config.data
-    files = build_files(dataset=data.dataset, root=data.root, split=split, classes=data.classes, cv=data.cv)
+    files = build_files(dataset=data.dataset, root=data.root, split=split, classes=data.classes, cv=data.cv, labels=labels,
+                        max_pixels=data.max_pixels)
     if expected is not None and files.spec.names != expected.names:
         raise DataError(f"{data.root}: has {files.spec.num_classes} classes where the checkpoint was trained for {expected.num_classes} "
                         f"({expected.name}); name the data set it was trained for with data.root, data.dataset and data.classes")
@@ -70,7 +93,7 @@ def split_files(config: Config, split: str, *, expected: DatasetSpec | None = No
 def split_loader(config: Config, files: Files, processes: Processes, *, with_label: bool = True) -> Iterable[dict[str, Any]]:
     """Every image of `files` once over all ranks, as the eval section loads them."""
     return build_eval_loader(files, workers=config.eval.workers, batch_size=config.eval.batch_size, rank=processes.rank,
-                             world_size=processes.world_size, with_label=with_label)
+                             world_size=processes.world_size, with_label=with_label, long_edge=config.data.long_edge)
 
 
 def model_from(config: Config, *, num_classes: int, trunk_weights: bool) -> nn.Module:
@@ -140,17 +163,44 @@ def load_model(checkpoint: Path, *, config_file: Path | None, overrides: Sequenc
 def train_loader(config: Config, files: Files, processes: Processes) -> TrainLoader:
     """The training batches of the data section, for this rank."""
     data = config.data
-    augmentation = Augmentation(crop=tuple(data.crop), scale_range=tuple(data.scale_range), flip=data.flip, color=data.color, hue=data.hue,
-                                blur=data.blur, blur_probability=data.blur_probability, long_edge=data.long_edge)
+    augmentation = Augmentation(crop=data.crop, scale_range=data.scale_range, flip=data.flip, color=data.color, hue=data.hue, blur=data.blur,
+                                blur_probability=data.blur_probability, long_edge=data.long_edge)
+    uniform = ClassUniform(fraction=data.class_uniform.fraction, tile=data.class_uniform.tile, point=data.class_uniform.point)
     return build_train_loader(files, augmentation=augmentation, batch_size=data.batch_size, workers=data.workers, seed=config.experiment.seed,
-                              rank=processes.rank, world_size=processes.world_size)
+                              rank=processes.rank, world_size=processes.world_size, accumulate=config.optim.accumulate,
+                              class_uniform=uniform if uniform.fraction > 0 else None, extra=extra_source(config), cache=data.cache,
+                              cache_dir=data.cache_dir, photometric=not data.augment_on_device)
+
+
+def extra_source(config: Config) -> ExtraSource | None:
+    """The coarse or automatic labels of data.extra, or None."""
+    data, extra = config.data, config.data.extra
+    if extra is None:
+        return None
+    files = build_files(dataset=data.dataset, root=data.root, split=extra.split, classes=data.classes, labels=extra.labels, label_root=extra.root,
+                        policy=extra.policy, confidence_threshold=extra.confidence_threshold, mask_border=extra.mask_border,
+                        max_pixels=data.max_pixels)
+    return ExtraSource(files=files, probability=extra.probability, mode=extra.mode, boost_classes=extra.boost_classes)
+
+
+def verify(config: Config, *splits: Files) -> None:
+    """Look for mistakes in the data before they can reach the network, as data.verify says; the first kind found ends the run."""
+    if config.data.verify == "none":
+        return
+    for files in splits:
+        sample = None if config.data.verify == "all" else VERIFIED_SAMPLE
+        verify_files(files, sample=sample, workers=max(1, config.data.workers)).raise_for_problems()
 
 
 def criterion(config: Config, files: Files) -> Any:
     """The criterion of the loss section."""
     section = config.loss
+    weights = None
+    if section.class_weights == "frequency":
+        weights = class_weights_from_counts(count_pixels(files, workers=max(1, config.data.workers)))
     return build_criterion(main=section.main, aux=section.aux, aux_weight=section.aux_weight, scale_weight=section.scale_weight,
-                           num_classes=files.spec.num_classes, ignore_label=files.spec.ignore_label, align_corners=config.model.align_corners)
+                           scale_loss=section.scale_loss, num_classes=files.spec.num_classes, ignore_label=files.spec.ignore_label,
+                           class_weights=weights, align_corners=config.model.align_corners)
 
 
 def compiled(model: nn.Module, what: str) -> nn.Module:
@@ -166,7 +216,8 @@ def schedule(config: Config, *, steps_per_epoch: int) -> Callable[[int], float]:
     """Factor of the learning rate at each step, as the optim section says."""
     optim = config.optim
     return build_schedule(schedule=optim.schedule, epochs=optim.epochs, steps_per_epoch=steps_per_epoch, poly_exponent=optim.poly_exponent,
-                          schedule_per=optim.schedule_per, warmup_steps=optim.warmup_steps)
+                          schedule_per=optim.schedule_per, warmup_steps=optim.warmup_steps, poly_step=optim.poly_step,
+                          rescale=optim.rescale, repoly=optim.repoly, rescale_epoch=optim.rescale_epoch)
 
 
 def identity(config: Config, files: Files) -> dict[str, Any]:

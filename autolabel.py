@@ -54,6 +54,7 @@ from network.inference import label_and_confidence  # noqa: E402
 from utils.autolabels import (  # noqa: E402
     AutolabelError,
     apply_thresholds,
+    confidence_name,
     encode_label,
     fingerprint,
     label_name,
@@ -93,8 +94,7 @@ class Job:
         return self.output / label_name(self.files.name(index), label_ids=self.label_ids)
 
     def confidence_path(self, index: int) -> Path:
-        path = self.label_path(index)
-        return path.with_name(path.stem + "_confidence.png")
+        return self.output / confidence_name(self.files.name(index))
 
     def is_done(self, index: int) -> bool:
         """Whether a whole label made with these settings is there already."""
@@ -110,7 +110,7 @@ def set_up(arguments: argparse.Namespace, processes: Processes) -> Job:
     section, runtime = loaded.config.autolabel, loaded.config.runtime
     prepare_runtime(threads=runtime.threads, deterministic=runtime.deterministic, tf32=runtime.tf32)
     if arguments.split:
-        files = assemble.split_files(loaded.config, arguments.split, expected=loaded.spec)
+        files = assemble.split_files(loaded.config, arguments.split, expected=loaded.spec, labels="none")
     else:
         files = image_files(arguments.images or [arguments.list], spec=loaded.spec)
     inference = Inference.of(section, scales=arguments.scales, flip=arguments.flip)
@@ -122,7 +122,7 @@ def set_up(arguments: argparse.Namespace, processes: Processes) -> Job:
         thresholds[loaded.spec.index_of(name)] = value
     settings = {"checkpoint_sha256": loaded.sha256, "scales": list(inference.scales), "flip": inference.flip, "combine": inference.combine,
                 "over": inference.over, "precision": inference.precision, "tile": inference.tile, "threshold": threshold,
-                "thresholds": dict(zip(loaded.spec.names, thresholds.tolist(), strict=True)), "label_ids": section.label_ids,
+                "class_thresholds": dict(zip(loaded.spec.names, thresholds.tolist(), strict=True)), "label_ids": section.label_ids,
                 "confidence": section.confidence, "classes": loaded.spec.to_dict()}  # fmt: skip
     return Job(loaded, files, inference, thresholds, section.label_ids, section.confidence, arguments.output, settings)
 
@@ -185,7 +185,7 @@ def write_label(job: Job, index: int, label: np.ndarray, confidence: np.ndarray)
     """Threshold one prediction and write it; the confidence image goes first, since the label file is what says that an image is done."""
     spec = job.loaded.spec
     hard = apply_thresholds(label, confidence, thresholds=job.thresholds, ignore_label=spec.ignore_label)
-    record = {"made_with": job.fingerprint, "image": str(job.files.image_path(index)),
+    record = {"made_with": job.fingerprint, "image": f"{job.files.name(index)}{job.files.image_path(index).suffix}",
               "mean_confidence": round(float(confidence.mean(dtype=np.float64)), 6),
               "predicted": np.bincount(label.reshape(-1), minlength=256)[: spec.num_classes].tolist(),
               "counts": np.bincount(hard.reshape(-1), minlength=256)[: spec.num_classes].tolist()}  # fmt: skip
@@ -208,7 +208,8 @@ def finish(job: Job, failures: dict[str, str]) -> bool:
         pixels = sum(record["predicted"])
         confidence = job.confidence_path(index).relative_to(job.output).as_posix() if job.with_confidence else None
         lines.append({"image": record["image"], "label": job.label_path(index).relative_to(job.output).as_posix(), "confidence": confidence,
-                      "kept": round(sum(record["counts"]) / pixels, 6), "mean_confidence": record["mean_confidence"], "counts": record["counts"]})
+                      "kept": round(sum(record["counts"]) / pixels, 6), "mean_confidence": record["mean_confidence"],
+                      "counts": dict(zip(job.loaded.spec.names, record["counts"], strict=True))})
     content = manifest(job.settings, records, missing, job.loaded.spec.names)
     write_atomically(job.output / "images.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     write_atomically(job.output / "manifest.json", (json.dumps(content, indent=2) + "\n").encode())

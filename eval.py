@@ -46,7 +46,7 @@ import json  # noqa: E402
 import math  # noqa: E402
 from collections.abc import Callable, Iterable, Sequence  # noqa: E402
 from contextlib import nullcontext  # noqa: E402
-from dataclasses import dataclass, field  # noqa: E402
+from dataclasses import asdict, dataclass, field  # noqa: E402
 from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
@@ -62,11 +62,12 @@ from network.inference import label_and_confidence, predicted_label  # noqa: E40
 from utils.checkpoint import write_atomically  # noqa: E402
 from utils.image_writer import ImageWriter  # noqa: E402
 from utils.logbook import logger, start_logging  # noqa: E402
-from utils.metrics import ConfusionMatrix, iou_of, mean_of  # noqa: E402
+from utils.metrics import ConfusionMatrix, category_iou, iou_of, mean_of  # noqa: E402
 from utils.processes import Processes, end_after, join, lost_contact, recorded  # noqa: E402
+from utils.report import ComparedRow, EvaluationReport, Example, Picture, write_report  # noqa: E402
 from utils.run_folder import make_writable  # noqa: E402
 from utils.runtime import prepare_runtime  # noqa: E402
-from utils.visualise import colorize, heat, overlay, panel, scale_shares  # noqa: E402
+from utils.visualise import colorize, error_map, heat, overlay, panel, scale_map, scale_shares  # noqa: E402
 
 OnImage = Callable[[dict[str, Any], int, Prediction], None]
 
@@ -199,28 +200,33 @@ def iou_table(spec: DatasetSpec, evaluation: Evaluation) -> str:
 
 
 @torch.inference_mode()
-def example_panel(model: nn.Module, files: Files, inference: Inference, processes: Processes, *, index: int = 0) -> np.ndarray:
-    """image | label | prediction | attention per scale of one image of a split, as one uint8 RGB picture."""
-    was_training = model.training
-    model.eval()
-    prediction, tiles = _predict_one(model, files, inference, index)
-    model.train(was_training)
-    if prediction.scales is not None:
-        shown = {scale: inner.attention for scale, inner in sorted(prediction.scales.items()) if inner.attention is not None}
-        tiles += [(f"attention {scale:g}x", heat(attention[0, 0].float().cpu().numpy())) for scale, attention in shown.items()]
-    return panel(tiles, columns=3)
-
-
-def _predict_one(model: nn.Module, files: Files, inference: Inference, index: int) -> tuple[Prediction, list[tuple[str, np.ndarray]]]:
-    parameter = next(model.parameters())
+def pictures_of(model: nn.Module, files: Files, inference: Inference, index: int) -> dict[str, np.ndarray]:
+    """Caption -> uint8 RGB picture of one image of a split: image, label, prediction, error, attention per scale, which scale counts where."""
+    was_training, parameter = model.training, next(model.parameters())
     image = files.read_image(index)
     tensor = normalise(torch.from_numpy(image)[None].to(parameter.device), dtype=parameter.dtype)
-    prediction = inference.predict(model, tensor, keep_scales=is_chained(model))
-    tiles = [("image", image)]
+    chained = is_chained(model) and inference.tile is None and len(inference.scales) > 1
+    prediction = inference.predict(model.eval(), tensor, keep_scales=chained)
+    model.train(was_training)
+    predicted = predicted_label(prediction.logits)[0].cpu().numpy()
+    found = {"image": image}
     if files.labels is not None:
-        tiles.append(("label", colorize(files.read_label(index), files.spec.palette)))
-    tiles.append(("prediction", colorize(predicted_label(prediction.logits)[0].cpu().numpy(), files.spec.palette)))
-    return prediction, tiles
+        label = files.read_label(index)
+        found["label"] = colorize(label, files.spec.palette)
+        found["error"] = error_map(predicted, label, files.spec.ignore_label, image)
+    found["prediction"] = colorize(predicted, files.spec.palette)
+    if chained and prediction.scales is not None:
+        for scale, inner in sorted(prediction.scales.items()):
+            if inner.attention is not None:
+                found[f"attention {scale:g}x"] = heat(inner.attention[0, 0].float().cpu().numpy())
+        found["scale trusted"] = scale_map(share_maps(prediction))
+    return found
+
+
+def example_panel(model: nn.Module, files: Files, inference: Inference, *, index: int = 0) -> np.ndarray:
+    """image | label | prediction | attention per scale of one image of a split, as one picture."""
+    found = pictures_of(model, files, inference, index)
+    return panel([(caption, picture) for caption, picture in found.items() if caption not in ("error", "scale trusted")], columns=3)
 
 
 def is_chained(model: nn.Module) -> bool:
@@ -313,6 +319,7 @@ def metrics(loaded: Loaded, arguments: argparse.Namespace, split: str, inference
         "classes_absent": [loaded.spec.names[index] for index in evaluation.matrix.absent()],
         "images": evaluation.images,
         "loss": evaluation.loss,
+        "categories": category_iou(evaluation.matrix.numpy(), [item.category for item in loaded.spec.classes]),
         "scales": list(first.scales),
         "flip": first.flip,
         "combine": first.combine,
@@ -326,10 +333,49 @@ def metrics(loaded: Loaded, arguments: argparse.Namespace, split: str, inference
     }
 
 
-def worst_images(evaluation: Evaluation, count: int) -> list[int]:
-    """Indices of the images with the lowest mean IoU over the classes in them, the worst first."""
-    scores = {index: mean_of(iou_of(matrix)[matrix.sum(1) > 0]) for index, matrix in evaluation.per_image.items() if matrix.sum()}
-    return sorted(scores, key=lambda index: (scores[index], index))[:count]
+def worst_images(evaluation: Evaluation, *, of_class: int | None = None) -> list[int]:
+    """Indices of the images with the lowest IoU, the worst first: mean over the classes in them, or of one class where it is in the label."""
+    scores = {}
+    for index, matrix in evaluation.per_image.items():
+        there = matrix.sum(1) > 0
+        if there.any() and (of_class is None or there[of_class]):
+            scores[index] = mean_of(iou_of(matrix)[there]) if of_class is None else float(iou_of(matrix)[of_class])
+    return sorted(scores, key=lambda index: (scores[index], index))
+
+
+def report(loaded: Loaded, files: Files, content: dict[str, Any], inferences: Sequence[Inference], results: Sequence[Evaluation]) -> EvaluationReport:
+    """The page of an evaluation: numbers of the first list of scales, the others beside it, its worst images, what its scales attend to."""
+    evaluation, inference, spec = results[0], inferences[0], loaded.spec
+
+    def example(index: int, captions: Sequence[str], remark: str) -> Example:
+        found = pictures_of(loaded.model, files, inference, index)
+        shown = [caption for caption in found if any(caption.startswith(start) for start in captions)]
+        return Example(files.name(index), [Picture.drawing(caption, found[caption], width=400) for caption in shown], remark)
+
+    def score(index: int, of_class: int | None = None) -> str:
+        matrix = evaluation.per_image[index]
+        value = mean_of(iou_of(matrix)[matrix.sum(1) > 0]) if of_class is None else float(iou_of(matrix)[of_class])
+        return f"IoU {100 * value:.1f} %"
+
+    compared = ("image", "label", "prediction", "error")
+    ranking = worst_images(evaluation)
+    per_class_worst = {name: worst_images(evaluation, of_class=number)[:1] for number, name in enumerate(spec.names)}
+    method = str(loaded.model.multiscale)
+    attention = ranking[:: max(1, len(ranking) // 4)][:4] if evaluation.shares is not None else []
+    return EvaluationReport(
+        title=f"{loaded.config.experiment.name}: {content['split']}", names=spec.names, colors=spec.palette, matrix=evaluation.matrix.numpy(),
+        images=evaluation.images, split=content["split"], checkpoint=content["checkpoint"], checkpoint_sha256=loaded.sha256,
+        settings={"inference": asdict(inference), "configuration": loaded.config.to_dict()},
+        facts={} if evaluation.loss is None else {"validation loss": f"{evaluation.loss:.3f}"},
+        compared=[ComparedRow(method if method != "single" else f"{method}, {other.combine}", other.scales, other.flip, result.matrix.miou())
+                  for other, result in zip(inferences, results, strict=True)],
+        categories=category_iou(evaluation.matrix.numpy(), [item.category for item in spec.classes]),
+        worst=[example(index, compared, score(index)) for index in ranking[:4]],
+        worst_per_class={name: [example(index, compared, score(index, spec.names.index(name))) for index in worst]
+                         for name, worst in per_class_worst.items() if worst},
+        attention=[example(index, ("image", "prediction", "attention", "scale"), score(index)) for index in attention],
+        shares=evaluation.shares, share_scales=inference.scales,
+    )  # fmt: skip
 
 
 def scale_list(text: str) -> tuple[float, ...]:
@@ -385,7 +431,8 @@ def show(loaded: Loaded, arguments: argparse.Namespace, split: str, files: Files
         return
     content = metrics(loaded, arguments, split, inferences, results)
     write_atomically(arguments.output / "metrics.json", (json.dumps(content, indent=2) + "\n").encode())
-    logger.info("wrote %s", arguments.output / "metrics.json")
+    write_report(arguments.output / "report.html", report(loaded, files, content, inferences, results))
+    logger.info("wrote %s and %s", arguments.output / "metrics.json", arguments.output / "report.html")
 
 
 if __name__ == "__main__":

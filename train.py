@@ -96,6 +96,8 @@ def set_up(config: Config, processes: Processes, *, resume: bool, write: bool) -
         start_logging(main=processes.is_main, file=run.folder / "train.log" if write else None)
         files = assemble.split_files(config, config.data.train_split)
         validation = assemble.split_files(config, config.data.val_split)
+        if processes.is_main:
+            assemble.verify(config, files, validation)
         loader = assemble.train_loader(config, files, processes)
         model = assemble.initial_model(config, num_classes=files.spec.num_classes)
         if runtime.sync_batchnorm == "auto":
@@ -181,7 +183,7 @@ def validate(job: Job) -> None:
         result = evaluate(job.model, loader, spec=spec, inference=inference, processes=job.processes,
                           images=len(job.validation), criterion=job.criterion.main)  # fmt: skip
         if progress.epoch % config.runtime.image_every == 0 or progress.epoch == config.optim.epochs:
-            job.logbook.picture("val", progress.step, lambda: example_panel(job.model, job.validation, inference, job.processes))
+            job.logbook.picture("val", progress.step, lambda: example_panel(job.model, job.validation, inference))
     progress.to_validate, miou = False, result.matrix.miou()
     logger.info("epoch %d: val mIoU %.1f %% at %s, %d images, loss %.3f", progress.epoch, 100 * miou, inference.describe(),
                 result.images, result.loss)  # fmt: skip
@@ -245,7 +247,7 @@ def dry_run(job: Job) -> int:
     totals, _, _ = take_step(job, batches)
     seconds = time.monotonic() - start
     images = sum(len(batch["names"]) for batch in batches) * job.processes.world_size
-    example_panel(job.model, job.validation, assemble.Inference.of(job.config.eval), job.processes)
+    example_panel(job.model, job.validation, assemble.Inference.of(job.config.eval))
     for line in (
         f"parameters    {sum(parameter.numel() for parameter in job.model.parameters()):,}",
         f"FLOPs         {flops[0] / 1e9:.1f} G forward for a crop of {tuple(job.config.data.crop)}, {flops[0] / flops[1]:.2f} x one scale",

@@ -19,6 +19,7 @@ import numpy as np
 from .png import encode_png
 
 KEYWORD = b"hmsa-autolabel"
+CITYSCAPES_SUFFIX = "_leftImg8bit"
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER_END = 33  # signature and the IHDR chunk, after which the text chunk lies
 
@@ -74,20 +75,26 @@ def read_record(path: Path, *, whole: bool = True) -> dict[str, Any] | None:
     return None
 
 
-def label_name(name: str, *, label_ids: str, suffix: str = "_leftImg8bit") -> str:
-    """File name of the label of image `name`: Cityscapes names become *_gtAuto_labelIds, others keep theirs."""
+def label_name(name: str, *, label_ids: str) -> str:
+    """File name of the label of image `name`: Cityscapes names become *_gtAuto_labelIds (or *_labelTrainIds), others keep theirs."""
     kind = "labelIds" if label_ids == "raw" else "labelTrainIds"
-    return f"{name.removesuffix(suffix)}_gtAuto_{kind}.png" if name.endswith(suffix) else f"{name}.png"
+    return f"{name.removesuffix(CITYSCAPES_SUFFIX)}_gtAuto_{kind}.png" if name.endswith(CITYSCAPES_SUFFIX) else f"{name}.png"
+
+
+def confidence_name(name: str) -> str:
+    """File name of the confidence image of image `name`: 8 bits, floor(255 x the largest probability), before any threshold."""
+    return f"{name.removesuffix(CITYSCAPES_SUFFIX)}_gtAuto_confidence.png" if name.endswith(CITYSCAPES_SUFFIX) else f"{name}_confidence.png"
 
 
 def manifest(settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, str]],
              names: Sequence[str]) -> dict[str, Any]:
-    """What manifest.json says of a tree: settings, images, failures, per-class pixels and kept shares, mean confidence."""
+    """What manifest.json says of a tree: settings, whether it is complete, failures, per-class pixels and kept shares, mean confidence."""
     kept = np.sum([record["counts"] for record in records], axis=0, dtype=np.int64) if records else np.zeros(len(names), np.int64)
     predicted = np.sum([record["predicted"] for record in records], axis=0, dtype=np.int64) if records else np.zeros_like(kept)
     total = int(predicted.sum())
     confidence = sum(record["mean_confidence"] * sum(record["predicted"]) for record in records) / max(total, 1)
     per_class = {name: {"predicted": int(before), "kept": int(after), "kept_share": round(int(after) / int(before), 6) if before else None}
                  for name, before, after in zip(names, predicted, kept, strict=True)}
-    return {"format": "hmsa-autolabel", "version": 1, **settings, "images": len(records), "failures": list(failures), "pixels": total,
-            "kept_share": round(int(kept.sum()) / max(total, 1), 6), "mean_confidence": round(confidence, 6), "per_class": per_class}
+    return {"format": "hmsa-autolabel", "version": 1, **settings, "complete": not failures, "images": "images.jsonl", "labelled": len(records),
+            "failures": list(failures), "pixels": total, "kept_share": round(int(kept.sum()) / max(total, 1), 6),
+            "mean_confidence": round(confidence, 6), "per_class": per_class}

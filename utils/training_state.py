@@ -47,7 +47,7 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "ema": None if self.average is None else self.average.state_dict(),
             "progress": asdict(self.progress),
-            "versions": {"torch": torch.__version__},
+            "versions": {"torch": str(torch.__version__)},
         }
 
     def weights(self) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils.autolabels import apply_thresholds, encode_label, fingerprint, label_name, manifest, read_record
+from utils.autolabels import apply_thresholds, confidence_name, encode_label, fingerprint, label_name, manifest, read_record
 from utils.prefetch import prefetch
 
 
@@ -47,6 +47,7 @@ def test_a_label_file_carries_its_record_and_any_damage_shows(tmp_path: Path) ->
 def test_names() -> None:
     assert label_name("train_extra/ulm/ulm_000_000_leftImg8bit", label_ids="raw") == "train_extra/ulm/ulm_000_000_gtAuto_labelIds.png"
     assert label_name("ulm_000_000_leftImg8bit", label_ids="train") == "ulm_000_000_gtAuto_labelTrainIds.png"
+    assert confidence_name("ulm_000_000_leftImg8bit") == "ulm_000_000_gtAuto_confidence.png"
     assert label_name("a/b", label_ids="train") == "a/b.png"
 
 
@@ -57,7 +58,7 @@ def test_the_fingerprint_depends_on_every_setting() -> None:
 def test_the_manifest_adds_up() -> None:
     records = [{"predicted": [6, 4], "counts": [3, 4], "mean_confidence": 0.8}, {"predicted": [10, 0], "counts": [5, 0], "mean_confidence": 0.6}]
     found = manifest({"threshold": 0.9}, records, [], ["a", "b"])
-    assert found["kept_share"] == 0.6 and found["pixels"] == 20 and found["images"] == 2
+    assert found["kept_share"] == 0.6 and found["pixels"] == 20 and found["labelled"] == 2 and found["complete"]
     assert found["mean_confidence"] == 0.7
     assert found["per_class"] == {"a": {"predicted": 16, "kept": 8, "kept_share": 0.5}, "b": {"predicted": 4, "kept": 4, "kept_share": 1.0}}
 

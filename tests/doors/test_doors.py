@@ -1,0 +1,154 @@
+"""The three doors, started as a person starts them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from tests.doors.conftest import CLASSES, Door, configuration, draw
+
+
+def test_a_run_folder_holds_everything(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "train.log"} <= names
+    checkpoints = {path.name for path in (trained / "checkpoints").iterdir()}
+    assert checkpoints == {"best.pt", "last", "step-00000003.pt", "step-00000003.pt.sha256", "step-00000006.pt", "step-00000006.pt.sha256"}
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "val"] == [3, 6]
+    assert {"loss", "loss_cross_entropy", "lr", "images_per_second", "data_wait"} <= set(next(row for row in rows if row["kind"] == "train"))
+
+
+def test_evaluation_needs_the_checkpoint_alone(trained: Path, door: Door, tmp_path: Path) -> None:
+    done = door("eval.py", "--checkpoint", trained / "checkpoints" / "best.pt", "--output", tmp_path / "out", "--compare", "1", "0.5,1,2", "--save",
+                "labels", "overlay")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["images"] == 3 and metrics["scales"] == [0.5, 1.0] and metrics["flip"] is False and metrics["split"] == "val"
+    assert list(metrics["per_class"]) == [name for name, _ in CLASSES]
+    assert metrics["miou"] == pytest.approx(np.mean([value for value in metrics["per_class"].values() if value is not None]))
+    best = max(json.loads(line)["miou"] for line in (trained / "metrics.jsonl").read_text().splitlines() if '"val"' in line)
+    assert metrics["miou"] == best  # what training called its best is what evaluation finds
+    assert [row["scales"] for row in metrics["compared"]] == [[0.5, 1.0], [1.0], [0.5, 1.0, 2.0]]
+    assert f"{100 * metrics['miou']:.1f}" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "out" / "labels").iterdir()) == ["val_0.png", "val_1.png", "val_2.png"]
+
+
+def test_any_images_are_predicted_at_their_own_names_and_sizes(trained: Path, door: Door, tmp_path: Path) -> None:
+    sizes = {"a": (64, 96), "deep/b": (33, 57), "deep/c": (120, 40)}
+    for name, (height, width) in sizes.items():
+        path = tmp_path / "in" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.random.default_rng(1).integers(0, 255, (height, width, 3), dtype=np.uint8))
+    door("eval.py", "--checkpoint", trained / "checkpoints" / "best.pt", "--images", tmp_path / "in", "--output", tmp_path / "out",
+         "data.root=/nowhere", processes=2)
+    for kind in ("labels", "colour", "overlay"):
+        found = {path.relative_to(tmp_path / "out" / kind).with_suffix("").as_posix(): cv2.imread(str(path)).shape[:2]
+                 for path in (tmp_path / "out" / kind).rglob("*.png")}
+        assert found == sizes
+
+
+def test_autolabels_are_the_same_bytes_for_any_number_of_processes(trained: Path, street: Path, door: Door, tmp_path: Path) -> None:
+    checkpoint, images = trained / "checkpoints" / "best.pt", street / "images"
+    trees = []
+    for processes in (1, 2):
+        output = tmp_path / str(processes)
+        door("autolabel.py", "--checkpoint", checkpoint, "--images", images, "--output", output, "--threshold", "0.5", processes=processes)
+        trees.append({path.relative_to(output).as_posix(): path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()})
+    for tree in trees:
+        for lock in [name for name in tree if name.startswith(".lock")]:
+            del tree[lock]
+    assert trees[0] == trees[1]
+    assert len([name for name in trees[0] if name.endswith(".png")]) == 9
+    manifest = json.loads(trees[0]["manifest.json"])
+    assert manifest["labelled"] == 9 and manifest["threshold"] == 0.5 and 0 < manifest["kept_share"] <= 1
+    values = {int(value) for name, data in trees[0].items() if name.endswith(".png")
+              for value in np.unique(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED))}
+    assert values <= {0, 1, 2, 255}
+
+
+def test_autolabelling_goes_on_where_it_was_killed_and_refuses_other_settings(trained: Path, street: Path, door: Door, tmp_path: Path) -> None:
+    command = ["autolabel.py", "--checkpoint", trained / "checkpoints" / "best.pt", "--images", street / "images" / "train", "--output", tmp_path]
+    door(*command)
+    labels = sorted(tmp_path.rglob("train_*.png"))
+    before = {path: path.read_bytes() for path in labels}
+    labels[0].unlink()
+    labels[1].write_bytes(before[labels[1]][:-5])
+    kept = labels[2].stat().st_mtime_ns
+    door(*command)
+    assert {path: path.read_bytes() for path in labels} == before
+    assert labels[2].stat().st_mtime_ns == kept
+    done = door(*command, "--threshold", "0.7", check=2)
+    assert "threshold" in done.stderr and done.stderr.count("\n") == 1
+    assert {path: path.read_bytes() for path in labels} == before
+
+
+def test_one_unreadable_image_leaves_the_others_done(trained: Path, door: Door, tmp_path: Path) -> None:
+    data = draw(tmp_path / "data")
+    path = data / "images" / "train" / "train_3.png"
+    path.write_bytes(path.read_bytes()[:500])
+    done = door("autolabel.py", "--checkpoint", trained / "checkpoints" / "best.pt", "--images", data / "images" / "train", "--output",
+                tmp_path / "out", check=1)
+    assert "train_3" in done.stderr + done.stdout and "Traceback" not in done.stderr
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["labelled"] == 5 and len(manifest["failures"]) == 1 and not manifest["complete"]
+
+
+def _weights(run: Path) -> dict[str, torch.Tensor]:
+    newest = run / "checkpoints" / (run / "checkpoints" / "last").read_text().strip()
+    return torch.load(newest, weights_only=True)["model"]
+
+
+def test_resuming_equals_not_stopping_bit_for_bit(trained: Path, street: Path, door: Door, tmp_path: Path) -> None:
+    """Killed in the middle of an epoch and in the middle of a run, then resumed: the weights of the uninterrupted run."""
+    config = configuration(tmp_path, street, runtime={"checkpoint_minutes": 1e-6})
+    done = door("-c", "import os, runpy, sys; import train as t; step = t.take_step\n"
+                "def take_step(job, batches):\n    if job.state.progress.step == 4: os.kill(os.getpid(), 9)\n    return step(job, batches)\n"
+                "t.take_step = take_step; a = t.parse_arguments(sys.argv[1:]); t.read_config(a); t.main(a)", config, check=None)
+    assert done.returncode == -9
+    again = door("train.py", config, check=2)
+    assert "--resume" in again.stderr
+    resumed = door("train.py", config, "--resume")
+    assert "step 4" in resumed.stdout + resumed.stderr
+    expected, found = _weights(trained), _weights(tmp_path / "run")
+    assert expected.keys() == found.keys() and all(torch.equal(expected[key], found[key]) for key in expected)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_trains_the_same(street: Path, door: Door, tmp_path: Path) -> None:
+    """Equal global batch, synchronised batch norm, fp64: the same weights to 1e-9 relative."""
+    found = []
+    for processes in (1, 2, 3):
+        folder = tmp_path / str(processes)
+        config = configuration(folder, street, data={"batch_size": 6 // processes}, runtime={"precision": "fp64"}, optim={"epochs": 3})
+        door("train.py", config, processes=processes)
+        found.append(_weights(folder / "run"))
+    for other in found[1:]:
+        for key, value in found[0].items():
+            torch.testing.assert_close(other[key], value, rtol=1e-9, atol=1e-12, msg=key)
+
+
+def test_accumulated_batches_are_one_batch(street: Path, door: Door, tmp_path: Path) -> None:
+    """Two ranks equal one rank with two micro-batches, but for batch norm, which no loss weighting can mend; hence the losses of step 1."""
+    losses = []
+    for processes, accumulate in ((1, 2), (1, 3), (2, 1)):
+        folder = tmp_path / f"{processes}-{accumulate}"
+        config = configuration(folder, street, data={"batch_size": 6 // (processes * accumulate)}, runtime={"precision": "fp64", "sync_batchnorm": "off"},
+                               optim={"epochs": 1, "accumulate": accumulate})  # fmt: skip
+        door("train.py", config, processes=processes)
+        rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+        losses.append(rows[0]["loss"])
+    assert losses[0] == pytest.approx(losses[2], rel=1e-12)
+    assert losses[0] == pytest.approx(losses[1], rel=0.3)
+
+
+def test_a_dry_run_prints_costs_and_writes_nothing(street: Path, door: Door, tmp_path: Path) -> None:
+    done = door("train.py", configuration(tmp_path, street), "--dry-run")
+    output = done.stdout + done.stderr
+    for word in ("parameters", "x one scale", "images/s", "peak memory"):
+        assert word in output
+    assert not (tmp_path / "run").exists()
