@@ -11,6 +11,7 @@ from .cross_entropy import (
     ohem_cross_entropy,
 )
 from .pixels import LossError
+from .rmi import rmi_loss, weighted_rmi_loss
 
 __all__ = [
     "LOSSES",
@@ -24,4 +25,6 @@ __all__ = [
     "cross_entropy",
     "ohem_cross_entropy",
     "relaxed_boundary_loss",
+    "rmi_loss",
+    "weighted_rmi_loss",
 ]

@@ -1,6 +1,13 @@
-"""Binary cross-entropy over classes, each class against all others, as the authors' code has it."""
+"""Binary cross-entropy over classes, each class against all others, and the pooled errors that RMI needs.
+
+Both come from one pass over the logits, block by block: a block's sigmoid, the only exponential, stays in the cache,
+gives the cross-entropy and the pooled map, and is computed again in the backward pass instead of being kept.
+"""
+
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from .pixels import check_shapes, computing_dtype, mean_over_pixels, strips, valid_mask
+from .pixels import check_shapes, class_index, computing_dtype, mean_over_pixels, row_blocks, valid_mask
 
 
 def binary_cross_entropy(
@@ -26,36 +33,171 @@ def binary_cross_entropy(
     """
     check_shapes(logits, label)
     valid = valid_mask(label, num_classes=logits.shape[1], ignore_label=ignore_label)
-    with torch.autocast(logits.device.type, enabled=False):
-        total = _BinaryCrossEntropySum.apply(logits, label, valid)
+    total, _ = binary_terms(logits, label, valid, pool_size=0)
     return mean_over_pixels(total, valid, valid_pixels=valid_pixels, parts=parts, added=1)
 
 
-class _BinaryCrossEntropySum(torch.autograd.Function):
-    """sum over valid pixels of (sum over classes softplus(z) - z[label]); the gradient is sigmoid(z) - onehot."""
+def binary_terms(logits: Tensor, label: Tensor, valid: Tensor, *, pool_size: int) -> tuple[Tensor, Tensor]:
+    """The summed binary cross-entropy, and the errors (sigmoid(logits) - onehot) * valid after average pooling.
 
+    The pooling has size and stride `pool_size` and padding `pool_size // 2` whose zeros count in the average; with
+    `pool_size` 0 the second result is empty. Pooled errors keep their relative precision where probabilities, close to
+    1, would not. valid: bool [N, H, W]. Both results are fp64 for fp64 logits, else fp32. Runs outside autocast.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        return _BinaryTerms.apply(logits, label, valid, pool_size)
+
+
+def pooled_size(size: int, pool_size: int) -> int:
+    """Length of a map of length `size` after pooling with size and stride `pool_size` and padding `pool_size // 2`."""
+    return (size + 2 * (pool_size // 2) - pool_size) // pool_size + 1
+
+
+class _BinaryTerms(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, label: Tensor, valid: Tensor, pool_size: int) -> tuple[Tensor, Tensor]:
+        images, classes, height, width = logits.shape
         dtype = computing_dtype(logits)
+        columns = pooled_size(width, pool_size) if pool_size else 0
+        rows = pooled_size(height, pool_size) if pool_size else 0
+        pooled = logits.new_empty((images, classes, rows, columns), dtype=dtype)
         total = logits.new_zeros((), dtype=torch.float64)
-        for first, last in strips(logits):
-            strip, mask = logits[:, :, first:last].to(dtype), valid[:, None, first:last]
-            index = torch.where(mask, label[:, None, first:last], 0).long()
-            chosen = strip.gather(1, index).masked_fill_(~mask, 0)
-            total += (functional.softplus(strip) * mask).sum() - chosen.sum()
+        for block in _blocks(logits, label, valid, pool_size):
+            total += block.cross_entropy()
+            if pool_size:
+                pooled[block.images, :, block.pooled_rows] = block.pool(columns)
         ctx.save_for_backward(logits, label, valid)
-        return total.to(dtype)
+        ctx.pool_size = pool_size
+        return total.to(dtype), pooled
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor, grad_pooled: Tensor) -> tuple[Tensor, None, None, None]:
         logits, label, valid = ctx.saved_tensors
         result = torch.empty_like(logits)
-        for first, last in strips(logits):
-            mask = valid[:, None, first:last]
-            strip = logits[:, :, first:last].to(grad.dtype, copy=True).sigmoid_()
-            strip.mul_(mask).scatter_add_(
-                1, torch.where(mask, label[:, None, first:last], 0).long(), -mask.to(strip.dtype)
-            )
-            result[:, :, first:last] = strip.mul_(grad)
-        return result, None, None
+        for block in _blocks(logits, label, valid, ctx.pool_size):
+            block.write_gradient(result, grad, grad_pooled)
+        return result, None, None, None
+
+
+class _Scratch:
+    """Buffers for one pass over the blocks: asking the allocator anew for each block costs more than the arithmetic."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+        self.buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """The buffer `name` as an uninitialised tensor of `shape`, in the computing dtype."""
+        size = math.prod(shape)
+        buffer = self.buffers.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self.logits.new_empty(size, dtype=computing_dtype(self.logits))
+            self.buffers[name] = buffer
+        return buffer[:size].view(shape)
+
+
+class _Block:
+    """One block of rows of some images: its logits, its errors, and the pooling windows that it fills.
+
+    `error` [n, C, window rows, W] is (sigmoid(z) - onehot) * valid; at the label it is computed as -sigmoid(-z), which
+    keeps its precision when the prediction is good. It begins and ends at window borders, with zeros for the padding.
+    """
+
+    def __init__(
+        self, logits: Tensor, label: Tensor, valid: Tensor, images: slice, rows: slice, pool: int, scratch: _Scratch
+    ) -> None:
+        self.images, self.rows, self.pool_size, self.scratch = images, rows, max(pool, 1), scratch
+        above = self.pool_size // 2 if rows.start == 0 else 0
+        first_window = (rows.start + self.pool_size // 2) // self.pool_size
+        windows = -(-(above + rows.stop - rows.start) // self.pool_size)
+        last_window = min(first_window + windows, pooled_size(logits.shape[2], self.pool_size))
+        self.pooled_rows = slice(first_window, last_window)
+
+        self.logits = logits[images, :, rows]
+        if self.logits.dtype != computing_dtype(logits) or not logits.is_contiguous():
+            self.logits = scratch.take("logits", *self.logits.shape).copy_(self.logits)
+        self.mask = valid[images, rows].to(self.logits.dtype)
+        index = class_index(label[images, rows], valid[images, rows])[:, None]
+        self.logits_at_label = self.logits.gather(1, index)[:, 0]
+
+        number, classes, height, width = self.logits.shape
+        self.error = scratch.take("error", number, classes, windows * self.pool_size, width)
+        self.inside = slice(above, above + height)
+        self.error[:, :, : self.inside.start] = 0
+        self.error[:, :, self.inside.stop :] = 0
+        torch.sigmoid(self.logits, out=self.error[:, :, self.inside]).mul_(self.mask[:, None])
+        at_label = torch.sigmoid(-self.logits_at_label).mul_(self.mask).neg_()
+        self.error[:, :, self.inside].scatter_(1, index, at_label[:, None])
+
+    def cross_entropy(self) -> Tensor:
+        """Sum over classes and valid pixels of softplus(z) - z * onehot, fp64.
+
+        That is -log(1 - |error|) = max(x, 0) - log(1 - p), where p = min(|error|, 1 - |error|) and x is z, at the label
+        -z. The logarithms of many factors 1 - p are one logarithm of their product, which is kept as one minus the
+        product until p no longer vanishes beside 1.
+        """
+        work = self.scratch.take("work", *self.logits.shape)
+        positive = torch.clamp_min(self.logits, 0, out=work).sum(1)
+        linear = (positive - self.logits_at_label).mul_(self.mask).sum(dtype=torch.float64)
+
+        size = self.error.numel()
+        padded = -(-size // 256) * 256
+        work, other = self.scratch.take("work", padded), self.scratch.take("other", padded)
+        work[size:] = 0
+        error = torch.abs(self.error.view(-1), out=work[:size])
+        torch.sub(error.new_ones(()), error, out=other[:size])
+        torch.minimum(error, other[:size], out=error)
+        for _ in range(3):  # 1 - (1 - a)(1 - b) = a + b - ab; the product of eight factors is at least 2^-8
+            first, second = work.view(2, -1)
+            product = torch.add(first, second, out=other[: first.numel()]).addcmul_(first, second, value=-1)
+            work, other = product, work
+        products = work.double().neg_().add_(1).view(32, -1).prod(0)
+        return linear - products.log_().sum()
+
+    def pool(self, width: int) -> Tensor:
+        """Average pooling of the errors, [n, C, pooled rows, width]; zeros of the padding count."""
+        size, (number, classes, rows, columns) = self.pool_size, self.error.shape
+        windows = self.error.view(number, classes, rows // size, size, columns)
+        padded = self.scratch.take("work", number, classes, rows // size, width * size)
+        inside = slice(size // 2, min(size // 2 + columns, width * size))
+        padded[..., : inside.start] = 0
+        padded[..., inside.stop :] = 0
+        torch.sum(windows[..., : inside.stop - inside.start], dim=3, out=padded[..., inside])
+        pooled = torch.mv(padded.view(-1, size), padded.new_full((size,), size**-2))
+        return pooled.view(number, classes, rows // size, width)[:, :, : self.pooled_rows.stop - self.pooled_rows.start]
+
+    def write_gradient(self, result: Tensor, grad: Tensor, grad_pooled: Tensor) -> None:
+        """Into this block of `result`: grad * error + sigmoid' * (gradient of the pixel's pooling window).
+
+        sigmoid' = p (1 - p) = |error| - error^2, on valid pixels.
+        """
+        error = self.error[:, :, self.inside]
+        target = result[self.images, :, self.rows]
+        direct = target.dtype == error.dtype
+        gradient = target if direct else self.scratch.take("gradient", *error.shape)
+        if grad_pooled.numel():
+            number, classes, rows, columns = self.error.shape
+            spread = self._spread(grad_pooled[self.images, :, self.pooled_rows])[:, :, :, None]
+            work = torch.abs(self.error, out=self.scratch.take("work", *self.error.shape))
+            work.addcmul_(self.error, self.error, value=-1)
+            work.view(number, classes, rows // self.pool_size, self.pool_size, columns).mul_(spread)
+            torch.addcmul(work[:, :, self.inside], error, grad, out=gradient)
+        else:
+            torch.mul(error, grad, out=gradient)
+        if not direct:
+            target.copy_(gradient)
+
+    def _spread(self, grad_pooled: Tensor) -> Tensor:
+        """The gradient of the pooled rows [n, C, rows, w] over the columns of their windows, [n, C, windows, W]."""
+        number, classes, rows, columns = self.error.shape
+        size = self.pool_size
+        spread = (grad_pooled * size**-2).repeat_interleave(size, dim=-1)[..., size // 2 : size // 2 + columns]
+        missing = (0, columns - spread.shape[-1], 0, rows // size - spread.shape[2])
+        return functional.pad(spread, missing) if any(missing) else spread
+
+
+def _blocks(logits: Tensor, label: Tensor, valid: Tensor, pool_size: int) -> Iterator[_Block]:
+    scratch = _Scratch(logits)
+    for images, rows in row_blocks(logits, window=max(pool_size, 1), padding=pool_size // 2):
+        yield _Block(logits, label, valid, images, rows, pool_size, scratch)

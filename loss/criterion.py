@@ -13,11 +13,13 @@ from .binary import binary_cross_entropy
 from .boundary import relaxed_boundary_loss
 from .cross_entropy import bootstrapped_cross_entropy, cross_entropy, ohem_cross_entropy
 from .pixels import LossError, computing_dtype
+from .rmi import rmi_loss, weighted_rmi_loss
 
-Loss = Callable[..., Tensor]
+Loss = Callable[..., Tensor | dict[str, Tensor]]
 # The names a configuration may use, for the main loss, the auxiliary loss and the per-scale loss alike.
 LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
+    "rmi": weighted_rmi_loss,
     "bootstrapped": bootstrapped_cross_entropy,
     "ohem": ohem_cross_entropy,
     "bce": binary_cross_entropy,
@@ -105,7 +107,8 @@ class Criterion(nn.Module):
         options = dict(self.options[name], ignore_label=self.ignore_label, **counts)
         if name == "cross_entropy":
             options["class_weights"] = self.class_weights
-        return {name: LOSSES[name](logits, label, **options)}
+        result = LOSSES[name](logits, label, **options)
+        return result if isinstance(result, dict) else {name: result}
 
 
 def build_criterion(
@@ -119,6 +122,7 @@ def build_criterion(
     ignore_label: int = 255,
     class_weights: Tensor | Sequence[float] | None = None,
     image_weights: str | None = None,
+    rmi: Mapping[str, Any] | None = None,
     bootstrapped: Mapping[str, Any] | None = None,
     ohem: Mapping[str, Any] | None = None,
     relaxed_boundary: Mapping[str, Any] | None = None,
@@ -136,6 +140,7 @@ def build_criterion(
             raise LossError(f"{role} must be one of {', '.join(LOSSES)}, not {name!r}.")
     options: dict[str, Mapping[str, Any]] = {
         "cross_entropy": {"image_weights": image_weights},
+        "rmi": {"num_classes": num_classes, **(rmi or {})},
         "bootstrapped": bootstrapped or {},
         "ohem": ohem or {},
         "bce": {},
@@ -154,7 +159,11 @@ def build_criterion(
 
 def _check_keywords(name: str, keywords: Mapping[str, Any]) -> None:
     """Raise LossError for a keyword that the loss `name` does not have."""
-    known = set(inspect.signature(LOSSES[name]).parameters) - {"logits", "label", "valid_pixels", "parts", "ignore_label"}
+    parameters = dict(inspect.signature(LOSSES[name]).parameters)
+    if name == "rmi":
+        parameters.update(inspect.signature(rmi_loss).parameters)
+        del parameters["constants"]
+    known = sorted(set(parameters) - {"logits", "label", "valid_pixels", "parts", "ignore_label"})
     for word in keywords:
         if word not in known:
-            raise LossError(f"{word!r} is no option of the loss {name!r}; it has {', '.join(sorted(known)) or 'none'}.")
+            raise LossError(f"{word!r} is no option of the loss {name!r}; it has {', '.join(known) or 'none'}.")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .pixels import LossError, check_shapes, computing_dtype, mean_over_pixels, strips, valid_mask
+from .pixels import LossError, check_shapes, class_index, computing_dtype, mean_over_pixels, row_blocks, valid_mask
 
 Weighting = Literal["linear", "inverse"]
 
@@ -119,43 +119,43 @@ def pixel_cross_entropy(logits: Tensor, label: Tensor, *, ignore_label: int = 25
 
 
 class _PixelCrossEntropy(torch.autograd.Function):
-    """Strip by strip, so that neither pass makes a class map besides the gradient that it returns."""
+    """Block by block, so that neither pass makes a class map besides the gradient that it returns."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
         dtype = computing_dtype(logits)
-        index = torch.where(valid, label, 0).to(torch.uint8 if logits.shape[1] <= 256 else torch.int64)
         normaliser = logits.new_empty(label.shape, dtype=dtype)
         chosen = logits.new_empty(label.shape, dtype=dtype)
-        for first, last in strips(logits):
-            strip = logits[:, :, first:last].to(dtype)
-            torch.logsumexp(strip, dim=1, out=normaliser[:, first:last])
-            chosen[:, first:last] = strip.gather(1, index[:, None, first:last].long())[:, 0]
-        ctx.save_for_backward(logits, index, valid, normaliser)
+        for images, rows in row_blocks(logits):
+            block = logits[images, :, rows].to(dtype)
+            index = class_index(label[images, rows], valid[images, rows])
+            normaliser[images, rows] = block.logsumexp(1)
+            chosen[images, rows] = block.gather(1, index[:, None])[:, 0]
+        ctx.save_for_backward(logits, label, valid, normaliser)
         return torch.where(valid, normaliser - chosen, 0.0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        logits, index, valid, normaliser = ctx.saved_tensors
+        logits, label, valid, normaliser = ctx.saved_tensors
         result = torch.empty_like(logits)
-        grad = torch.where(valid, grad, 0.0)[:, None]
-        for first, last in strips(logits):
-            probability = logits[:, :, first:last].to(grad.dtype) - normaliser[:, None, first:last]
-            probability.exp_().mul_(grad[:, :, first:last])
-            probability.scatter_add_(1, index[:, None, first:last].long(), -grad[:, :, first:last])
-            result[:, :, first:last] = probability
+        for images, rows in row_blocks(logits):
+            mask = valid[images, rows]
+            weight = torch.where(mask, grad[images, rows], 0.0)[:, None]
+            block = (logits[images, :, rows].to(grad.dtype) - normaliser[images, None, rows]).exp_().mul_(weight)
+            block.scatter_add_(1, class_index(label[images, rows], mask)[:, None], -weight)
+            result[images, :, rows] = block
         return result, None, None
 
 
 def _weight_of_pixels(weights: Tensor, label: Tensor, valid: Tensor) -> Tensor:
     """The weight [N, H, W] of each pixel's class from `weights` [N, C]; what ignored pixels get has no effect."""
-    return weights.gather(1, torch.where(valid, label, 0).long().flatten(1)).view(label.shape)
+    return weights.gather(1, class_index(label, valid).flatten(1)).view(label.shape)
 
 
 def _count_labels(label: Tensor, valid: Tensor, *, num_classes: int) -> Tensor:
     """Valid pixels of each class in each image, int64 [N, C]; without a host synchronisation."""
-    index = torch.where(valid, label, 0).long().flatten(1)
+    index = class_index(label, valid).flatten(1)
     counts = torch.zeros(len(label), num_classes, dtype=torch.int64, device=label.device)
     return counts.scatter_add_(1, index, valid.flatten(1).long())
 

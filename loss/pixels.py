@@ -1,4 +1,4 @@
-"""What the per-pixel losses share: which pixels count, how a sum becomes a mean, and strips of rows."""
+"""What the per-pixel losses share: which pixels count, how a sum becomes a mean, and blocks of rows."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-# Elements of one strip of class maps. On the CPU a strip and its temporaries should stay in a core's L2 cache; on a GPU
-# a strip should be large enough that starting kernels costs nothing, and small beside the logits of a training crop.
-CPU_STRIP_ELEMENTS = 2**17
-GPU_STRIP_ELEMENTS = 2**24
+# Elements of the class maps in one block. On the CPU a block and its temporaries should stay in a core's cache; on a
+# GPU a block should be large enough that starting kernels costs nothing, and small beside the logits of a crop.
+CPU_BLOCK_ELEMENTS = 2**18
+GPU_BLOCK_ELEMENTS = 2**24
 
 
 class LossError(ValueError):
@@ -27,6 +27,11 @@ def valid_mask(label: Tensor, *, num_classes: int, ignore_label: int = 255) -> T
     if ignore_label < num_classes:
         valid &= label != ignore_label
     return valid
+
+
+def class_index(label: Tensor, valid: Tensor) -> Tensor:
+    """`label` as an int64 index that is 0 where the pixel is not valid, for gather and scatter; same shape."""
+    return torch.where(valid, label, 0).long()
 
 
 def mean_over_pixels(
@@ -56,14 +61,28 @@ def check_shapes(logits: Tensor, label: Tensor) -> None:
 
 
 def computing_dtype(logits: Tensor) -> torch.dtype:
-    """fp64 for fp64 logits and fp32 for everything else: half precision is widened strip by strip, never as a whole."""
+    """fp64 for fp64 logits and fp32 for everything else: half precision is widened block by block, never as a whole."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
-def strips(logits: Tensor, *, multiple: int = 1) -> Iterator[tuple[int, int]]:
-    """Cut the rows of `logits` [N, C, H, W] into (first, last) of strips, each a multiple of `multiple` rows or the last."""
-    elements = CPU_STRIP_ELEMENTS if logits.device.type == "cpu" else GPU_STRIP_ELEMENTS
+def block_elements(device: torch.device) -> int:
+    """How many elements a block should have on `device`."""
+    return CPU_BLOCK_ELEMENTS if device.type == "cpu" else GPU_BLOCK_ELEMENTS
+
+
+def row_blocks(logits: Tensor, *, window: int = 1, padding: int = 0) -> Iterator[tuple[slice, slice]]:
+    """Cut `logits` [N, C, H, W] into blocks, as (slice of images, slice of rows): whole images where they are small.
+
+    No block but the last ends inside a pooling window, the windows being `window` rows high and starting `padding`
+    rows above the image.
+    """
     images, classes, height, width = logits.shape
-    rows = max(elements // max(images * classes * width, 1) // multiple, 1) * multiple
-    for first in range(0, height, rows):
-        yield first, min(first + rows, height)
+    elements = block_elements(logits.device)
+    images_per_block = max(elements // max(classes * height * width, 1), 1)
+    rows_per_block = height + padding if images_per_block > 1 else max(elements // (classes * width), 1)
+    rows_per_block = -(-rows_per_block // window) * window
+    for first_image in range(0, images, images_per_block):
+        chosen = slice(first_image, min(first_image + images_per_block, images))
+        for first in range(-padding, height, rows_per_block):
+            if first + rows_per_block > 0:
+                yield chosen, slice(max(first, 0), min(first + rows_per_block, height))
