@@ -136,3 +136,23 @@ def test_class_list_of_camvid() -> None:
     assert [entry["id"] for entry in content["classes"]] == list(range(11))
     assert content["classes"][10] == {"name": "Bicyclist", "color": [0, 128, 192], "id": 10}
     assert load_config(CONFIGS / "camvid" / "deeplabv3plus_r18_hierarchical.yaml").data.classes == "configs/camvid/classes.yaml"
+
+
+def test_commands_in_the_readme_name_what_exists() -> None:
+    lines = [line for line in (CONFIGS / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("torchrun ")]
+    assert len(lines) == 11
+    trained: set[str] = set()
+    for line in lines:
+        words = line.split()
+        assert (ROOT / words[3]).is_file()
+        if words[3] == "train.py":
+            config = load_config(ROOT / words[4], words[5:])
+            accumulated = 8 * config.data.batch_size * config.optim.accumulate
+            assert accumulated == config.optim.reference_batch
+            needed = [config.model.init_from, config.data.extra.root if config.data.extra else None]
+            trained.add(config.experiment.output)
+        else:
+            needed = [words[words.index("--checkpoint") + 1]]
+            trained.add(words[words.index("--output") + 1] if "--output" in words else "")
+        for place in filter(None, needed):
+            assert any(place.startswith(done) for done in trained if done), f"{line}: {place} is not there yet"

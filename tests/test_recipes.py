@@ -1,0 +1,69 @@
+"""Every recipe builds and learns: on the meta device in full, then one training step on a miniature tree with only sizes and paths changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import assemble
+import train
+from tests.datasets.trees import make_auto_labels, make_cityscapes, make_mapillary
+from utils.config import load_config
+from utils.processes import join
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = json.loads((ROOT / "tests" / "data" / "paper_values.json").read_text(encoding="utf-8"))
+# Table 2's rows are the single, teacher and student recipes recombined, and a release teacher is a teacher.
+RECIPES = sorted(name for name in (*TABLE["recipes"], *TABLE["deviations"]) if "/table2/" not in name)
+PARAMETERS = {"ocr hierarchical": 72_143_430, "ocr single": 70_372_678}  # RELEASE section 3, 19 classes
+
+
+@pytest.fixture(scope="session")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Miniatures of Cityscapes with coarse labels, of a teacher's labels, and of Mapillary Vistas 1.2."""
+    folder = tmp_path_factory.mktemp("recipes")
+    cities = {"train": {"aachen": 3, "bremen": 2}, "val": {"lindau": 1}, "train_extra": {"bayreuth": 3}}
+    names = [f"bayreuth/bayreuth_{number:06d}_000019_leftImg8bit" for number in range(3)]
+    return {
+        "cityscapes": make_cityscapes(folder / "cityscapes", cities),
+        "autolabels": make_auto_labels(folder / "autolabels", names, form="ids", manifest=True, complete=True, label_ids="raw"),
+        "mapillary": make_mapillary(folder / "mapillary", version="1.2", splits={"training": 4, "validation": 1}),
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_builds_in_full_on_the_meta_device(name: str) -> None:
+    config = load_config(ROOT / name)
+    with torch.device("meta"):
+        model = assemble.model_from(config, num_classes=19, trunk_weights=False)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    kind = f"{config.model.decoder} {config.model.multiscale}"
+    assert count == PARAMETERS.get(kind, count) and count > 30e6
+    assert tuple(model.train_scales) == config.model.train_scales
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_takes_a_training_step(name: str, trees: dict[str, Path], tmp_path: Path) -> None:
+    family = load_config(ROOT / name).data.dataset
+    overrides = [f"data.root={trees[family]}", f"experiment.output={tmp_path}", f"data.cache_dir={tmp_path}", "data.workers=0"]
+    overrides += ["model.trunk_weights=null", "model.init_from=null", "data.crop=[64, 96]", "data.class_uniform.tile=16"]
+    plain = load_config(ROOT / name)
+    if plain.data.long_edge is not None:
+        overrides.append("data.long_edge=40")
+    if plain.data.extra is not None and plain.data.extra.labels == "auto":
+        overrides.append(f"data.extra.root={trees['autolabels']}")
+    config = load_config(ROOT / name, overrides)
+    processes = join(device="cpu", timeout_minutes=1.0)
+    job = train.set_up(config, processes, resume=False, write=False)
+    before = [parameter.detach().clone() for parameter in job.model.parameters()]
+    totals, stop, _ = train.take_step(job, next(train.micro_batches(job)))
+    processes.close()
+    assert not stop and all(torch.isfinite(term) for term in totals.values())
+    assert {"rmi", "bce"} <= set(totals)
+    assert ("aux" in totals) == (config.model.decoder == "ocr")
+    assert len([term for term in totals if term.startswith("scale_")]) == (len(config.model.train_scales) if config.loss.scale_weight else 0)
+    moved = sum(not torch.equal(old, new) for old, new in zip(before, job.model.parameters(), strict=True))
+    assert moved > 0.9 * len(before)
