@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing.util  # noqa: F401  (its exit handler must be registered before ours: they run in reverse order)
+import gc
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.sharedctypes import RawValue
 from typing import Any, Protocol
 
 import cv2
@@ -77,14 +78,19 @@ def start_loader(reader: BatchReader, steps: Any, processes: Processes) -> DataL
         pin_memory=torch.cuda.is_available() if processes.pin_memory is None else processes.pin_memory,
         persistent_workers=processes.persistent and many,
         prefetch_factor=processes.prefetch if many else None,
-        worker_init_fn=partial(_begin_worker, ending=_main_is_ending()) if many else None,
+        worker_init_fn=partial(_begin_worker, main=os.getpid()) if many else None,
     )
 
 
 def batches(loader: DataLoader[Any]) -> Iterator[Batch]:
     """The loader's batches, with DataError for a file at fault or a lost worker."""
     with _lost_worker_explained():
-        yield from map(_require_batch, loader)
+        iterator = iter(loader)
+        if loader.num_workers:
+            # Exit handlers run in reverse order, and starting the workers may have registered one of torch's.
+            atexit.unregister(_end_workers)
+            atexit.register(_end_workers)
+        yield from map(_require_batch, iterator)
 
 
 def _require_batch(batch: Batch | DataError) -> Batch:
@@ -97,43 +103,58 @@ def _require_batch(batch: Batch | DataError) -> Batch:
 def _lost_worker_explained() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
-        if "DataLoader worker" in str(error) and "exited unexpectedly" in str(error):
-            raise DataError(explain_lost_worker(error), kind="worker") from error
+    except (RuntimeError, OSError, EOFError) as error:
+        explanation = explain_lost_worker(error)
+        if explanation is not None:
+            raise DataError(explanation, kind="worker") from error
         raise
 
 
-def explain_lost_worker(error: RuntimeError) -> str:
-    """One sentence for the error by which torch reports that a loader worker died; it may interrupt the main process anywhere."""
+def explain_lost_worker(error: BaseException) -> str | None:
+    """One sentence if `error` is how a dead loader worker shows, else None.
+
+    torch notices by a signal and raises RuntimeError wherever the main process happens to be, in the middle of a step too; or the connection breaks
+    while a batch is being received.
+    """
+    if not isinstance(error, (ConnectionError, EOFError)) and "DataLoader worker (pid" not in str(error):
+        return None
     return (
         "a data loader worker was lost, killed from outside or for want of memory (in containers often of /dev/shm); lower data.workers or "
-        f"data.batch_size, or enlarge the memory, and resume ({str(error).splitlines()[0]})"
+        f"data.batch_size, or enlarge the memory, and resume ({type(error).__name__}: {' '.join(str(error).split())})"
     )
 
 
-def _begin_worker(_: int, *, ending: Any) -> None:
-    """A signal to the process group is the main process's to answer: it needs its workers to finish the step and save (ENGINEERING 5.1)."""
+def _begin_worker(_: int, *, main: int) -> None:
+    """One thread; deaf to what is not meant for it.
+
+    What a forked worker inherits it never collects: pages stay shared with the main process, and no loader that is garbage there is shut down from
+    here.
+    """
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.value else None)
+    _heed_only(main)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
 
-_ending: Any = None
+def _heed_only(main: int) -> None:
+    """Let SIGTERM end this process only if the main process sent it. One to the whole process group is the main process's to answer: it needs its
+    workers to finish the step and save (ENGINEERING 5.1). Ignoring all would leave it waiting for its workers when it ends by an exception."""
+    if not hasattr(signal, "sigwaitinfo"):  # macOS does not tell who sent a signal
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_await_end, args=(main,), daemon=True).start()
 
 
-def _main_is_ending() -> Any:
-    """A shared byte that becomes 1 when the main process exits: from then on workers heed the SIGTERM by which multiprocessing ends them.
-
-    Without it an exception that keeps a loader alive would leave the main process waiting for workers that ignore it.
-    """
-    global _ending
-    if _ending is None:
-        _ending = RawValue("b", 0)
-        atexit.register(_tell_workers)
-    return _ending
+def _await_end(main: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
+        pass
+    os._exit(0)
 
 
-def _tell_workers() -> None:
-    _ending.value = 1
-
+def _end_workers() -> None:
+    """At exit, before torch waits seconds for each worker of a loader that the traceback of an exception keeps alive."""
+    for child in multiprocessing.active_children():
+        if child.daemon:  # as multiprocessing itself is about to do
+            child.terminate()
