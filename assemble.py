@@ -6,12 +6,12 @@ Rooms never see a configuration and a configuration never sees a room; train.py,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datasets import (
     Augmentation,
@@ -21,15 +21,18 @@ from datasets import (
     ExtraSource,
     Files,
     TrainLoader,
+    augment_on_device,
     build_eval_loader,
     build_files,
     build_train_loader,
     count_pixels,
+    normalise,
     verify_files,
 )
 from loss import LossError, build_criterion, class_weights_from_counts
 from network import ModelError, Prediction, build_model, load_weights
 from network.inference import predict
+from network.multiscale import MultiScale
 from utils.checkpoint import CheckpointError, load_checkpoint, sha256_of
 from utils.config import Config, ConfigError, load_config
 from utils.image_writer import ImageWriteError
@@ -66,7 +69,7 @@ class Inference:
         return cls(scales=tuple(scales or section.scales), flip=section.flip if flip is None else flip, combine=section.combine, over=section.over,
                    tile=None if section.tile is None else (section.tile[0], section.tile[1]), overlap=section.overlap, precision=section.precision)
 
-    def predict(self, model: nn.Module, image: Tensor, *, keep_scales: bool = False, on_fallback: Callable[[str], None] | None = None) -> Prediction:
+    def predict(self, model: MultiScale, image: Tensor, *, keep_scales: bool = False, on_fallback: Callable[[str], None] | None = None) -> Prediction:
         """network.inference.predict with these options; `image` float [N, 3, H, W], normalised."""
         return predict(model, image, scales=self.scales, flip=self.flip, combine=self.combine, over=self.over, tile=self.tile, overlap=self.overlap,
                        keep_scales=keep_scales, autocast_dtype=autocast_dtype(self.precision), on_fallback=on_fallback)
@@ -93,26 +96,23 @@ def split_files(config: Config, split: str, *, expected: DatasetSpec | None = No
 def split_loader(config: Config, files: Files, processes: Processes, *, with_label: bool = True) -> Iterable[dict[str, Any]]:
     """Every image of `files` once over all ranks, as the eval section loads them."""
     return build_eval_loader(files, workers=config.eval.workers, batch_size=config.eval.batch_size, rank=processes.rank,
-                             world_size=processes.world_size, with_label=with_label, long_edge=config.data.long_edge)
+                             world_size=processes.world_size, with_label=with_label, long_edge=config.data.long_edge,
+                             score_native=config.eval.score_native)
 
 
-def model_from(config: Config, *, num_classes: int, trunk_weights: bool) -> nn.Module:
+def model_from(config: Config, *, num_classes: int, trunk_weights: bool) -> MultiScale:
     """The network of the model section; `trunk_weights` false leaves ImageNet weights alone, where other weights will overwrite them."""
-    section = config.model
-    return build_model(trunk=section.trunk, decoder=section.decoder, multiscale=section.multiscale, num_classes=num_classes,
-                       output_stride=section.output_stride, align_corners=section.align_corners, fuse_at=section.fuse_at,
-                       train_scales=tuple(section.train_scales), trunk_weights=section.trunk_weights if trunk_weights else None,
-                       attention_channels=section.attention_channels, attention_dropout=section.attention_dropout, head=section.head,
-                       explicit_softmax=section.explicit_softmax, activation_checkpointing=config.runtime.activation_checkpointing)
+    keywords = config.model.model_dump(exclude={"init_from"} if trunk_weights else {"init_from", "trunk_weights"})
+    return build_model(num_classes=num_classes, activation_checkpointing=config.runtime.activation_checkpointing, **keywords)
 
 
-def place(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
+def place(model: MultiScale, config: Config, device: torch.device) -> MultiScale:
     """`model` on its device, in the runtime section's memory format and parameter dtype."""
     memory = torch.channels_last if config.runtime.channels_last else torch.contiguous_format
     return model.to(device, dtype=parameter_dtype(config.runtime.precision), memory_format=memory)  # type: ignore[call-overload]
 
 
-def initial_model(config: Config, *, num_classes: int) -> nn.Module:
+def initial_model(config: Config, *, num_classes: int) -> MultiScale:
     """The network to begin a training with: from model.init_from when given (its report is logged), else from model.trunk_weights."""
     source = config.model.init_from
     model = model_from(config, num_classes=num_classes, trunk_weights=source is None)
@@ -121,7 +121,7 @@ def initial_model(config: Config, *, num_classes: int) -> nn.Module:
     return model
 
 
-def optimizer(config: Config, model: nn.Module, *, processes: Processes, scaled: bool) -> torch.optim.Optimizer:
+def optimizer(config: Config, model: MultiScale, *, processes: Processes, scaled: bool) -> torch.optim.Optimizer:
     """The optimiser of the optim section, its learning rate scaled to the effective batch when asked for."""
     optim = config.optim
     batch = config.data.batch_size * processes.world_size * optim.accumulate
@@ -130,9 +130,8 @@ def optimizer(config: Config, model: nn.Module, *, processes: Processes, scaled:
                 processes.world_size, optim.accumulate, lr)
     if optim.reference_batch is not None and optim.reference_batch != batch and optim.lr_scaling == "none":
         logger.warning("optim.lr was chosen for a batch of %d; set optim.accumulate or optim.lr_scaling to suit %d", optim.reference_batch, batch)
-    heads: Any = model.parameters_of_heads  # nn.Module's __getattr__ hides the method from the type checker
     groups = parameter_groups(model, lr=lr, weight_decay=optim.weight_decay, decay_norm_and_bias=optim.decay_norm_and_bias,
-                              head_parameters=heads(), head_lr_multiplier=optim.head_lr_multiplier)
+                              head_parameters=model.parameters_of_heads(), head_lr_multiplier=optim.head_lr_multiplier)
     return build_optimizer(groups, optimizer=optim.optimizer, backend=optim.backend, momentum=optim.momentum, scaled=scaled)
 
 
@@ -140,7 +139,7 @@ def optimizer(config: Config, model: nn.Module, *, processes: Processes, scaled:
 class Loaded:
     """A checkpoint made ready: the network with its weights, its configuration and classes, and the file's sha256."""
 
-    model: nn.Module
+    model: MultiScale
     config: Config
     spec: DatasetSpec
     sha256: str
@@ -160,16 +159,30 @@ def load_model(checkpoint: Path, *, config_file: Path | None, overrides: Sequenc
     return Loaded(model=place(model, config, device).eval(), config=config, spec=spec, sha256=sha256_of(checkpoint))
 
 
+def augmentation(config: Config) -> Augmentation:
+    """What the data section draws for each training sample."""
+    names = {field.name for field in fields(Augmentation)}
+    return Augmentation(**config.data.model_dump(include=names))
+
+
 def train_loader(config: Config, files: Files, processes: Processes) -> TrainLoader:
     """The training batches of the data section, for this rank."""
     data = config.data
-    augmentation = Augmentation(crop=data.crop, scale_range=data.scale_range, flip=data.flip, color=data.color, hue=data.hue, blur=data.blur,
-                                blur_probability=data.blur_probability, long_edge=data.long_edge)
-    uniform = ClassUniform(fraction=data.class_uniform.fraction, tile=data.class_uniform.tile, point=data.class_uniform.point)
-    return build_train_loader(files, augmentation=augmentation, batch_size=data.batch_size, workers=data.workers, seed=config.experiment.seed,
-                              rank=processes.rank, world_size=processes.world_size, accumulate=config.optim.accumulate,
-                              class_uniform=uniform if uniform.fraction > 0 else None, extra=extra_source(config), cache=data.cache,
-                              cache_dir=data.cache_dir, photometric=not data.augment_on_device)
+    uniform = ClassUniform(**data.class_uniform.model_dump())
+    return build_train_loader(files, augmentation=augmentation(config), batch_size=data.batch_size, workers=data.workers,
+                              seed=config.experiment.seed, rank=processes.rank, world_size=processes.world_size,
+                              accumulate=config.optim.accumulate, class_uniform=uniform if uniform.fraction > 0 else None,
+                              extra=extra_source(config), cache=data.cache, cache_dir=data.cache_dir, photometric=not data.augment_on_device)
+
+
+def prepared(config: Config, batch: dict[str, Any], *, epoch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Image float [N, 3, h, w] and label uint8 [N, h, w] of a training batch on the device, normalised there."""
+    image, label = batch["image"].to(device, non_blocking=True), batch["label"].to(device, non_blocking=True)
+    options: Any = {"dtype": parameter_dtype(config.runtime.precision), "channels_last": config.runtime.channels_last}
+    if config.data.augment_on_device:
+        return augment_on_device(image, region=batch["region"].to(device), position=batch["position"], augmentation=augmentation(config),
+                                 seed=config.experiment.seed, epoch=epoch, **options), label
+    return normalise(image, **options), label
 
 
 def extra_source(config: Config) -> ExtraSource | None:
@@ -194,16 +207,15 @@ def verify(config: Config, *splits: Files) -> None:
 
 def criterion(config: Config, files: Files) -> Any:
     """The criterion of the loss section."""
-    section = config.loss
-    weights = None
-    if section.class_weights == "frequency":
-        weights = class_weights_from_counts(count_pixels(files, workers=max(1, config.data.workers)))
-    return build_criterion(main=section.main, aux=section.aux, aux_weight=section.aux_weight, scale_weight=section.scale_weight,
-                           scale_loss=section.scale_loss, num_classes=files.spec.num_classes, ignore_label=files.spec.ignore_label,
-                           class_weights=weights, align_corners=config.model.align_corners)
+    weighting, weights = config.loss.class_weights, None
+    if weighting != "none":
+        counts = torch.from_numpy(count_pixels(files, workers=max(1, config.data.workers)))
+        weights = class_weights_from_counts(counts, weighting=weighting)
+    return build_criterion(num_classes=files.spec.num_classes, ignore_label=files.spec.ignore_label, class_weights=weights,
+                           align_corners=config.model.align_corners, **config.loss.model_dump(exclude={"class_weights"}))
 
 
-def compiled(model: nn.Module, what: str) -> nn.Module:
+def compiled(model: MultiScale, what: str) -> MultiScale:
     """`model` as runtime.compile says: off, its trunk, or all of it."""
     if what == "model":
         return torch.compile(model)  # type: ignore[return-value]
@@ -214,10 +226,7 @@ def compiled(model: nn.Module, what: str) -> nn.Module:
 
 def schedule(config: Config, *, steps_per_epoch: int) -> Callable[[int], float]:
     """Factor of the learning rate at each step, as the optim section says."""
-    optim = config.optim
-    return build_schedule(schedule=optim.schedule, epochs=optim.epochs, steps_per_epoch=steps_per_epoch, poly_exponent=optim.poly_exponent,
-                          schedule_per=optim.schedule_per, warmup_steps=optim.warmup_steps, poly_step=optim.poly_step,
-                          rescale=optim.rescale, repoly=optim.repoly, rescale_epoch=optim.rescale_epoch)
+    return build_schedule(steps_per_epoch=steps_per_epoch, **config.optim.schedule_arguments())
 
 
 def identity(config: Config, files: Files) -> dict[str, Any]:

@@ -66,7 +66,7 @@ from utils.image_writer import ImageWriter  # noqa: E402
 from utils.logbook import logger, start_logging  # noqa: E402
 from utils.png import write_file  # noqa: E402
 from utils.prefetch import prefetch  # noqa: E402
-from utils.processes import Processes, end_after, join, lost_contact, recorded  # noqa: E402
+from utils.processes import Processes, join, recorded  # noqa: E402
 from utils.run_folder import make_writable  # noqa: E402
 from utils.runtime import prepare_runtime  # noqa: E402
 
@@ -225,9 +225,8 @@ def finish(job: Job, failures: dict[str, str]) -> bool:
 
 def main(arguments: argparse.Namespace) -> int:
     """Label this process's part; the main rank then compiles the manifest. Status 1 when an image could not be labelled."""
-    processes = join()
-    start_logging(main=processes.is_main)
-    try:
+    with join() as processes:
+        start_logging(main=processes.is_main)
         with processes.agreement(*USER_ERRORS):
             shard, shards = parse_shard(arguments.shard)
             job = set_up(arguments, processes)
@@ -238,12 +237,7 @@ def main(arguments: argparse.Namespace) -> int:
             failures = label_images(job, own, show=processes.is_main)
         gathered = {name: why for of_rank in processes.gather(failures) for name, why in of_rank.items()}
         complete = finish(job, gathered) if processes.is_main else True
-    except Exception as error:
-        if processes.world_size > 1 and lost_contact(error):
-            end_after(error)
-        raise
-    processes.close()
-    return 0 if complete or (shards > 1 and not gathered) else 1
+        return 0 if complete or (shards > 1 and not gathered) else 1
 
 
 if __name__ == "__main__":

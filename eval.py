@@ -59,11 +59,12 @@ from assemble import Inference, Loaded  # noqa: E402
 from datasets import DataError, DatasetSpec, Files, image_files, normalise  # noqa: E402
 from network import Prediction  # noqa: E402
 from network.inference import label_and_confidence, predicted_label  # noqa: E402
+from network.multiscale import MultiScale  # noqa: E402
 from utils.checkpoint import write_atomically  # noqa: E402
 from utils.image_writer import ImageWriter  # noqa: E402
 from utils.logbook import logger, start_logging  # noqa: E402
 from utils.metrics import ConfusionMatrix, category_iou, iou_of, mean_of  # noqa: E402
-from utils.processes import Processes, end_after, join, lost_contact, recorded  # noqa: E402
+from utils.processes import Processes, join, recorded  # noqa: E402
 from utils.report import ComparedRow, EvaluationReport, Example, Picture, write_report  # noqa: E402
 from utils.run_folder import make_writable  # noqa: E402
 from utils.runtime import prepare_runtime  # noqa: E402
@@ -94,7 +95,7 @@ class _Tally:
     losses: dict[int, float] = field(default_factory=dict)
 
 
-def predictions(model: nn.Module, loader: Iterable[dict[str, Any]], *, inference: Inference, processes: Processes, images: int,
+def predictions(model: MultiScale, loader: Iterable[dict[str, Any]], *, inference: Inference, processes: Processes, images: int,
                 keep_scales: bool = False, show: bool = True) -> Iterable[tuple[dict[str, Any], int, Prediction]]:
     """(batch, position in it, prediction [1, C, H, W]) for every image this rank is given, with a progress bar for all of them."""
     parameter = next(model.parameters())
@@ -117,7 +118,7 @@ def at(prediction: Prediction, position: int) -> Prediction:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, loader: Iterable[dict[str, Any]], *, spec: DatasetSpec, inference: Inference, processes: Processes, images: int,
+def evaluate(model: MultiScale, loader: Iterable[dict[str, Any]], *, spec: DatasetSpec, inference: Inference, processes: Processes, images: int,
              criterion: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None, attention: bool = False, show: bool = True,
              on_image: OnImage | None = None) -> Evaluation:
     """Score `model` on every image of `loader` once; image by image the result has the same bits for any number of ranks.
@@ -200,7 +201,7 @@ def iou_table(spec: DatasetSpec, evaluation: Evaluation) -> str:
 
 
 @torch.inference_mode()
-def pictures_of(model: nn.Module, files: Files, inference: Inference, index: int) -> dict[str, np.ndarray]:
+def pictures_of(model: MultiScale, files: Files, inference: Inference, index: int) -> dict[str, np.ndarray]:
     """Caption -> uint8 RGB picture of one image of a split: image, label, prediction, error, attention per scale, which scale counts where."""
     was_training, parameter = model.training, next(model.parameters())
     image = files.read_image(index)
@@ -223,13 +224,13 @@ def pictures_of(model: nn.Module, files: Files, inference: Inference, index: int
     return found
 
 
-def example_panel(model: nn.Module, files: Files, inference: Inference, *, index: int = 0) -> np.ndarray:
+def example_panel(model: MultiScale, files: Files, inference: Inference, *, index: int = 0) -> np.ndarray:
     """image | label | prediction | attention per scale of one image of a split, as one picture."""
     found = pictures_of(model, files, inference, index)
     return panel([(caption, picture) for caption, picture in found.items() if caption not in ("error", "scale trusted")], columns=3)
 
 
-def is_chained(model: nn.Module) -> bool:
+def is_chained(model: MultiScale) -> bool:
     """Whether the model combines its scales by hierarchical attention, so that each pixel has a share of each scale."""
     return str(model.multiscale).startswith("hierarchical")
 
@@ -292,7 +293,6 @@ def predict_images(loaded: Loaded, files: Files, inference: Inference, processes
 def score_split(loaded: Loaded, files: Files, inferences: Sequence[Inference], processes: Processes, kinds: Sequence[str],
                 output: Path | None) -> list[Evaluation]:
     """Evaluate the first of `inferences` with pictures, the others for comparison."""
-    files.require_labels()
     criterion = assemble.criterion(loaded.config, files).main
     chained = is_chained(loaded.model)
     results = []
@@ -391,34 +391,31 @@ def scale_list(text: str) -> tuple[float, ...]:
 
 def main(arguments: argparse.Namespace) -> int:
     """Load the checkpoint, then score a split or predict images."""
-    processes = join()
-    start_logging(main=processes.is_main)
-    try:
+    with join() as processes:
+        start_logging(main=processes.is_main)
         with processes.agreement(*assemble.USER_ERRORS):
             if arguments.output is not None and processes.is_main:
                 make_writable(arguments.output, setting="--output DIR")
             loaded = assemble.load_model(arguments.checkpoint, config_file=arguments.config, overrides=arguments.overrides, device=processes.device)
-            runtime = loaded.config.runtime
+            runtime, section = loaded.config.runtime, loaded.config.eval
             prepare_runtime(threads=runtime.threads, deterministic=runtime.deterministic, tf32=runtime.tf32)
-            inference = Inference.of(loaded.config.eval, scales=arguments.scales, flip=arguments.flip)
-            others = [Inference.of(loaded.config.eval, scales=scale_list(text), flip=arguments.flip) for text in arguments.compare]
+            lists = [arguments.scales, *(scale_list(text) for text in arguments.compare)]
+            inferences = [Inference.of(section, scales=scales, flip=arguments.flip) for scales in lists]
             split = arguments.split or loaded.config.data.val_split
-            files = (image_files(arguments.images, spec=loaded.spec) if arguments.images
-                     else assemble.split_files(loaded.config, split, expected=loaded.spec))  # fmt: skip
+            if arguments.images:
+                files = image_files(arguments.images, spec=loaded.spec)
+            else:
+                files = assemble.split_files(loaded.config, split, expected=loaded.spec)
+                files.require_labels()
         if arguments.images:
             kinds = arguments.save or ["labels", "colour", "overlay"]
-            written = predict_images(loaded, files, inference, processes, kinds, arguments.output)
-            logger.info("%d images predicted at %s; %s in %s", written, inference.describe(), ", ".join(kinds), arguments.output)
+            written = predict_images(loaded, files, inferences[0], processes, kinds, arguments.output)
+            logger.info("%d images predicted at %s; %s in %s", written, inferences[0].describe(), ", ".join(kinds), arguments.output)
         else:
-            results = score_split(loaded, files, [inference, *others], processes, arguments.save or [], arguments.output)
+            results = score_split(loaded, files, inferences, processes, arguments.save or [], arguments.output)
             if processes.is_main:
-                show(loaded, arguments, split, files, [inference, *others], results)
-    except Exception as error:
-        if processes.world_size > 1 and lost_contact(error):
-            end_after(error)
-        raise
-    processes.close()
-    return 0
+                show(loaded, arguments, split, files, inferences, results)
+        return 0
 
 
 def show(loaded: Loaded, arguments: argparse.Namespace, split: str, files: Files, inferences: Sequence[Inference],

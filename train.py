@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from utils.cli import run_door
-from utils.config import Config, ConfigError, dump, load_config
+from utils.cli import resolve_or_exit, run_door
+from utils.config import Config, dump
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -24,41 +24,30 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def read_config(arguments: argparse.Namespace) -> int:
-    """Resolve the configuration before anything slow is imported; its mistakes end here."""
-    arguments.resolved = load_config(arguments.config, arguments.overrides)
-    if arguments.print_config:
-        print(dump(arguments.resolved), end="")
-    return 0
-
-
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()
-    STATUS = run_door(lambda: read_config(ARGUMENTS), user_errors=lambda: (ConfigError,))
-    if STATUS or ARGUMENTS.print_config:
-        sys.exit(STATUS)
+    ARGUMENTS.resolved = resolve_or_exit(ARGUMENTS.config, ARGUMENTS.overrides, only_print=ARGUMENTS.print_config)
 
-import os  # noqa: E402
 import time  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
+from collections.abc import Iterable, Sequence  # noqa: E402
 from dataclasses import dataclass, field  # noqa: E402
-from itertools import islice  # noqa: E402
 from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 import assemble  # noqa: E402
-from datasets import Files, TrainLoader, normalise  # noqa: E402
+from datasets import Files, TrainLoader  # noqa: E402
 from eval import evaluate, example_panel, per_class  # noqa: E402
+from network.multiscale import MultiScale  # noqa: E402
 from utils.cli import StopSignal  # noqa: E402
-from utils.cost import count_flops, peak_memory_mib  # noqa: E402
+from utils.cost import describe_network, peak_memory_mib  # noqa: E402
 from utils.ema import WeightAverage  # noqa: E402
 from utils.logbook import Logbook, logger, start_logging  # noqa: E402
 from utils.meter import Meter  # noqa: E402
 from utils.nonfinite import SkippedSteps  # noqa: E402
 from utils.optimizer import set_learning_rate  # noqa: E402
-from utils.processes import Processes, end_after, join, lost_contact, no_sync, recorded, synchronise_batch_norm  # noqa: E402
+from utils.processes import Processes, join, no_sync, recorded, restarted, synchronise_batch_norm  # noqa: E402
 from utils.run_folder import RunFolder  # noqa: E402
 from utils.runtime import autocast_dtype, parameter_dtype, prepare_runtime, seed_step  # noqa: E402
 from utils.training_state import BufferGuard, TrainingState, restore  # noqa: E402
@@ -73,8 +62,8 @@ class Job:
     run: RunFolder
     loader: TrainLoader
     validation: Files
-    model: nn.Module
-    parallel: nn.Module
+    model: MultiScale
+    parallel: Any
     criterion: Any
     state: TrainingState
     guard: BufferGuard
@@ -105,27 +94,23 @@ def set_up(config: Config, processes: Processes, *, resume: bool, write: bool) -
         model = assemble.place(model, config, processes.device)
         optimizer = assemble.optimizer(config, model, processes=processes, scaled=scaler.is_enabled())
         criterion = assemble.criterion(config, files)
+    parallel = processes.wrap(assemble.compiled(model, runtime.compile))
     average = None if config.optim.ema_decay is None else WeightAverage(model, decay=config.optim.ema_decay)
-    return Job(
-        config=config, processes=processes, run=run, loader=loader, validation=validation, model=model, criterion=criterion,
-        parallel=processes.wrap(assemble.compiled(model, runtime.compile)),
-        state=TrainingState(model, optimizer, scaler, average), guard=BufferGuard(model),
-        skipped=SkippedSteps(processes, run.folder, limit=runtime.max_bad_steps), logbook=Logbook(run.folder, write=write),
-    )  # fmt: skip
+    state, logbook = TrainingState(model, optimizer, scaler, average), Logbook(run.folder, write=write)
+    skipped = SkippedSteps(processes, run.folder, limit=runtime.max_bad_steps)
+    return Job(config, processes, run, loader, validation, model, parallel, criterion, state, BufferGuard(model), skipped, logbook)
 
 
-def forward_backward(job: Job, batches: list[dict[str, Any]]) -> dict[str, Tensor]:
+def forward_backward(job: Job, batches: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
     """Gradients of one optimiser step over its micro-batches: the model predicts, the loss judges, this joins."""
-    device, runtime, processes = job.processes.device, job.config.runtime, job.processes
-    half, dtype = autocast_dtype(runtime.precision), parameter_dtype(runtime.precision)
+    processes, device = job.processes, job.processes.device
+    half = autocast_dtype(job.config.runtime.precision)
     own_pixels = torch.stack([(batch["label"] != job.validation.spec.ignore_label).sum() for batch in batches]).sum()
     valid_pixels = processes.sum(own_pixels.to(device))
     totals: dict[str, Tensor] = {}
     for number, batch in enumerate(batches, start=1):
-        image = batch["image"].to(device, non_blocking=True)
-        label = batch["label"].to(device, non_blocking=True)
+        image, label = assemble.prepared(job.config, batch, epoch=job.state.progress.epoch, device=device)
         with no_sync(job.parallel, last=number == len(batches)):
-            image = normalise(image, dtype=dtype, channels_last=runtime.channels_last)
             with torch.autocast(device.type, dtype=half, enabled=half is not None):
                 prediction = job.parallel(image, keep_scales=job.criterion.needs_scales)
             terms = job.criterion(prediction, label, valid_pixels=valid_pixels, parts=processes.world_size * len(batches))
@@ -135,11 +120,8 @@ def forward_backward(job: Job, batches: list[dict[str, Any]]) -> dict[str, Tenso
     return totals
 
 
-def take_step(job: Job, batches: list[dict[str, Any]]) -> tuple[dict[str, Tensor], bool, bool]:
-    """One optimiser step, or none on all ranks when one met a number that is not finite.
-
-    Returns the loss terms, whether a signal asks to stop, and whether a checkpoint is due.
-    """
+def take_step(job: Job, batches: Sequence[dict[str, Any]]) -> tuple[dict[str, Tensor], bool, bool]:
+    """One optimiser step, or none on all ranks when one met a number that is not finite: loss terms, whether to stop, whether to save."""
     state, progress, clip = job.state, job.state.progress, job.config.optim.clip_norm
     seed_step(seed=job.config.experiment.seed, step=progress.step, rank=job.processes.rank)
     job.guard.keep()
@@ -179,14 +161,13 @@ def validate(job: Job) -> None:
     config, progress, spec = job.config, job.state.progress, job.validation.spec
     inference = assemble.Inference.of(config.eval)
     loader = assemble.split_loader(config, job.validation, job.processes)
+    options: Any = {"inference": inference, "processes": job.processes, "images": len(job.validation), "criterion": job.criterion.main}
     with job.state.evaluated_weights():
-        result = evaluate(job.model, loader, spec=spec, inference=inference, processes=job.processes,
-                          images=len(job.validation), criterion=job.criterion.main)  # fmt: skip
+        result = evaluate(job.model, loader, spec=spec, **options)
         if progress.epoch % config.runtime.image_every == 0 or progress.epoch == config.optim.epochs:
             job.logbook.picture("val", progress.step, lambda: example_panel(job.model, job.validation, inference))
     progress.to_validate, miou = False, result.matrix.miou()
-    logger.info("epoch %d: val mIoU %.1f %% at %s, %d images, loss %.3f", progress.epoch, 100 * miou, inference.describe(),
-                result.images, result.loss)  # fmt: skip
+    logger.info("epoch %d: val mIoU %.1f %% at %s, %d images", progress.epoch, 100 * miou, inference.describe(), result.images)
     row = {"epoch": progress.epoch, "miou": miou, "loss": result.loss, "iou": per_class(spec, result.matrix)}
     job.logbook.row("val", progress.step, row)
     if miou > progress.best_miou:
@@ -195,12 +176,11 @@ def validate(job: Job) -> None:
             job.run.checkpoints.save_best({"model": job.state.weights(), **row, **assemble.identity(config, job.validation)})
 
 
-def micro_batches(job: Job) -> Iterator[list[dict[str, Any]]]:
+def micro_batches(job: Job) -> Iterable[tuple[dict[str, Any], ...]]:
     """What is left of the present epoch, optim.accumulate batches at a time; beginning in mid-epoch is arithmetic."""
     accumulate, progress = job.config.optim.accumulate, job.state.progress
     batches = iter(job.loader.epoch(progress.epoch, start_step=progress.step_in_epoch * accumulate))
-    while len(group := list(islice(batches, accumulate))) == accumulate:
-        yield group
+    return zip(*[batches] * accumulate, strict=False)
 
 
 def train(job: Job) -> int:
@@ -230,41 +210,31 @@ def train(job: Job) -> int:
             validate(job)
         meter.pause()
     meter.close()
-    logger.info("best val mIoU %.1f %% after epoch %d; evaluate it with: python eval.py --checkpoint %s",
-                100 * progress.best_miou, progress.best_epoch, job.run.checkpoints.best)  # fmt: skip
+    logger.info("best val mIoU %.1f %%: python eval.py --checkpoint %s", 100 * progress.best_miou, job.run.checkpoints.best)
     return 0
 
 
 def dry_run(job: Job) -> int:
     """One training step and one validation image, and what they cost; nothing is written."""
-    start, batches = time.monotonic(), next(micro_batches(job))
-    waited = time.monotonic() - start
-    crop = torch.zeros(1, 3, *job.config.data.crop, device=job.processes.device, dtype=parameter_dtype(job.config.runtime.precision))
-    with torch.no_grad():
-        flops = [count_flops(lambda scales=scales: job.model.eval()(crop, scales=scales)) for scales in (job.model.train_scales, (1.0,))]
-    job.model.train()
-    start = time.monotonic()
+    dtype, device = parameter_dtype(job.config.runtime.precision), job.processes.device
+    lines = describe_network(job.model, torch.zeros(1, 3, *job.config.data.crop, device=device, dtype=dtype))
+    start, batches = time.monotonic(), next(iter(micro_batches(job)))
+    loaded = time.monotonic()
     totals, _, _ = take_step(job, batches)
-    seconds = time.monotonic() - start
-    images = sum(len(batch["names"]) for batch in batches) * job.processes.world_size
+    images, seconds = job.processes.world_size * sum(len(batch["names"]) for batch in batches), time.monotonic() - loaded
     example_panel(job.model, job.validation, assemble.Inference.of(job.config.eval))
-    for line in (
-        f"parameters    {sum(parameter.numel() for parameter in job.model.parameters()):,}",
-        f"FLOPs         {flops[0] / 1e9:.1f} G forward for a crop of {tuple(job.config.data.crop)}, {flops[0] / flops[1]:.2f} x one scale",
-        f"training      {images / seconds:.2f} images/s in the first step of {images} images; the first batch took {waited:.1f} s to load",
-        f"peak memory   {peak_memory_mib(job.processes.device):.0f} MiB on {job.processes.device}, one validation image included",
-        "loss          " + ", ".join(f"{name} {float(term):.4f}" for name, term in totals.items()),
-    ):
-        logger.info("%s", line)
+    lines += [f"training      {images / seconds:.2f} images/s in the first step of {images}; its images took {loaded - start:.1f} s to load",
+              f"peak memory   {peak_memory_mib(device):.0f} MiB on {device}, one validation image included",
+              "loss          " + ", ".join(f"{name} {float(term):.4f}" for name, term in totals.items())]  # fmt: skip
+    logger.info("%s", "\n".join(lines))
     return 0
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Join the processes, build, then train or only try one step of each kind."""
     config: Config = arguments.resolved
-    processes = join(device=config.runtime.device, timeout_minutes=config.runtime.timeout_minutes)
-    resume = arguments.resume or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    try:
+    resume = arguments.resume or restarted()
+    with join(device=config.runtime.device, timeout_minutes=config.runtime.timeout_minutes) as processes:
         job = set_up(config, processes, resume=resume, write=not arguments.dry_run)
         if resume:
             restore(job.state, job.run.checkpoints, processes)
@@ -273,13 +243,8 @@ def main(arguments: argparse.Namespace) -> int:
         job.logbook.begin(dump(config), first_step=job.state.progress.step)
         job.stop.listen()
         status = train(job)
-    except Exception as error:
-        if processes.world_size > 1 and lost_contact(error):
-            end_after(error)
-        raise
-    job.logbook.close()
-    processes.close()
-    return status
+        job.logbook.close()
+        return status
 
 
 if __name__ == "__main__":

@@ -89,8 +89,8 @@ def confidence_name(name: str) -> str:
 def manifest(settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, str]],
              names: Sequence[str]) -> dict[str, Any]:
     """What manifest.json says of a tree: settings, whether it is complete, failures, per-class pixels and kept shares, mean confidence."""
-    kept = np.sum([record["counts"] for record in records], axis=0, dtype=np.int64) if records else np.zeros(len(names), np.int64)
-    predicted = np.sum([record["predicted"] for record in records], axis=0, dtype=np.int64) if records else np.zeros_like(kept)
+    kept = np.array([record["counts"] for record in records], dtype=np.int64).reshape(-1, len(names)).sum(0)
+    predicted = np.array([record["predicted"] for record in records], dtype=np.int64).reshape(-1, len(names)).sum(0)
     total = int(predicted.sum())
     confidence = sum(record["mean_confidence"] * sum(record["predicted"]) for record in records) / max(total, 1)
     per_class = {name: {"predicted": int(before), "kept": int(after), "kept_share": round(int(after) / int(before), 6) if before else None}

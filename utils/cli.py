@@ -6,8 +6,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
+
+from .config import Config, ConfigError, dump, load_config
 
 GRACE_SECONDS = 25.0
 
@@ -28,6 +30,22 @@ def run_door(main: Callable[[], int], *, user_errors: Callable[[], tuple[type[Ex
         if not getattr(error, "silent", False):
             say(f"error: {error}")
         return 2
+
+
+def resolve_or_exit(path: str, overrides: Sequence[str], *, only_print: bool = False) -> Config:
+    """The configuration a door was given, before anything slow is imported; its mistakes, or printing it, end the program."""
+    found: list[Config] = []
+
+    def read() -> int:
+        found.append(load_config(path, overrides))
+        return 0
+
+    status = run_door(read, user_errors=lambda: (ConfigError,))
+    if status == 0 and only_print:
+        print(dump(found[0]), end="")
+    if status or only_print:
+        sys.exit(status)
+    return found[0]
 
 
 def say(message: str) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -30,3 +32,15 @@ def peak_memory_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def describe_network(model: Any, crop: Tensor) -> list[str]:
+    """Two lines on a multi-scale network: its parameters, and the FLOPs of a forward pass of `crop` [1, 3, h, w] relative to one scale."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        trained, single = (count_flops(partial(model, crop, scales=scales)) for scales in (model.train_scales, (1.0,)))
+    model.train(was_training)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return [f"parameters    {parameters:,}",
+            f"FLOPs         {trained / 1e9:.1f} G forward for a crop of {tuple(crop.shape[2:])}, {trained / single:.2f} x one scale"]

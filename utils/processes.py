@@ -11,13 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class ProcessError(RuntimeError):
@@ -101,6 +104,16 @@ class Processes:
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True,
                                        static_graph=static_graph, find_unused_parameters=find_unused_parameters)
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Leave the group. A rank that only lost contact with a failing one ends here, so that the other's traceback is the one to read."""
+        if self.world_size > 1 and error is not None and lost_contact(error):
+            end_after(error)
+        if error is None:
+            self.close()
 
     def close(self) -> None:
         """Leave the group."""
@@ -232,7 +245,7 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
 
 
-def synchronise_batch_norm(model: nn.Module, processes: Processes) -> nn.Module:
+def synchronise_batch_norm(model: Network, processes: Processes) -> Network:
     """`model` with every BatchNorm2d synchronised over the ranks, when there are several. State-dict keys do not change.
 
     On CUDA torch's own SyncBatchNorm is taken (fused kernels); elsewhere ours, since torch's refuses CPU tensors.
@@ -240,11 +253,16 @@ def synchronise_batch_norm(model: nn.Module, processes: Processes) -> nn.Module:
     if processes.world_size == 1:
         return model
     if processes.device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return cast(Network, nn.SyncBatchNorm.convert_sync_batchnorm(model))
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SynchronisedBatchNorm
     return model
+
+
+def restarted() -> bool:
+    """Whether torchrun started this process again after a failure, with the command line of the first time."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def recorded(main: Callable[[], int]) -> Callable[[], int]:
@@ -253,7 +271,7 @@ def recorded(main: Callable[[], int]) -> Callable[[], int]:
         return main
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    return record(main)
+    return cast(Callable[[], int], record(main))
 
 
 def end_after(error: BaseException) -> None:

@@ -45,11 +45,11 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw(tmp_path_factory.mktemp("street"))
 
 
-def configuration(folder: Path, data: Path, **changes: dict[str, object]) -> Path:
+def configuration(folder: Path, root: Path, /, **changes: dict[str, object]) -> Path:
     """A configuration file for a training of seconds; `changes` are laid over its sections."""
     sections: dict[str, dict[str, object]] = {
         "experiment": {"name": "test", "output": str(folder / "run"), "seed": 3},
-        "data": {"dataset": "folder", "root": str(data), "classes": str(data / "classes.yaml"), "crop": [48, 64], "batch_size": 2,
+        "data": {"dataset": "folder", "root": str(root), "classes": str(root / "classes.yaml"), "crop": [48, 64], "batch_size": 2,
                  "workers": 0, "class_uniform": {"fraction": 0.0}, "blur": "none"},
         "model": {"trunk": "resnet18", "decoder": "deeplabv3plus", "multiscale": "hierarchical", "output_stride": 16, "attention_channels": 16},
         "loss": {"main": "cross_entropy"},

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+
 from tests.doors.conftest import CLASSES, Door, configuration, draw
 
 
@@ -106,7 +107,8 @@ def test_resuming_equals_not_stopping_bit_for_bit(trained: Path, street: Path, d
     config = configuration(tmp_path, street, runtime={"checkpoint_minutes": 1e-6})
     done = door("-c", "import os, runpy, sys; import train as t; step = t.take_step\n"
                 "def take_step(job, batches):\n    if job.state.progress.step == 4: os.kill(os.getpid(), 9)\n    return step(job, batches)\n"
-                "t.take_step = take_step; a = t.parse_arguments(sys.argv[1:]); t.read_config(a); t.main(a)", config, check=None)
+                "t.take_step = take_step; a = t.parse_arguments(sys.argv[1:])\n"
+                "a.resolved = t.resolve_or_exit(a.config, a.overrides); t.main(a)", config, check=None)
     assert done.returncode == -9
     again = door("train.py", config, check=2)
     assert "--resume" in again.stderr
@@ -137,8 +139,8 @@ def test_accumulated_batches_are_one_batch(street: Path, door: Door, tmp_path: P
     losses = []
     for processes, accumulate in ((1, 2), (1, 3), (2, 1)):
         folder = tmp_path / f"{processes}-{accumulate}"
-        config = configuration(folder, street, data={"batch_size": 6 // (processes * accumulate)}, runtime={"precision": "fp64", "sync_batchnorm": "off"},
-                               optim={"epochs": 1, "accumulate": accumulate})  # fmt: skip
+        config = configuration(folder, street, data={"batch_size": 6 // (processes * accumulate)}, optim={"epochs": 1, "accumulate": accumulate},
+                               runtime={"precision": "fp64", "sync_batchnorm": "off"})
         door("train.py", config, processes=processes)
         rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
         losses.append(rows[0]["loss"])

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+
 from tests.doors.conftest import Door, configuration, draw
 
 
