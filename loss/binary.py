@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from .pixels import check_shapes, class_index, computing_dtype, mean_over_pixels, row_blocks, valid_mask
+from .pixels import check_shapes, class_index, computing_dtype, mean_over_pixels, row_blocks, valid_mask, without_autocast
 
 
 def binary_cross_entropy(
@@ -44,7 +44,7 @@ def binary_terms(logits: Tensor, label: Tensor, valid: Tensor, *, pool_size: int
     `pool_size` 0 the second result is empty. Pooled errors keep their relative precision where probabilities, close to
     1, would not. valid: bool [N, H, W]. Both results are fp64 for fp64 logits, else fp32. Runs outside autocast.
     """
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits.device):
         return _BinaryTerms.apply(logits, label, valid, pool_size)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .pixels import LossError, check_shapes, computing_dtype, mean_over_pixels, valid_mask
+from .pixels import LossError, check_shapes, computing_dtype, mean_over_pixels, valid_mask, without_autocast
 
 
 def relaxed_boundary_loss(
@@ -32,10 +32,9 @@ def relaxed_boundary_loss(
     num_classes = logits.shape[1]
     valid = valid_mask(label, num_classes=num_classes, ignore_label=ignore_label)
     candidates, counted = _distinct_neighbours(torch.where(valid, label, num_classes).long(), num_classes, window)
-    if strict_classes:
-        strict = torch.isin(label, torch.tensor(tuple(strict_classes), dtype=label.dtype, device=label.device))
-        counted[:, 1:] &= ~strict[:, None]
-    with torch.autocast(logits.device.type, enabled=False):
+    for strict in strict_classes:
+        counted[:, 1:] &= (label != strict)[:, None]
+    with without_autocast(logits.device):
         logits = logits.to(computing_dtype(logits))
         chosen = logits.gather(1, candidates).masked_fill(~counted, -torch.inf)
         # an ignored pixel has no candidate of its own: give it a finite one, or its gradient would be 0 * nan

@@ -13,7 +13,7 @@ from .binary import binary_cross_entropy
 from .boundary import relaxed_boundary_loss
 from .cross_entropy import bootstrapped_cross_entropy, cross_entropy, ohem_cross_entropy
 from .pixels import LossError, computing_dtype
-from .rmi import rmi_loss, weighted_rmi_loss
+from .rmi import check_rmi, rmi_loss, weighted_rmi_loss
 
 Loss = Callable[..., Tensor | dict[str, Tensor]]
 # The names a configuration may use, for the main loss, the auxiliary loss and the per-scale loss alike.
@@ -148,6 +148,7 @@ def build_criterion(
     }
     for name, keywords in options.items():
         _check_keywords(name, keywords)
+    check_rmi(**options["rmi"])
     weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
     if weights is not None and weights.shape != (num_classes,):
         raise LossError(f"class_weights must hold {num_classes} values, not {weights.numel()}.")

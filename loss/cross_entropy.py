@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .pixels import LossError, check_shapes, class_index, computing_dtype, mean_over_pixels, row_blocks, valid_mask
+from .pixels import LossError, check_shapes, class_index, computing_dtype, mean_over_pixels, row_blocks, valid_mask, without_autocast
 
 Weighting = Literal["linear", "inverse"]
 
@@ -113,7 +113,7 @@ def pixel_cross_entropy(logits: Tensor, label: Tensor, *, ignore_label: int = 25
     """
     check_shapes(logits, label)
     valid = valid_mask(label, num_classes=logits.shape[1], ignore_label=ignore_label)
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits.device):
         pixel_loss = _PixelCrossEntropy.apply(logits, label, valid)
     return pixel_loss, valid
 

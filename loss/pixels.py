@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -63,6 +64,13 @@ def check_shapes(logits: Tensor, label: Tensor) -> None:
 def computing_dtype(logits: Tensor) -> torch.dtype:
     """fp64 for fp64 logits and fp32 for everything else: half precision is widened block by block, never as a whole."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Inside, operations on `device` keep the dtype they are given."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def block_elements(device: torch.device) -> int:

@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .pixels import block_elements
+from .pixels import block_elements, without_autocast
 
 
 def region_information(
-    probability: Tensor, label: Tensor, *, radius: int, covariance_epsilon: float, log_epsilon: float
+    error: Tensor, label: Tensor, offset: Tensor, *, radius: int, covariance_epsilon: float, log_epsilon: float
 ) -> Tensor:
     """The bound 0.5 logdet(S_y - S_yp (S_p + epsilon)^-1 S_py + epsilon) of each image and class, fp64 [N, C].
 
-    probability, label: fp32 or fp64 [N, C, h, w], pooled; no gradient for `label`. Maps smaller than one window have
-    no points, hence zero covariances. Runs outside autocast, without a host synchronisation on a GPU.
+    y = `label` and p = label + `error` + `offset`; pooled maps, fp32 or fp64 [N, C, h, w], the offset fp64 [h, w]. They
+    are added in fp64, so that p keeps what fp32 loses beside a label of 1. Gradient for `error` alone. Maps smaller
+    than one window have no points, hence zero covariances. Outside autocast; without a host synchronisation on a GPU.
     """
-    with torch.autocast(probability.device.type, enabled=False):
-        return _RegionInformation.apply(probability, label, radius, covariance_epsilon, log_epsilon)
+    with without_autocast(error.device):
+        return _RegionInformation.apply(error, label, offset, radius, covariance_epsilon, log_epsilon)
 
 
 class _RegionInformation(torch.autograd.Function):
@@ -34,74 +35,111 @@ class _RegionInformation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, probability: Tensor, label: Tensor, radius: int, covariance_epsilon: float, log_epsilon: float
+        ctx: Any, error: Tensor, label: Tensor, offset: Tensor, radius: int, covariance_epsilon: float, log_epsilon: float
     ) -> Tensor:
-        images, classes, height, width = probability.shape
-        pairs = _pairs_to_compute(label)
-        maps = torch.stack((label.flatten(0, 1)[pairs], probability.flatten(0, 1)[pairs]), dim=1)
-        covariance, mean = _covariances(maps, radius)
+        maps = _Maps(label, error, offset, radius)
+        covariance, mean = maps.covariances()
         bound, slope = _bound_and_slope(covariance, covariance_epsilon, log_epsilon)
         nothing, _ = _bound_and_slope(covariance.new_zeros(1, *covariance.shape[1:]), covariance_epsilon, log_epsilon)
-        result = nothing.expand(images * classes).clone()  # what a class without a labelled pixel in the image has
-        result[pairs] = bound
-        ctx.save_for_backward(maps, slope, mean, pairs)
-        ctx.shape, ctx.radius = probability.shape, radius
-        return result.view(images, classes)
+        result = nothing.expand(label.shape[0] * label.shape[1]).clone()  # what a class without a labelled pixel has
+        result[maps.pairs] = bound
+        ctx.save_for_backward(error, label, offset, mean, slope)
+        ctx.radius = radius
+        return result.view(label.shape[:2])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        maps, slope, mean, pairs = ctx.saved_tensors
-        count = ctx.radius**2
-        weights = slope[:, count:] * grad.flatten()[pairs, None, None]
-        result = maps.new_zeros(ctx.shape).flatten(0, 1)
-        result[pairs] = _probability_gradient(maps, weights, mean, ctx.radius)
-        return result.view(ctx.shape), None, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+        error, label, offset, mean, slope = ctx.saved_tensors
+        maps = _Maps(label, error, offset, ctx.radius)
+        weights = slope[:, ctx.radius**2 :] * grad.flatten()[maps.pairs, None, None]
+        return maps.error_gradient(weights, mean), None, None, None, None, None
+
+
+class _Maps:
+    """The label and probability maps of the (image, class) pairs `pairs`, flat indices, taken block by block."""
+
+    def __init__(self, label: Tensor, error: Tensor, offset: Tensor, radius: int) -> None:
+        self.label, self.error = label.flatten(0, 1), error.flatten(0, 1)
+        self.offset, self.radius, self.shape = offset, radius, label.shape
+        self.height, self.width = label.shape[2:]
+        self.rows, self.columns = self.height - radius + 1, self.width - radius + 1
+        self.pairs = _pairs_to_compute(self.label)
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """(places in `pairs`, the flat indices there), so that the windows of a block are as large as one of class maps."""
+        size = max(block_elements(self.label.device) // (2 * self.radius * self.height * self.width), 1)
+        for first in range(0, len(self.pairs), size):
+            yield slice(first, first + size), self.pairs[first : first + size]
+
+    def covariances(self) -> tuple[Tensor, Tensor]:
+        """Un-normalised covariances [B, 2 R^2, 2 R^2] and means [B, 2 R^2] of all windows of (label, probability) maps.
+
+        Both fp64, ordered (map, row in the window, column in the window).
+        """
+        radius, size = self.radius, 2 * self.radius**2
+        moments = self.offset.new_zeros(len(self.pairs), radius, 2, radius, radius, 2, radius)
+        sums = self.offset.new_zeros(len(self.pairs), 2, radius, radius)
+        if self.rows < 1 or self.columns < 1:
+            return moments.view(-1, size, size), sums.view(-1, size)
+        for place, chosen in self.blocks():
+            label = self.label[chosen].double()
+            products, row_sums = _row_products(torch.stack((label, label + self.error[chosen] + self.offset), dim=1), radius)
+            for upper in range(radius):
+                sums[place, :, upper] = row_sums[:, upper : upper + self.rows].sum(1)
+                for lower in range(upper, radius):
+                    moment = products[lower - upper][:, upper : upper + self.rows].sum(1)
+                    moments[place, upper, :, :, lower] = moment
+                    moments[place, lower, :, :, upper] = moment.permute(0, 3, 4, 1, 2)
+        second = moments.permute(0, 2, 1, 3, 5, 4, 6).reshape(-1, size, size)
+        first = sums.view(-1, size)
+        mean = first / (self.rows * self.columns)
+        return second - first[:, :, None] * mean[:, None, :], mean
+
+    def error_gradient(self, weights: Tensor, mean: Tensor) -> Tensor:
+        """Gradient by the error maps, shaped and typed like them, given weights [B, R^2, 2 R^2] of the points.
+
+        d S / d point is the centred point, so a window at t owes its pixel t + j the amount weights[j] (point(t) - mean).
+        Written in labels and errors, p = y + e, the terms that cancel where predictions are good are cancelled in the
+        weights, in fp64; the windows can then be fp32.
+        """
+        result = torch.zeros_like(self.error)
+        if self.rows < 1 or self.columns < 1:
+            return result.view(self.shape)
+        radius = self.radius
+        dtype = torch.float64 if self.error.is_cuda else self.error.dtype  # fp32 products might be TF32 there
+        constant = -(weights @ mean[:, :, None]).to(dtype)
+        by_label, by_probability = weights.unflatten(2, (2, radius, radius)).unbind(2)
+        weights = torch.stack((by_label + by_probability, by_probability), dim=2).to(dtype)
+        for place, chosen in self.blocks():
+            maps = torch.stack((self.label[chosen], self.error[chosen] + self.offset.to(self.error.dtype)), dim=1).to(dtype)
+            result[chosen] = self._owed(maps, weights[place], constant[place]).to(result.dtype)
+        return result.view(self.shape)
+
+    def _owed(self, maps: Tensor, weights: Tensor, constant: Tensor) -> Tensor:
+        radius, rows, columns = self.radius, self.rows, self.columns
+        shifted = maps.unfold(3, columns, 1).permute(0, 1, 3, 2, 4).contiguous().flatten(3).flatten(1, 2)
+        owed = constant.expand(-1, -1, rows * columns)
+        for row in range(radius):
+            part = shifted[:, :, row * columns : (row + rows) * columns]
+            owed = torch.baddbmm(owed, weights[:, :, :, row].flatten(2), part)
+        owed = owed.view(-1, radius, radius, rows, columns)
+        result = maps.new_zeros(len(maps), self.height, self.width)
+        for row in range(radius):
+            for column in range(radius):
+                result[:, row : row + rows, column : column + columns] += owed[:, row, column]
+        return result
 
 
 def _pairs_to_compute(label: Tensor) -> Tensor:
-    """Flat indices of the (image, class) pairs to compute: on the CPU those with labelled pixels, on a GPU all of them.
+    """Indices of the maps of `label` [N C, h, w] to compute: on the CPU those with labelled pixels, on a GPU all of them.
 
     A class without labelled pixels has S_y = S_yp = 0: a known bound and no gradient. To find out on a GPU which ones
     they are would make the host wait.
     """
-    flat = label.flatten(0, 1).flatten(1)
     if label.device.type != "cpu":
-        return torch.arange(len(flat), device=label.device)
-    return flat.amax(1).nonzero()[:, 0]
-
-
-def _blocks(maps: Tensor, radius: int) -> Iterator[slice]:
-    """Cut `maps` [B, 2, h, w] along B so that the fp64 windows of a block have the size of a block of class maps."""
-    size = max(block_elements(maps.device) // (radius * maps[0].numel()), 1) if len(maps) else 1
-    for first in range(0, len(maps), size):
-        yield slice(first, first + size)
-
-
-def _covariances(maps: Tensor, radius: int) -> tuple[Tensor, Tensor]:
-    """Un-normalised covariances [B, 2 R^2, 2 R^2] and means [B, 2 R^2] of all windows of (label, probability) maps.
-
-    maps: [B, 2, h, w]. Results fp64, ordered (map, row in the window, column in the window).
-    """
-    number, _, height, width = maps.shape
-    size = 2 * radius**2
-    rows, columns = height - radius + 1, width - radius + 1
-    if rows < 1 or columns < 1:
-        return maps.new_zeros(number, size, size, dtype=torch.float64), maps.new_zeros(number, size, dtype=torch.float64)
-    moments = maps.new_empty(number, radius, 2, radius, radius, 2, radius, dtype=torch.float64)
-    sums = maps.new_empty(number, 2, radius, radius, dtype=torch.float64)
-    for block in _blocks(maps, radius):
-        products, row_sums = _row_products(maps[block], radius)
-        for upper in range(radius):
-            sums[block, :, upper] = row_sums[:, upper : upper + rows].sum(1)
-            for lower in range(upper, radius):
-                moment = products[lower - upper][:, upper : upper + rows].sum(1)
-                moments[block, upper, :, :, lower] = moment
-                moments[block, lower, :, :, upper] = moment.permute(0, 3, 4, 1, 2)
-    second = moments.permute(0, 2, 1, 3, 5, 4, 6).reshape(number, size, size)
-    first = sums.reshape(number, size)
-    mean = first / (rows * columns)
-    return second - first[:, :, None] * mean[:, None, :], mean
+        return torch.arange(len(label), device=label.device)
+    return label.flatten(1).amax(1).nonzero()[:, 0]
 
 
 def _row_products(maps: Tensor, radius: int) -> tuple[list[Tensor], Tensor]:
@@ -138,31 +176,6 @@ def _row_products(maps: Tensor, radius: int) -> tuple[list[Tensor], Tensor]:
     return products, windows.sum(-1).flatten(1, 2)
 
 
-def _probability_gradient(maps: Tensor, weights: Tensor, mean: Tensor, radius: int) -> Tensor:
-    """Gradient by the probability maps [B, h, w], given weights [B, R^2, 2 R^2] that every window's points are due.
-
-    d S / d point is the centred point, so a window at t owes its pixel t + j the amount weights[j] (windows(t) - mean).
-    """
-    number, _, height, width = maps.shape
-    result = maps.new_zeros(number, height, width)
-    rows, columns = height - radius + 1, width - radius + 1
-    if rows < 1 or columns < 1:
-        return result
-    offset = -(weights @ mean[:, :, None])
-    weights = weights.unflatten(2, (2, radius, radius))
-    for block in _blocks(maps, radius):
-        shifted = maps[block].double().unfold(3, columns, 1).permute(0, 1, 3, 2, 4).contiguous().flatten(3).flatten(1, 2)
-        due = offset[block].expand(-1, -1, rows * columns)
-        for row in range(radius):
-            part = shifted[:, :, row * columns : (row + rows) * columns]
-            due = torch.baddbmm(due, weights[block, :, :, row].flatten(2), part)
-        due = due.view(-1, radius, radius, rows, columns)
-        for row in range(radius):
-            for column in range(radius):
-                result[block, row : row + rows, column : column + columns] += due[:, row, column]
-    return result
-
-
 def _bound_and_slope(covariance: Tensor, covariance_epsilon: float, log_epsilon: float) -> tuple[Tensor, Tensor]:
     """`_bound` [B] and its derivatives by the covariances, symmetrised and doubled: what both points of a pair are due."""
     with torch.enable_grad():
@@ -191,7 +204,8 @@ def _robust_cholesky(matrices: Tensor) -> Tensor:
     The jitters are parts of the matrix's own trace, and all are tried at once: the host need not know which one served.
     Not finite in, not finite out.
     """
-    steps = torch.tensor((0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2), dtype=matrices.dtype, device=matrices.device)
+    steps = torch.logspace(-14, -2, 7, dtype=matrices.dtype, device=matrices.device)
+    steps[0] = 0
     identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
     with torch.no_grad():
         trace = matrices.diagonal(dim1=-2, dim2=-1).abs().sum(-1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .binary import binary_cross_entropy, binary_terms, pooled_size
-from .pixels import LossError, check_shapes, class_index, computing_dtype, mean_over_pixels, valid_mask
+from .pixels import LossError, check_shapes, class_index, computing_dtype, mean_over_pixels, row_blocks, valid_mask, without_autocast
 from .region import region_information
 
 Pool = Literal["avg", "max", "interp"]
@@ -48,20 +48,21 @@ def rmi_loss(
         raise LossError(f"logits have {logits.shape[1]} classes, but num_classes is {num_classes}.")
     check_rmi(radius=radius, pool=pool, pool_size=pool_size)
     valid = valid_mask(label, num_classes=num_classes, ignore_label=ignore_label)
-    with torch.autocast(logits.device.type, enabled=False):
+    with without_autocast(logits.device):
         if pool == "avg":
             total, error = binary_terms(logits, label, valid, pool_size=pool_size)
             bce = mean_over_pixels(total, valid, valid_pixels=valid_pixels, parts=parts, added=1)
-            one_hot = _label_counts(label, valid, num_classes, pool_size).double() / pool_size**2
-            covered = _coverage(label.shape[1], pool_size)[:, None] * _coverage(label.shape[2], pool_size)
-            probability = one_hot + error + (covered * (probability_epsilon / pool_size**2)).to(one_hot.device)
+            one_hot = _label_counts(label, valid, num_classes, pool_size).to(error.dtype) / pool_size**2
+            covered = [_coverage(length, pool_size, label.device) for length in label.shape[1:]]
+            offset = covered[0][:, None] * covered[1] * (probability_epsilon / pool_size**2)
         else:
             bce = binary_cross_entropy(logits, label, ignore_label=ignore_label, valid_pixels=valid_pixels, parts=parts)
             masked = logits.to(computing_dtype(logits)).sigmoid() * valid[:, None] + probability_epsilon
             one_hot = functional.one_hot(class_index(label, valid), num_classes).movedim(-1, 1) * valid[:, None]
             one_hot, probability = _pool(one_hot.to(masked.dtype), masked, pool, pool_size)
+            error, offset = probability - one_hot, one_hot.new_zeros(one_hot.shape[2:], dtype=torch.float64)
         bound = region_information(
-            probability, one_hot, radius=radius, covariance_epsilon=covariance_epsilon, log_epsilon=log_epsilon
+            error, one_hot, offset, radius=radius, covariance_epsilon=covariance_epsilon, log_epsilon=log_epsilon
         )
         return {"bce": bce, "rmi": (bound.mean(0).sum() / radius**2).to(bce.dtype)}
 
@@ -79,20 +80,21 @@ def weighted_rmi_loss(
 
     lambda_way 1: weight * bce + (1 - weight) * rmi, as in the paper's runs. 0: bce + weight * rmi.
     """
-    if lambda_way not in (0, 1):
-        raise LossError(f"lambda_way must be 0 or 1, not {lambda_way}.")
+    check_rmi(lambda_way=lambda_way)
     terms = rmi_loss(logits, label, num_classes=num_classes, **constants)  # type: ignore[arg-type]
     if lambda_way == 0:
         return {"bce": terms["bce"], "rmi": weight * terms["rmi"]}
     return {"bce": weight * terms["bce"], "rmi": (1 - weight) * terms["rmi"]}
 
 
-def check_rmi(*, radius: int, pool: str, pool_size: int) -> None:
+def check_rmi(*, radius: int = 3, pool: str = "avg", pool_size: int = 4, lambda_way: int = 1, **_: object) -> None:
     """Raise LossError for settings that RMI does not have."""
     if pool not in get_args(Pool):
         raise LossError(f"pool must be one of {', '.join(get_args(Pool))}, not {pool!r}.")
     if radius < 1 or pool_size < 1:
         raise LossError(f"radius and pool_size must be at least 1, not {radius} and {pool_size}.")
+    if lambda_way not in (0, 1):
+        raise LossError(f"lambda_way must be 0 or 1, not {lambda_way}.")
 
 
 def _label_counts(label: Tensor, valid: Tensor, num_classes: int, pool_size: int) -> Tensor:
@@ -101,19 +103,20 @@ def _label_counts(label: Tensor, valid: Tensor, num_classes: int, pool_size: int
     rows, columns = pooled_size(height, pool_size), pooled_size(width, pool_size)
     row = (torch.arange(height, device=label.device) + pool_size // 2) // pool_size
     column = (torch.arange(width, device=label.device) + pool_size // 2) // pool_size
-    counted = valid & (row < rows)[:, None] & (column < columns)
+    inside = (row < rows)[:, None] & (column < columns)
     place = row.clamp(max=rows - 1)[:, None] * columns + column.clamp(max=columns - 1)
     counts = torch.zeros(images, num_classes * rows * columns, dtype=torch.int32, device=label.device)
-    for image in range(images):
-        index = class_index(label[image], counted[image]).mul_(rows * columns).add_(place)
-        counts[image].scatter_add_(0, index.flatten(), counted[image].flatten().int())
+    for block, lines in row_blocks(label[:, None]):
+        counted = valid[block, lines] & inside[lines]
+        index = class_index(label[block, lines], counted).mul_(rows * columns).add_(place[lines])
+        counts[block].scatter_add_(1, index.flatten(1), counted.flatten(1).int())
     return counts.view(images, num_classes, rows, columns)
 
 
-def _coverage(size: int, pool_size: int) -> Tensor:
-    """How many pixels of a line of `size` lie in each pooling window, [pooled size]; fewer at the padding."""
-    windows = torch.arange(pooled_size(size, pool_size)) * pool_size - pool_size // 2
-    return ((windows + pool_size).clamp(max=size) - windows.clamp(min=0)).double()
+def _coverage(length: int, pool_size: int, device: torch.device) -> Tensor:
+    """How many pixels of a line of `length` lie in each pooling window, fp64 [pooled length]; fewer at the padding."""
+    first = torch.arange(pooled_size(length, pool_size), device=device) * pool_size - pool_size // 2
+    return ((first + pool_size).clamp(max=length) - first.clamp(min=0)).double()
 
 
 def _pool(one_hot: Tensor, probability: Tensor, pool: Pool, size: int) -> tuple[Tensor, Tensor]:
