@@ -120,20 +120,26 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a configuration file, for editors."""
-    schema = _untitled(Config.model_json_schema())
+    schema = _tidy(Config.model_json_schema())
     name = {"type": "string", "minLength": 1}
     base = {"anyOf": [name, {"type": "array", "items": name}], "description": "File or files to inherit, relative to this one; later ones win"}
     header = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "hmsa configuration"}
     return {**header, **schema, "properties": {"base": base, **schema["properties"]}}
 
 
-def _untitled(schema: Any) -> Any:
-    """The schema without the titles that pydantic makes from names: they would hide the descriptions in editors."""
+def _tidy(schema: Any) -> Any:
+    """The schema without titles made from names, which hide the descriptions in editors, and alike for all versions of pydantic."""
     if isinstance(schema, list):
-        return [_untitled(item) for item in schema]
+        return [_tidy(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    return {key: _untitled(value) for key, value in schema.items() if not (key == "title" and isinstance(value, str))}
+    if len(schema.get("allOf", ())) == 1:  # before pydantic 2.9: a reference with a description
+        schema = {**schema["allOf"][0], **{key: value for key, value in schema.items() if key != "allOf"}}
+    return {key: _tidy(schema[key]) for key in sorted(schema, key=_rank) if not (key == "title" and isinstance(schema[key], str))}
+
+
+def _rank(key: str) -> int:
+    return 0 if key == "$ref" else 1
 
 
 def _overlap(one: str, other: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 TRUNKS = (
     "hrnet_w48", "hrnet_w32", "hrnet_w18", "hrnet_w18_small", "resnet18", "resnet34", "resnet50", "resnet101",
@@ -20,6 +20,13 @@ TRAIN_SCALES = {
     "explicit": (0.5, 1.0, 2.0),
 }
 
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Listed = BeforeValidator(_tuple)  # YAML and JSON know lists; a configuration that does not change holds tuples
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 Combine = Literal["average", "max"]
 Over = Literal["logits", "probabilities"]
@@ -29,9 +36,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Pixels = Annotated[int, Field(ge=1, le=65536)]
-Size = Annotated[tuple[Pixels, Pixels], Strict(False)]
-Range = Annotated[tuple[Positive, Positive], Strict(False)]
-Names = Annotated[tuple[str, ...], Strict(False)]
+Size = Annotated[tuple[Pixels, Pixels], Listed]
+Range = Annotated[tuple[Positive, Positive], Listed]
+Names = Annotated[tuple[str, ...], Listed]
 
 
 def _once_each(scales: tuple[float, ...]) -> tuple[float, ...]:
@@ -40,8 +47,13 @@ def _once_each(scales: tuple[float, ...]) -> tuple[float, ...]:
     return scales
 
 
+_SCALE = {"type": "number", "exclusiveMinimum": 0, "maximum": 16}
 Scales = Annotated[
-    tuple[Annotated[float, Field(gt=0, le=16)], ...], Strict(False), Field(min_length=1, max_length=16), AfterValidator(_once_each)
+    tuple[Annotated[float, Field(gt=0, le=16)], ...],
+    Field(min_length=1, max_length=16),
+    AfterValidator(_once_each),
+    Listed,
+    WithJsonSchema({"type": "array", "items": _SCALE, "minItems": 1, "maxItems": 16}),
 ]
 
 
@@ -244,7 +256,7 @@ class RelaxedBoundary(Section):
     """Boundary label relaxation (Zhu et al. 2019)."""
 
     window: Annotated[Literal[1, 3, 5, 7, 9], Integer] = Field(default=3, description="Side of the window around a pixel whose classes all count")
-    strict_classes: Annotated[tuple[Annotated[int, Field(ge=0, le=254)], ...], Strict(False)] = Field(
+    strict_classes: Annotated[tuple[Annotated[int, Field(ge=0, le=254)], ...], Listed] = Field(
         default=(), description="Train ids of classes that are not relaxed"
     )
 

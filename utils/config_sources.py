@@ -142,7 +142,7 @@ def read_overrides(overrides: Sequence[str]) -> Tree:
     tree = Tree({}, {}, [])
     for text in overrides:
         name, equals, value_text = text.partition("=")
-        path = tuple(name.strip().split("."))
+        path: KeyPath = tuple(name.strip().split("."))
         if not equals or not all(path):
             tree.mistakes.append(Mistake(f"'{text}' is no override; write section.key=value", file=COMMAND_LINE))
             continue
@@ -154,7 +154,7 @@ def read_overrides(overrides: Sequence[str]) -> Tree:
         for mistake in document.mistakes:
             place = f"{dotted(path)}.{mistake.path}".rstrip(".")
             tree.mistakes.append(Mistake(mistake.message, path=place, file=COMMAND_LINE))
-        places = {path[:length]: Origin(COMMAND_LINE) for length in range(1, len(path) + 1)}
+        places: dict[KeyPath, Origin] = {path[:length]: Origin(COMMAND_LINE) for length in range(1, len(path) + 1)}
         tree = tree.merged(Tree(_nested(path, document.value), places, []))
     return tree
 

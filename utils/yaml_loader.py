@@ -254,6 +254,12 @@ def _represent_float(dumper: _Dumper, value: float) -> Node:
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
+def _represent_text(dumper: _Dumper, value: str) -> Node:
+    # Line separators survive in double quotes only, as escapes.
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if value.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(list, _represent_list)
 _Dumper.add_representer(float, _represent_float)
 
