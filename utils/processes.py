@@ -225,7 +225,12 @@ class _SynchronisedNorm(torch.autograd.Function):
 
 
 class SynchronisedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm2d whose training statistics are those of the global batch, on any backend; state-dict keys are BatchNorm2d's."""
+    """BatchNorm2d over the images of all ranks, on any backend; torch's SyncBatchNorm refuses CPU tensors, and DDP refuses its subclasses there.
+
+    State-dict keys are BatchNorm2d's. `synchronised` tells layers with an exception for a lone image that it is not alone.
+    """
+
+    synchronised = True
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name nn.Module calls it by
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
@@ -255,7 +260,7 @@ def synchronise_batch_norm(model: Network, processes: Processes) -> Network:
     if processes.device.type == "cuda":
         return cast(Network, nn.SyncBatchNorm.convert_sync_batchnorm(model))
     for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
+        if isinstance(module, nn.BatchNorm2d):
             module.__class__ = SynchronisedBatchNorm
     return model
 

@@ -106,10 +106,10 @@ def test_synchronised_batch_norm_equals_the_whole_batch(world_size: int) -> None
 
 
 def _unequal_parts(processes: Processes) -> list[float]:
-    layer = SynchronisedBatchNorm(3).double()
+    layer = synchronise_batch_norm(nn.BatchNorm2d(3).double(), processes)
     image, _ = _batch()
     layer(image[:2] if processes.rank == 0 else image[2:])
-    assert layer.running_var is not None
+    assert isinstance(layer, SynchronisedBatchNorm) and layer.running_var is not None
     return layer.running_var.tolist()
 
 
