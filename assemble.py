@@ -215,13 +215,12 @@ def criterion(config: Config, files: Files) -> Any:
                            align_corners=config.model.align_corners, **config.loss.model_dump(exclude={"class_weights"}))
 
 
-def compiled(model: MultiScale, what: str) -> MultiScale:
-    """`model` as runtime.compile says: off, its trunk, or all of it."""
-    if what == "model":
-        return torch.compile(model)  # type: ignore[return-value]
+def compile_in_place(model: MultiScale, what: str) -> None:
+    """Compile what runtime.compile names: nothing (off), the trunk, or the model; the state dict's keys stay as they are."""
     if what == "trunk":
-        model.compile_trunk()  # type: ignore[operator]
-    return model
+        model.trunk.compile()
+    elif what == "model":
+        model.compile()
 
 
 def schedule(config: Config, *, steps_per_epoch: int) -> Callable[[int], float]:

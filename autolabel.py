@@ -166,7 +166,7 @@ def label_images(job: Job, indices: list[int], *, show: bool) -> dict[str, str]:
     failures: dict[str, str] = {}
     parameter = next(job.loaded.model.parameters())
     with ImageWriter() as writer, tqdm(total=len(indices), desc="label", unit="image", disable=not show, dynamic_ncols=True) as bar:
-        for index, image in prefetch(job.files.read_image, indices):
+        for index, image in prefetch(job.files.read_image, indices, workers=job.loaded.config.autolabel.workers):
             bar.update()
             if isinstance(image, Exception):
                 if not isinstance(image, DataError):

@@ -94,11 +94,11 @@ def set_up(config: Config, processes: Processes, *, resume: bool, write: bool) -
         model = assemble.place(model, config, processes.device)
         optimizer = assemble.optimizer(config, model, processes=processes, scaled=scaler.is_enabled())
         criterion = assemble.criterion(config, files)
-    parallel = processes.wrap(assemble.compiled(model, runtime.compile))
+    assemble.compile_in_place(model, runtime.compile)
     average = None if config.optim.ema_decay is None else WeightAverage(model, decay=config.optim.ema_decay)
     state, logbook = TrainingState(model, optimizer, scaler, average), Logbook(run.folder, write=write)
     skipped = SkippedSteps(processes, run.folder, limit=runtime.max_bad_steps)
-    return Job(config, processes, run, loader, validation, model, parallel, criterion, state, BufferGuard(model), skipped, logbook)
+    return Job(config, processes, run, loader, validation, model, processes.wrap(model), criterion, state, BufferGuard(model), skipped, logbook)
 
 
 def forward_backward(job: Job, batches: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -158,8 +158,7 @@ def save(job: Job) -> None:
 
 def validate(job: Job) -> None:
     """Score the validation split, note the result, keep the best weights."""
-    config, progress, spec = job.config, job.state.progress, job.validation.spec
-    inference = assemble.Inference.of(config.eval)
+    config, progress, spec, inference = job.config, job.state.progress, job.validation.spec, assemble.Inference.of(job.config.eval)
     loader = assemble.split_loader(config, job.validation, job.processes)
     options: Any = {"inference": inference, "processes": job.processes, "images": len(job.validation), "criterion": job.criterion.main}
     with job.state.evaluated_weights():
@@ -221,7 +220,7 @@ def dry_run(job: Job) -> int:
     start, batches = time.monotonic(), next(iter(micro_batches(job)))
     loaded = time.monotonic()
     totals, _, _ = take_step(job, batches)
-    images, seconds = job.processes.world_size * sum(len(batch["names"]) for batch in batches), time.monotonic() - loaded
+    seconds, images = time.monotonic() - loaded, job.processes.world_size * sum(len(batch["names"]) for batch in batches)
     example_panel(job.model, job.validation, assemble.Inference.of(job.config.eval))
     lines += [f"training      {images / seconds:.2f} images/s in the first step of {images}; its images took {loaded - start:.1f} s to load",
               f"peak memory   {peak_memory_mib(device):.0f} MiB on {device}, one validation image included",

@@ -326,7 +326,6 @@ class Runtime(Section):
     deterministic: bool = Field(default=False, description="Only deterministic kernels; slower")
     tf32: bool = Field(default=True, description="TF32 in fp32 products on GPUs that have it")
     sync_batchnorm: Literal["auto", "off"] = Field(default="auto", description="Batch statistics over all processes when there are several")
-    profile: bool = Field(default=False, description="Write a profile trace of some steps")
     checkpoint_minutes: Positive = Field(default=10.0, description="A checkpoint at least this often")
     keep_checkpoints: Count = Field(default=2, description="How many of the last checkpoints stay")
     val_every: Count = Field(default=1, description="Epochs between validations")
@@ -346,25 +345,22 @@ class Inference(Section):
     tile: Size | None = Field(default=None, description="Predict in tiles of [height, width]; null: whole images")
     overlap: float = Field(default=0.25, ge=0, lt=1, description="Overlap of neighbouring tiles as a fraction of a tile")
     precision: Precision = Field(default="fp32", description="Autocast to bf16 or fp16, or compute in fp32 or fp64")
-    batch_size: Count = Field(default=1, description="Images of equal size per forward pass")
-    workers: int = Field(default=2, ge=0, description="Loader processes per process; 0 loads in the process itself")
 
 
 class Eval(Inference):
     """How a split is evaluated, in training and by eval.py."""
 
+    batch_size: Count = Field(default=1, description="Images of equal size per forward pass")
+    workers: int = Field(default=2, ge=0, description="Loader processes per process; 0 loads in the process itself")
     score_native: bool = Field(default=False, description="With data.long_edge: compare with labels of native size instead of resized ones")
-    boundary_f: bool = Field(default=False, description="Boundary F-score too")
 
 
 class Autolabel(Inference):
     """How autolabel.py labels images."""
 
+    workers: Count = Field(default=2, description="Threads that read images ahead of the network")
     threshold: Fraction = Field(default=0.9, description="Pixels whose largest probability is below this are ignored")
     class_thresholds: dict[str, Fraction] = Field(default_factory=dict, description="Thresholds of single classes")
-    quantile: Fraction | None = Field(
-        default=None, description="Choose each class's threshold so that this share of its pixels is kept; null: the thresholds above"
-    )
     label_ids: Literal["raw", "train"] = Field(default="raw", description="Ids in the written labels: the data set's own or train ids")
     confidence: bool = Field(default=False, description="Write 8-bit confidence images too")
 
