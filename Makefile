@@ -25,7 +25,7 @@ lint: venv
 	$(BIN)/mypy
 
 test: lint
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
 
 demo: venv
 	PATH="$(abspath $(BIN)):$$PATH" bash scripts/demo.sh

@@ -24,6 +24,7 @@ TEST = [
     "ruff>=0.6",
     "safetensors>=0.4",
     "scipy>=1.11",
+    "setuptools>=64",
     "timm>=1.0",
     "types-PyYAML",
     "types-tqdm",
