@@ -8,7 +8,8 @@ from torch import nn
 
 from .decoders import DECODERS
 from .fusion import checked_scales
-from .layers import ConvHead, ModelError
+from .heads import ConvHead
+from .layers import ModelError
 from .multiscale import Explicit, ExplicitHead, Hierarchical, HierarchicalDual, MultiScale, Single
 from .trunks import TRUNKS, build_trunk
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from .layers import ModelError
 from .prediction import Prediction
-from .raster import Mixed, Raster, Resized, Stored, Weighted, compute
+from .raster import Mixed, Raster, Stored, Weighted, at_size, compute
 
 Size = tuple[int, int]
 
@@ -32,11 +32,7 @@ def maps_of(prediction: Prediction) -> Maps:
 
 def resized(maps: Maps, size: Sequence[int], *, align_corners: bool) -> Maps:
     """Every map at `size` (height, width); those that have it already stay as they are."""
-    return Maps(*(None if raster is None else _resized(raster, size, align_corners) for raster in maps))  # type: ignore[arg-type]
-
-
-def _resized(raster: Raster, size: Sequence[int], align_corners: bool) -> Raster:
-    return raster if raster.size == tuple(size) else Resized(raster, size, align_corners=align_corners)
+    return Maps(*(None if raster is None else at_size(raster, size, align_corners=align_corners) for raster in maps))  # type: ignore[arg-type]
 
 
 def scaled_size(size: Sequence[int], scale: float) -> Size:
@@ -64,12 +60,12 @@ def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
 def fuse_maps(lower: Maps, higher: Maps, *, size: Sequence[int], align_corners: bool) -> Maps:
     """Describe the fusion of two adjacent scales at `size` (paper, equation 1); the product comes before resizing."""
     assert lower.attention is not None, "the lower scale of a pair carries the attention"
-    attention = _resized(lower.attention, size, align_corners)
+    attention = at_size(lower.attention, size, align_corners=align_corners)
 
     def mixed(low: Raster, high: Raster) -> Raster:
         assert lower.attention is not None
-        weighted = _resized(Weighted(low, lower.attention), size, align_corners)
-        return Mixed(weighted, attention, _resized(high, size, align_corners))
+        weighted = at_size(Weighted(low, lower.attention), size, align_corners=align_corners)
+        return Mixed(weighted, attention, at_size(high, size, align_corners=align_corners))
 
     aux = None if lower.aux is None or higher.aux is None else mixed(lower.aux, higher.aux)
     return Maps(logits=mixed(lower.logits, higher.logits), aux=aux, attention=attention)

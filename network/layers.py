@@ -16,6 +16,27 @@ class ModelError(ValueError):
     """A wish about a model or its weights that cannot be fulfilled: one sentence for the user, saying what to do."""
 
 
+def frugal() -> bool:
+    """Whether nothing is differentiated, compiled, traced or exported, so that memory may be saved by working in place
+    and in strips of rows, with the same numbers."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that, in evaluation without gradients, overwrites its input: the output of the convolution before it.
+
+    Half the memory of a trunk's largest layers is the copy that `nn.BatchNorm2d` makes.
+    """
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        if self.training or not frugal() or tensor.dtype != self.weight.dtype:
+            return super().forward(tensor)
+        assert self.running_mean is not None and self.running_var is not None
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        shift = torch.addcmul(self.bias, self.running_mean, scale, value=-1)
+        return torch.addcmul(shift.view(1, -1, 1, 1), tensor, scale.view(1, -1, 1, 1), out=tensor)
+
+
 def resize(tensor: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
     """Bilinear resize of `[N, C, h, w]` to `size` (height, width) without antialiasing: the only resize of this room.
 
@@ -53,27 +74,12 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(
             inputs, outputs, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation, bias=bias
         )
-        self.norm = nn.BatchNorm2d(outputs)
+        self.norm = BatchNorm(outputs)
         self.relu = relu
 
     def forward(self, tensor: Tensor) -> Tensor:
         tensor = self.norm(self.conv(tensor))
         return F.relu(tensor, inplace=True) if self.relu else tensor
-
-
-class ConvHead(nn.Module):
-    """3x3 conv, BN, ReLU, 3x3 conv, BN, ReLU, 1x1 conv without bias (paper, section 3.1: semantic and attention heads)."""
-
-    def __init__(self, *, inputs: int, outputs: int, channels: int = 256, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.hidden = nn.Sequential(
-            ConvNorm(inputs=inputs, outputs=channels, kernel=3), ConvNorm(inputs=channels, outputs=channels, kernel=3)
-        )
-        self.dropout = nn.Dropout(dropout)
-        self.output = nn.Conv2d(channels, outputs, 1, bias=False)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.output(self.dropout(self.hidden(features)))
 
 
 def initialise_kaiming(module: nn.Module) -> None:
@@ -96,7 +102,8 @@ def normalise_pooled(norm: nn.Module, pooled: Tensor) -> Tensor:
     every process, so it needs no exception.
     """
     lone = pooled.shape[0] * pooled.shape[2] * pooled.shape[3] == 1
-    if norm.training and lone and not isinstance(norm, nn.SyncBatchNorm):
+    synchronised = isinstance(norm, nn.SyncBatchNorm) or getattr(norm, "synchronised", False)
+    if norm.training and lone and not synchronised:
         assert isinstance(norm, nn.BatchNorm2d)
         return F.batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
     return norm(pooled)

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from .decoders.decoder import Decoded
 from .fusion import Maps, chain, checked_scales, maps_of, resized, scaled_size
+from .heads import in_strips
 from .layers import ModelError, lifted, resize
 from .prediction import Prediction
-from .raster import Raster, Summed, Weighted
+from .raster import Joined, Raster, Summed, Weighted, at_size
 from .segmenter import Segmenter
+from .trunks.trunk import Features
 
 
 def as_prediction(decoded: Decoded, attention: Tensor | None = None) -> Prediction:
@@ -65,15 +67,11 @@ class MultiScale(Segmenter):
 
     def decode_at(self, image: Tensor, scale: float) -> Decoded:
         """Scores of the image resized by `scale`; auxiliary ones in training only."""
-        small = resize(image, scaled_size(image.shape[-2:], scale), align_corners=self.align_corners)
-        return self.decode(small.to(image.dtype), with_aux=self.training)
+        return self.decoder(self._features_at(image, scale), with_aux=self.training)
 
-    def _attend(self, head: nn.Module, features: Tensor, logits: Tensor) -> Tensor:
-        """Attention in (0, 1); at the resolution of the logits where fusion happens there."""
-        attention = torch.sigmoid(lifted(head(features)))
-        if self.fuse_at == "features":
-            attention = resize(attention, logits.shape[-2:], align_corners=self.align_corners)
-        return attention
+    def _features_at(self, image: Tensor, scale: float) -> Features:
+        size = scaled_size(image.shape[-2:], scale)
+        return self.trunk(resize(image, size, align_corners=self.align_corners).to(image.dtype))
 
 
 class Single(MultiScale):
@@ -115,9 +113,16 @@ class Hierarchical(MultiScale):
             decoded = self.decode_at(image, scale)
             attention = None
             if scale in wanted:
-                attention = self._attend(self.attention, decoded.features, decoded.logits)
+                attention = self.attend(decoded.features, decoded.logits)
             result[scale] = as_prediction(decoded, attention)
         return result
+
+    def attend(self, features: Raster, logits: Tensor) -> Tensor:
+        """Attention in (0, 1); at the resolution of the logits where fusion happens there."""
+        attention = torch.sigmoid(lifted(self.attention(features)))
+        if self.fuse_at == "features":
+            attention = resize(attention, logits.shape[-2:], align_corners=self.align_corners)
+        return attention
 
     def combine(self, scales: dict[float, Maps], size: tuple[int, int]) -> Maps:
         return chain(scales, size=size, align_corners=self.align_corners)
@@ -137,13 +142,12 @@ class HierarchicalDual(Hierarchical):
     def _attend_pairs(self, decoded: Iterable[tuple[float, Decoded]]) -> dict[float, Prediction]:
         """Predictions from decoded scales that come from high to low."""
         result = {}
-        higher: Tensor | None = None
+        higher: Raster | None = None
         for scale, scores in decoded:
             attention = None
             if higher is not None:
-                higher = resize(higher, scores.features.shape[-2:], align_corners=self.align_corners)
-                both = torch.cat([scores.features, higher.to(scores.features.dtype)], dim=1)
-                attention = self._attend(self.attention, both, scores.logits)
+                aligned = at_size(higher, scores.features.size, align_corners=self.align_corners)
+                attention = self.attend(Joined(scores.features, aligned), scores.logits)
             higher = scores.features
             result[scale] = as_prediction(scores, attention)
         return result
@@ -160,8 +164,9 @@ class ExplicitHead(nn.Module):
         self.hidden = nn.Conv2d(inputs, channels, 3, padding=1, bias=False)
         self.output = nn.Conv2d(channels, outputs, 1, padding=int(padded), bias=False)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.output(F.relu(self.hidden(features), inplace=True))
+    def forward(self, features: Raster) -> Tensor:
+        hidden = in_strips(self.hidden, features, halo=1, training=self.training)
+        return self.output(F.relu(hidden, inplace=True))
 
 
 class Explicit(MultiScale):
@@ -188,9 +193,9 @@ class Explicit(MultiScale):
         first = min(scales, key=lambda scale: abs(scale - 1))
         order = [first, *sorted(set(scales) - {first})]
         decoded = {scale: self.decode_at(image, scale) for scale in order}
-        size = decoded[first].features.shape[-2:]
-        features = [resize(part.features, size, align_corners=self.align_corners) for part in decoded.values()]
-        attention = lifted(self.attention(torch.cat(features, dim=1)))
+        size = decoded[first].features.size
+        features = (at_size(part.features, size, align_corners=self.align_corners) for part in decoded.values())
+        attention = lifted(self.attention(Joined(*features)))
         if self.softmax:
             attention = attention.softmax(dim=1)
         if self.fuse_at == "features":

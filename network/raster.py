@@ -11,10 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .layers import resize
+from .layers import frugal, lifted, resize
 
-STRIPS = 16  # an image is computed in about this many strips ...
-FEWEST_ROWS = 8  # ... of no fewer rows than this
+FEWEST_ROWS = 4  # of a strip
+
+
+def strips_of(device: torch.device) -> int:
+    """In how many strips a map is computed: on a CPU so many that they stay in its caches, elsewhere fewer, because
+    each strip launches its own kernels."""
+    return 64 if device.type == "cpu" else 16
 
 
 class Raster:
@@ -22,6 +27,7 @@ class Raster:
 
     shape: tuple[int, int, int, int]
     dtype: torch.dtype
+    device: torch.device
 
     @property
     def size(self) -> tuple[int, int]:
@@ -41,7 +47,7 @@ class Stored(Raster):
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
         count, channels, height, width = tensor.shape
-        self.shape, self.dtype = (count, channels, height, width), tensor.dtype
+        self.shape, self.dtype, self.device = (count, channels, height, width), tensor.dtype, tensor.device
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.tensor[:, :, start:stop]
@@ -55,7 +61,9 @@ class Resized(Raster):
 
     def __init__(self, source: Raster, size: Sequence[int], *, align_corners: bool) -> None:
         self.source = source
-        self.shape, self.dtype = (*source.shape[:2], size[0], size[1]), source.dtype
+        self.shape = (*source.shape[:2], size[0], size[1])
+        self.dtype = torch.float64 if source.dtype == torch.float64 else torch.float32
+        self.device = source.device
         self.align_corners = align_corners
 
     def whole(self) -> Tensor:
@@ -64,16 +72,16 @@ class Resized(Raster):
     def rows(self, start: int, stop: int) -> Tensor:
         above, below, weight = self._neighbours(start, stop)
         first, last = int(above[0]), int(below[-1])
-        source = self.source.rows(first, last + 1)
-        upper = source.index_select(2, (above - first).to(source.device))
-        lower = source.index_select(2, (below - first).to(source.device))
-        lines = torch.lerp(upper, lower, weight.to(source.device).unsqueeze(1))
+        source = lifted(self.source.rows(first, last + 1))
+        upper = source.index_select(2, (above - first).to(self.device))
+        lower = source.index_select(2, (below - first).to(self.device))
+        lines = torch.lerp(upper, lower, weight.to(self.device).unsqueeze(1))
         return resize(lines, (stop - start, self.size[1]), align_corners=self.align_corners)
 
     def _neighbours(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
         """For each row of the strip: the source rows above and below it, and the weight of the one below."""
         height, wanted = self.source.size[0], self.size[0]
-        place = torch.arange(start, stop, dtype=torch.float64 if self.dtype == torch.float64 else torch.float32)
+        place = torch.arange(start, stop, dtype=self.dtype)  # as exact as `interpolate` is for this dtype
         if self.align_corners:
             place = place * ((height - 1) / max(wanted - 1, 1))
         else:
@@ -88,7 +96,7 @@ class Pointwise(Raster):
     def __init__(self, *sources: Raster) -> None:
         assert len({source.size for source in sources}) == 1, [source.size for source in sources]
         self.sources = sources
-        self.shape, self.dtype = sources[0].shape, sources[0].dtype
+        self.shape, self.dtype, self.device = sources[0].shape, sources[0].dtype, sources[0].device
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.compute(*(source.rows(start, stop) for source in self.sources))
@@ -127,13 +135,38 @@ class Summed(Pointwise):
         return sum(tensors[1:], start=tensors[0])
 
 
+class Joined(Raster):
+    """Rasters of one height and width, their channels concatenated, in the dtype of the first."""
+
+    def __init__(self, *sources: Raster) -> None:
+        assert len({source.size for source in sources}) == 1, [source.size for source in sources]
+        self.sources = sources
+        count, _, height, width = sources[0].shape
+        self.shape = (count, sum(source.shape[1] for source in sources), height, width)
+        self.dtype, self.device = sources[0].dtype, sources[0].device
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return torch.cat([source.rows(start, stop).to(self.dtype) for source in self.sources], dim=1)
+
+    def whole(self) -> Tensor:
+        return torch.cat([source.whole().to(self.dtype) for source in self.sources], dim=1)
+
+
+def at_size(raster: Raster, size: Sequence[int], *, align_corners: bool) -> Raster:
+    """The raster resized to `size` (height, width); itself where it has that size."""
+    return raster if raster.size == tuple(size) else Resized(raster, size, align_corners=align_corners)
+
+
+def settled(raster: Raster) -> Raster:
+    """The raster, computed now where gradients or a compiler want plain tensors: several layers may read it."""
+    return raster if frugal() else Stored(raster.whole())
+
+
 def compute(raster: Raster) -> Tensor:
     """The whole map `[N, C, H, W]`: in strips where nothing is differentiated, traced or exported."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return raster.whole()
     height = raster.size[0]
-    step = max(FEWEST_ROWS, -(-height // STRIPS))
-    if isinstance(raster, Stored) or step >= height:
+    step = max(FEWEST_ROWS, -(-height // strips_of(raster.device)))
+    if isinstance(raster, Stored) or step >= height or not frugal():
         return raster.whole()
     result: Tensor | None = None
     for start in range(0, height, step):

@@ -1,9 +1,9 @@
 """A trunk and a decoder: image to low-resolution scores, at one scale."""
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from .decoders.decoder import Decoded, Decoder
+from .decoders.decoder import Decoder
 from .trunks.trunk import Trunk
 
 
@@ -21,10 +21,6 @@ class Segmenter(nn.Module):
         self.num_classes = num_classes
         self.align_corners = align_corners
         self.train_scales = train_scales
-
-    def decode(self, image: Tensor, *, with_aux: bool) -> Decoded:
-        """Normalised image `[N, 3, H, W]` to scores at the resolution of the features."""
-        return self.decoder(self.trunk(image), with_aux=with_aux)
 
     def parameters_of_heads(self) -> list[nn.Parameter]:
         """Every parameter outside the trunk, for optimisers that train new layers faster."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ..raster import Raster
 from ..trunks.trunk import Features
 
 
@@ -13,7 +14,7 @@ class Decoded(NamedTuple):
 
     logits: Tensor  # [N, C, h, w]
     aux: Tensor | None  # [N, C, h, w], when asked for and the decoder has an auxiliary head
-    features: Tensor  # [N, feature_channels, h, w]: what the attention head reads
+    features: Raster  # [N, feature_channels, h, w]: what the attention head reads
 
 
 class Decoder(nn.Module):

@@ -1,16 +1,18 @@
 """DeepLab V3+ (Chen et al., 2018) as the authors' ablation network builds it (RELEASE.md 2.7)."""
 from __future__ import annotations
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import ConvHead, ConvNorm, initialise_kaiming, normalise_pooled, resize
+from ..heads import ConvHead, in_strips
+from ..layers import ConvNorm, initialise_kaiming, normalise_pooled
+from ..raster import Joined, Stored, at_size, settled
 from ..trunks.trunk import Features
 from .decoder import Decoded, Decoder
 
 
 class PyramidPooling(nn.Module):
-    """Atrous spatial pyramid pooling: `[N, in, h, w]` to `[N, 5 * channels, h, w]`, image pooling first.
+    """Atrous spatial pyramid pooling: image pooling, a 1x1 and three dilated 3x3 convolutions, side by side.
 
     Rates are 6, 12, 18 at stride 16 and grow as the stride shrinks (12, 24, 36 at stride 8), so that they span the same
     part of the image. In training, a batch of one image normalises its pooled branch by running statistics.
@@ -25,11 +27,14 @@ class PyramidPooling(nn.Module):
         )
         self.pooled = ConvNorm(inputs=inputs, outputs=channels)
 
-    def forward(self, tensor: Tensor) -> Tensor:
+    def forward(self, tensor: Tensor, *, weight: Tensor) -> Tensor:
+        """A 1x1 convolution (`weight`) of the concatenated branches, image pooling first, without concatenating them."""
+        of_pooled, *of_branches = weight.chunk(len(self.branches) + 1, dim=1)
         pooled = self.pooled.conv(tensor.mean(dim=(2, 3), keepdim=True))
-        pooled = normalise_pooled(self.pooled.norm, pooled).relu()
-        pooled = pooled.expand(-1, -1, *tensor.shape[-2:])  # what bilinear upsampling does to a single pixel
-        return torch.cat([pooled, *(branch(tensor) for branch in self.branches)], dim=1)
+        total = F.conv2d(normalise_pooled(self.pooled.norm, pooled).relu(), of_pooled)  # one pixel for all positions
+        for branch, of_branch in zip(self.branches, of_branches, strict=True):
+            total = F.conv2d(branch(tensor), of_branch).add_(total)
+        return total
 
 
 class DeepLabV3Plus(Decoder):
@@ -56,9 +61,8 @@ class DeepLabV3Plus(Decoder):
         initialise_kaiming(self)
 
     def forward(self, features: Features, *, with_aux: bool) -> Decoded:
-        context = self.context(self.aspp(features.semantic))
-        fine = self.fine(features.fine)
-        context = resize(context, fine.shape[-2:], align_corners=self.align_corners).to(fine.dtype)
-        merged = torch.cat([fine, context], dim=1)
-        attended = features.semantic if self.attend_trunk else merged
-        return Decoded(logits=self.head(merged), aux=None, features=attended)
+        context = Stored(self.aspp(features.semantic.whole(), weight=self.context.weight))
+        fine = Stored(self.fine(features.fine.whole()))
+        merged = settled(Joined(fine, at_size(context, fine.size, align_corners=self.align_corners)))
+        logits = in_strips(self.head, merged, halo=ConvHead.halo, training=self.training)
+        return Decoded(logits=logits, aux=None, features=features.semantic if self.attend_trunk else merged)

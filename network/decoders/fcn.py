@@ -1,7 +1,7 @@
 """The paper's plain semantic head, straight on the trunk's features (section 3.1)."""
 from __future__ import annotations
 
-from ..layers import ConvHead
+from ..heads import ConvHead, in_strips
 from ..trunks.trunk import Features
 from .decoder import Decoded, Decoder
 
@@ -17,4 +17,5 @@ class FCN(Decoder):
         self.head = ConvHead(inputs=trunk_channels, outputs=num_classes, channels=channels)
 
     def forward(self, features: Features, *, with_aux: bool) -> Decoded:
-        return Decoded(logits=self.head(features.semantic), aux=None, features=features.semantic)
+        logits = in_strips(self.head, features.semantic, halo=ConvHead.halo, training=self.training)
+        return Decoded(logits=logits, aux=None, features=features.semantic)

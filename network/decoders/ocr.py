@@ -1,11 +1,12 @@
 """Object-contextual representations (Yuan et al., 2020) with the auxiliary head that finds the regions (RELEASE.md 2.2)."""
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import ConvHead, ConvNorm, full_precision, lifted
+from ..heads import ConvHead, in_strips
+from ..layers import ConvNorm, frugal, full_precision, lifted
+from ..raster import Stored
 from ..trunks.trunk import Features
 from .decoder import Decoded, Decoder
 
@@ -35,7 +36,7 @@ def gather_regions(logits: Tensor, pixels: Tensor) -> Tensor:
 
 
 class ObjectAttention(nn.Module):
-    """Every pixel `[N, D, h, w]` attends to the regions `[N, D, C, 1]`; the context `[N, D, h, w]` comes out."""
+    """Every pixel `[N, D, h, w]` attends to the C regions; the context `[N, D, h, w]` comes out."""
 
     def __init__(self, *, channels: int, key_channels: int) -> None:
         super().__init__()
@@ -50,10 +51,12 @@ class ObjectAttention(nn.Module):
         self.value = ConvNorm(inputs=channels, outputs=key_channels)
         self.output = ConvNorm(inputs=key_channels, outputs=channels)
 
-    def forward(self, pixels: Tensor, regions: Tensor) -> Tensor:
+    def describe(self, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `[N, K, C]` of the regions `[N, D, C, 1]`."""
+        return self.key(regions).flatten(2), self.value(regions).flatten(2)
+
+    def forward(self, pixels: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         query = self.query(pixels)
-        keys = self.key(regions).flatten(2)
-        values = self.value(regions).flatten(2)
         with full_precision(pixels):  # query times key passes the largest fp16 number, and bf16 blurs the soft-max
             similarity = lifted(keys).transpose(1, 2) @ lifted(query).flatten(2)
             weights = (similarity * keys.shape[1] ** -0.5).softmax(dim=1)
@@ -82,14 +85,19 @@ class OCR(Decoder):
         self.classifiers = (last, "aux_head.classifier")
 
     def forward(self, features: Features, *, with_aux: bool) -> Decoded:
-        aux = self.aux_head(features.semantic)
-        pixels = self.pixels(features.semantic)
-        context = self.object_attention(pixels, gather_regions(aux, pixels))
-        merged = self.dropout(self._merge(context, pixels))
-        return Decoded(logits=self.classifier(merged), aux=aux if with_aux else None, features=merged)
+        aux = in_strips(self.aux_head, features.semantic, halo=0, training=self.training)
+        pixels = in_strips(self.pixels, features.semantic, halo=1, training=self.training)
+        keys, values = self.object_attention.describe(gather_regions(aux, pixels))
+
+        def enrich(strip: Tensor) -> Tensor:
+            return self._merge(self.object_attention(strip, keys, values), strip)
+
+        into = pixels if frugal() and not self.training else None
+        merged = self.dropout(in_strips(enrich, Stored(pixels), halo=0, training=self.training, into=into))
+        return Decoded(logits=self.classifier(merged), aux=aux if with_aux else None, features=Stored(merged))
 
     def _merge(self, context: Tensor, pixels: Tensor) -> Tensor:
         """1x1 convolution of [context, pixels], BN and ReLU, without holding the concatenation."""
         of_context, of_pixels = self.merge.conv.weight.chunk(2, dim=1)
-        merged = F.conv2d(context, of_context) + F.conv2d(pixels, of_pixels)
-        return torch.relu_(self.merge.norm(merged))
+        merged = F.conv2d(context, of_context).add_(F.conv2d(pixels, of_pixels))
+        return self.merge.norm(merged).relu_()

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import initialise_kaiming, resize, run_stage
+from ..layers import BatchNorm, initialise_kaiming, resize, run_stage
+from ..raster import Joined, Stored, at_size, settled
 from .trunk import Features, Trunk
 
 
@@ -34,10 +34,6 @@ SIZES = {
 }
 
 
-def norm_of(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, momentum=0.1)
-
-
 def conv3x3(inputs: int, outputs: int, *, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
 
@@ -48,9 +44,9 @@ class BasicBlock(nn.Module):
     def __init__(self, *, channels: int) -> None:
         super().__init__()
         self.conv1 = conv3x3(channels, channels)
-        self.bn1 = norm_of(channels)
+        self.bn1 = BatchNorm(channels)
         self.conv2 = conv3x3(channels, channels)
-        self.bn2 = norm_of(channels)
+        self.bn2 = BatchNorm(channels)
 
     def forward(self, tensor: Tensor) -> Tensor:
         residual = F.relu(self.bn1(self.conv1(tensor)), inplace=True)
@@ -65,14 +61,14 @@ class Bottleneck(nn.Module):
         super().__init__()
         outputs = 4 * channels
         self.conv1 = nn.Conv2d(inputs, channels, 1, bias=False)
-        self.bn1 = norm_of(channels)
+        self.bn1 = BatchNorm(channels)
         self.conv2 = conv3x3(channels, channels)
-        self.bn2 = norm_of(channels)
+        self.bn2 = BatchNorm(channels)
         self.conv3 = nn.Conv2d(channels, outputs, 1, bias=False)
-        self.bn3 = norm_of(outputs)
+        self.bn3 = BatchNorm(outputs)
         self.downsample = None
         if inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), norm_of(outputs))
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), BatchNorm(outputs))
 
     def forward(self, tensor: Tensor) -> Tensor:
         residual = F.relu(self.bn1(self.conv1(tensor)), inplace=True)
@@ -87,12 +83,12 @@ def exchange_path(*, source: int, target: int, channels: list[int]) -> nn.Module
     if source == target:
         return nn.Identity()
     if source > target:  # coarser: 1x1, then the bilinear upsampling of `Exchange.forward`
-        return nn.Sequential(nn.Conv2d(channels[source], channels[target], 1, bias=False), norm_of(channels[target]))
+        return nn.Sequential(nn.Conv2d(channels[source], channels[target], 1, bias=False), BatchNorm(channels[target]))
     steps: list[nn.Module] = []
     for step in range(source, target):  # finer: one 3x3 of stride 2 per level; channels change in the last one
         last = step == target - 1
         outputs = channels[target] if last else channels[source]
-        layers: list[nn.Module] = [conv3x3(channels[source], outputs, stride=2), norm_of(outputs)]
+        layers: list[nn.Module] = [conv3x3(channels[source], outputs, stride=2), BatchNorm(outputs)]
         steps.append(nn.Sequential(*layers) if last else nn.Sequential(*layers, nn.ReLU(inplace=True)))
     return nn.Sequential(*steps)
 
@@ -136,9 +132,9 @@ def transition(*, inputs: list[int], outputs: list[int]) -> nn.ModuleList:
         if index < len(inputs) and inputs[index] == width:
             layers.append(nn.Identity())
         elif index < len(inputs):
-            layers.append(nn.Sequential(conv3x3(inputs[index], width), norm_of(width), nn.ReLU(inplace=True)))
+            layers.append(nn.Sequential(conv3x3(inputs[index], width), BatchNorm(width), nn.ReLU(inplace=True)))
         else:
-            step = nn.Sequential(conv3x3(inputs[-1], width, stride=2), norm_of(width), nn.ReLU(inplace=True))
+            step = nn.Sequential(conv3x3(inputs[-1], width, stride=2), BatchNorm(width), nn.ReLU(inplace=True))
             layers.append(nn.Sequential(step))
     return nn.ModuleList(layers)
 
@@ -156,9 +152,9 @@ class HRNet(Trunk):
         self.fine_channels = widths[0]
         self.channels = sum(widths)
         self.conv1 = conv3x3(3, 64, stride=2)
-        self.bn1 = norm_of(64)
+        self.bn1 = BatchNorm(64)
         self.conv2 = conv3x3(64, 64, stride=2)
-        self.bn2 = norm_of(64)
+        self.bn2 = BatchNorm(64)
         first = [Bottleneck(inputs=64, channels=size.first_channels)]
         wide = 4 * size.first_channels
         first += [Bottleneck(inputs=wide, channels=size.first_channels) for _ in range(size.first_blocks - 1)]
@@ -200,5 +196,5 @@ class HRNet(Trunk):
             branches = [layer(source) for layer, source in zip(transitions, sources, strict=True)]
             branches = self._run_modules(branches, modules)
         size = branches[0].shape[-2:]
-        merged = [resize(branch, size, align_corners=self.align_corners).to(tensor.dtype) for branch in branches]
-        return Features(fine=branches[0], semantic=torch.cat(merged, dim=1))
+        merged = (at_size(Stored(branch), size, align_corners=self.align_corners) for branch in branches)
+        return Features(fine=Stored(branches[0]), semantic=settled(Joined(*merged)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 import torchvision
 from torch import Tensor, nn
 
-from ..layers import ModelError, run_stage
+from ..layers import BatchNorm, ModelError, run_stage
+from ..raster import Stored
 from .trunk import Features, Trunk
 
 NAMES = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -29,7 +30,7 @@ class ResNet(Trunk):
         super().__init__()
         if output_stride not in DILATIONS:
             raise ModelError(f"output_stride {output_stride} of {name} is not known: choose 8 or 16.")
-        source = getattr(torchvision.models, name)(weights=None)
+        source = getattr(torchvision.models, name)(weights=None, norm_layer=BatchNorm)
         self.stride = output_stride
         self.activation_checkpointing = activation_checkpointing
         self.conv1, self.bn1, self.relu, self.maxpool = source.conv1, source.bn1, source.relu, source.maxpool
@@ -43,10 +44,13 @@ class ResNet(Trunk):
 
     def forward(self, image: Tensor) -> Features:
         tensor = self.maxpool(self.relu(self.bn1(self.conv1(image))))
-        outputs: list[Tensor] = []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            result = run_stage(layer, tensor, save_memory=self.activation_checkpointing)
-            assert isinstance(result, Tensor)
-            tensor = result
-            outputs.append(tensor)
-        return Features(fine=outputs[0], semantic=tensor)
+        fine = self._stage(self.layer1, tensor)
+        tensor = fine
+        for layer in (self.layer2, self.layer3, self.layer4):
+            tensor = self._stage(layer, tensor)
+        return Features(fine=Stored(fine), semantic=Stored(tensor))
+
+    def _stage(self, layer: nn.Module, tensor: Tensor) -> Tensor:
+        result = run_stage(layer, tensor, save_memory=self.activation_checkpointing)
+        assert isinstance(result, Tensor)
+        return result

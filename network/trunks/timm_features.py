@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import ModelError, resize, run_stage
+from ..layers import ModelError, run_stage
+from ..raster import Joined, Stored, at_size, settled
 from .trunk import Features, Trunk
 
 Value = TypeVar("Value")
@@ -75,12 +75,10 @@ class TimmFeatures(Trunk):
         ]
         fine = levels[self.first]
         if not self.merge:
-            return Features(fine=fine, semantic=levels[-1])
-        merged = [
-            resize(level, fine.shape[-2:], align_corners=self.align_corners).to(fine.dtype)
-            for level in levels[self.first :]
-        ]
-        return Features(fine=fine, semantic=torch.cat(merged, dim=1))
+            return Features(fine=Stored(fine), semantic=Stored(levels[-1]))
+        size = fine.shape[-2:]
+        merged = (at_size(Stored(level), size, align_corners=self.align_corners) for level in levels[self.first :])
+        return Features(fine=Stored(fine), semantic=settled(Joined(*merged)))
 
     def own_names(self, tensors: dict[str, Value]) -> dict[str, Value]:
         """Names in a file of timm's whole model to ours: timm's feature networks flatten one level, or add `model.`."""

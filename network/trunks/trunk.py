@@ -5,12 +5,14 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ..raster import Raster
+
 
 class Features(NamedTuple):
-    """Features of one image at one scale."""
+    """Features of one image at one scale, as rasters: a trunk need not join or resize what a decoder may not want whole."""
 
-    fine: Tensor  # [N, fine_channels, H / fine_stride, W / fine_stride]: early and sharp
-    semantic: Tensor  # [N, channels, H / stride, W / stride]: what the heads classify
+    fine: Raster  # [N, fine_channels, H / fine_stride, W / fine_stride]: early and sharp
+    semantic: Raster  # [N, channels, H / stride, W / stride]: what the heads classify
 
 
 class Trunk(nn.Module):
@@ -23,3 +25,4 @@ class Trunk(nn.Module):
 
     def forward(self, image: Tensor) -> Features:
         raise NotImplementedError
+
