@@ -46,7 +46,7 @@ setup(
         "torchvision>=0.21",
         "numpy>=1.26",
         "opencv-python-headless>=4.8",  # cv2 without the desktop libraries a server lacks
-        "pillow>=10.0",
+        "pillow>=10.1",
         "pyyaml>=6.0",
         "pydantic>=2.0",
         "tqdm>=4.60",
