@@ -53,7 +53,8 @@ class _RegionInformation(torch.autograd.Function):
         error, label, offset, mean, slope = ctx.saved_tensors
         maps = _Maps(label, error, offset, ctx.radius)
         weights = slope[:, ctx.radius**2 :] * grad.flatten()[maps.pairs, None, None]
-        return maps.error_gradient(weights, mean), None, None, None, None, None
+        with without_autocast(grad.device):  # on in the backward pass if the caller runs that under it
+            return maps.error_gradient(weights, mean), None, None, None, None, None
 
 
 class _Maps:
@@ -178,8 +179,8 @@ def _row_products(maps: Tensor, radius: int) -> tuple[list[Tensor], Tensor]:
 
 def _bound_and_slope(covariance: Tensor, covariance_epsilon: float, log_epsilon: float) -> tuple[Tensor, Tensor]:
     """`_bound` [B] and its derivatives by the covariances, symmetrised and doubled: what both points of a pair are due."""
-    with torch.enable_grad():
-        covariance = covariance.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():  # validation calls this in inference mode
+        covariance = covariance.detach().clone().requires_grad_()
         bound = _bound(covariance, covariance_epsilon=covariance_epsilon, log_epsilon=log_epsilon)
         (slope,) = torch.autograd.grad(bound.sum(), covariance)
     return bound.detach(), slope + slope.mT

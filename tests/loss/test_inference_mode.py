@@ -1,0 +1,22 @@
+"""Validation reports the loss in inference mode: the same numbers as in training, for every loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from loss import LOSSES, build_criterion
+
+
+@pytest.mark.parametrize("main", sorted(LOSSES))
+def test_every_main_loss_works_in_inference_mode(main: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 4, 24, 32, generator=generator)
+    label = torch.randint(0, 4, (1, 24, 32), generator=generator, dtype=torch.uint8)
+    criterion = build_criterion(main=main, num_classes=4)
+    expected = criterion.main(logits, label)
+    with torch.inference_mode():
+        found = criterion.main(logits * 1, label)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
