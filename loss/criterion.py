@@ -12,7 +12,7 @@ from torch.nn import functional
 from .binary import binary_cross_entropy
 from .boundary import relaxed_boundary_loss
 from .cross_entropy import bootstrapped_cross_entropy, cross_entropy, ohem_cross_entropy
-from .pixels import LossError, computing_dtype
+from .pixels import LossError, computing_dtype, valid_mask
 from .rmi import check_rmi, rmi_loss, weighted_rmi_loss
 
 Loss = Callable[..., Tensor | dict[str, Tensor]]
@@ -79,6 +79,7 @@ class Criterion(nn.Module):
         label: uint8 or int64 [N, H, W]. valid_pixels, parts: see `pixels.mean_over_pixels`.
         """
         counts: dict[str, Any] = {"valid_pixels": valid_pixels, "parts": parts}
+        self._check_label(label, prediction.logits.shape[1])
         terms = self.main(prediction.logits, label, **counts)
         if prediction.aux is not None and self.aux_weight > 0:
             terms["aux"] = self.aux_weight * self._sum("aux", prediction.aux, label, counts)
@@ -94,6 +95,18 @@ class Criterion(nn.Module):
     ) -> dict[str, Tensor]:
         """The terms of the main loss alone, as validation reports them."""
         return self._terms("main", logits, label, {"valid_pixels": valid_pixels, "parts": parts})
+
+    def _check_label(self, label: Tensor, num_classes: int) -> None:
+        """Raise LossError for a value that is no class; not on a GPU, where it counts as ignored: to ask makes it wait."""
+        if label.device.type != "cpu":
+            return
+        valid = valid_mask(label, num_classes=num_classes, ignore_label=self.ignore_label)
+        wrong = ~valid & (label != self.ignore_label)
+        if wrong.any():
+            raise LossError(
+                f"label holds {int(label[wrong][0])}, which is neither a class below {num_classes} nor the ignore label "
+                f"{self.ignore_label}; check the class list against the label files."
+            )
 
     def _sum(self, role: str, logits: Tensor, label: Tensor, counts: dict[str, Any]) -> Tensor:
         return torch.stack(list(self._terms(role, logits, label, counts).values())).sum()
@@ -140,7 +153,7 @@ def build_criterion(
             raise LossError(f"{role} must be one of {', '.join(LOSSES)}, not {name!r}.")
     options: dict[str, Mapping[str, Any]] = {
         "cross_entropy": {"image_weights": image_weights},
-        "rmi": {"num_classes": num_classes, **(rmi or {})},
+        "rmi": rmi or {},
         "bootstrapped": bootstrapped or {},
         "ohem": ohem or {},
         "bce": {},
@@ -149,6 +162,7 @@ def build_criterion(
     for name, keywords in options.items():
         _check_keywords(name, keywords)
     check_rmi(**options["rmi"])
+    options["rmi"] = {"num_classes": num_classes, **options["rmi"]}
     weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
     if weights is not None and weights.shape != (num_classes,):
         raise LossError(f"class_weights must hold {num_classes} values, not {weights.numel()}.")
@@ -164,7 +178,7 @@ def _check_keywords(name: str, keywords: Mapping[str, Any]) -> None:
     if name == "rmi":
         parameters.update(inspect.signature(rmi_loss).parameters)
         del parameters["constants"]
-    known = sorted(set(parameters) - {"logits", "label", "valid_pixels", "parts", "ignore_label"})
+    known = sorted(set(parameters) - {"logits", "label", "valid_pixels", "parts", "ignore_label", "num_classes"})
     for word in keywords:
         if word not in known:
             raise LossError(f"{word!r} is no option of the loss {name!r}; it has {', '.join(known) or 'none'}.")

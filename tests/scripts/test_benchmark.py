@@ -1,0 +1,91 @@
+"""The benchmark dispatcher: its rows, its table, and that ours and the baselines agree. No test asserts a time."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scripts import benchmark
+from scripts.benchmarks import harness, rmi
+
+CASES = {
+    "rmi": ["--sizes", "1x3x40x36", "2x4x32x32"],
+    "upsample_loss": ["--sizes", "1x3x40x36"],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_rows_and_table(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows" / "rows.json"
+    assert benchmark.main([name, *CASES[name], "--rounds", "1", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())
+    printed = capsys.readouterr().out
+    assert rows
+    for row in rows:
+        assert tuple(row) == harness.ROW_KEYS
+        assert row["device"] == "cpu" and row["size"] in printed and row["name"] in printed
+        assert row["ratio"] == pytest.approx(row["baseline_s"] / row["ours_s"])
+        assert row["ours_mib"] >= 0 and row["baseline_mib"] >= 0
+
+
+def test_a_baseline_that_disagrees_is_no_baseline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def wrong(logits: Tensor, label: Tensor, *, num_classes: int) -> dict[str, Tensor]:
+        return {name: 1.01 * term for name, term in rmi_loss(logits, label, num_classes=num_classes).items()}
+
+    rmi_loss = rmi.rmi_loss
+    monkeypatch.setattr(rmi, "rmi_loss", wrong)
+    assert benchmark.main(["rmi", "--sizes", "1x3x40x36", "--rounds", "1"]) == 1
+    assert capsys.readouterr().err.startswith("error: the RMI loss: ours differs from the baseline by ")
+
+
+def test_an_unknown_name_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main(["rim"])
+    assert caught.value.code == 2
+    assert "rmi" in capsys.readouterr().err
+
+
+def test_sides_take_turns_and_the_median_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = 0.0, []
+    durations = {"ours": iter([9.0, 1.0, 2.0, 3.0]), "baseline": iter([9.0, 10.0, 30.0, 20.0])}
+
+    def side(name: str) -> harness.Workload:
+        def workload() -> None:
+            nonlocal clock
+            calls.append(name)
+            clock += next(durations[name])
+
+        return workload
+
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: clock)
+    medians = harness.time_alternately((side("ours"), side("baseline")), rounds=3)
+    assert calls == ["ours", "baseline"] * 4
+    assert medians == [2.0, 20.0]
+
+
+def build_allocation(*, mebibytes: int) -> harness.Workload:
+    """Touches so much memory, twice, the first half given back before the second."""
+    kept = torch.ones(4, 2**20)  # what was there before does not count
+
+    def workload() -> int:
+        return sum(int(torch.ones(mebibytes, 2**20, dtype=torch.uint8).max()) for _ in range(2)) + kept.numel()
+
+    return workload
+
+
+@pytest.mark.parametrize("mebibytes", [16, 96])
+def test_peak_memory_is_what_a_round_adds(mebibytes: int) -> None:
+    found = harness.peak_extra_mib(build_allocation, arguments={"mebibytes": mebibytes})
+    assert found == pytest.approx(mebibytes, abs=4)
+
+
+def test_every_benchmark_keeps_the_contract() -> None:
+    for name in benchmark.NAMES:
+        arguments: Any = benchmark.build_parser(name).parse_args([name])
+        assert isinstance(arguments, Namespace) and arguments.name == name
