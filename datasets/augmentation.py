@@ -164,19 +164,32 @@ def augment(
     """
     strengths = draw_photometric(augmentation, rng)
     geometry = draw_geometry((image.shape[0], image.shape[1]), augmentation=augmentation, rng=rng, point=point)
-    return apply_draws(image, label, geometry=geometry, strengths=strengths, augmentation=augmentation, ignore_label=ignore_label)
+    results = np.empty((*augmentation.crop, 3), dtype=np.uint8), np.empty(augmentation.crop, dtype=np.uint8)
+    apply_draws(image, label, results, geometry=geometry, strengths=strengths, augmentation=augmentation, ignore_label=ignore_label)
+    return results
 
 
 def apply_draws(
-    image: np.ndarray, label: np.ndarray, *, geometry: Geometry, strengths: Photometric | None, augmentation: Augmentation, ignore_label: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """`augment` with what was drawn; without `strengths`, colour and blur are left to `augment_on_device`."""
+    image: np.ndarray,
+    label: np.ndarray,
+    results: tuple[np.ndarray, np.ndarray],
+    *,
+    geometry: Geometry,
+    strengths: Photometric | None,
+    augmentation: Augmentation,
+    ignore_label: int,
+) -> None:
+    """Write what `augment` returns for these draws to `results`; without `strengths`, colour and blur are left to `augment_on_device`."""
     part = _crop_image(image, geometry, augmentation=augmentation, strengths=strengths)
     labels = take_nearest(label[geometry.rows.source, geometry.columns.source], geometry.rows.samples(), geometry.columns.samples())
-    part, labels = _pad(part, geometry, augmentation.crop, 0), _pad(labels, geometry, augmentation.crop, ignore_label)
-    if geometry.flip:
-        part, labels = cv2.flip(part, 1), cv2.flip(labels, 1)
-    return part, labels
+    for made, result, padding in ((part, results[0], 0), (labels, results[1], ignore_label)):
+        top, bottom, left, right = geometry.region(augmentation.crop)
+        if made.shape != result.shape:
+            result[...] = padding
+        if geometry.flip:
+            result[top:bottom, left:right] = cv2.flip(made, 1)
+        else:
+            result[top:bottom, left:right] = made
 
 
 def _crop_image(image: np.ndarray, geometry: Geometry, *, augmentation: Augmentation, strengths: Photometric | None) -> np.ndarray:
@@ -194,16 +207,7 @@ def _crop_image(image: np.ndarray, geometry: Geometry, *, augmentation: Augmenta
         window = jitter(window, strengths)
     if strengths is not None and strengths.sigma > 0:
         window = blur(window, kind=augmentation.blur, sigma=strengths.sigma)
-    # A crop without resampling is still a view of the caller's image, which must not travel on as if it were ours.
-    return window.copy() if np.may_share_memory(window, image) else window
-
-
-def _pad(part: np.ndarray, geometry: Geometry, crop: tuple[int, int], value: int) -> np.ndarray:
-    if part.shape[:2] == tuple(crop):
-        return part
-    canvas = np.full((*crop, *part.shape[2:]), value, dtype=np.uint8)
-    canvas[geometry.rows.target, geometry.columns.target] = part
-    return canvas
+    return window
 
 
 def jitter(image: np.ndarray, strengths: Photometric) -> np.ndarray:

@@ -107,22 +107,31 @@ def class_places(label: np.ndarray, *, tile: tuple[int, int], point: str, num_cl
         return np.empty(0, dtype=PLACE)
     y, x, length, value = _runs(label, tile[1], num_classes)
     tiles_per_row = -(-label.shape[1] // tile[1])
-    key = ((y // tile[0]) * tiles_per_row + x // tile[1]) * num_classes + value
-    groups, group = np.unique(key, return_inverse=True)
-    tiles, classes = np.divmod(groups, num_classes)
+    tile_y, tile_x = y // tile[0], x // tile[1]
+    group = (tile_y * tiles_per_row + tile_x) * num_classes + value
+    pixels = np.bincount(group, weights=length)
+    found = np.flatnonzero(pixels)
+    counted = pixels[found]
+    tiles, classes = np.divmod(found, num_classes)
     top, left = (tiles // tiles_per_row) * tile[0], (tiles % tiles_per_row) * tile[1]
-    count = np.bincount(group, weights=length)
-    centre_y = np.bincount(group, weights=length * (y - top[group])) / count
-    centre_x = np.bincount(group, weights=length * (2 * (x - left[group]) + length - 1)) / (2 * count)
-    places = np.zeros(len(groups), dtype=PLACE)
+    centre_y = np.bincount(group, weights=length * (y - tile_y * tile[0]))[found] / counted
+    centre_x = np.bincount(group, weights=length * (2 * (x - tile_x * tile[1]) + length - 1))[found] / (2 * counted)
+    places = np.zeros(len(found), dtype=PLACE)
     places["class"] = classes
     if point == "centroid":
         places["y"], places["x"] = top + centre_y.astype(np.int64), left + centre_x.astype(np.int64)
         return places
-    nearest_x = np.clip(np.rint((left + centre_x)[group]).astype(np.int64), x, x + length - 1)
-    distance = (y - (top + centre_y)[group]) ** 2 + (nearest_x - (left + centre_x)[group]) ** 2
-    order = np.lexsort((distance, group))  # stable: of equally near pixels the first in reading order
-    chosen = order[np.searchsorted(group[order], np.arange(len(groups)))]
+    order = np.empty(len(pixels), dtype=np.int64)
+    order[found] = np.arange(len(found))
+    place = order[group]  # of each run
+    aim_y, aim_x = (top + centre_y)[place], (left + centre_x)[place]
+    nearest_x = np.clip(np.rint(aim_x).astype(np.int64), x, x + length - 1)
+    distance = (y - aim_y) ** 2 + (nearest_x - aim_x) ** 2
+    least = np.full(len(found), np.inf)
+    np.minimum.at(least, place, distance)
+    nearest = np.flatnonzero(distance == least[place])
+    chosen = np.empty(len(found), dtype=np.int64)
+    chosen[place[nearest[::-1]]] = nearest[::-1]  # of equally near runs the first in reading order, as it is written last
     places["y"], places["x"] = y[chosen], nearest_x[chosen]
     return places
 

@@ -87,7 +87,7 @@ class TrainReader:
         label = np.empty((count, height, width), dtype=np.uint8)
         region = torch.empty((count, 4), dtype=torch.int64)
         for slot, request in enumerate(requests):
-            image[slot], label[slot], region[slot] = self._sample(request)
+            region[slot] = torch.tensor(self._write_sample(request, (image[slot], label[slot])))
         return {
             "image": torch.from_numpy(image).permute(0, 3, 1, 2),
             "label": torch.from_numpy(label),
@@ -97,22 +97,24 @@ class TrainReader:
             "names": [self.sources[item.source].files.name(item.image) for item in requests],
         }
 
-    def _sample(self, request: Request) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+    def _write_sample(self, request: Request, results: tuple[np.ndarray, np.ndarray]) -> tuple[int, int, int, int]:
+        """Augment into a slot of the batch; returns the part of it that is not padding."""
         source = self.sources[request.source]
         image, label = source.read(request.image)
         point = source.locate(request.image, (request.y, request.x)) if request.y >= 0 else None
         rng = sample_generator(self.seed, request.epoch, request.position)
         strengths = draw_photometric(self.augmentation, rng)
         geometry = draw_geometry((image.shape[0], image.shape[1]), augmentation=self.augmentation, rng=rng, point=point)
-        crop, crop_label = apply_draws(
+        apply_draws(
             image,
             label,
+            results,
             geometry=geometry,
             strengths=strengths if self.photometric else None,
             augmentation=self.augmentation,
             ignore_label=source.files.spec.ignore_label,
         )
-        return crop, crop_label, torch.tensor(geometry.region(self.augmentation.crop))
+        return geometry.region(self.augmentation.crop)
 
     def describe(self, requests: list[Request]) -> str:
         """The images asked for."""

@@ -6,7 +6,9 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,31 +63,43 @@ def _relative(path: Path, root: Path) -> str:
 
 @contextmanager
 def sole_builder(path: Path) -> Iterator[None]:
-    """Hold a file lock beside `path`: of several ranks that start together one builds and the others wait, without a collective."""
+    """Hold a file lock beside `path`: of several ranks that start together one builds and the others wait, without a collective.
+
+    What a killed builder left half written is removed. Where the system has no such locks several may build; the last one's rename wins.
+    """
     with open(path.with_name(path.name + ".lock"), "w") as lock:
-        try:
-            import fcntl
-        except ImportError:  # no such locks on Windows, where several ranks may build the same thing; the last one's rename wins
-            yield
-            return
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _locked(lock.fileno()):
+            for leftover in path.parent.glob(f"{path.name}.*.tmp"):
+                remove(leftover)
         yield
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except (ImportError, OSError):  # Windows; network file systems without locks
+        return False
+    return True
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write a file or folder to; it takes the name only when all has been written."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
-        for item in [temporary, *temporary.iterdir()] if temporary.is_dir() else [temporary]:
+        for item in [*temporary.iterdir(), temporary] if temporary.is_dir() else [temporary]:
             _flush(item)
         os.replace(temporary, path)
         _flush(path.parent)
     except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror}); free some space or set data.cache_dir to another folder") from error
+        raise DataError(
+            f"{path} cannot be written ({error.strerror}); free some space or set data.cache_dir to another folder", kind="cache"
+        ) from error
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def _flush(path: Path) -> None:
@@ -96,18 +110,12 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
-    import shutil
-
+def remove(path: Path) -> None:
+    """Remove a file or folder that is of no use any more, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def remove(path: Path) -> None:
-    """Remove what cannot be used any more."""
-    _remove(path)
 
 
 def spread(task: Callable[[int], Result], indices: Sequence[int], *, workers: int, title: str) -> Iterable[Result]:

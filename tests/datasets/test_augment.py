@@ -27,6 +27,13 @@ def coded(label: np.ndarray) -> np.ndarray:
     return np.stack([label + 1, 200 - label, 3 * label], axis=-1).astype(np.uint8)
 
 
+def applied(image: np.ndarray, label: np.ndarray, *, augmentation: Augmentation, **draws: Any) -> tuple[np.ndarray, np.ndarray]:
+    """`apply_draws` to arrays full of something else."""
+    results = np.full((*augmentation.crop, 3), 99, dtype=np.uint8), np.full(augmentation.crop, 99, dtype=np.uint8)
+    apply_draws(image, label, results, augmentation=augmentation, ignore_label=IGNORE, **draws)
+    return results
+
+
 @given(size=sizes, crop=sizes, scale_range=ranges, seed=st.integers(0, 2**20), place=st.sampled_from(["random", "centre"]), chosen=st.booleans())
 def test_label_is_what_the_image_shows(
     size: tuple[int, int], crop: tuple[int, int], scale_range: tuple[float, float], seed: int, place: str, chosen: bool
@@ -146,8 +153,7 @@ def test_only_the_window_is_touched() -> None:
     other_image, other_label = image.copy(), label.copy()
     other_image[elsewhere], other_label[elsewhere] = 77, 7
     results = [
-        apply_draws(one, two, geometry=geometry, strengths=strengths, augmentation=augmentation, ignore_label=IGNORE)
-        for one, two in ((image, label), (other_image, other_label))
+        applied(*pair, geometry=geometry, strengths=strengths, augmentation=augmentation) for pair in ((image, label), (other_image, other_label))
     ]
     assert all(np.array_equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
 
@@ -255,7 +261,7 @@ def test_device_repeats_the_workers_strengths(kind: str) -> None:
         rng = sample_generator(seed, epoch, position)
         strengths, geometry = draw_photometric(augmentation, rng), draw_geometry((80, 100), augmentation=augmentation, rng=rng)
         for used, where in ((strengths, on_worker), (None, bare)):
-            where.append(apply_draws(smooth, label, geometry=geometry, strengths=used, augmentation=augmentation, ignore_label=IGNORE)[0])
+            where.append(applied(smooth, label, geometry=geometry, strengths=used, augmentation=augmentation)[0])
         regions.append(geometry.region(augmentation.crop))
     tensors = [torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) for images in (on_worker, bare)]
     expected = normalise(tensors[0])
@@ -277,3 +283,18 @@ def test_take_nearest_does_not_depend_on_which_axis_goes_first() -> None:
     for shape in ((3, 50), (50, 3)):
         rows, columns = (np.sort(np.random.default_rng(1).integers(0, n, m)) for n, m in zip(array.shape, shape, strict=True))
         assert np.array_equal(take_nearest(array, rows, columns), array[rows][:, columns])
+
+
+@pytest.mark.gpu
+def test_device_repeats_on_a_gpu_what_it_does_on_the_cpu() -> None:
+    """Colour, blur and normalisation of the same batch."""
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
+    region = torch.tensor([[0, 40, 0, 50], [5, 30, 0, 50], [0, 40, 7, 43]])
+    for kind in ("gaussian", "bilateral"):
+        made = [
+            augment_on_device(
+                image.to(device), region=region, position=[0, 1, 2], augmentation=Augmentation(crop=(40, 50), blur=kind), seed=1, epoch=2
+            ).cpu()
+            for device in ("cpu", "cuda")
+        ]
+        assert torch.allclose(*made, atol=1e-3)

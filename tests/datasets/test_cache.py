@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import shutil
 import sys
@@ -120,6 +122,20 @@ def test_a_failing_build_leaves_nothing_behind(files: Files, tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"002\.label\.png.*77"):
         build(files, tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+def test_a_full_disk_is_one_sentence_and_leftovers_go(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing half written stays, neither from this build nor from one that was killed."""
+    killed = build(files, tmp_path).folder
+    killed.rename(killed.with_name(killed.name + ".12345678.tmp"))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(DataError, match=r"cannot be written \(No space left on device\); free some space"):
+        build(files, tmp_path)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir() and path != files.root]
 
 
 def test_size_is_said_first_and_must_fit(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
