@@ -94,7 +94,7 @@ class Pointwise(Raster):
     """A raster computed pixel by pixel from others of the same height and width."""
 
     def __init__(self, *sources: Raster) -> None:
-        assert len({source.size for source in sources}) == 1, [source.size for source in sources]
+        assert all(source.size == sources[0].size for source in sources), [source.size for source in sources]
         self.sources = sources
         self.shape, self.dtype, self.device = sources[0].shape, sources[0].dtype, sources[0].device
 
@@ -139,7 +139,7 @@ class Joined(Raster):
     """Rasters of one height and width, their channels concatenated, in the dtype of the first."""
 
     def __init__(self, *sources: Raster) -> None:
-        assert len({source.size for source in sources}) == 1, [source.size for source in sources]
+        assert all(source.size == sources[0].size for source in sources), [source.size for source in sources]
         self.sources = sources
         count, _, height, width = sources[0].shape
         self.shape = (count, sum(source.shape[1] for source in sources), height, width)
