@@ -11,7 +11,7 @@ from .fusion import checked_scales
 from .heads import ConvHead
 from .layers import ModelError
 from .multiscale import Explicit, ExplicitHead, Hierarchical, HierarchicalDual, MultiScale, Single
-from .trunks import TRUNKS, build_trunk
+from .trunks import build_trunk
 
 FUSE_AT = ("image", "features")
 HEADS = ("release", "paper")

@@ -143,8 +143,11 @@ def _matched(
 ) -> tuple[LoadReport, list[tuple[Tensor, Tensor]]]:
     """The report, and the pairs (of the model, of the file) that are to be copied."""
     own = model.state_dict()
-    loaded, reshaped, skipped, missing = [], [], [], []
-    copies = []
+    loaded: list[str] = []
+    reshaped: list[str] = []
+    skipped: list[str] = []
+    missing: list[str] = []
+    copies: list[tuple[Tensor, Tensor]] = []
     for key, target in own.items():
         given = tensors.get(key)
         if given is None:

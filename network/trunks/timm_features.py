@@ -1,7 +1,7 @@
 """Any feature trunk of timm, when timm is installed: `timm:<name>`."""
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from .trunk import Features, Trunk
 Value = TypeVar("Value")
 
 # Keywords of those transformers that accept any image size only when asked to.
-ANY_SIZE = ({"strict_img_size": False}, {"dynamic_img_size": True, "dynamic_img_pad": True}, {})
+ANY_SIZE: tuple[dict[str, bool], ...] = ({"strict_img_size": False}, {"dynamic_img_size": True, "dynamic_img_pad": True}, {})
 
 
 def create_features(name: str, output_stride: int | None) -> tuple[nn.Module, bool]:
@@ -49,7 +49,7 @@ class TimmFeatures(Trunk):
         self.align_corners = align_corners
         self.activation_checkpointing = activation_checkpointing
         self.net, dilated = create_features(name, output_stride)
-        info = self.net.feature_info
+        info: Any = self.net.feature_info
         levels = list(zip(info.channels(), info.reduction(), strict=True))
         self.first = next((index for index, (_, stride) in enumerate(levels) if stride >= 4), len(levels) - 1)
         self.level_channels, self.level_strides = info.channels(), info.reduction()

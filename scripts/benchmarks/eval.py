@@ -118,7 +118,7 @@ def baseline(*, precision: str, against: str, scales: tuple[float, ...], flip: b
     return work
 
 
-def straightforward(model: nn.Module, image: Tensor, scales: tuple[float, ...]) -> dict[Any, dict[str, Tensor]]:
+def straightforward(model: Any, image: Tensor, scales: tuple[float, ...]) -> dict[Any, dict[str, Tensor]]:
     """Every scale's maps at the size of its scaled image, and their chain under "fused"."""
     maps: dict[Any, dict[str, Tensor]] = {}
     for scale in scales:
