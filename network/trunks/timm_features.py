@@ -13,7 +13,7 @@ from .trunk import Features, Trunk
 Value = TypeVar("Value")
 
 # Keywords of those transformers that accept any image size only when asked to.
-ANY_SIZE: tuple[dict[str, bool], ...] = ({"strict_img_size": False}, {"dynamic_img_size": True, "dynamic_img_pad": True}, {})
+ANY_SIZE: tuple[dict[str, Any], ...] = ({"strict_img_size": False}, {"dynamic_img_size": True, "dynamic_img_pad": True}, {})
 
 
 def create_features(name: str, output_stride: int | None) -> tuple[nn.Module, bool]:
@@ -27,7 +27,7 @@ def create_features(name: str, output_stride: int | None) -> tuple[nn.Module, bo
     dilation = {"output_stride": output_stride or 8}
     for dilated in (True, False):
         for any_size in ANY_SIZE:
-            keywords = {**any_size, **(dilation if dilated else {})}
+            keywords: dict[str, Any] = {**any_size, **(dilation if dilated else {})}
             try:
                 network = timm.create_model(name, pretrained=False, features_only=True, **keywords)
             except (TypeError, AssertionError, NotImplementedError, ValueError, RuntimeError, AttributeError):
