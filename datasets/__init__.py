@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from .class_uniform import build_class_index as build_class_index
     from .device_augment import augment_on_device as augment_on_device
     from .errors import DataError as DataError
+    from .eval_loader import EvalLoader as EvalLoader
+    from .eval_loader import build_eval_loader as build_eval_loader
     from .files import Files as Files
     from .loader import ClassUniform as ClassUniform
-    from .loader import EvalLoader as EvalLoader
     from .loader import ExtraSource as ExtraSource
     from .loader import TrainLoader as TrainLoader
-    from .loader import build_eval_loader as build_eval_loader
     from .loader import build_train_loader as build_train_loader
     from .normalisation import normalise as normalise
     from .plan import EpochPlan as EpochPlan
@@ -56,7 +56,7 @@ _HOME = {
     "DatasetSpec": "spec",
     "DecodedCache": "cache",
     "EpochPlan": "plan",
-    "EvalLoader": "loader",
+    "EvalLoader": "eval_loader",
     "ExtraPlan": "plan",
     "ExtraSource": "loader",
     "Files": "files",
@@ -68,7 +68,7 @@ _HOME = {
     "augmentation_preset": "augmentation",
     "build_cache": "cache",
     "build_class_index": "class_uniform",
-    "build_eval_loader": "loader",
+    "build_eval_loader": "eval_loader",
     "build_files": "build",
     "build_train_loader": "loader",
     "count_pixels": "verify",

@@ -125,9 +125,7 @@ class Geometry:
         return self.rows.target.start, self.rows.target.stop, left, right
 
 
-def draw_geometry(
-    size: tuple[int, int], *, augmentation: Augmentation, rng: np.random.Generator, point: tuple[int, int] | None = None
-) -> Geometry:
+def draw_geometry(size: tuple[int, int], *, augmentation: Augmentation, rng: np.random.Generator, point: tuple[int, int] | None = None) -> Geometry:
     """The next four draws of a sample: scale, row, column, flip. `size` (height, width) of the image; the crop holds `point` (row, column)."""
     draws = rng.random(4)
     low, high = augmentation.scale_range

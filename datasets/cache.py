@@ -93,9 +93,10 @@ def build_cache(
 ) -> DecodedCache | None:
     """The decoded cache of `files`, built if `cache_dir` has none of just these sources; None for "none".
 
-    "memmap": raw pixels, of which a crop reads only its own. "zstd" (needs the package zstandard) and "zlib": compressed without loss. These three
-    give the very arrays that decoding gives. "jpeg": images shrunk to `long_edge` as JPEG of quality 95, labels shrunk by nearest; lossy, for data
-    whose images are far larger than what is trained on. The size is announced (on stderr) before anything is written.
+    "memmap": raw pixels, of which a crop reads only its own. "zstd" (needs the package zstandard) and "zlib": compressed without loss, read whole;
+    at 1024 x 2048 in 8 and 27 ms where a PNG takes 30, so zlib serves formats slower than PNG. These three give the very arrays that decoding gives.
+    "jpeg": images shrunk to `long_edge` as JPEG of quality 95, labels shrunk by nearest; lossy, for data whose images are far larger than what is
+    trained on. The size is announced (on stderr) before anything is written.
     DataError: unknown kind, no room on the disk, faulty image or label.
     """
     if kind == "none":
@@ -121,9 +122,7 @@ def _to_stderr(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
-def _build(
-    files: Files, folder: Path, *, kind: str, long_edge: int | None, workers: int, announce: Callable[[str], None]
-) -> None:
+def _build(files: Files, folder: Path, *, kind: str, long_edge: int | None, workers: int, announce: Callable[[str], None]) -> None:
     expected = _expected_bytes(files, kind=kind, long_edge=long_edge)
     free = shutil.disk_usage(folder.parent).free
     about = "" if kind == "memmap" else "about "

@@ -181,4 +181,3 @@ def draw_pair(size: tuple[int, int], *, seed: int) -> tuple[np.ndarray, np.ndarr
 def _size(text: str) -> tuple[int, int]:
     height, width = text.split("x")
     return int(height), int(width)
-

@@ -88,9 +88,7 @@ def test_borders_between_regions_lie_where_the_image_has_them(scale: float) -> N
     assert len(offsets) > 30 and max(map(abs, offsets)) < 0.51 and abs(np.mean(offsets)) < 0.1
 
 
-@given(
-    size=sizes, crop=sizes, scale_range=ranges, seed=st.integers(0, 2**20), corner=st.integers(0, 8), place=st.sampled_from(["random", "centre"])
-)
+@given(size=sizes, crop=sizes, scale_range=ranges, seed=st.integers(0, 2**20), corner=st.integers(0, 8), place=st.sampled_from(["random", "centre"]))
 def test_crop_shows_the_chosen_pixel(
     size: tuple[int, int], crop: tuple[int, int], scale_range: tuple[float, float], seed: int, corner: int, place: str
 ) -> None:

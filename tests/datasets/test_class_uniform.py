@@ -143,9 +143,7 @@ class Counted:
         monkeypatch.setattr(room, "_join", join)
 
 
-def test_cache_is_rebuilt_when_anything_that_matters_changes(
-    make_files: MakeFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_is_rebuilt_when_anything_that_matters_changes(make_files: MakeFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tile, point, a label's content, the list of files, the reading of ids: each its own index. The same again, or moved elsewhere: not built."""
     files, built = make_files([np.zeros((16, 16), dtype=np.uint8) for _ in range(3)]), Counted(monkeypatch)
 
