@@ -16,10 +16,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from .pixels import check_shapes, class_index, computing_dtype, mean_over_pixels, row_blocks, valid_mask, without_autocast
+from .sources import Layout, Maps, Reader, layout_of
 
 
 def binary_cross_entropy(
-    logits: Tensor,
+    logits: Maps,
     label: Tensor,
     *,
     ignore_label: int = 255,
@@ -37,15 +38,16 @@ def binary_cross_entropy(
     return mean_over_pixels(total, valid, valid_pixels=valid_pixels, parts=parts, added=1)
 
 
-def binary_terms(logits: Tensor, label: Tensor, valid: Tensor, *, pool_size: int) -> tuple[Tensor, Tensor]:
+def binary_terms(logits: Maps, label: Tensor, valid: Tensor, *, pool_size: int) -> tuple[Tensor, Tensor]:
     """The summed binary cross-entropy, and the errors (sigmoid(logits) - onehot) * valid after average pooling.
 
     The pooling has size and stride `pool_size` and padding `pool_size // 2` whose zeros count in the average; with
     `pool_size` 0 the second result is empty. Pooled errors keep their relative precision where probabilities, close to
     1, would not. valid: bool [N, H, W]. Both results are fp64 for fp64 logits, else fp32. Runs outside autocast.
     """
+    layout, tensors = layout_of(logits)
     with without_autocast(logits.device):
-        return _BinaryTerms.apply(logits, label, valid, pool_size)
+        return _BinaryTerms.apply(layout, computing_dtype(logits), label, valid, pool_size, *tensors)
 
 
 def pooled_size(size: int, pool_size: int) -> int:
@@ -55,44 +57,47 @@ def pooled_size(size: int, pool_size: int) -> int:
 
 class _BinaryTerms(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, label: Tensor, valid: Tensor, pool_size: int) -> tuple[Tensor, Tensor]:
-        images, classes, height, width = logits.shape
-        dtype = computing_dtype(logits)
+    def forward(
+        ctx: Any, layout: Layout, dtype: torch.dtype, label: Tensor, valid: Tensor, pool_size: int, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        images, classes, height, width = layout.shape
         columns = pooled_size(width, pool_size) if pool_size else 0
         rows = pooled_size(height, pool_size) if pool_size else 0
-        pooled = logits.new_empty((images, classes, rows, columns), dtype=dtype)
-        total = logits.new_zeros((), dtype=torch.float64)
-        for block in _blocks(logits, label, valid, pool_size):
+        pooled = label.new_empty((images, classes, rows, columns), dtype=dtype)
+        total = label.new_zeros((), dtype=torch.float64)
+        for block in _blocks(layout, layout.reader(tensors), dtype, label, valid, pool_size):
             total += block.cross_entropy()
             if pool_size:
                 pooled[block.images, :, block.pooled_rows] = block.pool(columns)
-        ctx.save_for_backward(logits, label, valid)
-        ctx.pool_size = pool_size
+        ctx.layout, ctx.dtype, ctx.pool_size = layout, dtype, pool_size
+        ctx.save_for_backward(label, valid, *tensors)
         return total.to(dtype), pooled
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_pooled: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, label, valid = ctx.saved_tensors
-        result = torch.empty_like(logits)
-        for block in _blocks(logits, label, valid, ctx.pool_size):
-            block.write_gradient(result, grad, grad_pooled)
-        return result, None, None, None
+    def backward(ctx: Any, grad: Tensor, grad_pooled: Tensor) -> tuple[Tensor | None, ...]:
+        label, valid, *tensors = ctx.saved_tensors
+        with without_autocast(grad.device):
+            gradient = ctx.layout.gradient(tensors)
+            for block in _blocks(ctx.layout, gradient, ctx.dtype, label, valid, ctx.pool_size):
+                target = gradient.target(block.images, block.rows)
+                gradient.put(block.images, block.rows, block.gradient(grad, grad_pooled, target))
+            return None, None, None, None, None, *gradient.result()
 
 
 class _Scratch:
     """Buffers for one pass over the blocks: asking the allocator anew for each block costs more than the arithmetic."""
 
-    def __init__(self, logits: Tensor) -> None:
-        self.logits = logits
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
         self.buffers: dict[str, Tensor] = {}
 
     def take(self, name: str, *shape: int) -> Tensor:
-        """The buffer `name` as an uninitialised tensor of `shape`, in the computing dtype."""
+        """The buffer `name` as an uninitialised tensor of `shape`."""
         size = math.prod(shape)
         buffer = self.buffers.get(name)
         if buffer is None or buffer.numel() < size:
-            buffer = self.logits.new_empty(size, dtype=computing_dtype(self.logits))
+            buffer = torch.empty(size, dtype=self.dtype, device=self.device)
             self.buffers[name] = buffer
         return buffer[:size].view(shape)
 
@@ -105,25 +110,25 @@ class _Block:
     """
 
     def __init__(
-        self, logits: Tensor, label: Tensor, valid: Tensor, images: slice, rows: slice, pool: int, scratch: _Scratch
+        self, logits: Tensor, label: Tensor, valid: Tensor, scratch: _Scratch, *, images: slice, rows: slice, height: int, pool_size: int
     ) -> None:
-        self.images, self.rows, self.pool_size, self.scratch = images, rows, max(pool, 1), scratch
+        """logits [n, C, rows, W], label and valid [n, rows, W] of this block; `height` is that of the whole image."""
+        self.images, self.rows, self.pool_size, self.scratch = images, rows, max(pool_size, 1), scratch
         above = self.pool_size // 2 if rows.start == 0 else 0
         first_window = (rows.start + self.pool_size // 2) // self.pool_size
         windows = -(-(above + rows.stop - rows.start) // self.pool_size)
-        last_window = min(first_window + windows, pooled_size(logits.shape[2], self.pool_size))
-        self.pooled_rows = slice(first_window, last_window)
+        self.pooled_rows = slice(first_window, min(first_window + windows, pooled_size(height, self.pool_size)))
 
-        self.logits = logits[images, :, rows]
-        if self.logits.dtype != computing_dtype(logits) or not logits.is_contiguous():
-            self.logits = scratch.take("logits", *self.logits.shape).copy_(self.logits)
-        self.mask = valid[images, rows].to(self.logits.dtype)
-        index = class_index(label[images, rows], valid[images, rows])[:, None]
+        self.logits = logits
+        if logits.dtype != scratch.dtype or logits.stride()[2:] != (logits.shape[3], 1):
+            self.logits = scratch.take("logits", *logits.shape).copy_(logits)
+        self.mask = valid.to(scratch.dtype)
+        index = class_index(label, valid)[:, None]
         self.logits_at_label = self.logits.gather(1, index)[:, 0]
 
-        number, classes, height, width = self.logits.shape
+        number, classes, own_height, width = logits.shape
         self.error = scratch.take("error", number, classes, windows * self.pool_size, width)
-        self.inside = slice(above, above + height)
+        self.inside = slice(above, above + own_height)
         self.error[:, :, : self.inside.start] = 0
         self.error[:, :, self.inside.stop :] = 0
         torch.sigmoid(self.logits, out=self.error[:, :, self.inside]).mul_(self.mask[:, None])
@@ -167,26 +172,22 @@ class _Block:
         pooled = torch.mv(padded.view(-1, size), padded.new_full((size,), size**-2))
         return pooled.view(number, classes, rows // size, width)[:, :, : self.pooled_rows.stop - self.pooled_rows.start]
 
-    def write_gradient(self, result: Tensor, grad: Tensor, grad_pooled: Tensor) -> None:
-        """Into this block of `result`: grad * error + sigmoid' * (gradient of the pixel's pooling window).
+    def gradient(self, grad: Tensor, grad_pooled: Tensor, target: Tensor | None) -> Tensor:
+        """grad * error + sigmoid' * (gradient of the pixel's pooling window), in `target` if that has the right dtype.
 
         sigmoid' = p (1 - p) = |error| - error^2, on valid pixels.
         """
         error = self.error[:, :, self.inside]
-        target = result[self.images, :, self.rows]
-        direct = target.dtype == error.dtype
-        gradient = target if direct else self.scratch.take("gradient", *error.shape)
-        if grad_pooled.numel():
-            number, classes, rows, columns = self.error.shape
-            spread = self._spread(grad_pooled[self.images, :, self.pooled_rows])[:, :, :, None]
-            work = torch.abs(self.error, out=self.scratch.take("work", *self.error.shape))
-            work.addcmul_(self.error, self.error, value=-1)
-            work.view(number, classes, rows // self.pool_size, self.pool_size, columns).mul_(spread)
-            torch.addcmul(work[:, :, self.inside], error, grad, out=gradient)
-        else:
-            torch.mul(error, grad, out=gradient)
-        if not direct:
-            target.copy_(gradient)
+        if target is None or target.dtype != error.dtype:
+            target = self.scratch.take("gradient", *error.shape)
+        if not grad_pooled.numel():
+            return torch.mul(error, grad, out=target)
+        number, classes, rows, columns = self.error.shape
+        spread = self._spread(grad_pooled[self.images, :, self.pooled_rows])[:, :, :, None]
+        work = torch.abs(self.error, out=self.scratch.take("work", *self.error.shape))
+        work.addcmul_(self.error, self.error, value=-1)
+        work.view(number, classes, rows // self.pool_size, self.pool_size, columns).mul_(spread)
+        return torch.addcmul(work[:, :, self.inside], error, grad, out=target)
 
     def _spread(self, grad_pooled: Tensor) -> Tensor:
         """The gradient of the pooled rows [n, C, rows, w] over the columns of their windows, [n, C, windows, W]."""
@@ -197,7 +198,14 @@ class _Block:
         return functional.pad(spread, missing) if any(missing) else spread
 
 
-def _blocks(logits: Tensor, label: Tensor, valid: Tensor, pool_size: int) -> Iterator[_Block]:
-    scratch = _Scratch(logits)
-    for images, rows in row_blocks(logits, window=max(pool_size, 1), padding=pool_size // 2):
-        yield _Block(logits, label, valid, images, rows, pool_size, scratch)
+def _blocks(
+    layout: Layout, reader: Reader, dtype: torch.dtype, label: Tensor, valid: Tensor, pool_size: int
+) -> Iterator[_Block]:
+    scratch, window, padding = _Scratch(dtype, label.device), max(pool_size, 1), pool_size // 2
+    for images, rows in row_blocks(
+        layout.shape, label.device, window=window, padding=padding, whole_images=layout.whole_images
+    ):
+        yield _Block(
+            reader.read(images, rows), label[images, rows], valid[images, rows], scratch,
+            images=images, rows=rows, height=layout.shape[2], pool_size=pool_size,
+        )  # fmt: skip

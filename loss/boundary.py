@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from .pixels import LossError, check_shapes, computing_dtype, mean_over_pixels, valid_mask, without_autocast
+from .sources import Maps, whole
 
 
 def relaxed_boundary_loss(
-    logits: Tensor,
+    logits: Maps,
     label: Tensor,
     *,
     ignore_label: int = 255,
@@ -35,11 +36,11 @@ def relaxed_boundary_loss(
     for strict in strict_classes:
         counted[:, 1:] &= (label != strict)[:, None]
     with without_autocast(logits.device):
-        logits = logits.to(computing_dtype(logits))
-        chosen = logits.gather(1, candidates).masked_fill(~counted, -torch.inf)
+        scores = whole(logits).to(computing_dtype(logits))
+        chosen = scores.gather(1, candidates).masked_fill(~counted, -torch.inf)
         # an ignored pixel has no candidate of its own: give it a finite one, or its gradient would be 0 * nan
         chosen = torch.cat((torch.where(valid[:, None], chosen[:, :1], 0.0), chosen[:, 1:]), dim=1)
-        pixel_loss = torch.where(valid, logits.logsumexp(1) - chosen.logsumexp(1), 0.0)
+        pixel_loss = torch.where(valid, scores.logsumexp(1) - chosen.logsumexp(1), 0.0)
         return mean_over_pixels(pixel_loss.sum(), valid, valid_pixels=valid_pixels, parts=parts)
 
 

@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .binary import binary_cross_entropy
 from .boundary import relaxed_boundary_loss
 from .cross_entropy import bootstrapped_cross_entropy, cross_entropy, ohem_cross_entropy
-from .pixels import LossError, computing_dtype, valid_mask
+from .pixels import LossError, valid_mask
 from .rmi import check_rmi, rmi_loss, weighted_rmi_loss
+from .sources import Maps, at_size
 
 Loss = Callable[..., Tensor | dict[str, Tensor]]
 # The names a configuration may use, for the main loss, the auxiliary loss and the per-scale loss alike.
@@ -36,9 +36,9 @@ class PredictionLike(Protocol):
     """What the criterion reads of a prediction: logits at image size, and those of the auxiliary head and the scales."""
 
     @property
-    def logits(self) -> Tensor: ...
+    def logits(self) -> Maps: ...
     @property
-    def aux(self) -> Tensor | None: ...
+    def aux(self) -> Maps | None: ...
     @property
     def scales(self) -> Mapping[float, PredictionLike] | None: ...
 
@@ -91,7 +91,7 @@ class Criterion(nn.Module):
         return terms
 
     def main(
-        self, logits: Tensor, label: Tensor, *, valid_pixels: Tensor | int | None = None, parts: int = 1
+        self, logits: Maps, label: Tensor, *, valid_pixels: Tensor | int | None = None, parts: int = 1
     ) -> dict[str, Tensor]:
         """The terms of the main loss alone, as validation reports them."""
         return self._terms("main", logits, label, {"valid_pixels": valid_pixels, "parts": parts})
@@ -108,15 +108,12 @@ class Criterion(nn.Module):
                 f"{self.ignore_label}; check the class list against the label files."
             )
 
-    def _sum(self, role: str, logits: Tensor, label: Tensor, counts: dict[str, Any]) -> Tensor:
+    def _sum(self, role: str, logits: Maps, label: Tensor, counts: dict[str, Any]) -> Tensor:
         return torch.stack(list(self._terms(role, logits, label, counts).values())).sum()
 
-    def _terms(self, role: str, logits: Tensor, label: Tensor, counts: dict[str, Any]) -> dict[str, Tensor]:
+    def _terms(self, role: str, logits: Maps, label: Tensor, counts: dict[str, Any]) -> dict[str, Tensor]:
         name = self.names[role]
-        if logits.shape[2:] != label.shape[1:]:
-            logits = functional.interpolate(
-                logits.to(computing_dtype(logits)), label.shape[1:], mode="bilinear", align_corners=self.align_corners
-            )
+        logits = at_size(logits, label.shape[1:], align_corners=self.align_corners)
         options = dict(self.options[name], ignore_label=self.ignore_label, **counts)
         if name == "cross_entropy":
             options["class_weights"] = self.class_weights

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .pixels import LossError, check_shapes, class_index, computing_dtype, mean_over_pixels, row_blocks, valid_mask, without_autocast
+from .sources import Layout, Maps, layout_of
 
 Weighting = Literal["linear", "inverse"]
 
 
 def cross_entropy(
-    logits: Tensor,
+    logits: Maps,
     label: Tensor,
     *,
     ignore_label: int = 255,
@@ -48,7 +49,7 @@ def cross_entropy(
 
 
 def bootstrapped_cross_entropy(
-    logits: Tensor,
+    logits: Maps,
     label: Tensor,
     *,
     ignore_label: int = 255,
@@ -69,7 +70,7 @@ def bootstrapped_cross_entropy(
 
 
 def ohem_cross_entropy(
-    logits: Tensor,
+    logits: Maps,
     label: Tensor,
     *,
     ignore_label: int = 255,
@@ -106,46 +107,46 @@ def class_weights_from_counts(counts: Tensor, *, weighting: Weighting = "linear"
     return weights / torch.where(mean > 0, mean, 1.0)
 
 
-def pixel_cross_entropy(logits: Tensor, label: Tensor, *, ignore_label: int = 255) -> tuple[Tensor, Tensor]:
+def pixel_cross_entropy(logits: Maps, label: Tensor, *, ignore_label: int = 255) -> tuple[Tensor, Tensor]:
     """-log softmax(logits)[label] of every pixel [N, H, W], zero where ignored, and the mask of the valid pixels.
 
-    Keeps one value per pixel for the backward pass, not the soft-max, and runs outside autocast.
+    Keeps nothing for the backward pass but its arguments, makes no class map besides the gradient, and runs outside
+    autocast.
     """
     check_shapes(logits, label)
     valid = valid_mask(label, num_classes=logits.shape[1], ignore_label=ignore_label)
+    layout, tensors = layout_of(logits)
     with without_autocast(logits.device):
-        pixel_loss = _PixelCrossEntropy.apply(logits, label, valid)
+        pixel_loss = _PixelCrossEntropy.apply(layout, computing_dtype(logits), label, valid, *tensors)
     return pixel_loss, valid
 
 
 class _PixelCrossEntropy(torch.autograd.Function):
-    """Block by block, so that neither pass makes a class map besides the gradient that it returns."""
-
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, label: Tensor, valid: Tensor) -> Tensor:
-        dtype = computing_dtype(logits)
-        normaliser = logits.new_empty(label.shape, dtype=dtype)
-        chosen = logits.new_empty(label.shape, dtype=dtype)
-        for images, rows in row_blocks(logits):
-            block = logits[images, :, rows].to(dtype)
+    def forward(ctx: Any, layout: Layout, dtype: torch.dtype, label: Tensor, valid: Tensor, *tensors: Tensor) -> Tensor:
+        reader = layout.reader(tensors)
+        result = label.new_empty(label.shape, dtype=dtype)
+        for images, rows in row_blocks(layout.shape, label.device, whole_images=layout.whole_images):
             index = class_index(label[images, rows], valid[images, rows])
-            normaliser[images, rows] = block.logsumexp(1)
-            chosen[images, rows] = block.gather(1, index[:, None])[:, 0]
-        ctx.save_for_backward(logits, label, valid, normaliser)
-        return torch.where(valid, normaliser - chosen, 0.0)
+            likelihood = torch.log_softmax(reader.read(images, rows), dim=1, dtype=dtype)
+            result[images, rows] = -likelihood.gather(1, index[:, None])[:, 0]
+        ctx.layout, ctx.dtype = layout, dtype
+        ctx.save_for_backward(label, valid, *tensors)
+        return torch.where(valid, result, 0.0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        logits, label, valid, normaliser = ctx.saved_tensors
-        result = torch.empty_like(logits)
-        for images, rows in row_blocks(logits):
-            mask = valid[images, rows]
-            weight = torch.where(mask, grad[images, rows], 0.0)[:, None]
-            block = (logits[images, :, rows].to(grad.dtype) - normaliser[images, None, rows]).exp_().mul_(weight)
-            block.scatter_add_(1, class_index(label[images, rows], mask)[:, None], -weight)
-            result[images, :, rows] = block
-        return result, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        label, valid, *tensors = ctx.saved_tensors
+        with without_autocast(grad.device):
+            gradient = ctx.layout.gradient(tensors)
+            for images, rows in row_blocks(ctx.layout.shape, label.device, whole_images=ctx.layout.whole_images):
+                mask = valid[images, rows]
+                weight = torch.where(mask, grad[images, rows], 0.0)[:, None]
+                block = torch.softmax(gradient.read(images, rows), dim=1, dtype=ctx.dtype).mul_(weight)
+                block.scatter_add_(1, class_index(label[images, rows], mask)[:, None], -weight)
+                gradient.put(images, rows, block)
+            return None, None, None, None, *gradient.result()
 
 
 def _weight_of_pixels(weights: Tensor, label: Tensor, valid: Tensor) -> Tensor:

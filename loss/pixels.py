@@ -1,11 +1,13 @@
 """What the per-pixel losses share: which pixels count, how a sum becomes a mean, and blocks of rows."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+from .sources import Maps
 
 # Elements of the class maps in one block. On the CPU a block and its temporaries should stay in a core's cache; on a
 # GPU a block should be large enough that starting kernels costs nothing, and small beside the logits of a crop.
@@ -52,16 +54,16 @@ def mean_over_pixels(
     return parts * total / max(valid_pixels + added, 1)
 
 
-def check_shapes(logits: Tensor, label: Tensor) -> None:
+def check_shapes(logits: Maps, label: Tensor) -> None:
     """Raise LossError unless `logits` is floating [N, C, H, W] and `label` integer [N, H, W]."""
-    if logits.dim() != 4 or not logits.is_floating_point():
+    if len(logits.shape) != 4 or not logits.dtype.is_floating_point:
         raise LossError(f"logits must be floating point [N, C, H, W], not {logits.dtype} {list(logits.shape)}.")
     expected = [logits.shape[0], *logits.shape[2:]]
     if list(label.shape) != expected or label.is_floating_point():
         raise LossError(f"label must be integer {expected} to match the logits, not {label.dtype} {list(label.shape)}.")
 
 
-def computing_dtype(logits: Tensor) -> torch.dtype:
+def computing_dtype(logits: Maps) -> torch.dtype:
     """fp64 for fp64 logits and fp32 for everything else: half precision is widened block by block, never as a whole."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
@@ -78,18 +80,20 @@ def block_elements(device: torch.device) -> int:
     return CPU_BLOCK_ELEMENTS if device.type == "cpu" else GPU_BLOCK_ELEMENTS
 
 
-def row_blocks(logits: Tensor, *, window: int = 1, padding: int = 0) -> Iterator[tuple[slice, slice]]:
-    """Cut `logits` [N, C, H, W] into blocks, as (slice of images, slice of rows): whole images where they are small.
+def row_blocks(
+    shape: Sequence[int], device: torch.device, *, window: int = 1, padding: int = 0, whole_images: bool = False
+) -> Iterator[tuple[slice, slice]]:
+    """Cut logits of `shape` [N, C, H, W] into blocks, as (slice of images, slice of rows): whole images if small.
 
     No block but the last ends inside a pooling window, the windows being `window` rows high and starting `padding`
-    rows above the image.
+    rows above the image. With `whole_images` every block holds rows of all images.
     """
-    images, classes, height, width = logits.shape
-    elements = block_elements(logits.device)
-    images_per_block = max(elements // max(classes * height * width, 1), 1)
-    rows_per_block = height + padding if images_per_block > 1 else max(elements // (classes * width), 1)
-    rows_per_block = -(-rows_per_block // window) * window
-    for first_image in range(0, images, images_per_block):
+    images, classes, height, width = shape
+    elements = block_elements(device)
+    images_per_block = images if whole_images else max(elements // max(classes * height * width, 1), 1)
+    rows_per_block = max(elements // max(images_per_block * classes * width, 1), 1)
+    rows_per_block = -(-min(rows_per_block, height + padding) // window) * window
+    for first_image in range(0, images, max(images_per_block, 1)):
         chosen = slice(first_image, min(first_image + images_per_block, images))
         for first in range(-padding, height, rows_per_block):
             if first + rows_per_block > 0:

@@ -14,12 +14,13 @@ from torch.nn import functional
 from .binary import binary_cross_entropy, binary_terms, pooled_size
 from .pixels import LossError, check_shapes, class_index, computing_dtype, mean_over_pixels, row_blocks, valid_mask, without_autocast
 from .region import region_information
+from .sources import Maps, whole
 
 Pool = Literal["avg", "max", "interp"]
 
 
 def rmi_loss(
-    logits: Tensor,
+    logits: Maps,
     label: Tensor,
     *,
     num_classes: int,
@@ -57,7 +58,7 @@ def rmi_loss(
             offset = covered[0][:, None] * covered[1] * (probability_epsilon / pool_size**2)
         else:
             bce = binary_cross_entropy(logits, label, ignore_label=ignore_label, valid_pixels=valid_pixels, parts=parts)
-            masked = logits.to(computing_dtype(logits)).sigmoid() * valid[:, None] + probability_epsilon
+            masked = whole(logits).to(computing_dtype(logits)).sigmoid() * valid[:, None] + probability_epsilon
             one_hot = functional.one_hot(class_index(label, valid), num_classes).movedim(-1, 1) * valid[:, None]
             one_hot, probability = _pool(one_hot.to(masked.dtype), masked, pool, pool_size)
             error, offset = probability - one_hot, one_hot.new_zeros(one_hot.shape[2:], dtype=torch.float64)
@@ -68,7 +69,7 @@ def rmi_loss(
 
 
 def weighted_rmi_loss(
-    logits: Tensor,
+    logits: Maps,
     label: Tensor,
     *,
     num_classes: int,
@@ -106,7 +107,7 @@ def _label_counts(label: Tensor, valid: Tensor, num_classes: int, pool_size: int
     inside = (row < rows)[:, None] & (column < columns)
     place = row.clamp(max=rows - 1)[:, None] * columns + column.clamp(max=columns - 1)
     counts = torch.zeros(images, num_classes * rows * columns, dtype=torch.int32, device=label.device)
-    for block, lines in row_blocks(label[:, None]):
+    for block, lines in row_blocks((images, 1, height, width), label.device):
         counted = valid[block, lines] & inside[lines]
         index = class_index(label[block, lines], counted).mul_(rows * columns).add_(place[lines])
         counts[block].scatter_add_(1, index.flatten(1), counted.flatten(1).int())
