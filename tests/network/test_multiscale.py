@@ -1,0 +1,279 @@
+"""What the ways of combining scales promise: shapes, which maps exist, no wasted work, and what fusing at features means."""
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from network import DECODERS, MULTISCALE, ModelError, Prediction, build_model, fuse_scales, render_rows
+from network.layers import frugal
+from network.raster import Raster
+
+SMALL = {"trunk": "resnet18", "decoder": "deeplabv3plus", "num_classes": 5}
+OCR = {"trunk": "hrnet_w18_small", "decoder": "ocr", "num_classes": 5, "dropout": 0.0}
+
+
+def random_image(height: int, width: int, *, count: int = 1) -> torch.Tensor:
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(height * 1000 + width))
+
+
+@contextlib.contextmanager
+def calls(module: torch.nn.Module):
+    """Counts how often the module runs."""
+    counted = []
+    handle = module.register_forward_hook(lambda *_: counted.append(1))
+    try:
+        yield counted
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("decoder", list(DECODERS))
+@pytest.mark.parametrize("multiscale", list(MULTISCALE))
+def test_every_combination_trains_and_evaluates(multiscale, decoder):
+    model = build_model(trunk="hrnet_w18_small", decoder=decoder, multiscale=multiscale, num_classes=4)
+    image = random_image(64, 96, count=2)
+    prediction = model.train()(image)
+    assert prediction.logits.shape == (2, 4, 64, 96)
+    assert (prediction.aux is not None) == (decoder == "ocr")
+    (prediction.logits.sum() + (0 if prediction.aux is None else prediction.aux.sum())).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():
+        evaluated = model.eval()(image)
+    assert evaluated.logits.shape == (2, 4, 64, 96)
+    assert evaluated.aux is None and evaluated.scales is None
+    channels = {"single": None, "explicit": 3}.get(multiscale, 1)
+    assert (evaluated.attention is None) == (channels is None)
+    if channels is not None:
+        assert evaluated.attention.shape == (2, channels, 64, 96)
+        assert 0 <= evaluated.attention.min() <= evaluated.attention.max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 5), (33, 65), (47, 130)])
+@pytest.mark.parametrize("multiscale", list(MULTISCALE))
+@pytest.mark.parametrize("parts", [SMALL, OCR], ids=["resnet", "hrnet"])
+def test_any_image_size(multiscale, size, parts):
+    model = build_model(**parts, multiscale=multiscale).eval()
+    with torch.no_grad():
+        prediction = model(random_image(*size), keep_scales=True)
+    assert prediction.logits.shape == (1, 5, *size)
+    assert prediction.logits.isfinite().all()
+    for scale, own in prediction.scales.items():
+        assert own.logits.shape[-2:] == (max(1, int(size[0] * scale)), max(1, int(size[1] * scale)))
+
+
+@pytest.mark.parametrize("fuse_at", ["image", "features"])
+@pytest.mark.parametrize("multiscale", list(MULTISCALE))
+@pytest.mark.parametrize("parts", [SMALL, OCR], ids=["resnet", "hrnet"])
+def test_working_in_strips_changes_nothing(multiscale, fuse_at, parts):
+    """Evaluation without gradients works in place and in strips; with gradients it uses whole tensors."""
+    model = build_model(**parts, multiscale=multiscale, fuse_at=fuse_at).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    image = random_image(141, 90)
+    scales = {"single": (1.0,), "explicit": None}.get(multiscale, (0.5, 1.0, 2.0))
+    whole = model(image, scales=scales)
+    with torch.no_grad():
+        assert frugal()
+        strips = model(image, scales=scales)
+    assert torch.allclose(strips.logits, whole.logits, rtol=1e-4, atol=1e-4 * whole.logits.abs().max())
+    if whole.attention is not None:
+        assert torch.allclose(strips.attention, whole.attention, atol=1e-4)
+
+
+def test_kept_scales_fuse_to_the_same_result():
+    model = build_model(**OCR, multiscale="hierarchical").eval()
+    image = random_image(70, 97)
+    scales = (0.25, 0.5, 1.0, 2.0)
+    with torch.no_grad():
+        kept = model(image, scales=scales, keep_scales=True)
+        streamed = model(image, scales=scales[::-1])
+    assert set(kept.scales) == set(scales)
+    assert kept.scales[2.0].attention is None
+    assert all(kept.scales[scale].attention.shape == (1, 1, int(70 * scale), int(97 * scale)) for scale in scales[:3])
+    assert torch.allclose(kept.logits, streamed.logits, atol=1e-5)
+    assert torch.allclose(fuse_scales(kept.scales, size=(70, 97)).logits, kept.logits, atol=1e-5)
+
+
+def test_training_keeps_per_scale_logits_for_supervision():
+    model = build_model(**OCR, multiscale="hierarchical").train()
+    prediction = model(random_image(64, 96, count=2), keep_scales=True)
+    assert prediction.scales[0.5].logits.shape == (2, 5, 32, 48)
+    assert prediction.scales[1.0].logits.shape == (2, 5, 64, 96)
+    prediction.scales[0.5].logits.sum().backward()
+    assert model.trunk.conv1.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("parts", [SMALL, OCR], ids=["resnet", "hrnet"])
+def test_no_attention_of_the_highest_scale_and_no_auxiliary_maps_in_evaluation(parts):
+    model = build_model(**parts, multiscale="hierarchical")
+    with calls(model.attention) as trained:
+        model.train()(random_image(64, 64, count=2))
+    assert len(trained) == 1
+    model.eval()
+    for scales, expected in (((1.0,), 0), ((0.5, 1.0), 1), ((0.25, 0.5, 1.0, 2.0), 3)):
+        with torch.no_grad(), calls(model.attention) as counted, calls(model.trunk) as trunk:
+            prediction = model(random_image(64, 64), scales=scales)
+        assert (len(counted), len(trunk)) == (expected, len(scales))
+        assert prediction.aux is None
+
+
+def test_a_lone_scale_that_is_kept_shows_its_attention():
+    model = build_model(**SMALL, multiscale="hierarchical").eval()
+    with torch.no_grad():
+        kept = model(random_image(32, 32), scales=(1.0,), keep_scales=True)
+    assert kept.scales[1.0].attention.shape == (1, 1, 32, 32)
+
+
+def test_attention_starts_near_one_half():
+    for parts in (SMALL, OCR):
+        with torch.no_grad():
+            attention = build_model(**parts, multiscale="hierarchical").eval()(random_image(64, 64)).attention
+        assert (attention - 0.5).abs().max() < 0.2
+
+
+def test_running_statistics_remember_low_before_high():
+    torch.manual_seed(1)
+    model = build_model(**SMALL, multiscale="hierarchical")
+    image = random_image(64, 64, count=2)
+    order = []
+    handle = model.trunk.register_forward_hook(lambda _module, inputs, _output: order.append(inputs[0].shape[-1]))
+    model.train()(image)
+    model.eval()(image)
+    handle.remove()
+    assert order == [32, 64, 64, 32]
+
+
+def test_explicit_order_and_weights():
+    model = build_model(**SMALL, multiscale="explicit")
+    order = []
+    model.trunk.register_forward_hook(lambda _module, inputs, _output: order.append(inputs[0].shape[-1]))
+    prediction = model.train()(random_image(64, 64, count=2), keep_scales=True)
+    assert order == [64, 32, 128]  # 1.0 first, as the release concatenates them
+    assert torch.allclose(prediction.attention.sum(dim=1), torch.ones(2, 64, 64), atol=1e-5)
+    resized = [F.interpolate(part.logits, size=(64, 64), mode="bilinear") for _, part in sorted(prediction.scales.items())]
+    expected = sum(prediction.attention[:, index : index + 1] * logits for index, logits in enumerate(resized))
+    assert torch.allclose(prediction.logits, expected, atol=1e-4 * float(expected.detach().abs().max()))
+
+
+def test_explicit_needs_as_many_scales_as_it_was_built_for():
+    model = build_model(**SMALL, multiscale="explicit", train_scales=(0.5, 1.0)).eval()
+    assert model(random_image(32, 32), scales=(1.0, 2.0)).attention.shape[1] == 2
+    with pytest.raises(ModelError, match="was built for 2 scales"):
+        model(random_image(32, 32), scales=(0.5, 1.0, 2.0))
+
+
+def test_the_dual_attention_reads_both_scales():
+    model = build_model(**SMALL, multiscale="hierarchical_dual").eval()
+    seen = []
+    model.attention.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape))
+    with torch.no_grad():
+        model(random_image(64, 96), scales=(0.5, 1.0, 2.0))
+    assert seen == [(1, 608, 16, 24), (1, 608, 8, 12)]
+
+
+def test_fusing_at_features_is_one_upsampling_of_the_fused_features():
+    torch.manual_seed(3)
+    model = build_model(**SMALL, multiscale="hierarchical", fuse_at="features").eval()
+    image = random_image(64, 96)
+    with torch.no_grad():
+        found = model(image)
+        low, high = (model.decoder(model.trunk(part), with_aux=False)
+                     for part in (F.interpolate(image, size=(32, 48), mode="bilinear"), image))
+        attention = torch.sigmoid(model.attention(low.features))
+
+        def up(tensor, size):
+            return F.interpolate(tensor, size=size, mode="bilinear")
+
+        fused = up(low.logits * attention, (16, 24)) + (1 - up(attention, (16, 24))) * high.logits
+        expected = up(fused, (64, 96))
+    scale = expected.abs().max()
+    assert torch.allclose(found.logits, expected, atol=1e-4 * scale)
+    model.fuse_at = "image"
+    with torch.no_grad():
+        assert not torch.allclose(model(image).logits, expected, atol=1e-3 * scale)
+
+
+@pytest.mark.parametrize("multiscale", list(MULTISCALE))
+def test_lazy_predictions_give_the_same_rows_and_gradients(multiscale):
+    model = build_model(**OCR, multiscale=multiscale).train()
+    image = random_image(64, 80, count=2)
+
+    def gradients(lazy: bool) -> tuple[Prediction, torch.Tensor]:
+        model.zero_grad()
+        prediction = model(image, lazy=lazy)
+        maps = (prediction.logits, prediction.aux)
+        if lazy:
+            assert all(isinstance(part, Raster) and part.shape == (2, 5, 64, 80) for part in maps)
+            maps = tuple(torch.cat([render_rows(part, rows) for rows in ((0, 24), (24, 64))], dim=2) for part in maps)
+        sum((part**2).mean() for part in maps).backward()
+        return maps, model.trunk.conv1.weight.grad.clone()
+
+    plain, expected = gradients(False)
+    lazy, found = gradients(True)
+    for one, other in zip(lazy, plain, strict=True):
+        assert torch.allclose(one, other, atol=1e-5 * float(other.detach().abs().max()))
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_single_refuses_a_list_of_scales():
+    model = build_model(**SMALL, multiscale="single").eval()
+    with pytest.raises(ModelError, match="average them"):
+        model(random_image(32, 32), scales=(0.5, 1.0))
+    with torch.no_grad():
+        assert model(random_image(32, 32), scales=(2.0,)).logits.shape == (1, 5, 32, 32)
+
+
+def test_batch_of_one_trains_where_pooling_leaves_one_value():
+    """The paper trains with one image per GPU; the pooled branch then uses, and keeps, its running statistics."""
+    model = build_model(**SMALL, multiscale="hierarchical").train()
+    before = model.decoder.aspp.pooled.norm.running_mean.clone()
+    model(random_image(64, 64)).logits.sum().backward()
+    assert model.decoder.aspp.pooled.norm.weight.grad is not None
+    assert torch.equal(model.decoder.aspp.pooled.norm.running_mean, before)
+    model(random_image(64, 64, count=2))
+    assert not torch.equal(model.decoder.aspp.pooled.norm.running_mean, before)
+
+
+def test_heads_are_every_parameter_outside_the_trunk():
+    model = build_model(**SMALL, multiscale="hierarchical")
+    heads = {id(parameter) for parameter in model.parameters_of_heads()}
+    trunk = {id(parameter) for parameter in model.trunk.parameters()}
+    assert heads.isdisjoint(trunk)
+    assert len(heads) + len(trunk) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"trunk": "resnet5"}, "did you mean 'resnet50'"),
+        ({"decoder": "oct"}, "did you mean 'ocr'"),
+        ({"multiscale": "hierarchic"}, "did you mean 'hierarchical'"),
+        ({"fuse_at": "logits"}, "choose one of image, features"),
+        ({"head": "old"}, "choose one of release, paper"),
+        ({"num_classes": 0}, "at least one class"),
+        ({"output_stride": 32}, "choose 8 or 16"),
+        ({"train_scales": (0.0, 1.0)}, "positive"),
+        ({"trunk": "timm:no_such_model"}, "no model 'no_such_model'"),
+    ],
+)
+def test_wrong_names_and_values_are_one_sentence(wrong, message):
+    with pytest.raises(ModelError, match=message) as caught:
+        build_model(**{**SMALL, **wrong})
+    assert "\n" not in str(caught.value)
+
+
+def test_the_papers_heads_are_options():
+    released = build_model(**OCR, multiscale="hierarchical")
+    papers = build_model(**OCR, multiscale="hierarchical", head="paper")
+    assert sum(p.numel() for p in papers.decoder.classifier.parameters()) > sum(
+        p.numel() for p in released.decoder.classifier.parameters()
+    )
+    model = build_model(**SMALL, multiscale="hierarchical", head="paper").eval()
+    seen = []
+    model.attention.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape[1]))
+    with torch.no_grad():
+        model(random_image(64, 64))
+    assert seen == [model.trunk.channels]
