@@ -22,9 +22,9 @@ from network.raster import Raster
 from scripts.benchmarks.harness import Disagreement, Workload, compare
 from utils.metrics import ConfusionMatrix
 
-NETWORKS = {  # name: trunk, decoder, (height, width)
-    "paper": ("hrnet_w48", "ocr", (512, 1024)),
-    "demo": ("resnet18", "deeplabv3plus", (256, 512)),
+NETWORKS = {  # name: how to build it, and the default (height, width)
+    "paper": ({"trunk": "hrnet_w48", "decoder": "ocr"}, (512, 1024)),
+    "demo": ({"trunk": "resnet18", "decoder": "deeplabv3plus", "output_stride": 16}, (256, 512)),  # as configs/demo.yaml
 }
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 CLASSES, IGNORE = 19, 255
@@ -45,17 +45,17 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for every network and precision."""
     rows = []
     for name in arguments.networks:
-        trunk, decoder, size = NETWORKS[name]
+        parts, size = NETWORKS[name]
         size = tuple(arguments.size or size)
         for precision in arguments.precisions:
             against = arguments.baseline_precision or precision
             shared = {
-                "trunk": trunk, "decoder": decoder, "size": size, "scales": tuple(arguments.scales), "flip": not arguments.no_flip,
+                "parts": parts, "size": size, "scales": tuple(arguments.scales), "flip": not arguments.no_flip,
                 "weights": arguments.weights, "device": arguments.device, "precision": precision, "against": against,
             }  # fmt: skip
             agreement = Agreement(AGREEMENT[precision])
             row = compare(
-                name=f"eval {trunk}+{decoder} {precision}" + (f" against {against}" if against != precision else ""),
+                name=f"eval {name} {precision}" + (f" against {against}" if against != precision else ""),
                 size=f"{size[0]}x{size[1]} {{{','.join(f'{scale:g}' for scale in arguments.scales)}}}" + (" + flip" if shared["flip"] else ""),
                 ours=ours, baseline=baseline, arguments=shared, check=agreement, device=arguments.device, rounds=arguments.rounds,
             )  # fmt: skip
@@ -151,10 +151,10 @@ def _autocast(device: str, dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast(torch.device(device).type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-def _material(*, trunk: str, decoder: str, size: tuple[int, int], weights: str | None, device: str) -> tuple[nn.Module, Tensor, Tensor]:
+def _material(*, parts: dict[str, Any], size: tuple[int, int], weights: str | None, device: str) -> tuple[nn.Module, Tensor, Tensor]:
     """The network, a smooth normalised image, and a label of blocks."""
     torch.manual_seed(0)
-    model = build_model(trunk=trunk, decoder=decoder, multiscale="hierarchical", num_classes=CLASSES)
+    model = build_model(**parts, multiscale="hierarchical", num_classes=CLASSES)
     if weights is not None:
         load_weights(model, weights)
     model = model.to(device).eval()
