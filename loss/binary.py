@@ -203,7 +203,7 @@ def _blocks(
 ) -> Iterator[_Block]:
     scratch, window, padding = _Scratch(dtype, label.device), max(pool_size, 1), pool_size // 2
     for images, rows in row_blocks(
-        layout.shape, label.device, window=window, padding=padding, whole_images=layout.whole_images
+        layout.shape, label.device, window=window, padding=padding, rendered=layout.rendered
     ):
         yield _Block(
             reader.read(images, rows), label[images, rows], valid[images, rows], scratch,

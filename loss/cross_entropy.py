@@ -126,7 +126,7 @@ class _PixelCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, layout: Layout, dtype: torch.dtype, label: Tensor, valid: Tensor, *tensors: Tensor) -> Tensor:
         reader = layout.reader(tensors)
         result = label.new_empty(label.shape, dtype=dtype)
-        for images, rows in row_blocks(layout.shape, label.device, whole_images=layout.whole_images):
+        for images, rows in row_blocks(layout.shape, label.device, rendered=layout.rendered):
             index = class_index(label[images, rows], valid[images, rows])
             likelihood = torch.log_softmax(reader.read(images, rows), dim=1, dtype=dtype)
             result[images, rows] = -likelihood.gather(1, index[:, None])[:, 0]
@@ -140,7 +140,7 @@ class _PixelCrossEntropy(torch.autograd.Function):
         label, valid, *tensors = ctx.saved_tensors
         with without_autocast(grad.device):
             gradient = ctx.layout.gradient(tensors)
-            for images, rows in row_blocks(ctx.layout.shape, label.device, whole_images=ctx.layout.whole_images):
+            for images, rows in row_blocks(ctx.layout.shape, label.device, rendered=ctx.layout.rendered):
                 mask = valid[images, rows]
                 weight = torch.where(mask, grad[images, rows], 0.0)[:, None]
                 block = torch.softmax(gradient.read(images, rows), dim=1, dtype=ctx.dtype).mul_(weight)

@@ -11,8 +11,11 @@ from .sources import Maps
 
 # Elements of the class maps in one block. On the CPU a block and its temporaries should stay in a core's cache; on a
 # GPU a block should be large enough that starting kernels costs nothing, and small beside the logits of a crop.
+# Rendered blocks share rows of the maps they are rendered from, hence larger ones, and no fewer than so many rows.
 CPU_BLOCK_ELEMENTS = 2**18
 GPU_BLOCK_ELEMENTS = 2**24
+RENDERED_BLOCK = 2
+RENDERED_ROWS = 16
 
 
 class LossError(ValueError):
@@ -81,17 +84,17 @@ def block_elements(device: torch.device) -> int:
 
 
 def row_blocks(
-    shape: Sequence[int], device: torch.device, *, window: int = 1, padding: int = 0, whole_images: bool = False
+    shape: Sequence[int], device: torch.device, *, window: int = 1, padding: int = 0, rendered: bool = False
 ) -> Iterator[tuple[slice, slice]]:
     """Cut logits of `shape` [N, C, H, W] into blocks, as (slice of images, slice of rows): whole images if small.
 
     No block but the last ends inside a pooling window, the windows being `window` rows high and starting `padding`
-    rows above the image. With `whole_images` every block holds rows of all images.
+    rows above the image. Blocks of `rendered` logits hold rows of all images.
     """
     images, classes, height, width = shape
-    elements = block_elements(device)
-    images_per_block = images if whole_images else max(elements // max(classes * height * width, 1), 1)
-    rows_per_block = max(elements // max(images_per_block * classes * width, 1), 1)
+    elements = block_elements(device) * (RENDERED_BLOCK if rendered else 1)
+    images_per_block = images if rendered else max(elements // max(classes * height * width, 1), 1)
+    rows_per_block = max(elements // max(images_per_block * classes * width, 1), RENDERED_ROWS if rendered else 1)
     rows_per_block = -(-min(rows_per_block, height + padding) // window) * window
     for first_image in range(0, images, max(images_per_block, 1)):
         chosen = slice(first_image, min(first_image + images_per_block, images))

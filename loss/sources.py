@@ -54,7 +54,7 @@ class Layout(Protocol):
     """How logits are read from tensors. The tensors come apart from it, because autograd must know and may save them."""
 
     shape: tuple[int, int, int, int]
-    whole_images: bool  # every block holds rows of all images
+    rendered: bool  # a block holds rows of all images
 
     def reader(self, tensors: Sequence[Tensor]) -> Reader: ...
     def gradient(self, tensors: Sequence[Tensor]) -> Gradient: ...
@@ -88,7 +88,7 @@ def at_size(logits: Maps, size: Sequence[int], *, align_corners: bool) -> Maps:
 class StoredLogits:
     """Logits that exist as a tensor."""
 
-    whole_images = False
+    rendered = False
 
     def __init__(self, logits: Tensor) -> None:
         number, classes, height, width = logits.shape
@@ -129,7 +129,7 @@ class _StoredGradient(_StoredReader):
 class RenderedLogits:
     """Logits rendered from smaller maps, strip by strip; `maps` end in places that name one of the tensors each."""
 
-    whole_images = True
+    rendered = True
 
     def __init__(self, maps: Any) -> None:
         self.maps = maps
