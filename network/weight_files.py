@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def read_file(path: str | Path) -> Mapping[str, object]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     try:
-        with numpy_scalars():
+        with numpy_scalars(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, beside the one sentence below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(_refusal(path, str(error))) from error
@@ -46,12 +48,12 @@ def read_file(path: str | Path) -> Mapping[str, object]:
 
 
 def _refusal(path: Path, message: str) -> str:
-    found = re.search(r"(?:GLOBAL|global:?) ([\w.]+)", message)
-    if found is None:
+    if "Unsupported" not in message and "GLOBAL" not in message:
         return f"{path} is damaged or is no checkpoint of PyTorch: fetch it again."
+    found = re.search(r"GLOBAL ([\w.]+)", message)
+    what = f" ({found[1]})" if found else ""
     return (
-        f"{path} is refused, because opening it would run code ({found[1]}): use a file that holds only tensors and "
-        "plain values."
+        f"{path} is refused, because opening it would run code{what}: use a file that holds only tensors and plain values."
     )
 
 

@@ -187,8 +187,8 @@ def _check_complete(report: LoadReport) -> None:
     faults = [f"{len(keys)} {what} ({_groups(keys)})" for keys, what in counts if keys]
     if faults:
         raise ModelError(
-            f"{report.source} does not fit the model, with tensors {', '.join(faults)}: build the model it was trained "
-            "as, or fine-tune from it (model.init_from, or strict=False)."
+            f"{report.source} does not fit the model (tensors: {'; '.join(faults)}): build the model it was trained as, or "
+            "fine-tune from it (model.init_from, or strict=False)."
         )
 
 
@@ -205,7 +205,10 @@ def _load_trunk(trunk: nn.Module, tensors: Tensors, *, name: str) -> LoadReport:
 
 
 def _groups(keys: Iterable[str]) -> str:
-    """Names by their first two parts, with counts, the first few: `attention.hidden.* 12, attention.output.* 1`."""
-    counts = Counter(".".join(key.split(".")[:2]) for key in keys)
-    shown = [f"{group}.* {count}" if count > 1 else group for group, count in counts.most_common(6)]
-    return ", ".join(shown) + (", ..." if len(counts) > 6 else "")
+    """Names by their first two parts, with counts, the first few: `attention.hidden.* 12, attention.output.weight`."""
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        groups.setdefault(".".join(key.split(".")[:2]), []).append(key)
+    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+    shown = [f"{group}.* {len(names)}" if len(names) > 1 else names[0] for group, names in ordered[:6]]
+    return ", ".join(shown) + (", ..." if len(groups) > 6 else "")
