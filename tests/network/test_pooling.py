@@ -1,0 +1,41 @@
+"""Averaging a single-scale model over scales gives the digits of the authors' evaluation helper; prepared models too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from network.folding import prepare_for_inference
+from network.inference import predict
+
+NUMBERS = json.loads((Path(__file__).parents[1] / "data" / "golden_pooling.json").read_text())["cases"]
+only_this_model = pytest.mark.parametrize("golden", ["deepv3plus_r50"], indirect=True)
+
+
+def check(logits: torch.Tensor, expected: dict, tolerance: float) -> None:
+    assert list(logits.shape) == expected["shape"]
+    values = logits.double().flatten()
+    samples = values[torch.from_numpy(np.random.default_rng(123).integers(0, len(values), 64))]
+    assert (samples - torch.tensor(expected["samples"], dtype=torch.float64)).abs().max() <= tolerance
+    assert values.mean().item() == pytest.approx(expected["mean"], abs=tolerance)
+    assert values.std(correction=0).item() == pytest.approx(expected["std"], abs=tolerance)
+
+
+@only_this_model
+@pytest.mark.parametrize("case", list(NUMBERS))
+def test_average_over_scales(golden, image: torch.Tensor, case: str) -> None:
+    scales = tuple(float(scale) for scale in case.split("_")[2:])
+    check(predict(golden.model, image, scales=scales).logits, NUMBERS[case], max(1e-4, 1e-5 * NUMBERS[case]["largest"]))
+
+
+@only_this_model
+def test_average_over_scales_of_a_prepared_model_in_double_precision(golden, image: torch.Tensor) -> None:
+    case, numbers = next(iter(NUMBERS.items()))
+    prepared = prepare_for_inference(golden.model.double())
+    golden.model.float()
+    scales = tuple(float(scale) for scale in case.split("_")[2:])
+    check(predict(prepared, image.double(), scales=scales).logits, numbers, 1e-8)
