@@ -1,0 +1,57 @@
+"""A training step with the release's losses, RMI main and binary auxiliary, down to the gradients the authors' code gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from loss import build_criterion
+from network.key_names import from_authors
+from tests.network.conftest import Golden
+
+NUMBERS = json.loads((Path(__file__).resolve().parents[1] / "data" / "rmi_training_step.json").read_text())
+QUICK = "deepv3plus_r50_mscale"
+CASES = [
+    (QUICK, torch.float32),
+    *(pytest.param(name, torch.float32, marks=pytest.mark.slow) for name in NUMBERS if name != QUICK),
+    *(pytest.param(name, torch.float64, marks=pytest.mark.slow) for name in (QUICK, "hrnet_ocr_mscale")),
+]
+
+
+def training_batch() -> tuple[Tensor, Tensor]:
+    """x_train and gt_train of golden/README.md."""
+    image = np.random.default_rng(2).standard_normal((2, 3, 128, 256)).astype(np.float32)
+    draw = np.random.default_rng(3)
+    label = draw.integers(0, 19, (2, 8, 16)).repeat(16, axis=1).repeat(16, axis=2)
+    label[draw.random(label.shape) < 0.05] = 255
+    return torch.from_numpy(image), torch.from_numpy(label.astype(np.uint8))
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
+def test_gradients_of_a_training_step_with_rmi(name: str, dtype: torch.dtype) -> None:
+    """fp32 differs from the fp64 numbers by the rounding of a network of random weights: norms agree, elements need not."""
+    expected, golden, exact = NUMBERS[name], Golden(name), dtype == torch.float64
+    image, label = training_batch()
+    criterion = build_criterion(num_classes=19, main="rmi", aux="bce")
+    terms = criterion(golden.model.to(dtype).train()(image.to(dtype), lazy=True), label)
+    loss = torch.stack(list(terms.values())).sum()
+    loss.backward()
+
+    assert ("aux" in terms) == ("ocr" in name)
+    assert loss.item() == pytest.approx(expected["loss"], rel=1e-6 if exact else 1e-5)
+    gradients = {key: parameter.grad.double() for key, parameter in golden.model.named_parameters() if parameter.grad is not None}
+    total = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt()
+    tolerance = 1e-6 if exact else 1e-3
+    assert total.item() == pytest.approx(expected["gradient_norm"], rel=tolerance)
+    ours = dict(zip(golden.state, from_authors(golden.state), strict=True))  # the authors' names to ours
+    for key, values in expected["gradients"].items():
+        gradient = gradients[ours[key]]
+        assert gradient.norm().item() == pytest.approx(values["norm"], rel=tolerance), key
+        samples = gradient.flatten()[np.random.default_rng(123).integers(0, gradient.numel(), 8)]
+        wanted = torch.tensor(values["samples"], dtype=torch.float64)
+        assert (samples - wanted).norm() <= (1e-6 if exact else 5e-2) * wanted.norm(), key
