@@ -32,7 +32,7 @@ def relaxed_boundary_loss(
         raise LossError(f"window must be an odd number of pixels, not {window}.")
     num_classes = logits.shape[1]
     valid = valid_mask(label, num_classes=num_classes, ignore_label=ignore_label)
-    candidates, counted = _distinct_neighbours(torch.where(valid, label, num_classes).long(), num_classes, window)
+    candidates, counted = _distinct_neighbours(torch.where(valid, label.long(), num_classes), num_classes, window)
     for strict in strict_classes:
         counted[:, 1:] &= (label != strict)[:, None]
     with without_autocast(logits.device):

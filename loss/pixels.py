@@ -1,6 +1,7 @@
 """What the per-pixel losses share: which pixels count, how a sum becomes a mean, and blocks of rows."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -27,10 +28,13 @@ def valid_mask(label: Tensor, *, num_classes: int, ignore_label: int = 255) -> T
 
     Every other value counts as ignored, as in the authors' definition (their mask is label < C).
     """
-    valid = label < num_classes
+    valid = torch.ones_like(label, dtype=torch.bool)
+    limit = 256 if label.dtype == torch.uint8 else math.inf  # torch compares uint8 with a number modulo 256
+    if num_classes < limit:
+        valid &= label < num_classes
     if label.dtype != torch.uint8:
         valid &= label >= 0
-    if ignore_label < num_classes:
+    if 0 <= ignore_label < min(num_classes, limit):
         valid &= label != ignore_label
     return valid
 

@@ -121,6 +121,17 @@ def test_a_host_is_never_asked(loss: Loss, settings: dict[str, Any]) -> None:
     assert torch.autograd.grad(value, logits)[0].shape == logits.shape
 
 
+@pytest.mark.parametrize("loss", [cross_entropy, binary_cross_entropy, relaxed_boundary_loss])
+@pytest.mark.parametrize("classes", [255, 256, 300])
+def test_as_many_classes_as_a_byte_holds_and_more(loss: Loss, classes: int) -> None:
+    """torch compares a uint8 tensor with a number modulo 256."""
+    logits = torch.randn(1, classes, 8, 8, dtype=torch.float64)
+    label = torch.arange(192, 256, dtype=torch.uint8).view(1, 8, 8)
+    expected = value_and_gradient(loss, logits, label.long())
+    torch.testing.assert_close(value_and_gradient(loss, logits, label), expected)
+    assert expected[1][0].abs().sum(0).count_nonzero() == 63  # all but label 255
+
+
 @pytest.mark.parametrize("name", ["C19/plain/CE", "C19/x3/CE", "C5/plain/CE"])
 def test_cross_entropy_equals_the_authors_numbers(name: str) -> None:
     data = Path(__file__).resolve().parents[1] / "data"
