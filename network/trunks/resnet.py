@@ -1,7 +1,6 @@
 """ResNets from torchvision with dilation instead of the last strides (output stride 8 or 16; RELEASE.md 2.7)."""
 from __future__ import annotations
 
-import torchvision
 from torch import Tensor, nn
 
 from ..layers import BatchNorm, ModelError, run_stage
@@ -30,6 +29,8 @@ class ResNet(Trunk):
         super().__init__()
         if output_stride not in DILATIONS:
             raise ModelError(f"output_stride {output_stride} of {name} is not known: choose 8 or 16.")
+        import torchvision  # here, because it takes seconds that a door without a ResNet need not wait
+
         source = getattr(torchvision.models, name)(weights=None, norm_layer=BatchNorm)
         self.stride = output_stride
         self.activation_checkpointing = activation_checkpointing
