@@ -56,7 +56,7 @@ def configuration(folder: Path, root: Path, /, **changes: dict[str, object]) -> 
         "optim": {"lr": 0.02, "epochs": 2, "schedule_per": "step"},
         "runtime": {"device": "cpu", "threads": 1, "log_every": 1},
         "eval": {"scales": [0.5, 1.0], "workers": 0},
-        "autolabel": {"scales": [0.5, 1.0], "workers": 0},
+        "autolabel": {"scales": [0.5, 1.0]},
     }  # fmt: skip
     for section, values in changes.items():
         sections[section].update(values)
