@@ -152,7 +152,8 @@ def _draw_street(stage: Stage, wanted: frozenset[str]) -> None:
     _roughen_ground(stage)
     if "slabs" in wanted:
         for side in (-1, 1):
-            _draw_slabs(stage, *sorted((edges[side], lines[side])), near, 30.0)
+            x0, x1 = sorted((edges[side], lines[side]))
+            _draw_slabs(stage, x0, x1, near, 30.0)
     _draw_marks(stage, edges, wanted)
     far = Line((-70, depth + 12), (70, depth + 12), (0, 1))
     _draw_row(stage, far, wanted, far_away=True)
@@ -208,25 +209,25 @@ def _draw_row(stage: Stage, line: Line, wanted: frozenset[str], *, far_away: boo
 def _draw_crossing(stage: Stage, wanted: frozenset[str]) -> None:
     rng, near = stage.rng, stage.camera.near
     road, pavement, terrain = _ground_colours(stage, wanted)
-    row_z = float(rng.uniform(15, 24))
+    row_z = float(rng.uniform(17, 25))
     kerb_z = row_z - float(rng.uniform(3.6, 4.6))
     _strip(stage, -80, 80, near, 160, ids.SIDEWALK, pavement)
     if "terrain" in wanted:
         _draw_verge(stage, -80, 80, kerb_z + 2.2, 160, terrain)
-    _strip(stage, -80, 80, 5.4, kerb_z, ids.ROAD, road)
+    _strip(stage, -80, 80, traffic.KERB_NEAR, kerb_z, ids.ROAD, road)
     if "divider" in wanted:
-        middle = (5.4 + kerb_z) / 2
+        middle = (traffic.KERB_NEAR + kerb_z) / 2
         soil = rng.random() < 0.5
         _strip(stage, -80, 80, middle - 0.6, middle + 0.6, ids.TERRAIN if soil else ids.SIDEWALK, terrain if soil else pavement)
-    for z in (5.4, kerb_z):
+    for z in (traffic.KERB_NEAR, kerb_z):
         _strip(stage, -80, 80, z - 0.1, z + 0.1, ids.SIDEWALK, shifted(road, 30))
     _roughen_ground(stage)
     if "slabs" in wanted:
-        _draw_slabs(stage, -30, 30, 2.0, 5.2)
+        _draw_slabs(stage, -30, 30, 2.0, traffic.KERB_NEAR - 0.2)
         _draw_slabs(stage, -30, 30, kerb_z + 0.2, kerb_z + 2.2)
     if "divider" not in wanted:
         for x in np.arange(-30, 30, 6.5):
-            _strip(stage, float(x), float(x) + 3, (5.4 + kerb_z) / 2, (5.4 + kerb_z) / 2 + 0.15, None, (212, 210, 204))
+            _strip(stage, float(x), float(x) + 3, (traffic.KERB_NEAR + kerb_z) / 2, (traffic.KERB_NEAR + kerb_z) / 2 + 0.15, None, (212, 210, 204))
     _draw_row(stage, Line((-60, row_z + 25), (60, row_z + 25), (0, 1)), wanted, far_away=True)
     _draw_row(stage, Line((-45, row_z), (45, row_z), (0, 1)), wanted)
     if "street_tree" in wanted:

@@ -13,6 +13,7 @@ from scripts.demo_scenes.stage import Stage
 from scripts.demo_scenes.vehicles import Pose
 
 LENGTHS = {"car": 4.8, "bus": 12.0, "truck": 10.0, "train": 32.0}
+KERB_NEAR = 6.4  # where a road that crosses the view begins
 DRAW_VEHICLE: dict[str, Callable[[Stage, Pose], None]] = {
     "car": vehicles.draw_car,
     "bus": vehicles.draw_bus,
@@ -108,8 +109,8 @@ def _along(crowd: Crowd, street: Street, kind: str, side: int, z: float) -> bool
 
 def _crossing_hero(crowd: Crowd, street: Street, kind: str) -> None:
     rng = crowd.stage.rng
-    z = float(rng.uniform(5.5, 10.0))
-    x = float(rng.choice([-1, 1]) * (rng.uniform(0.0, 15.0) if kind == "train" else rng.uniform(1.0, 6.0)))
+    z = float(rng.uniform(6.5, 10.5))
+    x = float(rng.choice([-1, 1]) * (rng.uniform(9.0, 15.0) if kind == "train" else rng.uniform(2.5, 6.0)))
     pose = Pose(x, z, float(np.pi / 2 * rng.choice([-1, 1])))
     if crowd.claim("lane-1", z - 2, z + 2) and crowd.claim("lane1", z - 2, z + 2):
         crowd.add(z - 1.2, partial(DRAW_VEHICLE[kind], crowd.stage, pose))
@@ -157,7 +158,7 @@ def _people(crowd: Crowd, street: Street, wanted: frozenset[str]) -> None:
 def fill_crossing(stage: Stage, row_z: float, wanted: frozenset[str]) -> None:
     """Put the wanted things onto a road that crosses the view and ends at a row of houses at ``row_z``."""
     rng, crowd = stage.rng, Crowd(stage)
-    lanes = {"near": float(rng.uniform(6.0, 7.5)), "far": float(max(9.5, row_z - 7.0))}
+    lanes = {"near": KERB_NEAR + float(rng.uniform(1.7, 2.4)), "far": float(max(KERB_NEAR + 5.2, row_z - 7.0))}
     order = [kind for kind in ("train", "bus", "truck") if kind in wanted]
     for index, kind in enumerate(order):
         lane = ("near", "far")[(index + int(rng.integers(2))) % 2]
@@ -179,7 +180,7 @@ def fill_crossing(stage: Stage, row_z: float, wanted: frozenset[str]) -> None:
     ):
         if name in wanted:
             for _ in range(int(rng.integers(*count))):
-                z = float(verge + rng.uniform(0.0, 1.5)) if rng.random() < 0.75 else float(rng.uniform(4.0, 5.2))
+                z = float(verge + rng.uniform(0.0, 1.5)) if rng.random() < 0.75 else float(rng.uniform(5.2, KERB_NEAR - 0.3))
                 crowd.add(z, partial(draw, stage, x=float(rng.uniform(-0.65, 0.65) * z), z=z))
     for x in np.arange(rng.uniform(-width, -width + 8), width, rng.uniform(7, 12)):
         crowd.add(verge, partial(figures.draw_lamp_post, stage, x=float(x), z=verge))
@@ -187,7 +188,7 @@ def fill_crossing(stage: Stage, row_z: float, wanted: frozenset[str]) -> None:
         if name in wanted:
             for _ in range(int(rng.integers(2, 5))):
                 ridden = bool(rng.random() < 0.55)
-                z = float(rng.uniform(4.4, 5.6) if ridden else verge + rng.uniform(0.2, 1.4))
+                z = float(rng.uniform(5.4, KERB_NEAR + 0.6) if ridden else verge + rng.uniform(0.2, 1.4))
                 crowd.add(z, partial(rider, stage, x=float(rng.uniform(-0.6, 0.6) * z), z=z, ridden=ridden))
     if "board" in wanted:
         crowd.add(verge, partial(figures.draw_sign_board, stage, x=float(rng.uniform(-0.3, 0.3) * verge), z=verge))
