@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils.cli import run_door
+from utils.cli import parse_with_overrides, run_door
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -30,7 +30,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=None, help="average with the mirrored image")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="label the I-th (from 0) of N parts: for independent array jobs")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the configuration, e.g. data.root=/data")
-    return parser.parse_intermixed_args(argv)
+    return parse_with_overrides(parser, argv)
 
 
 if __name__ == "__main__":
@@ -45,7 +45,6 @@ from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 import assemble  # noqa: E402
 from assemble import Inference, Loaded  # noqa: E402
@@ -67,6 +66,7 @@ from utils.logbook import logger, start_logging  # noqa: E402
 from utils.png import write_file  # noqa: E402
 from utils.prefetch import prefetch  # noqa: E402
 from utils.processes import Processes, join, recorded  # noqa: E402
+from utils.progress import progress_bar  # noqa: E402
 from utils.run_folder import make_writable  # noqa: E402
 from utils.runtime import prepare_runtime  # noqa: E402
 
@@ -165,7 +165,7 @@ def label_images(job: Job, indices: list[int], *, show: bool) -> dict[str, str]:
     """Label the images that are not done yet; returns image name -> reason for those that failed."""
     failures: dict[str, str] = {}
     parameter = next(job.loaded.model.parameters())
-    with ImageWriter() as writer, tqdm(total=len(indices), desc="label", unit="image", disable=not show, dynamic_ncols=True) as bar:
+    with ImageWriter() as writer, progress_bar(total=len(indices), desc="label", unit="image", show=show) as bar:
         for index, image in prefetch(job.files.read_image, indices, workers=job.loaded.config.autolabel.workers):
             bar.update()
             if isinstance(image, Exception):

@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from utils.cli import run_door
+from utils.cli import parse_with_overrides, run_door
 
 SAVES = ("labels", "colour", "overlay", "attention", "confidence", "probabilities", "scales")
 
@@ -31,7 +31,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--save", nargs="+", default=None, choices=SAVES, metavar="KIND",
                         help=f"pictures to write for every image: {', '.join(SAVES)} (default: labels colour overlay with --images, none on a split)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the configuration, e.g. data.root=/data/cityscapes")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parse_with_overrides(parser, argv)
     if arguments.images and arguments.output is None:
         parser.error("--images needs --output DIR for the predictions")
     if arguments.images and arguments.split:
@@ -52,7 +52,6 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 import assemble  # noqa: E402
 from assemble import Inference, Loaded  # noqa: E402
@@ -65,6 +64,7 @@ from utils.image_writer import ImageWriter  # noqa: E402
 from utils.logbook import logger, start_logging  # noqa: E402
 from utils.metrics import ConfusionMatrix, category_iou, iou_of, mean_of  # noqa: E402
 from utils.processes import Processes, join, recorded  # noqa: E402
+from utils.progress import progress_bar  # noqa: E402
 from utils.report import ComparedRow, EvaluationReport, Example, Picture, write_report  # noqa: E402
 from utils.run_folder import make_writable  # noqa: E402
 from utils.runtime import prepare_runtime  # noqa: E402
@@ -99,8 +99,7 @@ def predictions(model: MultiScale, loader: Iterable[dict[str, Any]], *, inferenc
                 keep_scales: bool = False, show: bool = True) -> Iterable[tuple[dict[str, Any], int, Prediction]]:
     """(batch, position in it, prediction [1, C, H, W]) for every image this rank is given, with a progress bar for all of them."""
     parameter = next(model.parameters())
-    title = f"{inference.describe()}"
-    with tqdm(total=images, desc=title, unit="image", disable=not (show and processes.is_main), leave=False, dynamic_ncols=True) as bar:
+    with progress_bar(total=images, desc=inference.describe(), unit="image", show=show and processes.is_main, leave=False) as bar:
         for batch in loader:
             image = normalise(batch["image"].to(parameter.device, non_blocking=True), dtype=parameter.dtype)
             found = inference.predict(model, image, keep_scales=keep_scales, on_fallback=lambda sentence: logger.warning("%s", sentence))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from utils.cli import resolve_or_exit, run_door
+from utils.cli import parse_with_overrides, resolve_or_exit, run_door
 from utils.config import Config, dump
 
 
@@ -21,7 +21,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint in experiment.output")
     parser.add_argument("--dry-run", action="store_true", help="one step of training and validation; print what they cost")
     parser.add_argument("--print-config", action="store_true", help="print the resolved configuration and stop")
-    return parser.parse_intermixed_args(argv)
+    return parse_with_overrides(parser, argv)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ def build_model(
     fuse_at: str = "image",
     train_scales: Sequence[float] | None = None,
     trunk_weights: str | None = None,
+    decoder_channels: int | None = None,
     attention_channels: int = 256,
     attention_dropout: float = 0.0,
     head: str = "release",
@@ -47,6 +48,7 @@ def build_model(
     - `trunk_weights`: "imagenet", a name that `network.pretrained` knows, or a file.
     - `head`: "release" is the architecture of the published weights; "paper" follows the paper's text: the 3x3, 3x3,
       1x1 semantic head after OCR, and for deeplabv3plus an attention head that reads the trunk's final stage.
+    - `decoder_channels`: width of the decoder; default the published ones, 256, and for OCR 512 with keys of half that.
     - `dropout`: of OCR's features; `attention_channels`, `attention_dropout`: of the attention head.
     - `activation_checkpointing`: recompute the trunk's stages in the backward pass instead of keeping them.
     - `explicit_softmax`, `explicit_batchnorm`: of attention to scale; the release has neither (or batch norm alone).
@@ -63,7 +65,8 @@ def build_model(
         trunk, output_stride=output_stride, align_corners=align_corners, activation_checkpointing=activation_checkpointing
     )
     decode = DECODERS[decoder](
-        trunk=backbone, num_classes=num_classes, align_corners=align_corners, head=head, dropout=dropout
+        trunk=backbone, num_classes=num_classes, align_corners=align_corners, head=head, dropout=dropout,
+        channels=decoder_channels,
     )
     scales = checked_scales(train_scales or DEFAULT_SCALES[multiscale]) if multiscale != "single" else (1.0,)
     attention: dict[str, object] = {}

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from datasets import DataError, Files, Verification, build_files, find_duplicates, suggest_data, verify_files
-from utils.cli import run_door
+from utils.cli import parse_with_overrides, run_door
 from utils.config import Config, ConfigError, load_config
 
 LEAST_SHARE = 1e-6  # left end of the chart's logarithmic axis
@@ -36,7 +36,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sample", type=_at_least_one, metavar="N", help="look at N files of each split (default: all; small splits always whole)")
     parser.add_argument("--workers", type=_at_least_one, default=4, metavar="N", help="threads that decode (default 4)")
     parser.add_argument("--output", type=Path, default=Path("runs/check_dataset"), metavar="DIR", help="where classes.png goes (default %(default)s)")
-    return parser.parse_intermixed_args(argv)
+    return parse_with_overrides(parser, argv)
 
 
 def _at_least_one(text: str) -> int:

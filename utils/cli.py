@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,6 +14,7 @@ from types import FrameType
 from .config import Config, ConfigError, dump, load_config
 
 GRACE_SECONDS = 25.0
+OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)+=")
 
 
 def run_door(main: Callable[[], int], *, user_errors: Callable[[], tuple[type[Exception], ...]]) -> int:
@@ -30,6 +33,15 @@ def run_door(main: Callable[[], int], *, user_errors: Callable[[], tuple[type[Ex
         if not getattr(error, "silent", False):
             say(f"error: {error}")
         return 2
+
+
+def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line whose `overrides` (section.key=value) may stand anywhere: `--scales 0.5 1 data.root=x`, too."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    overrides = [word for word in given if OVERRIDE.match(word)]
+    arguments = parser.parse_intermixed_args([word for word in given if not OVERRIDE.match(word)])
+    arguments.overrides = [*arguments.overrides, *overrides]
+    return arguments
 
 
 def resolve_or_exit(path: str, overrides: Sequence[str], *, only_print: bool = False) -> Config:

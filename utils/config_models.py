@@ -208,6 +208,9 @@ class Model(Section):
     )
     trunk_weights: str | None = Field(default=None, description="Weights the trunk starts from: imagenet, a name, a file; null: random")
     init_from: str | None = Field(default=None, description="Checkpoint of a whole model to start from; what fits is taken and reported")
+    decoder_channels: Count | None = Field(
+        default=None, description="Width of the decoder; null: that of the published weights, 256, and for ocr 512 with keys of half that"
+    )
     attention_channels: Count = Field(default=256, description="Width of the attention head (256 in the release; the paper does not say)")
     attention_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the attention head's last layer")
     head: Literal["release", "paper"] = Field(default="release", description="Semantic head of the published checkpoints, or of the paper's text")

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from .cost import peak_memory_mib
 from .processes import Processes
+from .progress import progress_bar
 
 Item = TypeVar("Item")
 
@@ -25,7 +25,7 @@ class Meter:
     def __init__(self, processes: Processes, *, total_steps: int, first_step: int = 0, every: int = 10) -> None:
         self.processes = processes
         self.every = every
-        self.bar = tqdm(total=total_steps, initial=first_step, unit="step", disable=not processes.is_main, dynamic_ncols=True, smoothing=0.1)
+        self.bar = progress_bar(total=total_steps, initial=first_step, unit="step", show=processes.is_main)
         self._restart()
 
     def _restart(self) -> None:
@@ -64,7 +64,7 @@ class Meter:
         terms_text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
         self.bar.set_description(f"epoch {epoch}", refresh=False)
         self.bar.set_postfix_str(f"loss {reading['loss']:.3f} ({terms_text}), lr {lr:.2g}, {reading['images_per_second']:.1f} images/s, "
-                                 f"waiting {reading['data_wait']:.0%}, {reading['peak_memory_mib'] / 1024:.1f} GiB")
+                                 f"waiting {reading['data_wait']:.0%}, {reading['peak_memory_mib'] / 1024:.1f} GiB", refresh=False)
         self._restart()
         return reading
 

@@ -47,17 +47,17 @@ class DeepLabV3Plus(Decoder):
 
     def __init__(
         self, *, trunk_channels: int, trunk_stride: int, fine_channels: int, num_classes: int, align_corners: bool,
-        context_channels: int = 256, bottleneck_channels: int = 48, head: str = "release",
+        channels: int = 256, bottleneck_channels: int = 48, head: str = "release",
     ) -> None:
         super().__init__()
         self.align_corners = align_corners
         self.attend_trunk = head == "paper"
-        self.aspp = PyramidPooling(inputs=trunk_channels, channels=context_channels, stride=trunk_stride)
-        self.context = nn.Conv2d(5 * context_channels, context_channels, 1, bias=False)
+        self.aspp = PyramidPooling(inputs=trunk_channels, channels=channels, stride=trunk_stride)
+        self.context = nn.Conv2d(5 * channels, channels, 1, bias=False)
         self.fine = nn.Conv2d(fine_channels, bottleneck_channels, 1, bias=False)
-        merged_channels = bottleneck_channels + context_channels
+        merged_channels = bottleneck_channels + channels
         self.feature_channels = trunk_channels if self.attend_trunk else merged_channels
-        self.head = ConvHead(inputs=merged_channels, outputs=num_classes)
+        self.head = ConvHead(inputs=merged_channels, outputs=num_classes, channels=channels)
         initialise_kaiming(self)
 
     def forward(self, features: Features, *, with_aux: bool) -> Decoded:

@@ -9,7 +9,7 @@ from scripts.demo_scenes.canvas import Colour, Points
 from scripts.demo_scenes.stage import Stage, scaled, shifted
 
 SKIN: tuple[Colour, ...] = ((222, 184, 156), (190, 146, 116), (120, 84, 62))
-METAL: Colour = (112, 114, 116)
+METAL: Colour = (74, 80, 86)
 CIRCLE = np.stack([np.cos(np.linspace(0, 2 * np.pi, 22)), np.sin(np.linspace(0, 2 * np.pi, 22))], axis=1)[:-1]
 
 
@@ -88,16 +88,16 @@ def draw_bicycle(stage: Stage, *, x: float, z: float, ridden: bool) -> None:
         stage, x=x, z=z, ident=stage.canvas.instance(ids.BICYCLE), stretch=float(rng.choice([-1, 1]) * rng.uniform(0.5, 1.0))
     )
     _ground_shadow(stage, x, z, 0.8)
-    frame = stage.paint("two-wheeler", spread=16)
+    frame = stage.paint("bicycle", spread=16)
     for wheel in (-0.55, 0.55):
         figure.disc(wheel, 0.35, 0.35, None)
         for spoke in CIRCLE[::4]:
             figure.stroke([(wheel, 0.35), (wheel + 0.33 * spoke[0], 0.35 + 0.33 * spoke[1])], (150, 150, 150), 0.012)
-        figure.ring(wheel, 0.35, 0.33, (36, 36, 38), 0.06)
+        figure.ring(wheel, 0.35, 0.33, (36, 36, 38), 0.08)
     figure.polygon([(-0.3, 0.8), (0.35, 0.82), (0.02, 0.35)], None)
     bars = [[(-0.55, 0.35), (-0.02, 0.33), (-0.22, 0.85), (-0.55, 0.35)], [(-0.2, 0.78), (0.36, 0.84), (-0.02, 0.33)]]
     for bar in (*bars, [(0.55, 0.35), (0.36, 0.84), (0.32, 1.0), (0.46, 1.02)]):
-        figure.stroke(bar, frame, 0.06)
+        figure.stroke(bar, frame, 0.08)
     figure.polygon([(-0.36, 0.9), (-0.08, 0.9), (-0.08, 0.84), (-0.36, 0.84)], (40, 38, 38))
     if ridden:
         _draw_rider(figure, seat=(-0.22, 0.92), hands=(0.4, 1.06), foot=(0.05, 0.2))
@@ -111,7 +111,7 @@ def draw_motorcycle(stage: Stage, *, x: float, z: float, ridden: bool) -> None:
         x=x, z=z, ident=stage.canvas.instance(ids.MOTORCYCLE), stretch=float(rng.choice([-1, 1]) * rng.uniform(0.65, 1.0)),
     )  # fmt: skip
     _ground_shadow(stage, x, z, 1.0)
-    paint = stage.paint("two-wheeler", spread=16)
+    paint = stage.paint("motorcycle", spread=16)
     for wheel in (-0.68, 0.7):
         figure.disc(wheel, 0.32, 0.33, (30, 30, 32))
         figure.disc(wheel, 0.32, 0.15, (132, 132, 136))
@@ -147,7 +147,7 @@ def _draw_rider(mount: Figure, *, seat: tuple[float, float], hands: tuple[float,
 def draw_pole(stage: Stage, *, x: float, z: float, height: float, width: float = 0.12) -> Figure:
     """A lamp post or the post of a sign; returns its drawing plane."""
     figure = Figure(stage, x=x, z=z, ident=ids.POLE)
-    shade = shifted(METAL, float(stage.rng.normal(-8, 26)))
+    shade = shifted(METAL, float(stage.rng.normal(-8, 14)))
     half = max(width / 2, 0.5 / figure.scale)
     figure.polygon([(-half, 0), (half, 0), (half, height), (-half, height)], shade)
     figure.polygon([(-half, 0), (-half * 0.3, 0), (-half * 0.3, height), (-half, height)], scaled(shade, 1.25))
@@ -175,7 +175,9 @@ def draw_traffic_light(stage: Stage, *, x: float, z: float) -> None:
         heads.append((side * 3.0, 4.35))
     lit = int(rng.integers(3))
     for hx, hy in heads:
-        figure.polygon([(hx - 0.2, hy), (hx + 0.2, hy), (hx + 0.2, hy + 1.05), (hx - 0.2, hy + 1.05)], (40, 42, 40), ident=ids.TRAFFIC_LIGHT)
+        figure.polygon([(hx - 0.2, hy), (hx + 0.2, hy), (hx + 0.2, hy + 1.05), (hx - 0.2, hy + 1.05)], (224, 172, 36), ident=ids.TRAFFIC_LIGHT)
+        glass = [(hx - 0.13, hy + 0.07), (hx + 0.13, hy + 0.07), (hx + 0.13, hy + 0.98), (hx - 0.13, hy + 0.98)]
+        figure.polygon(glass, (40, 42, 40), ident=ids.TRAFFIC_LIGHT)
         for lamp, colour in enumerate(((60, 214, 130), (240, 190, 50), (232, 58, 46))):
             shown = colour if lamp == lit else scaled(colour, 0.3)
             figure.disc(hx, hy + 0.2 + 0.32 * lamp, 0.13, shown, ident=ids.TRAFFIC_LIGHT)

@@ -19,8 +19,9 @@ from scripts.demo_scenes.traffic import Street
 FREQUENCIES = {
     "crossing": 0.3, "bus": 0.45, "truck": 0.5, "train": 0.42, "hero": 0.3, "motorcycle": 0.6, "bicycle": 0.75, "person": 0.92,
     "wall": 0.65, "fence": 0.65, "hedge": 0.4, "terrain": 0.8, "divider": 0.35, "light": 0.75, "sign": 0.8, "board": 0.3,
-    "box": 0.25, "street_tree": 0.6, "ego": 0.6, "crosswalk": 0.3, "kerb_twin": 0.35, "slabs": 0.6, "terrain_twin": 0.2,
+    "box": 0.25, "street_tree": 0.6, "ego": 0.6, "crosswalk": 0.3, "kerb_twin": 0.2, "slabs": 0.6, "terrain_twin": 0.2,
 }  # fmt: skip
+BANDS = (4.0, 7.0, 11.0, 16.0, 23.0, 33.0, 48.0, 80.0)  # metres ahead at which the ground is cut, for the haze
 GOLDEN = 0.6180339887498949
 
 
@@ -89,9 +90,14 @@ def _draw_sky(stage: Stage) -> None:
     canvas.ids[:] = ids.SKY
 
 
-def _strip(stage: Stage, x0: float, x1: float, z0: float, z1: float, ident: int | None, colour: Colour) -> None:
-    corners = np.array([[x0, 0, z0], [x1, 0, z0], [x1, 0, z1], [x0, 0, z1]])
-    stage.face(corners, ident, colour, strength=4.0)
+def _strip(
+    stage: Stage, x0: float, x1: float, z0: float, z1: float, ident: int | None, colour: Colour, *, noise: str = "grain", strength: float = 4.0
+) -> None:
+    """A rectangle on the ground, band by band: each is seen through its own share of air."""
+    cuts = [z0, *(z for z in BANDS if z0 < z < z1), z1]
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        corners = np.array([[x0, 0, start], [x1, 0, start], [x1, 0, end], [x0, 0, end]])
+        stage.face(corners, ident, colour, noise=noise, strength=strength)
 
 
 def _roughen_ground(stage: Stage) -> None:
@@ -113,14 +119,14 @@ def _roughen_ground(stage: Stage) -> None:
 
 def _ground_colours(stage: Stage, wanted: frozenset[str]) -> tuple[Colour, Colour, Colour]:
     rng, road = stage.rng, stage.ground
-    pavement = road if "kerb_twin" in wanted else shifted(road, float(rng.choice([-1, 1]) * rng.uniform(10, 34)))
+    red, green, blue = shifted(road, float(rng.uniform(0, 20)))
+    pavement = road if "kerb_twin" in wanted else (red + 24.0, green + 4.0, blue - 12.0)
     terrain = shifted(road, float(rng.normal(0, 5))) if "terrain_twin" in wanted else stage.green(grass=True)
     return road, pavement, terrain
 
 
 def _draw_verge(stage: Stage, x0: float, x1: float, z0: float, z1: float, colour: Colour) -> None:
-    corners = np.array([[x0, 0, z0], [x1, 0, z0], [x1, 0, z1], [x0, 0, z1]])
-    stage.face(corners, ids.TERRAIN, colour, noise="leaves", strength=7.0)
+    _strip(stage, x0, x1, z0, z1, ids.TERRAIN, colour, noise="leaves", strength=7.0)
 
 
 def _draw_street(stage: Stage, wanted: frozenset[str]) -> None:
@@ -255,7 +261,7 @@ def _develop(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.u
     """Exposure, colour temperature, contrast, vignette and sensor noise of one photograph."""
     height, width = image.shape[:2]
     photo = image.astype(np.float32) / 255
-    warmth, exposure, gamma = rng.uniform(-0.07, 0.07), rng.uniform(0.84, 1.12), rng.uniform(0.88, 1.14)
+    warmth, exposure, gamma = rng.uniform(-0.05, 0.05), rng.uniform(0.88, 1.1), rng.uniform(0.92, 1.08)
     tint = np.array([1 + warmth, 1 + rng.uniform(-0.03, 0.03), 1 - warmth], np.float32)
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     vignette = (1 - 0.16 * (x**2 + y**2) / 2).astype(np.float32)

@@ -117,7 +117,7 @@ def draw_fence(stage: Stage, line: Line, *, height: float) -> None:
     """Pickets and two rails; what shines through is labelled as fence, as annotators do."""
     stage.face(_corners(line, height), ids.FENCE, None)
     colour = scaled(stage.paint("fence"), float(stage.rng.uniform(0.5, 1.1)))
-    gap, width = float(stage.rng.uniform(0.28, 0.5)), float(stage.rng.uniform(0.05, 0.09))
+    gap, width = float(stage.rng.uniform(0.22, 0.36)), float(stage.rng.uniform(0.06, 0.1))
     for along in np.arange(0, line.length, gap):
         _bar(stage, line.at(along, up=0.05), line.at(along, up=height), colour, width)
     for along in np.arange(0, line.length, 2.6):
