@@ -31,7 +31,7 @@ from datasets import (
 )
 from loss import LossError, build_criterion, class_weights_from_counts
 from network import ModelError, Prediction, build_model, load_weights
-from network.inference import predict
+from network.inference import predict, predict_label
 from network.multiscale import MultiScale
 from utils.checkpoint import CheckpointError, load_checkpoint, sha256_of
 from utils.config import Config, ConfigError, load_config
@@ -64,19 +64,29 @@ class Inference:
     precision: str = "fp32"
 
     @classmethod
-    def of(cls, section: Any, *, scales: Sequence[float] | None = None, flip: bool | None = None) -> Inference:
+    def of(cls, section: Any, *, scales: Sequence[float] | None = None, flip: bool | None = None, combine: str | None = None,
+           over: str | None = None) -> Inference:
         """The eval or autolabel section, with the command line's word on top."""
-        return cls(scales=tuple(scales or section.scales), flip=section.flip if flip is None else flip, combine=section.combine, over=section.over,
-                   tile=None if section.tile is None else (section.tile[0], section.tile[1]), overlap=section.overlap, precision=section.precision)
+        return cls(scales=tuple(scales or section.scales), flip=section.flip if flip is None else flip, combine=combine or section.combine,
+                   over=over or section.over, tile=None if section.tile is None else (section.tile[0], section.tile[1]), overlap=section.overlap,
+                   precision=section.precision)
 
     def predict(self, model: MultiScale, image: Tensor, *, keep_scales: bool = False, on_fallback: Callable[[str], None] | None = None) -> Prediction:
         """network.inference.predict with these options; `image` float [N, 3, H, W], normalised."""
         return predict(model, image, scales=self.scales, flip=self.flip, combine=self.combine, over=self.over, tile=self.tile, overlap=self.overlap,
                        keep_scales=keep_scales, autocast_dtype=autocast_dtype(self.precision), on_fallback=on_fallback)
 
+    def label(self, model: MultiScale, image: Tensor, *, with_confidence: bool = False,
+              on_fallback: Callable[[str], None] | None = None) -> tuple[Tensor, Tensor | None]:
+        """network.inference.predict_label with these options: what `predict` says, without ever holding logits at full size."""
+        return predict_label(model, image, scales=self.scales, flip=self.flip, combine=self.combine, over=self.over, tile=self.tile,
+                             overlap=self.overlap, with_confidence=with_confidence, autocast_dtype=autocast_dtype(self.precision),
+                             on_fallback=on_fallback)
+
     def describe(self) -> str:
-        """Scales and flip as printed beside every number."""
-        return "{" + ", ".join(f"{scale:g}" for scale in self.scales) + "}" + (" + flip" if self.flip else "")
+        """Scales and flip as printed beside every number, and how they are combined where that is not the mean of logits."""
+        way = "" if (self.combine, self.over) == ("average", "logits") else f", {self.combine} of {self.over}"
+        return "{" + ", ".join(f"{scale:g}" for scale in self.scales) + "}" + (" + flip" if self.flip else "") + way
 
 
 def split_files(config: Config, split: str, *, expected: DatasetSpec | None = None, labels: str | None = None) -> Files:
