@@ -48,7 +48,8 @@ def build_model(
     - `trunk_weights`: "imagenet", a name that `network.pretrained` knows, or a file.
     - `head`: "release" is the architecture of the published weights; "paper" follows the paper's text: the 3x3, 3x3,
       1x1 semantic head after OCR, and for deeplabv3plus an attention head that reads the trunk's final stage.
-    - `decoder_channels`: width of the decoder; default the published ones, 256, and for OCR 512 with keys of half that.
+    - `decoder_channels`: width of the decoder; default the published ones, 256, and for OCR 512, of which keys, and the
+      paper's semantic head, have half.
     - `dropout`: of OCR's features; `attention_channels`, `attention_dropout`: of the attention head.
     - `activation_checkpointing`: recompute the trunk's stages in the backward pass instead of keeping them.
     - `explicit_softmax`, `explicit_batchnorm`: of attention to scale; the release has neither (or batch norm alone).
@@ -61,6 +62,8 @@ def build_model(
     _check_choice("head", head, HEADS)
     if num_classes < 1:
         raise ModelError(f"num_classes is {num_classes}: a model needs at least one class.")
+    if decoder_channels is not None and decoder_channels < 1:
+        raise ModelError(f"decoder_channels is {decoder_channels}: a decoder needs at least one channel, or leave it out.")
     backbone = build_trunk(
         trunk, output_stride=output_stride, align_corners=align_corners, activation_checkpointing=activation_checkpointing
     )

@@ -80,7 +80,7 @@ class OCR(Decoder):
         self.dropout = nn.Dropout2d(dropout)
         self.classifier: nn.Module = nn.Conv2d(channels, num_classes, 1)
         if head == "paper":
-            self.classifier = ConvHead(inputs=channels, outputs=num_classes)
+            self.classifier = ConvHead(inputs=channels, outputs=num_classes, channels=key_channels)
         last = "classifier.output" if head == "paper" else "classifier"
         self.classifiers = (last, "aux_head.classifier")
 
