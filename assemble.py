@@ -207,10 +207,11 @@ def extra_source(config: Config) -> ExtraSource | None:
 
 
 def verify(config: Config, *splits: Files) -> None:
-    """Look for mistakes in the data before they can reach the network, as data.verify says; the first kind found ends the run."""
+    """Look for mistakes in `splits` and in data.extra before they can reach the network, as data.verify says; the first kind found ends the run."""
     if config.data.verify == "none":
         return
-    for files in splits:
+    extra = extra_source(config)
+    for files in (*splits, *([] if extra is None else [extra.files])):
         sample = None if config.data.verify == "all" else VERIFIED_SAMPLE
         verify_files(files, sample=sample, workers=max(1, config.data.workers)).raise_for_problems()
 
