@@ -2,8 +2,10 @@
 
     python autolabel.py --checkpoint teacher.pt --images DIR --output DIR --threshold 0.9
     torchrun --nproc-per-node 8 autolabel.py --checkpoint teacher.pt --split train_extra data.root=/data/cityscapes --output DIR
+    python autolabel.py --verify --output DIR
 
-The job may be killed and started again at any moment: finished labels are kept when they were made with the same checkpoint and settings.
+The job may be killed and started again at any moment, also with another number of processes: finished labels are kept when they were made with the
+same checkpoint and settings. DIR then holds the labels under the images' names, manifest.json, a line per image in images.jsonl, and report.html.
 """
 
 from __future__ import annotations
@@ -18,138 +20,383 @@ from utils.cli import parse_with_overrides, run_door
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; needs no torch, so that --help answers at once."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="the teacher: a checkpoint of train.py, or weights with --config")
+    parser.add_argument("--checkpoint", type=Path, help="the teacher: a checkpoint of train.py, or weights with --config")
     parser.add_argument("--config", type=Path, help="YAML configuration, for weights that carry none")
-    source = parser.add_mutually_exclusive_group(required=True)
+    source = parser.add_mutually_exclusive_group()
     source.add_argument("--images", nargs="+", metavar="PATH", help="folders, files or globs of images")
-    source.add_argument("--list", type=Path, metavar="FILE", help="a text file with one image a line")
-    source.add_argument("--split", help="a split of the configuration's data set, e.g. train_extra")
+    source.add_argument("--list", type=Path, metavar="FILE", help="a .txt file with one image a line")
+    source.add_argument("--split", help="a split of the configuration's data set, e.g. train_extra, or of another one: cityscapes:train_extra")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the labels and manifest.json go")
     parser.add_argument("--threshold", type=float, help="keep a pixel at this probability or above (default: autolabel.threshold)")
     parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="scales of inference (default: autolabel.scales)")
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=None, help="average with the mirrored image")
     parser.add_argument("--shard", default="0/1", metavar="I/N", help="label the I-th (from 0) of N parts: for independent array jobs")
+    parser.add_argument("--verify", action="store_true", help="only check the finished labels in --output, to the last pixel")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the configuration, e.g. data.root=/data")
-    return parse_with_overrides(parser, argv)
+    arguments = parse_with_overrides(parser, argv)
+    if not arguments.verify and arguments.checkpoint is None:
+        parser.error("--checkpoint is needed: the teacher")
+    if not arguments.verify and arguments.images is None and arguments.list is None and arguments.split is None:
+        parser.error("one of --images, --list and --split is needed: what to label")
+    return arguments
 
 
 if __name__ == "__main__":
     ARGUMENTS = parse_arguments()  # before the slow imports below
 
-import fcntl  # noqa: E402
 import json  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
+import statistics  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Callable, Iterator, Sequence  # noqa: E402
+from contextlib import ExitStack  # noqa: E402
+from dataclasses import dataclass, replace  # noqa: E402
 from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 import assemble  # noqa: E402
 from assemble import Inference, Loaded  # noqa: E402
-from datasets import DataError, Files, image_files, normalise  # noqa: E402
-from network.inference import label_and_confidence  # noqa: E402
+from datasets import DataError, Files, LabelPolicy, image_files, normalise, read_label  # noqa: E402
+from network import ModelError  # noqa: E402
+from utils.autolabel_check import problems_of  # noqa: E402
 from utils.autolabels import (  # noqa: E402
     AutolabelError,
-    apply_thresholds,
+    Entry,
+    Tree,
+    agreement_of,
+    compile_tree,
     confidence_name,
     encode_label,
+    failure_path,
     fingerprint,
     label_name,
-    manifest,
     read_record,
+    soft_label_seconds,
+    write_failure,
 )
-from utils.checkpoint import write_atomically  # noqa: E402
 from utils.image_writer import ImageWriter  # noqa: E402
 from utils.logbook import logger, start_logging  # noqa: E402
 from utils.png import write_file  # noqa: E402
 from utils.prefetch import prefetch  # noqa: E402
 from utils.processes import Processes, join, recorded  # noqa: E402
 from utils.progress import progress_bar  # noqa: E402
+from utils.report import AutolabelReport, Example, Picture, write_report  # noqa: E402
 from utils.run_folder import make_writable  # noqa: E402
 from utils.runtime import prepare_runtime  # noqa: E402
+from utils.thresholds import BINS, HardLabel, confidence_histogram, hard_label, quantile_thresholds  # noqa: E402
+from utils.visualise import colorize  # noqa: E402
+from utils.work_tree import alone, claim, one_at_a_time, sweep, write_once  # noqa: E402
 
 USER_ERRORS = (*assemble.USER_ERRORS, AutolabelError)
+PANELS = 6  # images shown in the report
+DAY = 24 * 60.0  # minutes: how long the processes of a job wait for the slowest, which may have large images
 
 
 @dataclass(frozen=True)
 class Job:
-    """One labelling: what is labelled with what, into where. `settings` is everything the labels depend on."""
+    """One labelling: what is labelled with what, into where. `settings` is everything the labels depend on, thresholds [C] included."""
 
     loaded: Loaded
     files: Files
     inference: Inference
-    thresholds: np.ndarray
-    label_ids: str
-    with_confidence: bool
+    policy: LabelPolicy
     output: Path
+    thresholds: np.ndarray
     settings: dict[str, Any]
+
+    def with_thresholds(self, thresholds: np.ndarray) -> Job:
+        """The same with these thresholds, but for those of single classes that the configuration sets."""
+        spec, chosen = self.loaded.spec, thresholds.astype(np.float64)
+        for name, value in self.loaded.config.autolabel.class_thresholds.items():
+            chosen[spec.index_of(name)] = value
+        return replace(self, thresholds=chosen, settings={**self.settings, "class_thresholds": dict(zip(spec.names, chosen.tolist(), strict=True))})
 
     @property
     def fingerprint(self) -> str:
         return fingerprint(self.settings)
 
-    def label_path(self, index: int) -> Path:
-        return self.output / label_name(self.files.name(index), label_ids=self.label_ids)
+    def entry(self, index: int) -> Entry:
+        """The names of one image and its files."""
+        name, section = self.files.name(index), self.loaded.config.autolabel
+        return Entry(image=f"{name}{self.files.image_path(index).suffix}", label=label_name(name, label_ids=section.label_ids),
+                     confidence=confidence_name(name) if section.confidence else None)
 
-    def confidence_path(self, index: int) -> Path:
-        return self.output / confidence_name(self.files.name(index))
+    def entries(self) -> list[Entry]:
+        return [self.entry(index) for index in range(len(self.files))]
 
-    def is_done(self, index: int) -> bool:
-        """Whether a whole label made with these settings is there already."""
-        record = read_record(self.label_path(index))
-        there = record is not None and record["made_with"] == self.fingerprint
-        return there and (not self.with_confidence or read_record(self.confidence_path(index)) is not None)
+    def is_done(self, index: int, made_with: str) -> bool:
+        """Whether a whole label of this image, made with these settings, is there already."""
+        entry, size = self.entry(index), self.image_bytes(index)
+        record = read_record(self.output / entry.label)
+        if record is None or (record["made_with"], record["image"], record["image_bytes"]) != (made_with, entry.image, size):
+            return False
+        beside = None if entry.confidence is None else read_record(self.output / entry.confidence)
+        return entry.confidence is None or (beside is not None and beside["made_with"] == made_with)
+
+    def image_bytes(self, index: int) -> int:
+        """Size of the image's file, by which a file that was replaced shows itself; -1 where there is none."""
+        try:
+            return self.files.image_path(index).stat().st_size
+        except OSError:
+            return -1
 
 
 def set_up(arguments: argparse.Namespace, processes: Processes) -> Job:
-    """Load the teacher, find the images, settle thresholds."""
+    """Load the teacher, find the images, settle everything but thresholds that must be measured."""
     make_writable(arguments.output, setting="--output DIR")
-    loaded = assemble.load_model(arguments.checkpoint, config_file=arguments.config, overrides=arguments.overrides, device=processes.device)
+    dataset, _, split = (arguments.split or "").rpartition(":")
+    overrides = [f"data.dataset={dataset}", *arguments.overrides] if dataset else arguments.overrides
+    loaded = assemble.load_model(arguments.checkpoint, config_file=arguments.config, overrides=overrides, device=processes.device)
     section, runtime = loaded.config.autolabel, loaded.config.runtime
     prepare_runtime(threads=runtime.threads, deterministic=runtime.deterministic, tf32=runtime.tf32)
-    if arguments.split:
-        files = assemble.split_files(loaded.config, arguments.split, expected=loaded.spec, labels="none")
-    else:
-        files = image_files(arguments.images or [arguments.list], spec=loaded.spec)
+    policy = LabelPolicy(classes=section.policy)
+    for name in section.policy:
+        loaded.spec.index_of(name)
+    files = find_files(arguments, split, loaded, policy)
     inference = Inference.of(section, scales=arguments.scales, flip=arguments.flip)
     threshold = section.threshold if arguments.threshold is None else arguments.threshold
     if not 0 <= threshold <= 1:
         raise AutolabelError(f"--threshold: {threshold:g} is no probability; choose one from 0 to 1, e.g. 0.9")
-    thresholds = np.full(loaded.spec.num_classes, threshold)
-    for name, value in section.class_thresholds.items():
-        thresholds[loaded.spec.index_of(name)] = value
     settings = {"checkpoint_sha256": loaded.sha256, "scales": list(inference.scales), "flip": inference.flip, "combine": inference.combine,
-                "over": inference.over, "precision": inference.precision, "tile": inference.tile, "threshold": threshold,
-                "class_thresholds": dict(zip(loaded.spec.names, thresholds.tolist(), strict=True)), "label_ids": section.label_ids,
-                "confidence": section.confidence, "classes": loaded.spec.to_dict()}  # fmt: skip
-    return Job(loaded, files, inference, thresholds, section.label_ids, section.confidence, arguments.output, settings)
+                "over": inference.over, "precision": inference.precision, "parameters": str(next(loaded.model.parameters()).dtype),
+                "tile": inference.tile, "overlap": inference.overlap, "threshold": threshold, "keep_share": section.keep_share,
+                "label_ids": section.label_ids, "confidence": section.confidence, "policy": dict(section.policy),
+                "compared_with_human": files.labels is not None, "classes": loaded.spec.to_dict()}  # fmt: skip
+    job = Job(loaded, files, inference, policy, arguments.output, np.zeros(0), settings)
+    require_distinct(job, arguments.images or ())
+    return job.with_thresholds(np.full(loaded.spec.num_classes, threshold))
 
 
-def claim(job: Job) -> None:
-    """Refuse a tree that was made with other settings; otherwise note ours in it."""
-    path = job.output / "settings.json"
-    ours = (json.dumps(job.settings, indent=2, sort_keys=True) + "\n").encode()
-    if path.is_file() and path.read_bytes() != ours:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        differing = [key for key in sorted(job.settings.keys() | theirs.keys()) if job.settings.get(key) != theirs.get(key)]
-        raise AutolabelError(f"{job.output}: holds labels made with other settings ({', '.join(differing)}); "
-                             "choose another --output, or delete the folder")
-    if not path.is_file():
-        write_atomically(path, ours)
-
-
-@contextmanager
-def alone(output: Path, part: int, parts: int) -> Iterator[None]:
-    """Hold the lock of one part of the tree, so that the same job is not run twice at once."""
-    with open(output / f".lock-{part}-of-{parts}", "w") as lock:
+def find_files(arguments: argparse.Namespace, split: str, loaded: Loaded, policy: LabelPolicy) -> Files:
+    """The images, with the labels that people drew of them where the split has any."""
+    if split:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise AutolabelError(f"{output}: another job is writing part {part} of {parts} right now; wait for it, or choose "
-                                 "another --output") from error
-        yield
+            files = assemble.split_files(loaded.config, split, expected=loaded.spec)
+        except DataError as error:
+            if policy.needs_human or error.kind not in ("missing", "pairs"):
+                raise
+            files = assemble.split_files(loaded.config, split, expected=loaded.spec, labels="none")
+            logger.info("not compared with labels drawn by people: %s", error)
+        if policy.needs_human:
+            files.require_labels()
+        return files
+    if policy.needs_human:
+        raise AutolabelError("autolabel.policy takes classes from labels drawn by people, which only a --split has; use --split, or drop the policy")
+    if arguments.list is not None and arguments.list.suffix != ".txt":
+        raise AutolabelError(f"--list: {arguments.list} must be a .txt file with one image a line")
+    return image_files(arguments.images or [arguments.list], spec=loaded.spec, max_pixels=loaded.config.data.max_pixels)
+
+
+def require_distinct(job: Job, inputs: Sequence[str]) -> None:
+    """AutolabelError where a label would take the place of an image or of another label, or would be found among the images the next time."""
+    output = job.output.resolve()
+    inside = next((place for place in inputs if Path(place).is_dir() and output.is_relative_to(Path(place).resolve())), None)
+    if inside is not None or any(job.files.image_path(index).is_relative_to(output) for index in range(len(job.files))):
+        raise AutolabelError(f"--output: {job.output} and the images share a folder, and labels would be taken for images; choose another --output")
+    taken: set[str] = set()
+    for entry in job.entries():
+        for name in (entry.label, entry.confidence):
+            if name in taken:
+                raise AutolabelError(f"{entry.image}: its label and that of another image would both be called {name}; rename one of the images")
+            if name is not None:
+                taken.add(name)
+
+
+def predictions(job: Job, indices: Sequence[int], *, what: str, show: bool) -> Iterator[tuple[int, tuple[Tensor, Tensor] | Exception]]:
+    """(index, (label uint8 [H, W], confidence [H, W]) on the device) of every image; a user error stands where an image could not be predicted.
+
+    Images are decoded ahead, and nothing waits for a GPU: its results are on their way while the next image is sent there.
+    """
+    parameter = next(job.loaded.model.parameters())
+
+    def read(index: int) -> Tensor:
+        image = torch.from_numpy(job.files.read_image(index))[None]
+        return image.pin_memory() if parameter.is_cuda else image
+
+    with progress_bar(total=len(indices), desc=what, unit="image", show=show) as bar:
+        for index, image in prefetch(read, indices, workers=job.loaded.config.autolabel.workers):
+            try:
+                if isinstance(image, Exception):
+                    raise image
+                tensor = normalise(image.to(parameter.device, non_blocking=True), dtype=parameter.dtype)
+                label, confidence = job.inference.label(job.loaded.model, tensor, with_confidence=True, on_fallback=warn)
+                assert confidence is not None
+                yield index, (label[0], confidence[0])
+            except (DataError, ModelError) as error:
+                yield index, error
+            bar.update()
+
+
+def warn(sentence: str) -> None:
+    logger.warning("%s", sentence)
+
+
+@torch.inference_mode()
+def measured_thresholds(job: Job, processes: Processes) -> np.ndarray:
+    """Thresholds [C] that keep autolabel.keep_share of each class, from images evenly spread over all; measured once for all jobs."""
+    section, classes = job.loaded.config.autolabel, job.loaded.spec.num_classes
+    assert section.keep_share is not None
+    count = min(section.keep_share_images, len(job.files))
+    sample = [position * len(job.files) // count for position in range(count)]
+    path, made_with = job.output / "thresholds.json", fingerprint({**job.settings, "sample": [job.files.name(index) for index in sample]})
+    if not processes.gather(path.is_file())[0]:
+        histogram = torch.zeros(classes, BINS, dtype=torch.int64, device=processes.device)
+        for _, found in predictions(job, sample[processes.rank :: processes.world_size], what="thresholds", show=processes.is_main):
+            if not isinstance(found, Exception):
+                histogram += confidence_histogram(*found, classes=classes)
+        at_most = np.full(classes, job.settings["threshold"])
+        thresholds = quantile_thresholds(processes.sum(histogram).cpu().numpy(), keep_share=section.keep_share, at_most=at_most)
+        content = {"made_with": made_with, "images": count, "thresholds": dict(zip(job.loaded.spec.names, thresholds.tolist(), strict=True))}
+        if processes.is_main:
+            write_once(path, (json.dumps(content, indent=2) + "\n").encode())
+        processes.barrier()
+    with processes.agreement(*USER_ERRORS):
+        content = json.loads(path.read_bytes())
+        if content["made_with"] != made_with:
+            raise AutolabelError(f"{path}: was measured with other settings; choose another --output, or delete the folder")
+    return np.array([content["thresholds"][name] for name in job.loaded.spec.names])
+
+
+@torch.inference_mode()
+def label_images(job: Job, indices: Sequence[int], *, show: bool) -> int:
+    """Label these images; returns how many of them could not be labelled."""
+    failed: list[int] = []
+    thresholds = torch.from_numpy(job.thresholds).to(next(job.loaded.model.parameters()).device, torch.float32)
+    with ImageWriter() as writer:
+        for index, found in predictions(job, indices, what="label", show=show):
+            if isinstance(found, Exception):
+                failed.append(index)
+                note_failure(job, index, str(found))
+            else:
+                hard = hard_label(*found, thresholds=thresholds, ignore_label=job.loaded.spec.ignore_label)
+                writer.call(write_label, job, index, hard.to_host(), failed.append)
+    return len(failed)
+
+
+def write_label(job: Job, index: int, hard: HardLabel, on_failure: Callable[[int], None]) -> None:
+    """Write one label; the confidence image goes first, since the label file is what says that an image is done. Runs in a thread of the writer."""
+    hard.wait()
+    spec, entry, label = job.loaded.spec, job.entry(index), hard.label.numpy()
+    human, problem = human_label(job, index, (label.shape[0], label.shape[1]))
+    wrong = int(hard.not_numbers)
+    if wrong:
+        problem = f"{job.files.image_path(index)}: the network's answer is not a number at {wrong} pixels; try autolabel.precision=fp32"
+    if problem is not None and (job.policy.needs_human or wrong):
+        on_failure(index)
+        note_failure(job, index, problem)
+        return
+    if problem is not None:
+        warn(problem)
+    merged = label if job.policy.is_neutral else job.policy.merge(label, spec=spec, human=human, confidence=None)
+    record: dict[str, Any] = {
+        "made_with": job.fingerprint, "image": entry.image, "image_bytes": job.image_bytes(index), "mean_confidence": hard.mean_confidence,
+        "predicted": hard.predicted.tolist(), "counts": np.bincount(merged.reshape(-1), minlength=256)[: spec.num_classes].tolist(),
+    }  # fmt: skip
+    if not job.policy.is_neutral:
+        record["kept"] = hard.kept.tolist()
+    if job.files.labels is not None:
+        record["human"] = None if human is None else np.bincount(human.reshape(-1), minlength=256)[: spec.num_classes].tolist()
+        record["agreement"] = [] if human is None else agreement_of(human, label, classes=spec.num_classes)
+    if entry.confidence is not None:
+        write_file(job.output / entry.confidence, encode_label(hard.confidence.numpy(), {"made_with": job.fingerprint}))
+    ids = spec.to_raw[merged] if job.settings["label_ids"] == "raw" else merged
+    write_file(job.output / entry.label, encode_label(ids, record))
+    failure_path(job.output / entry.label).unlink(missing_ok=True)
+
+
+def human_label(job: Job, index: int, size: tuple[int, int]) -> tuple[np.ndarray | None, str | None]:
+    """The label that people drew of an image, in train ids uint8 [H, W], where there is one, or what is wrong with it."""
+    if job.files.labels is None:
+        return None, None
+    try:
+        return job.files.read_label(index, image_size=size), None
+    except DataError as error:
+        return None, str(error)
+
+
+def note_failure(job: Job, index: int, why: str) -> None:
+    """Say and note why an image has no label; one it may have from before is of another image."""
+    warn(why)
+    label = job.output / job.entry(index).label
+    label.unlink(missing_ok=True)
+    write_failure(label, made_with=job.fingerprint, why=why)
+
+
+def finish(job: Job) -> bool:
+    """Compile manifest.json, images.jsonl and report.html from the label files; false when some are still missing."""
+    with one_at_a_time(job.output):
+        tree = compile_tree(job.output, job.settings, job.entries(), job.loaded.spec.names)
+        if tree.manifest["complete"]:
+            sweep(job.output)
+        tree.write(job.output)
+        write_report(job.output / "report.html", report(job, tree))
+    content = tree.manifest
+    logger.info("%d of %d images labelled, %.1f %% of the pixels kept at %s: %s", content["labelled"], len(job.files), 100 * content["kept_share"],
+                job.inference.describe(), job.output / "report.html")  # fmt: skip
+    logger.info("%-22s%12s%14s%10s", "class", "threshold", "pixels kept", "kept %")
+    for (name, row), threshold in zip(content["per_class"].items(), job.thresholds, strict=True):
+        share = "-" if row["kept_share"] is None else f"{100 * row['kept_share']:.1f}"
+        logger.info("%-22s%12.3g%14d%10s", name, threshold, row["kept"], share)
+    for failure in content["failures"][:10]:
+        logger.warning("not labelled: %s (%s)", failure["image"], failure["why"])
+    return bool(content["complete"])
+
+
+def report(job: Job, tree: Tree) -> AutolabelReport:
+    """The page of a tree."""
+    spec, content = job.loaded.spec, tree.manifest
+    facts = {"mean confidence": f"{content['mean_confidence']:.3f}"}
+    if tree.agreement is not None and tree.agreement.sum():
+        facts["agrees with people %"] = f"{100 * np.trace(tree.agreement) / tree.agreement.sum():.1f}"
+    return AutolabelReport(
+        title=f"Automatic labels: {job.files.split}", names=spec.names, colors=spec.palette, images=content["labelled"], kept=tree.counts,
+        predicted=tree.predicted, pixels=content["pixels"], thresholds=job.settings["class_thresholds"], threshold=job.settings["threshold"],
+        checkpoint_sha256=job.loaded.sha256, settings={key: value for key, value in job.settings.items() if key != "classes"}, facts=facts,
+        human=tree.human, agreement=tree.agreement, hard_bytes=content["bytes"]["labels"], confidence_bytes=content["bytes"]["confidence"],
+        reading_seconds=reading_seconds(job, tree), panels=panels(job, tree),
+        failed=[(failure["image"], failure["why"]) for failure in content["failures"]],
+    )  # fmt: skip
+
+
+def panels(job: Job, tree: Tree) -> list[Example]:
+    """image | coarse | auto-label, as in figure 4, of images evenly spread over those that have a label."""
+    spec, lines = job.loaded.spec, {line["image"]: line for line in tree.lines}
+    done = [(index, lines[entry.image]) for index, entry in enumerate(job.entries()) if entry.image in lines]
+    found = []
+    for index, line in done[:: -(-len(done) // PANELS) or 1]:
+        try:
+            image = job.files.read_image(index)
+        except DataError:  # it was there when it was labelled
+            continue
+        human, _ = human_label(job, index, (image.shape[0], image.shape[1]))
+        pictures = [Picture.photo("image", image)]
+        if human is not None:
+            pictures.append(Picture.drawing("drawn by people", colorize(human, spec.palette)))
+        pictures.append(Picture.drawing("automatic label", colorize(read_back(job, line["label"]), spec.palette)))
+        found.append(Example(line["image"], pictures, f"{100 * line['kept']:.1f} % kept"))
+    return found
+
+
+def read_back(job: Job, label: str) -> np.ndarray:
+    """A label of the tree as training reads it, uint8 [H, W] train ids."""
+    return read_label(job.output / label, spec=job.loaded.spec, label_ids=job.settings["label_ids"], max_pixels=job.loaded.config.data.max_pixels)
+
+
+def reading_seconds(job: Job, tree: Tree) -> dict[str, float]:
+    """Measured seconds to read the label of an image in training: hard as written here, and soft, float32 for each class."""
+    if not tree.lines:
+        return {}
+    taken = []
+    for line in tree.lines[:8]:
+        begin = time.perf_counter()
+        read_back(job, line["label"])
+        taken.append(time.perf_counter() - begin)
+    values = tree.manifest["pixels"] // len(tree.lines) * job.loaded.spec.num_classes
+    found: dict[str, float | None] = {"hard label (PNG), decoded to train ids": statistics.median(taken),
+             "soft label (float32), from the page cache": soft_label_seconds(job.output, values=values)}  # fmt: skip
+    return {name: seconds for name, seconds in found.items() if seconds is not None}
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -160,84 +407,37 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-@torch.inference_mode()
-def label_images(job: Job, indices: list[int], *, show: bool) -> dict[str, str]:
-    """Label the images that are not done yet; returns image name -> reason for those that failed."""
-    failures: dict[str, str] = {}
-    parameter = next(job.loaded.model.parameters())
-    with ImageWriter() as writer, progress_bar(total=len(indices), desc="label", unit="image", show=show) as bar:
-        for index, image in prefetch(job.files.read_image, indices, workers=job.loaded.config.autolabel.workers):
-            bar.update()
-            if isinstance(image, Exception):
-                if not isinstance(image, DataError):
-                    raise image
-                failures[job.files.name(index)] = str(image)
-                logger.warning("%s", image)
-                continue
-            tensor = normalise(torch.from_numpy(image)[None].to(parameter.device), dtype=parameter.dtype)
-            logits = job.inference.predict(job.loaded.model, tensor, on_fallback=lambda sentence: logger.warning("%s", sentence)).logits
-            label, confidence = (result[0].cpu().numpy() for result in label_and_confidence(logits))
-            writer.call(write_label, job, index, label, confidence)
-    return failures
-
-
-def write_label(job: Job, index: int, label: np.ndarray, confidence: np.ndarray) -> None:
-    """Threshold one prediction and write it; the confidence image goes first, since the label file is what says that an image is done."""
-    spec = job.loaded.spec
-    hard = apply_thresholds(label, confidence, thresholds=job.thresholds, ignore_label=spec.ignore_label)
-    record = {"made_with": job.fingerprint, "image": f"{job.files.name(index)}{job.files.image_path(index).suffix}",
-              "mean_confidence": round(float(confidence.mean(dtype=np.float64)), 6),
-              "predicted": np.bincount(label.reshape(-1), minlength=256)[: spec.num_classes].tolist(),
-              "counts": np.bincount(hard.reshape(-1), minlength=256)[: spec.num_classes].tolist()}  # fmt: skip
-    if job.with_confidence:
-        write_file(job.confidence_path(index), encode_label((confidence * 255).astype(np.uint8), {"made_with": job.fingerprint}))
-    ids = spec.to_raw[hard] if job.label_ids == "raw" else hard
-    write_file(job.label_path(index), encode_label(ids, record))
-
-
-def finish(job: Job, failures: dict[str, str]) -> bool:
-    """Compile manifest.json and images.jsonl from the label files; false when some are still missing."""
-    records, lines, missing = [], [], []
-    for index in range(len(job.files)):
-        record = read_record(job.label_path(index))
-        name = job.files.name(index)
-        if record is None or record["made_with"] != job.fingerprint:
-            missing.append({"image": name, "why": failures.get(name, "not labelled yet")})
-            continue
-        records.append(record)
-        pixels = sum(record["predicted"])
-        confidence = job.confidence_path(index).relative_to(job.output).as_posix() if job.with_confidence else None
-        lines.append({"image": record["image"], "label": job.label_path(index).relative_to(job.output).as_posix(), "confidence": confidence,
-                      "kept": round(sum(record["counts"]) / pixels, 6), "mean_confidence": record["mean_confidence"],
-                      "counts": dict(zip(job.loaded.spec.names, record["counts"], strict=True))})
-    content = manifest(job.settings, records, missing, job.loaded.spec.names)
-    write_atomically(job.output / "images.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
-    write_atomically(job.output / "manifest.json", (json.dumps(content, indent=2) + "\n").encode())
-    logger.info("%d of %d images labelled, %.1f %% of the pixels kept at %s", len(records), len(job.files), 100 * content["kept_share"],
-                job.inference.describe())  # fmt: skip
-    logger.info("%-22s%14s%10s", "class", "pixels kept", "kept %")
-    for name, row in content["per_class"].items():
-        logger.info("%-22s%14d%10s", name, row["kept"], "-" if row["kept_share"] is None else f"{100 * row['kept_share']:.1f}")
-    for failure in missing[:10]:
-        logger.warning("not labelled: %s (%s)", failure["image"], failure["why"])
-    return not missing
+def verify(folder: Path) -> int:
+    """Check the finished labels in `folder`; status 1 when something is wrong with them."""
+    start_logging(main=True)
+    labels, problems = problems_of(folder)
+    for problem in problems[:50]:
+        warn(problem)
+    logger.info("%d labels checked, %s", labels, f"{len(problems)} problems found" if problems else "all as they should be")
+    return 1 if problems else 0
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Label this process's part; the main rank then compiles the manifest. Status 1 when an image could not be labelled."""
-    with join() as processes:
+    """Label what this job is given and is not done yet; then compile the manifest. Status 1 when an image could not be labelled."""
+    if arguments.verify:
+        return verify(arguments.output)
+    with ExitStack() as held, join(timeout_minutes=DAY) as processes:
         start_logging(main=processes.is_main)
         with processes.agreement(*USER_ERRORS):
             shard, shards = parse_shard(arguments.shard)
             job = set_up(arguments, processes)
-            claim(job)
-        part, parts = shard * processes.world_size + processes.rank, shards * processes.world_size
-        with alone(job.output, part, parts):
-            own = [index for index in range(part, len(job.files), parts) if not job.is_done(index)]
-            failures = label_images(job, own, show=processes.is_main)
-        gathered = {name: why for of_rank in processes.gather(failures) for name, why in of_rank.items()}
-        complete = finish(job, gathered) if processes.is_main else True
-        return 0 if complete or (shards > 1 and not gathered) else 1
+        if job.settings["keep_share"] is not None:
+            job = job.with_thresholds(measured_thresholds(job, processes))
+        with processes.agreement(*USER_ERRORS):
+            if processes.is_main:
+                claim(job.output, job.settings, (job.output / entry.label for entry in job.entries()))
+                held.enter_context(alone(job.output, shard, shards))
+        own, made_with = range(shard + shards * processes.rank, len(job.files), shards * processes.world_size), job.fingerprint
+        undone = processes.gather([index for index in own if not job.is_done(index, made_with)])
+        rest = sorted(index for of_rank in undone for index in of_rank)  # shared out anew, so that all ranks end together
+        failed = sum(processes.gather(label_images(job, rest[processes.rank :: processes.world_size], show=processes.is_main)))
+        complete = finish(job) if processes.is_main else True
+        return 0 if complete or (shards > 1 and not failed) else 1
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ Listed = BeforeValidator(_tuple)  # YAML and JSON know lists; a configuration th
 Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 Combine = Literal["average", "max"]
 Over = Literal["logits", "probabilities"]
+Policy = Literal["auto", "human", "union", "drop"]
 LossName = Literal["cross_entropy", "rmi", "ohem", "bootstrapped", "bce", "relaxed_boundary"]
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -146,7 +147,7 @@ class Extra(Section):
         default="mixture", description="mixture: the paper's draw by probability; boost: these images join the pools of boost_classes"
     )
     boost_classes: Names = Field(default=(), description="Classes whose pools these images join (mode boost)")
-    policy: dict[str, Literal["auto", "human", "union", "drop"]] = Field(
+    policy: dict[str, Policy] = Field(
         default_factory=dict, description="Per class: take the automatic label, the human coarse one, both, or neither"
     )
     confidence_threshold: Fraction | None = Field(
@@ -336,6 +337,7 @@ class Runtime(Section):
     log_every: Count = Field(default=10, description="Steps between lines of the log")
     max_bad_steps: Count = Field(default=20, description="Stop after so many steps in a row whose loss is not finite")
     timeout_minutes: Positive = Field(default=10.0, description="Give up on other processes after this")
+    profile: bool = Field(default=False, description="Record a few early steps for a trace viewer: trace.json in the run's folder")
 
 
 class Inference(Section):
@@ -364,6 +366,13 @@ class Autolabel(Inference):
     workers: Count = Field(default=2, description="Threads that read images ahead of the network")
     threshold: Fraction = Field(default=0.9, description="Pixels whose largest probability is below this are ignored")
     class_thresholds: dict[str, Fraction] = Field(default_factory=dict, description="Thresholds of single classes")
+    keep_share: Share | None = Field(
+        default=None, description="Lower a class's threshold until this share of its pixels is kept (class-balanced self-training); null: never"
+    )
+    keep_share_images: Count = Field(default=500, description="Images, evenly spread, from which the thresholds of keep_share are taken")
+    policy: dict[str, Policy] = Field(
+        default_factory=dict, description="Per class, where people drew coarse labels: write the automatic label, the human one, both, or neither"
+    )
     label_ids: Literal["raw", "train"] = Field(default="raw", description="Ids in the written labels: the data set's own or train ids")
     confidence: bool = Field(default=False, description="Write 8-bit confidence images too")
 

@@ -21,6 +21,7 @@ import numpy as np
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _PALETTE = 0, 2, 3  # colour types of the PNG specification
 _ROW_ABOVE = 2  # filter type "up"
+_MACHINE = os.urandom(4).hex()  # jobs in containers on several nodes share a folder, and often their process numbers too
 
 
 class ImageWriteError(OSError):
@@ -69,13 +70,18 @@ def is_temporary(path: Path) -> bool:
     return path.name.startswith(".hmsa-") and path.suffix == ".tmp"
 
 
+def temporary_beside(path: Path) -> Path:
+    """A name in the folder of `path` that no other thread uses, of whatever process on whatever machine."""
+    return path.parent / f".hmsa-{_MACHINE}-{os.getpid()}-{threading.get_ident()}.tmp"
+
+
 def write_file_with(path: Path | str, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file in the folder of `path` (made when missing), then rename it: all or nothing.
 
-    The temporary file is `.hmsa-PROCESS-THREAD.tmp`. Raises ImageWriteError, and then leaves no temporary file.
+    The temporary file is `temporary_beside(path)`. Raises ImageWriteError, and then leaves no temporary file.
     """
     path = Path(path)
-    temporary = path.parent / f".hmsa-{os.getpid()}-{threading.get_ident()}.tmp"
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)

@@ -162,7 +162,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path: Path, mon
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_device_that_is_really_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(png.threading, "get_ident", lambda: 7)
-    (tmp_path / f".hmsa-{os.getpid()}-7.tmp").symlink_to("/dev/full")
+    png.temporary_beside(tmp_path / "a.png").symlink_to("/dev/full")
     with pytest.raises(ImageWriteError, match="No space left on device"):
         write_file(tmp_path / "label.png", b"x" * 100_000)
     assert not list(tmp_path.iterdir())
