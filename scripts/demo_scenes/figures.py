@@ -144,7 +144,7 @@ def _draw_rider(mount: Figure, *, seat: tuple[float, float], hands: tuple[float,
     mount.polygon(helmet, (224, 226, 228), ident=rider)
 
 
-def draw_pole(stage: Stage, *, x: float, z: float, height: float, width: float = 0.12) -> Figure:
+def draw_pole(stage: Stage, *, x: float, z: float, height: float, width: float = 0.16) -> Figure:
     """A lamp post or the post of a sign; returns its drawing plane."""
     figure = Figure(stage, x=x, z=z, ident=ids.POLE)
     shade = shifted(METAL, float(stage.rng.normal(-8, 14)))
@@ -157,7 +157,7 @@ def draw_pole(stage: Stage, *, x: float, z: float, height: float, width: float =
 def draw_lamp_post(stage: Stage, *, x: float, z: float) -> None:
     """A tall pole with an arm over the road."""
     height, side = float(stage.rng.uniform(5.5, 8.0)), -float(np.sign(x) or 1.0)
-    figure = draw_pole(stage, x=x, z=z, height=height, width=0.16)
+    figure = draw_pole(stage, x=x, z=z, height=height, width=0.2)
     figure.stroke([(0, height - 0.05), (side * 1.4, height + 0.25)], METAL, 0.09)
     head = [(side * 1.2, height + 0.14), (side * 1.9, height + 0.3), (side * 1.9, height + 0.44), (side * 1.2, height + 0.3)]
     figure.polygon(head, (196, 196, 188))
@@ -168,7 +168,7 @@ def draw_traffic_light(stage: Stage, *, x: float, z: float) -> None:
     rng = stage.rng
     side = -float(np.sign(x) or 1.0)
     over = rng.random() < 0.35
-    figure = draw_pole(stage, x=x, z=z, height=5.2 if over else 3.1, width=0.13)
+    figure = draw_pole(stage, x=x, z=z, height=5.2 if over else 3.1, width=0.18)
     heads = [(0.0, 2.35)]
     if over:
         figure.stroke([(0, 5.1), (side * 3.2, 5.2)], METAL, 0.12)
@@ -186,7 +186,7 @@ def draw_traffic_light(stage: Stage, *, x: float, z: float) -> None:
 def draw_sign(stage: Stage, *, x: float, z: float) -> None:
     """A round, triangular or square sign on its thin post; the faces wear the colours of the street, too."""
     rng = stage.rng
-    figure = draw_pole(stage, x=x, z=z, height=2.9, width=0.07)
+    figure = draw_pole(stage, x=x, z=z, height=2.9, width=0.1)
     kind, y, r = int(rng.integers(4)), 2.55, float(rng.uniform(0.38, 0.55))
     sign = ids.TRAFFIC_SIGN
     red, white, blue = (196, 44, 40), (232, 232, 228), (40, 84, 168)

@@ -1,0 +1,146 @@
+"""Many trainings and evaluations for one table: each is a run of train.py and eval.py, restartable, and leaves a row of JSON.
+
+A row is made once: it is kept as long as its recipe (the resolved configuration, the evaluations and the drawing of the data) is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils.config import load_config
+
+COSMETIC = {
+    "experiment": ("name", "output", "seed"), "data": ("root", "workers"),
+    "runtime": ("threads", "log_every", "image_every", "checkpoint_minutes"),
+}  # fmt: skip
+
+
+class RunError(RuntimeError):
+    """A training or an evaluation ended with an error."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """One call of eval.py: a first list of scales, others beside it, and overrides such as eval.combine=max."""
+
+    lists: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training and what is scored after it. `method` and `seed` name it; `folder` keeps the run, `row` what came out."""
+
+    method: str
+    seed: int
+    config: Path
+    overrides: tuple[str, ...]
+    scorings: tuple[Scoring, ...]
+    split: str
+    folder: Path
+    row: Path
+    threads: int = 1
+    data_recipe: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def recipe(self) -> str:
+        """A hash of all that the result depends on, apart from the seed."""
+        resolved = load_config(self.config, self.overrides).to_dict()
+        for section, names in COSMETIC.items():
+            for name in names:
+                resolved[section].pop(name, None)
+        content = [resolved, [[list(scoring.lists), list(scoring.overrides)] for scoring in self.scorings], self.split, self.data_recipe]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+    def is_done(self) -> bool:
+        """Whether its row is there and was made with the same recipe."""
+        try:
+            return bool(json.loads(self.row.read_text(encoding="utf-8"))["recipe"] == self.recipe())
+        except (OSError, ValueError, KeyError):
+            return False
+
+
+def door(name: str, *arguments: str, threads: int, log: Path) -> None:
+    """Run a door with its output in `log`; RunError, with the end of it, where it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    with open(log, "a", encoding="utf-8") as stream:
+        done = subprocess.run([sys.executable, str(ROOT / name), *arguments], cwd=ROOT, env=environment, stdout=stream, stderr=stream, check=False)
+    if done.returncode:
+        raise RunError(f"{name} {' '.join(arguments)} ended with status {done.returncode}; the end of {log}:\n{log.read_text()[-1500:]}")
+
+
+def perform(run: Run) -> dict[str, Any]:
+    """Train (going on where a killed one stopped), score, write the row; returns it."""
+    if run.is_done():
+        return dict(json.loads(run.row.read_text(encoding="utf-8")))
+    recipe = run.recipe()
+    folder = run.folder / f"{run.method.replace(' ', '_')}-{run.seed}-{recipe}"
+    overrides = [*run.overrides, f"experiment.output={folder}", f"experiment.seed={run.seed}", f"runtime.threads={run.threads}"]
+    trained, start = folder / "trained.json", time.monotonic()
+    if not trained.is_file():
+        door("train.py", str(run.config), "--resume", *overrides, threads=run.threads, log=folder / "stdout.log")
+        trained.write_text(json.dumps({"train_s": round(time.monotonic() - start, 1)}))
+    checkpoint = folder / "checkpoints" / "best.pt"
+    scored = []
+    for number, scoring in enumerate(run.scorings):
+        output = folder / f"{run.split}-{number}"
+        first, *others = scoring.lists
+        compare = ["--compare", *others] if others else []
+        door("eval.py", "--checkpoint", str(checkpoint), "--split", run.split, "--scales", *first.split(","), *compare, "--output", str(output),
+             f"runtime.threads={run.threads}", *scoring.overrides, threads=run.threads, log=folder / "stdout.log")  # fmt: skip
+        scored.append(json.loads((output / "metrics.json").read_text(encoding="utf-8")))
+    compared = [{**entry, "combine": metrics["combine"]} for metrics in scored for entry in metrics["compared"]]
+    row = {"method": run.method, "seed": run.seed, "recipe": recipe, "split": run.split, "images": scored[0]["images"], "commit": commit(),
+           "threads": run.threads, **json.loads(trained.read_text()), "checkpoint_sha256": scored[0]["checkpoint_sha256"],
+           "attention_share": scored[0].get("attention_share"), "scored": compared, **run.facts}  # fmt: skip
+    run.row.parent.mkdir(parents=True, exist_ok=True)
+    run.row.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    return row
+
+
+def perform_all(runs: Sequence[Run], *, jobs: int) -> list[dict[str, Any]]:
+    """Perform what is missing, `jobs` at a time, with a bar; returns the rows in the order of `runs`.
+
+    Raises RunError for the first failure, after the other runs are done.
+    """
+    missing = [run for run in runs if not run.is_done()]
+    print(f"{len(runs) - len(missing)} of {len(runs)} rows are there; {len(missing)} to make, {jobs} at a time", flush=True)
+    failures: list[RunError] = []
+    with ThreadPoolExecutor(max(1, jobs)) as pool, tqdm(total=len(missing), unit="run", disable=not missing) as bar:
+
+        def one(run: Run) -> None:
+            try:
+                row = perform(run)
+                best = max(row["scored"], key=lambda entry: entry["miou"])
+                bar.write(f"{run.method} seed {run.seed}: {100 * best['miou']:.1f} % at {best['scales']} after {row['train_s']:.0f} s")
+            except RunError as error:
+                failures.append(error)
+                bar.write(f"{run.method} seed {run.seed}: failed")
+            bar.update()
+
+        list(pool.map(one, missing))
+    if failures:
+        raise failures[0]
+    return [perform(run) for run in runs]
+
+
+def commit() -> str:
+    """The checkout's commit, with + where files that git tracks were changed."""
+    described = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=10"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return described.stdout.strip() or "unknown"
