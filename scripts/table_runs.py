@@ -59,11 +59,11 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def recipe(self) -> str:
-        """A hash of all that the result depends on, apart from the seed."""
-        resolved = load_config(self.config, self.overrides).to_dict()
+        """A hash of all that the result depends on, apart from the seed; what has its default does not count, so that new options change nothing."""
+        resolved = load_config(self.config, self.overrides).model_dump(mode="json", exclude_defaults=True)
         for section, names in COSMETIC.items():
             for name in names:
-                resolved[section].pop(name, None)
+                resolved.get(section, {}).pop(name, None)
         content = [resolved, [[list(scoring.lists), list(scoring.overrides)] for scoring in self.scorings], self.split, self.data_recipe]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
