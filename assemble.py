@@ -5,7 +5,8 @@ Rooms never see a configuration and a configuration never sees a room; train.py,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,26 +27,30 @@ from datasets import (
     build_files,
     build_train_loader,
     count_pixels,
+    explain_lost_worker,
     normalise,
     verify_files,
 )
 from loss import LossError, build_criterion, class_weights_from_counts
 from network import ModelError, Prediction, build_model, load_weights
-from network.inference import predict, predict_label
+from network.inference import out_of_memory, predict, predict_label
 from network.multiscale import MultiScale
 from utils.checkpoint import CheckpointError, load_checkpoint, sha256_of
 from utils.config import Config, ConfigError, load_config
+from utils.cost import MemoryShortage
+from utils.ema import WeightAverage
 from utils.image_writer import ImageWriteError
 from utils.logbook import logger
 from utils.metrics import MetricsError
 from utils.optimizer import OptimizerError, build_optimizer, parameter_groups, scaled_learning_rate
-from utils.processes import AgreedError, ProcessError, Processes
+from utils.processes import AgreedError, ProcessError, Processes, synchronise_batch_norm
 from utils.run_folder import RunError
 from utils.runtime import autocast_dtype, parameter_dtype
 from utils.schedule import build_schedule
+from utils.training_state import TrainingState
 
 USER_ERRORS = (ConfigError, DataError, ModelError, LossError, CheckpointError, OptimizerError, ProcessError, RunError, AgreedError,
-               ImageWriteError, MetricsError)
+               ImageWriteError, MetricsError, MemoryShortage)
 
 
 VERIFIED_SAMPLE = 64  # files of a split whose label values are looked at with data.verify: sample
@@ -103,9 +108,11 @@ def split_files(config: Config, split: str, *, expected: DatasetSpec | None = No
     return files
 
 
-def split_loader(config: Config, files: Files, processes: Processes, *, with_label: bool = True) -> Iterable[dict[str, Any]]:
-    """Every image of `files` once over all ranks, as the eval section loads them."""
-    return build_eval_loader(files, workers=config.eval.workers, batch_size=config.eval.batch_size, rank=processes.rank,
+def split_loader(config: Config, files: Files, processes: Processes, *, with_label: bool = True,
+                 workers: int | None = None) -> Iterable[dict[str, Any]]:
+    """Every image of `files` once over all ranks, as the eval section loads them (but with `workers` when given)."""
+    workers = config.eval.workers if workers is None else workers
+    return build_eval_loader(files, workers=workers, batch_size=config.eval.batch_size, rank=processes.rank,
                              world_size=processes.world_size, with_label=with_label, long_edge=config.data.long_edge,
                              score_native=config.eval.score_native)
 
@@ -143,6 +150,58 @@ def optimizer(config: Config, model: MultiScale, *, processes: Processes, scaled
     groups = parameter_groups(model, lr=lr, weight_decay=optim.weight_decay, decay_norm_and_bias=optim.decay_norm_and_bias,
                               head_parameters=model.parameters_of_heads(), head_lr_multiplier=optim.head_lr_multiplier)
     return build_optimizer(groups, optimizer=optim.optimizer, backend=optim.backend, momentum=optim.momentum, scaled=scaled)
+
+
+def training_state(config: Config, files: Files, processes: Processes) -> TrainingState:
+    """Model, optimiser, scaler and averaged weights of a training that begins, on their device."""
+    scaler = torch.amp.GradScaler(processes.device.type, enabled=config.runtime.precision == "fp16")
+    model = initial_model(config, num_classes=files.spec.num_classes)
+    if config.runtime.sync_batchnorm == "auto":
+        model = synchronise_batch_norm(model, processes)
+    model = place(model, config, processes.device)
+    compile_in_place(model, config.runtime.compile)
+    average = None if config.optim.ema_decay is None else WeightAverage(model, decay=config.optim.ema_decay)
+    return TrainingState(model, optimizer(config, model, processes=processes, scaled=scaler.is_enabled()), scaler, average)
+
+
+def lazily(config: Config) -> bool:
+    """Whether losses render logits strip by strip as they read them: always, but where the compiler wants plain tensors."""
+    return config.runtime.compile != "model"
+
+
+@torch.no_grad()
+def attention_means(prediction: Prediction, scales: Sequence[float]) -> dict[str, Tensor]:
+    """attention_SCALE -> mean weight of that training scale over a batch's pixels, on the device; nothing for a model without attention.
+
+    Explicit attention has a map per scale. A chain has that of its lowest scale, and with two scales the other one has the rest.
+    """
+    maps: Any = prediction.attention
+    if maps is None:
+        return {}
+    means = (maps if isinstance(maps, Tensor) else maps.whole()).float().mean(dim=(0, 2, 3))
+    if len(means) == 1 and len(scales) == 2:
+        means = torch.cat([means, 1 - means])
+    return {f"attention_{scale:g}": mean for scale, mean in zip(sorted(scales), means, strict=False)}
+
+
+@contextmanager
+def explained(config: Config, doing: str) -> Iterator[None]:
+    """Full memory and a lost worker, which torch tells in its own words from wherever it was, as user errors that say what to change."""
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError, MemoryError) as error:
+        lost = explain_lost_worker(error)
+        if lost is not None:
+            raise DataError(lost, kind="worker") from error
+        if not out_of_memory(error):
+            raise
+        crop, batch = list(config.data.crop), config.data.batch_size
+        advice = {
+            "training": f"one step takes {batch} x {crop} pixels: try runtime.precision=bf16, runtime.activation_checkpointing=true, a smaller "
+                        "data.batch_size (with optim.accumulate for the same effective batch) or a smaller data.crop",
+            "validation": "try eval.batch_size=1, eval.tile=[1024,1024], eval.precision=bf16 or fewer eval.scales",
+        }  # fmt: skip
+        raise MemoryShortage(f"memory ran out in {doing}; {advice[doing]} ({str(error).strip().splitlines()[0][:200]})") from error
 
 
 @dataclass(frozen=True)

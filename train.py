@@ -38,19 +38,18 @@ from torch import Tensor  # noqa: E402
 
 import assemble  # noqa: E402
 from datasets import Files, TrainLoader  # noqa: E402
-from eval import evaluate, example_panel, per_class  # noqa: E402
-from network.multiscale import MultiScale  # noqa: E402
+from eval import Evaluation, evaluate, example_panel, per_class  # noqa: E402
 from utils.cli import StopSignal  # noqa: E402
-from utils.cost import describe_network, peak_memory_mib  # noqa: E402
-from utils.ema import WeightAverage  # noqa: E402
+from utils.cost import describe_network, describe_step  # noqa: E402
 from utils.logbook import Logbook, logger, start_logging  # noqa: E402
 from utils.meter import Meter  # noqa: E402
 from utils.nonfinite import SkippedSteps  # noqa: E402
 from utils.optimizer import set_learning_rate  # noqa: E402
-from utils.processes import Processes, join, no_sync, recorded, restarted, synchronise_batch_norm  # noqa: E402
+from utils.processes import Processes, join, no_sync, recorded, restarted  # noqa: E402
 from utils.run_folder import RunFolder  # noqa: E402
 from utils.runtime import autocast_dtype, parameter_dtype, prepare_runtime, seed_step  # noqa: E402
-from utils.training_state import BufferGuard, TrainingState, restore  # noqa: E402
+from utils.trace import Trace  # noqa: E402
+from utils.training_state import TrainingState, restore  # noqa: E402
 
 
 @dataclass
@@ -62,11 +61,10 @@ class Job:
     run: RunFolder
     loader: TrainLoader
     validation: Files
-    model: MultiScale
+    model: Any
     parallel: Any
     criterion: Any
     state: TrainingState
-    guard: BufferGuard
     skipped: SkippedSteps
     logbook: Logbook
     stop: StopSignal = field(default_factory=StopSignal)
@@ -78,7 +76,6 @@ def set_up(config: Config, processes: Processes, *, resume: bool, write: bool) -
     runtime, write = config.runtime, write and processes.is_main
     prepare_runtime(threads=runtime.threads, deterministic=runtime.deterministic, tf32=runtime.tf32, seed=config.experiment.seed)
     run = RunFolder(config.experiment.output, keep_checkpoints=runtime.keep_checkpoints)
-    scaler = torch.amp.GradScaler(processes.device.type, enabled=runtime.precision == "fp16")
     with processes.agreement(*assemble.USER_ERRORS):
         if write:
             run.claim(resume=resume)
@@ -88,23 +85,18 @@ def set_up(config: Config, processes: Processes, *, resume: bool, write: bool) -
         if processes.is_main:
             assemble.verify(config, files, validation)
         loader = assemble.train_loader(config, files, processes)
-        model = assemble.initial_model(config, num_classes=files.spec.num_classes)
-        if runtime.sync_batchnorm == "auto":
-            model = synchronise_batch_norm(model, processes)
-        model = assemble.place(model, config, processes.device)
-        optimizer = assemble.optimizer(config, model, processes=processes, scaled=scaler.is_enabled())
+        state = assemble.training_state(config, files, processes)
         criterion = assemble.criterion(config, files)
-    assemble.compile_in_place(model, runtime.compile)
-    average = None if config.optim.ema_decay is None else WeightAverage(model, decay=config.optim.ema_decay)
-    state, logbook = TrainingState(model, optimizer, scaler, average), Logbook(run.folder, write=write)
+    parallel = processes.wrap(state.model, static_graph=not assemble.lazily(config) and config.optim.accumulate == 1)
     skipped = SkippedSteps(processes, run.folder, limit=runtime.max_bad_steps)
-    return Job(config, processes, run, loader, validation, model, processes.wrap(model), criterion, state, BufferGuard(model), skipped, logbook)
+    return Job(config, processes, run, loader, validation, state.model, parallel, criterion, state, skipped, Logbook(run.folder, write=write))
 
 
-def forward_backward(job: Job, batches: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Gradients of one optimiser step over its micro-batches: the model predicts, the loss judges, this joins."""
+def forward_backward(job: Job, batches: Sequence[dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Gradients of a step over its micro-batches: the model predicts, the loss judges, this joins. Returns loss terms and mean attention."""
     processes, device = job.processes, job.processes.device
     half = autocast_dtype(job.config.runtime.precision)
+    options = {"keep_scales": job.criterion.needs_scales, "lazy": assemble.lazily(job.config)}
     own_pixels = torch.stack([(batch["label"] != job.validation.spec.ignore_label).sum() for batch in batches]).sum()
     valid_pixels = processes.sum(own_pixels.to(device))
     totals: dict[str, Tensor] = {}
@@ -112,41 +104,36 @@ def forward_backward(job: Job, batches: Sequence[dict[str, Any]]) -> dict[str, T
         image, label = assemble.prepared(job.config, batch, epoch=job.state.progress.epoch, device=device)
         with no_sync(job.parallel, last=number == len(batches)):
             with torch.autocast(device.type, dtype=half, enabled=half is not None):
-                prediction = job.parallel(image, keep_scales=job.criterion.needs_scales)
+                prediction = job.parallel(image, **options)
             terms = job.criterion(prediction, label, valid_pixels=valid_pixels, parts=processes.world_size * len(batches))
             job.state.scaler.scale(torch.stack(list(terms.values())).sum() / len(batches)).backward()
         for name, term in terms.items():
             totals[name] = totals.get(name, 0) + term.detach() / len(batches)
-    return totals
+    return totals, assemble.attention_means(prediction, job.model.train_scales)
 
 
-def take_step(job: Job, batches: Sequence[dict[str, Any]]) -> tuple[dict[str, Tensor], bool, bool]:
-    """One optimiser step, or none on all ranks when one met a number that is not finite: loss terms, whether to stop, whether to save."""
+def take_step(job: Job, batches: Sequence[dict[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Tensor], bool, bool]:
+    """One optimiser step, or none on all ranks where one met a number that is not finite: loss terms, attention, whether to stop, to save."""
     state, progress, clip = job.state, job.state.progress, job.config.optim.clip_norm
     seed_step(seed=job.config.experiment.seed, step=progress.step, rank=job.processes.rank)
-    job.guard.keep()
-    totals = forward_backward(job, batches)
-    state.scaler.unscale_(state.optimizer)
-    gradients = [parameter.grad for parameter in job.model.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    finite = torch.isfinite(torch.stack(list(totals.values())).sum())
-    if not state.scaler.is_enabled():  # a GradScaler watches the gradients itself: to overflow now and then is its way
-        finite = finite & torch.isfinite(norm)
+    state.keep_buffers()
+    totals, attention = forward_backward(job, batches)
+    norm = state.gradient_norm()
+    own_loss_bad = ~torch.isfinite(torch.stack(list(totals.values())).sum())
     due = job.processes.is_main and time.monotonic() - job.saved_at > 60 * job.config.runtime.checkpoint_minutes
-    bad, stop, save_now = job.processes.any(~finite, job.stop.asked, due)
-    if bad:
-        job.guard.restore()
-        progress.skipped_steps += 1
-        job.skipped.note(progress.step, batches, totals, own=not bool(finite))
+    bad_loss, bad_gradient, stop, save_now = job.processes.any(own_loss_bad, ~torch.isfinite(norm), job.stop.asked, due)
+    if bad_loss or (bad_gradient and not state.overflow_is_usual()):
+        state.skip_step()
+        job.skipped.note(progress.step, batches, totals, own=bool(own_loss_bad))
     else:
         job.skipped.clear()
         if clip is not None:
             torch.nn.utils.clip_grads_with_norm_(job.model.parameters(), clip, norm)
         state.step()
-    state.optimizer.zero_grad(set_to_none=True)
+    job.model.zero_grad(set_to_none=True)  # the optimiser's own: apex's FusedSGD knows no set_to_none
     progress.step += 1
     progress.step_in_epoch += 1
-    return totals, stop, save_now
+    return totals, attention, stop, save_now
 
 
 def save(job: Job) -> None:
@@ -156,14 +143,19 @@ def save(job: Job) -> None:
     job.saved_at = time.monotonic()
 
 
+def score(job: Job, loader: Iterable[dict[str, Any]], *, images: int) -> Evaluation:
+    """Evaluate `images` images of the validation split, counted over all ranks, with the weights that count."""
+    options: Any = {"inference": assemble.Inference.of(job.config.eval), "processes": job.processes, "criterion": job.criterion.main}
+    with job.state.evaluated_weights(), assemble.explained(job.config, "validation"):
+        return evaluate(job.model, loader, spec=job.validation.spec, images=images, **options)
+
+
 def validate(job: Job) -> None:
     """Score the validation split, note the result, keep the best weights."""
     config, progress, spec, inference = job.config, job.state.progress, job.validation.spec, assemble.Inference.of(job.config.eval)
-    loader = assemble.split_loader(config, job.validation, job.processes)
-    options: Any = {"inference": inference, "processes": job.processes, "images": len(job.validation), "criterion": job.criterion.main}
-    with job.state.evaluated_weights():
-        result = evaluate(job.model, loader, spec=spec, **options)
-        if progress.epoch % config.runtime.image_every == 0 or progress.epoch == config.optim.epochs:
+    result = score(job, assemble.split_loader(config, job.validation, job.processes), images=len(job.validation))
+    if progress.epoch % config.runtime.image_every == 0 or progress.epoch == config.optim.epochs:
+        with job.state.evaluated_weights():
             job.logbook.picture("val", progress.step, lambda: example_panel(job.model, job.validation, inference))
     progress.to_validate, miou = False, result.matrix.miou()
     logger.info("epoch %d: val mIoU %.1f %% at %s, %d images", progress.epoch, 100 * miou, inference.describe(), result.images)
@@ -175,6 +167,14 @@ def validate(job: Job) -> None:
             job.run.checkpoints.save_best({"model": job.state.weights(), **row, **assemble.identity(config, job.validation)})
 
 
+def rehearse(job: Job) -> None:
+    """Evaluate one batch before training begins: what validation lacks, memory above all, shows now and not after an epoch."""
+    batches = [next(iter(assemble.split_loader(job.config, job.validation, job.processes, workers=0)), None)]
+    own = [batch for batch in batches if batch is not None]  # a rank may have no image
+    images = job.processes.sum(torch.tensor(sum(len(batch["names"]) for batch in own), device=job.processes.device))
+    score(job, own, images=int(images))
+
+
 def micro_batches(job: Job) -> Iterable[tuple[dict[str, Any], ...]]:
     """What is left of the present epoch, optim.accumulate batches at a time; beginning in mid-epoch is arithmetic."""
     accumulate, progress = job.config.optim.accumulate, job.state.progress
@@ -182,19 +182,18 @@ def micro_batches(job: Job) -> Iterable[tuple[dict[str, Any], ...]]:
     return zip(*[batches] * accumulate, strict=False)
 
 
-def train(job: Job) -> int:
+def train(job: Job, trace: Trace) -> int:
     """Epochs of steps. A checkpoint is written before each validation, so that nothing failing there loses what was learnt."""
-    config, progress = job.config, job.state.progress
-    steps = len(job.loader) // config.optim.accumulate
+    config, progress, steps = job.config, job.state.progress, len(job.loader) // job.config.optim.accumulate
     factor = assemble.schedule(config, steps_per_epoch=steps)
-    meter = Meter(job.processes, total_steps=config.optim.epochs * steps, first_step=progress.step, every=config.runtime.log_every)
-    if progress.to_validate:
-        validate(job)
+    meter = Meter(job.processes, steps_left=progress.steps_left(config.optim.epochs, steps), first_step=progress.step, every=config.runtime.log_every)
+    validate(job) if progress.to_validate else rehearse(job)
     while progress.epoch < config.optim.epochs:
         for batches in meter.timed(micro_batches(job)):
-            lr = set_learning_rate(job.state.optimizer, factor(progress.step))
-            totals, stop, save_now = take_step(job, batches)
-            reading = meter.step(totals, images=sum(len(batch["names"]) for batch in batches), lr=lr, epoch=progress.epoch)
+            lr = set_learning_rate(job.state.optimizer, factor(progress.epoch * steps + progress.step_in_epoch))
+            totals, attention, stop, save_now = take_step(job, batches)
+            trace.step()
+            reading = meter.step(totals, attention, images=sum(len(batch["names"]) for batch in batches), lr=lr, epoch=progress.epoch)
             if reading is not None:
                 job.logbook.row("train", progress.step, {"epoch": progress.epoch, **reading})
             if stop or save_now:
@@ -204,27 +203,24 @@ def train(job: Job) -> int:
                 return job.stop.status
         progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
         progress.to_validate = progress.epoch % config.runtime.val_every == 0 or progress.epoch == config.optim.epochs
-        save(job)
-        if progress.to_validate:
-            validate(job)
-        meter.pause()
-    meter.close()
-    logger.info("best val mIoU %.1f %%: python eval.py --checkpoint %s", 100 * progress.best_miou, job.run.checkpoints.best)
+        with meter.paused():
+            save(job)
+            if progress.to_validate:
+                validate(job)
+    logger.info("%s\n%s\n%s", meter.close(), progress.summary(), job.run.next_commands())
     return 0
 
 
 def dry_run(job: Job) -> int:
-    """One training step and one validation image, and what they cost; nothing is written."""
+    """One training step and one validation batch, and what they cost; nothing is written."""
     dtype, device = parameter_dtype(job.config.runtime.precision), job.processes.device
     lines = describe_network(job.model, torch.zeros(1, 3, *job.config.data.crop, device=device, dtype=dtype))
     start, batches = time.monotonic(), next(iter(micro_batches(job)))
     loaded = time.monotonic()
-    totals, _, _ = take_step(job, batches)
+    totals, *_ = take_step(job, batches)
     seconds, images = time.monotonic() - loaded, job.processes.world_size * sum(len(batch["names"]) for batch in batches)
-    example_panel(job.model, job.validation, assemble.Inference.of(job.config.eval))
-    lines += [f"training      {images / seconds:.2f} images/s in the first step of {images}; its images took {loaded - start:.1f} s to load",
-              f"peak memory   {peak_memory_mib(device):.0f} MiB on {device}, one validation image included",
-              "loss          " + ", ".join(f"{name} {float(term):.4f}" for name, term in totals.items())]  # fmt: skip
+    rehearse(job)
+    lines += describe_step(totals, seconds=seconds, images=images, loading_s=loaded - start, device=device)
     logger.info("%s", "\n".join(lines))
     return 0
 
@@ -237,12 +233,14 @@ def main(arguments: argparse.Namespace) -> int:
         job = set_up(config, processes, resume=resume, write=not arguments.dry_run)
         if resume:
             restore(job.state, job.run.checkpoints, processes)
-        if arguments.dry_run:
-            return dry_run(job)
-        job.logbook.begin(dump(config), first_step=job.state.progress.step)
-        job.stop.listen()
-        status = train(job)
-        job.logbook.close()
+        job.state.progress.fit_batch(config.data.batch_size * processes.world_size * config.optim.accumulate)
+        with assemble.explained(config, "training"), Trace(job.run.folder, enabled=config.runtime.profile and processes.is_main) as trace:
+            if arguments.dry_run:
+                return dry_run(job)
+            job.logbook.begin(dump(config), first_step=job.state.progress.step, to_validate=job.state.progress.to_validate)
+            job.stop.listen()
+            status = train(job, trace)
+            job.logbook.close()
         return status
 
 

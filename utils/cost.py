@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+
+
+class MemoryShortage(ValueError):
+    """The memory of a device or of the host ran out; the message says in doing what, and what to change."""
 
 
 def count_flops(step: Callable[[], Any]) -> int:
@@ -44,3 +48,10 @@ def describe_network(model: Any, crop: Tensor) -> list[str]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return [f"parameters    {parameters:,}",
             f"FLOPs         {trained / 1e9:.1f} G forward for a crop of {tuple(crop.shape[2:])}, {trained / single:.2f} x one scale"]
+
+
+def describe_step(terms: Mapping[str, Tensor], *, seconds: float, images: int, loading_s: float, device: torch.device) -> list[str]:
+    """Three lines on a first step of `images` images over all ranks that took `seconds`: speed, peak memory, loss terms."""
+    return [f"training      {images / seconds:.2f} images/s in the first step of {images}; its images took {loading_s:.1f} s to load",
+            f"peak memory   {peak_memory_mib(device):.0f} MiB on {device}, one validation batch included",
+            "loss          " + ", ".join(f"{name} {float(term):.4f}" for name, term in terms.items())]  # fmt: skip

@@ -6,11 +6,15 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
+
+from .checkpoint import write_atomically
+from .run_folder import RunError
 
 logger = logging.getLogger("hmsa")
 
@@ -20,6 +24,13 @@ class _AboveTheBar(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record))
+
+
+class _File(logging.FileHandler):
+    """Writes train.log; what a full disk does not take is left out, instead of a traceback for each line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        return
 
 
 def start_logging(*, main: bool, file: Path | None = None) -> None:
@@ -33,7 +44,7 @@ def start_logging(*, main: bool, file: Path | None = None) -> None:
     screen.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(screen)
     if file is not None:
-        record = logging.FileHandler(file, encoding="utf-8")
+        record = _File(file, encoding="utf-8")
         record.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(record)
 
@@ -47,12 +58,14 @@ class Logbook:
         self.write = write
         self.board: Any = None
 
-    def begin(self, configuration: str, *, first_step: int = 0) -> None:
-        """Note the resolved configuration and open TensorBoard; rows beyond `first_step`, which a resumed run writes again, are dropped."""
+    def begin(self, configuration: str, *, first_step: int = 0, to_validate: bool = False) -> None:
+        """Note the resolved configuration and open TensorBoard; rows that a resumed run writes again are dropped: those beyond `first_step`,
+        and with `to_validate` the validation at that step. Raises RunError when nothing can be written."""
         if not self.write:
             return
-        (self.folder / "config.yaml").write_text(configuration, encoding="utf-8")
-        self._forget_after(first_step)
+        with self._written("config.yaml"):
+            write_atomically(self.folder / "config.yaml", configuration.encode())
+            self._forget_after(first_step, to_validate)
         try:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -66,35 +79,53 @@ class Logbook:
         if not self.write:
             return
         plain = {name: _plain(value) for name, value in values.items()}
-        with open(self.path, "a", encoding="utf-8") as file:
+        with self._written(self.path.name), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, **plain}) + "\n")
-        if self.board is not None:
-            for name, number in _numbers(kind, plain):
-                self.board.add_scalar(name, number, step)
+        for name, number in _numbers(kind, plain):
+            self._show(lambda board, name=name, number=number: board.add_scalar(name, number, step))  # type: ignore[misc]
 
     def picture(self, name: str, step: int, draw: Callable[[], np.ndarray]) -> None:
         """A uint8 RGB picture [H, W, 3] for TensorBoard, drawn only where it is written."""
         if self.board is not None:
-            self.board.add_image(name, draw(), step, dataformats="HWC")
+            picture = draw()
+            self._show(lambda board: board.add_image(name, picture, step, dataformats="HWC"))
 
     def close(self) -> None:
         """Flush TensorBoard's files."""
-        if self.board is not None:
-            self.board.close()
+        self._show(lambda board: board.close())
 
-    def _forget_after(self, step: int) -> None:
+    def _show(self, do: Callable[[Any], None]) -> None:
+        """Let TensorBoard do something; when it cannot (a full disk, say) it is off for the rest of the run."""
+        if self.board is None:
+            return
+        try:
+            do(self.board)
+        except Exception as error:  # its writer thread hands on whatever it met
+            self.board = None
+            logger.warning("TensorBoard is off from here on (%s)", error)
+
+    @contextmanager
+    def _written(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"{self.folder / name}: cannot be written ({error.strerror or error}); the checkpoints are untouched: free some space or "
+                           "choose another experiment.output, then start again with --resume") from error
+
+    def _forget_after(self, step: int, to_validate: bool) -> None:
         if not self.path.is_file():
             return
-        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _is_before(line, step, to_validate)]
+        write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
 
 
-def _step_of(line: str) -> float:
-    """The step of a row; infinity for a line that a kill cut off."""
+def _is_before(line: str, step: int, to_validate: bool) -> bool:
+    """Whether a row was written before a checkpoint of `step` that is still `to_validate`; a line that a kill cut off never was."""
     try:
-        return float(json.loads(line)["step"])
+        row = json.loads(line)
+        return row["step"] < step or row["step"] == step and not (to_validate and row["kind"] == "val")
     except (json.JSONDecodeError, KeyError, TypeError):
-        return math.inf
+        return False
 
 
 def _numbers(kind: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -28,18 +28,26 @@ class SkippedSteps:
         self.in_a_row = 0
 
     def note(self, step: int, batches: Sequence[Mapping[str, Any]], terms: Mapping[str, Tensor], *, own: bool) -> None:
-        """Log the images of the ranks whose numbers were bad (`own`); after `limit` steps in a row write the batch and raise RunError."""
+        """Log the images of the ranks whose loss was bad (`own`), of all where only the gradient was; after `limit` steps in a row write the
+        batches and raise RunError."""
         self.in_a_row += 1
-        names = [name for batch in batches for name in batch["names"]] if own else []
-        found = ", ".join(name for of_rank in self.processes.gather(names) for name in of_rank)
-        logger.warning("step %d skipped on all ranks, the loss or its gradient is not finite; images: %s", step, found)
+        gathered = self.processes.gather((own, [name for batch in batches for name in batch["names"]]))
+        guilty = [names for at_fault, names in gathered if at_fault]
+        found = ", ".join(name for names in guilty or [names for _, names in gathered] for name in names)
+        logger.warning("step %d skipped on all ranks, the %s is not finite; images: %s", step, "loss" if guilty else "gradient", found)
         if self.in_a_row < self.limit:
             return
-        dump = self.folder / f"not-finite-rank{self.processes.rank}.pt"
-        if own:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            torch.save({"step": step, "terms": dict(terms), "batches": list(batches)}, dump)
         with self.processes.agreement(RunError):
-            raise RunError(f"the loss was not finite in {self.in_a_row} steps in a row (images: {found}); the batch is in {self.folder}/"
-                           "not-finite-rank*.pt and the checkpoints are intact: lower optim.lr, set optim.clip_norm or "
-                           "runtime.precision=fp32, and go on with --resume")
+            kept = self._dump(step, batches, terms) if own or not guilty else ""
+            raise RunError(f"the loss or its gradient was not finite in {self.in_a_row} steps in a row (images: {found}); {kept}the checkpoints are "
+                           "intact: lower optim.lr, set optim.clip_norm or runtime.precision=fp32, and go on with --resume")
+
+    def _dump(self, step: int, batches: Sequence[Mapping[str, Any]], terms: Mapping[str, Tensor]) -> str:
+        """Keep this rank's batches, as plain values, for a look at them; a full disk only leaves them out."""
+        file = self.folder / f"not-finite-rank{self.processes.rank}.pt"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torch.save({"step": step, "terms": dict(terms), "batches": list(batches)}, file)
+        except (OSError, RuntimeError):
+            return ""
+        return f"the batches are in {self.folder}/not-finite-rank*.pt and "

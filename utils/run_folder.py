@@ -33,6 +33,12 @@ class RunFolder:
         make_writable(self.checkpoints.folder, setting="experiment.output=DIR")
         self.checkpoints.remove_leftovers()
 
+    def next_commands(self) -> str:
+        """What to do with a finished training, as a command to copy."""
+        newest = self.checkpoints.steps()
+        weights = self.checkpoints.best if self.checkpoints.best.is_file() else newest[-1] if newest else None
+        return "" if weights is None else f"evaluate it: python eval.py --checkpoint {weights} --output {self.folder / 'eval'}"
+
 
 def make_writable(folder: Path, *, setting: str) -> None:
     """Make `folder`, with its parents, and prove that a file can be written there; RunError names `setting` as what to change otherwise."""

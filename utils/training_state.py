@@ -18,7 +18,10 @@ from .processes import Processes
 
 @dataclass
 class Progress:
-    """Where a training stands: `step` optimiser steps done in all, `step_in_epoch` of them in `epoch`; `to_validate` when an epoch ended unscored."""
+    """Where a training stands: `step` optimiser steps done in all, `step_in_epoch` of them in `epoch`; `to_validate` when an epoch ended unscored.
+
+    `batch` is how many images all processes together take in one optimiser step, 0 before that is known.
+    """
 
     epoch: int = 0
     step_in_epoch: int = 0
@@ -27,6 +30,30 @@ class Progress:
     best_miou: float = -1.0
     best_epoch: int = -1
     skipped_steps: int = 0
+    batch: int = 0
+
+    def fit_batch(self, batch: int) -> None:
+        """Go on with `batch` images a step. Where that is another number than before, the place in the epoch is found anew.
+
+        With an equal number a resumed run takes the same images in the same steps, for any number of processes. With another one, at most
+        batch - 1 images are seen twice, the learning rate goes on from the same part of the training, and a step averages over other images.
+        """
+        if self.batch not in (0, batch):
+            logger.warning("this run took %d images a step and now takes %d: it goes on at the same place, but not as if it had not stopped "
+                           "(set data.batch_size or optim.accumulate so that their product with the number of processes is %d)",
+                           self.batch, batch, self.batch)  # fmt: skip
+            self.step_in_epoch = self.step_in_epoch * self.batch // batch
+        self.batch = batch
+
+    def steps_left(self, epochs: int, steps_per_epoch: int) -> int:
+        """Optimiser steps until `epochs` epochs are done."""
+        return max(0, (epochs - self.epoch) * steps_per_epoch - self.step_in_epoch)
+
+    def summary(self) -> str:
+        """What was done and how good the best of it was, in one line."""
+        skipped = f", {self.skipped_steps} of them skipped" if self.skipped_steps else ""
+        best = f"best val mIoU {100 * self.best_miou:.1f} % after epoch {self.best_epoch}" if self.best_epoch >= 0 else "no validation gave an mIoU"
+        return f"{self.epoch} epochs, {self.step} steps{skipped}; {best}"
 
 
 class TrainingState:
@@ -38,6 +65,7 @@ class TrainingState:
         self.scaler = scaler
         self.average = average
         self.progress = Progress()
+        self.guard = BufferGuard(model)
 
     def content(self) -> dict[str, Any]:
         """Tensors and plain values for a checkpoint that training can go on from."""
@@ -53,6 +81,25 @@ class TrainingState:
     def weights(self) -> dict[str, Tensor]:
         """The weights to evaluate with: the averaged ones when there are any."""
         return self.model.state_dict() if self.average is None else self.average.state_dict()
+
+    def gradient_norm(self) -> Tensor:
+        """Norm of all gradients, a scalar on the device; takes a GradScaler's factor out of them first."""
+        self.scaler.unscale_(self.optimizer)
+        return torch.nn.utils.get_total_norm([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None])
+
+    def overflow_is_usual(self) -> bool:
+        """Whether a gradient may be infinite only because a GradScaler tries how large its factor can be; it then skips the step itself."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
+
+    def keep_buffers(self) -> None:
+        """Remember the batch-norm statistics in case the coming step must be skipped."""
+        self.guard.keep()
+
+    def skip_step(self) -> None:
+        """Leave everything as it was before the step, and count it."""
+        self.guard.restore()
+        self.scaler.update()  # a GradScaler does not take a second unscale_ without one; its factor falls
+        self.progress.skipped_steps += 1
 
     def step(self) -> None:
         """Let the optimiser (through the scaler) use the gradients, and the averaged weights follow."""

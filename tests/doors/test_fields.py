@@ -31,11 +31,14 @@ class Recorder:
         verification = SimpleNamespace(raise_for_problems=lambda: None)
         model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
         model.parameters_of_heads = lambda: ()  # type: ignore[assignment]
-        results = {"build_files": files, "verify_files": verification, "count_pixels": np.array([1, 2, 3]), "build_model": model}
+        results = {"build_files": files, "verify_files": verification, "count_pixels": np.array([1, 2, 3]), "build_model": model,
+                   "synchronise_batch_norm": model}
         for name in ("build_files", "build_train_loader", "build_eval_loader", "verify_files", "count_pixels", "build_model", "load_weights",
                      "build_criterion", "build_optimizer", "parameter_groups", "scaled_learning_rate", "build_schedule", "predict",
-                     "class_weights_from_counts", "normalise", "augment_on_device"):  # fmt: skip
+                     "class_weights_from_counts", "normalise", "augment_on_device", "synchronise_batch_norm", "compile_in_place",
+                     "WeightAverage"):  # fmt: skip
             monkeypatch.setattr(assemble, name, self.stand_in(name, results.get(name, 0.5)))
+        monkeypatch.setattr(assemble, "TrainingState", lambda *parts: None)
 
     def stand_in(self, name: str, result: Any) -> Any:
         def call(*arguments: Any, **keywords: Any) -> Any:
@@ -55,7 +58,8 @@ class Recorder:
         assemble.split_loader(config, files, ALONE)
         model = assemble.initial_model(config, num_classes=3)
         self.calls.append(str(next(assemble.place(model, config, torch.device("cpu")).parameters()).dtype))
-        assemble.optimizer(config, model, processes=ALONE, scaled=False)
+        assemble.training_state(config, files, ALONE)
+        self.calls.append(str(assemble.lazily(config)))
         assemble.criterion(config, files)
         assemble.schedule(config, steps_per_epoch=10)
         assemble.prepared(config, {"image": torch.zeros(1), "label": torch.zeros(1), "region": torch.zeros(1), "position": torch.zeros(1)}, epoch=0,
