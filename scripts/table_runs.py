@@ -64,6 +64,7 @@ class Run:
         for section, names in COSMETIC.items():
             for name in names:
                 resolved.get(section, {}).pop(name, None)
+        (resolved.get("data", {}).get("extra") or {}).pop("root", None)  # a place, not a content: `data_recipe` tells what lies there
         content = [resolved, [[list(scoring.lists), list(scoring.overrides)] for scoring in self.scorings], self.split, self.data_recipe]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -85,18 +86,27 @@ def door(name: str, *arguments: str, threads: int, log: Path) -> None:
         raise RunError(f"{name} {' '.join(arguments)} ended with status {done.returncode}; the end of {log}:\n{log.read_text()[-1500:]}")
 
 
+def folder_of(run: Run) -> Path:
+    """Where train.py keeps the run."""
+    return run.folder / f"{run.method.replace(' ', '_')}-{run.seed}-{run.recipe()}"
+
+
+def best_checkpoint(run: Run) -> Path:
+    """The best checkpoint of a run, which is what is scored, and what labels images for others."""
+    return folder_of(run) / "checkpoints" / "best.pt"
+
+
 def perform(run: Run) -> dict[str, Any]:
     """Train (going on where a killed one stopped), score, write the row; returns it."""
     if run.is_done():
         return dict(json.loads(run.row.read_text(encoding="utf-8")))
-    recipe = run.recipe()
-    folder = run.folder / f"{run.method.replace(' ', '_')}-{run.seed}-{recipe}"
+    recipe, folder = run.recipe(), folder_of(run)
     overrides = [*run.overrides, f"experiment.output={folder}", f"experiment.seed={run.seed}", f"runtime.threads={run.threads}"]
     trained, start = folder / "trained.json", time.monotonic()
     if not trained.is_file():
         door("train.py", str(run.config), "--resume", *overrides, threads=run.threads, log=folder / "stdout.log")
         trained.write_text(json.dumps({"train_s": round(time.monotonic() - start, 1)}))
-    checkpoint = folder / "checkpoints" / "best.pt"
+    checkpoint = best_checkpoint(run)
     scored = []
     for number, scoring in enumerate(run.scorings):
         output = folder / f"{run.split}-{number}"
