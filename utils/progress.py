@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import TextIO
 
 from tqdm import tqdm
 
+ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # by which tqdm moves the cursor between nested bars
 LOG_SECONDS = 30.0  # between two lines in a log
 
 
@@ -17,7 +19,7 @@ class _Lines:
         self.stream = stream
 
     def write(self, text: str) -> None:
-        shown = text.strip()
+        shown = ESCAPES.sub("", text).strip()
         if shown:
             self.stream.write(shown + "\n")
 
