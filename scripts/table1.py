@@ -20,6 +20,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from scripts.table_charts import cost_chart, gain_chart
 from scripts.table_runs import Run, RunError, Scoring, commit, perform_all
 from utils.cli import parse_with_overrides, run_door
 from utils.config import ConfigError, load_config
@@ -227,6 +228,10 @@ def main(options: argparse.Namespace) -> int:
     summary = summarise(rows, costs)
     (options.output / "table1.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     (options.output / "table1.md").write_text(markdown(summary), encoding="utf-8")
+    if any(line["cost"] is not None for line in summary["lines"]):
+        (options.output / "cost.svg").write_text(cost_chart(summary["lines"]), encoding="utf-8")
+    if summary["gains"]:
+        (options.output / "gains.svg").write_text(gain_chart(summary["gains"], THIN), encoding="utf-8")
     print(markdown(summary), end="")
     return 0
 

@@ -1,0 +1,133 @@
+"""The miniatures of the paper's tables: which rows are kept, what is made of them, and that the charts are well-formed."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import table1, table2, table_runs
+from scripts.table_charts import cost_chart, gain_chart
+from scripts.table_runs import Run, RunError, Scoring, perform, perform_all
+
+DEMO = table_runs.ROOT / "configs" / "demo.yaml"
+
+
+def run(folder: Path, *overrides: str, seed: int = 0, **changes: Any) -> Run:
+    parts: dict[str, Any] = {"split": "test", "scorings": (Scoring(("0.5,1,2", "1")),), "data_recipe": "drawn so", **changes}
+    return Run("hierarchical", seed, DEMO, overrides, folder=folder / "runs", row=folder / f"row-{seed}.json", **parts)
+
+
+class FakeDoors:
+    """Stands for train.py and eval.py: notes the calls, and writes what eval.py would."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, broken_seed: int | None = None) -> None:
+        self.calls: list[tuple[str, ...]] = []
+        self.broken_seed = broken_seed
+        monkeypatch.setattr(table_runs, "door", self)
+
+    def __call__(self, name: str, *arguments: str, threads: int, log: Path) -> None:
+        self.calls.append((name, *arguments))
+        if name == "train.py":
+            log.parent.mkdir(parents=True, exist_ok=True)
+            if f"experiment.seed={self.broken_seed}" in arguments:
+                raise RunError("train.py ended with status 1")
+        else:
+            output = Path(arguments[arguments.index("--output") + 1])
+            output.mkdir(parents=True)
+            compared = [{"scales": [0.5, 1.0, 2.0], "miou": 0.6, "per_class": {"pole": 0.4}}]
+            (output / "metrics.json").write_text(json.dumps({"images": 4, "checkpoint_sha256": "ab", "combine": "average", "compared": compared}))
+
+
+def test_a_row_is_made_once_and_again_when_its_recipe_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doors = FakeDoors(monkeypatch)
+    row = perform(run(tmp_path))
+    assert [call[0] for call in doors.calls] == ["train.py", "eval.py"] and row["scored"][0]["miou"] == 0.6
+    assert perform(run(tmp_path)) == row and len(doors.calls) == 2
+    assert not run(tmp_path, "optim.epochs=2").is_done() and not run(tmp_path, data_recipe="drawn otherwise").is_done()
+    assert run(tmp_path, "runtime.log_every=7", "data.root=elsewhere").is_done()
+    assert run(tmp_path, "data.crop=[128,256]").is_done()  # the value it has already
+
+
+def test_a_training_is_kept_when_only_the_scoring_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    doors = FakeDoors(monkeypatch)
+    perform(run(tmp_path))
+    folder = table_runs.folder_of(run(tmp_path))
+    (tmp_path / "row-0.json").unlink()
+    (folder / "test-0" / "metrics.json").unlink()
+    (folder / "test-0").rmdir()
+    perform(run(tmp_path))
+    assert [call[0] for call in doors.calls] == ["train.py", "eval.py", "eval.py"]
+
+
+def test_one_failure_leaves_the_other_rows_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeDoors(monkeypatch, broken_seed=1)
+    with pytest.raises(RunError, match="status 1"):
+        perform_all([run(tmp_path, seed=seed) for seed in range(3)], jobs=1)
+    assert [run(tmp_path, seed=seed).is_done() for seed in range(3)] == [True, False, True]
+
+
+def test_a_door_that_fails_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"(?s)train.py .*status 2.*no such file"):
+        table_runs.door("train.py", str(tmp_path / "missing.yaml"), threads=1, log=tmp_path / "log")
+
+
+def rows_of_table1() -> list[dict[str, Any]]:
+    def entry(scales: list[float], miou: float, pole: float, road: float) -> dict[str, Any]:
+        return {"scales": scales, "combine": "average", "miou": miou, "per_class": {"pole": pole, "road": road}}
+
+    rows: list[dict[str, Any]] = []
+    for seed in range(3):
+        noise = 0.01 * seed
+        share = {"1": {"pole": 0.7, "road": 0.2}, "0.5": {"pole": 0.3, "road": 0.8}}
+        rows.append({"method": "single", "seed": seed, "attention_share": None,
+                     "scored": [entry([1.0], 0.50 + noise, 0.3, 0.8), entry([0.5, 1.0, 2.0], 0.52 + noise, 0.3, 0.8),
+                                entry([0.25, 0.5, 1.0, 2.0], 0.51 + noise, 0.3, 0.8)]})  # fmt: skip
+        rows.append({"method": "hierarchical", "seed": seed, "attention_share": share,
+                     "scored": [entry([0.5, 1.0, 2.0], 0.56 + 2 * noise, 0.4, 0.81), entry([0.25, 0.5, 1.0, 2.0], 0.57 + 2 * noise, 0.4, 0.81)]})
+    return rows
+
+
+def test_table1_means_paired_differences_gains_and_attention() -> None:
+    summary = table1.summarise(rows_of_table1(), {"single": {"flops": 1, "step_s": 0.1, "step": 1, "memory": 1},
+                                                   "hierarchical": {"flops": 1.25, "step_s": 0.13, "step": 1.3, "memory": 1.2}})  # fmt: skip
+    found = summary["differences"]["hierarchical {0.5,1,2} - average {0.5,1,2}"]
+    assert found["mean"] == pytest.approx(0.05) and found["standard_error"] == pytest.approx(0.01 / math.sqrt(3)) and found["seeds"] == 3
+    assert summary["differences"]["adding 0.25 to average"]["mean"] == pytest.approx(-0.01)
+    assert summary["gains"] == {"pole": pytest.approx(0.1), "road": pytest.approx(0.01)}
+    assert summary["attention"]["1"] == pytest.approx({"thin": 0.7, "large": 0.2}) and summary["attention"]["0.5"]["large"] == pytest.approx(0.8)
+    text = table1.markdown(summary)
+    assert "| hierarchical | 0.5 1 2 | 58.0 ± 2.0 | 3 | 1.25x | 0.130 | 1.30x | 1.20x |" in text and "| 0.5x | 0.30 | 0.80 |" in text
+    for chart in (cost_chart(summary["lines"]), gain_chart(summary["gains"], table1.THIN)):
+        assert ElementTree.fromstring(chart).tag.endswith("svg")
+    assert "hierarchical {0.5, 1, 2}" in cost_chart(summary["lines"]) and "+10.0" in gain_chart(summary["gains"], table1.THIN)
+
+
+def test_every_line_of_table1_is_scored_by_its_model() -> None:
+    for _, model, scales, combine in table1.LINES:
+        lists = [(tuple(map(float, text.split(","))), "max" if "eval.combine=max" in scoring.overrides else "average")
+                 for scoring in table1.MODELS[model][1] for text in scoring.lists]  # fmt: skip
+        assert (scales, combine) in lists
+
+
+def test_a_table_trains_seed_by_seed_with_distinct_recipes(tmp_path: Path) -> None:
+    options = table1.parse(["--output", str(tmp_path), "--runs", str(tmp_path), "optim.epochs=2"])
+    runs = table1.runs_of(options, "data/demo")
+    assert len(runs) == sum(table1.SEEDS.values()) and [found.seed for found in runs] == sorted(found.seed for found in runs)
+    assert len({found.recipe() for found in runs}) == len(table1.MODELS) and len({found.row for found in runs}) == len(runs)
+
+
+def test_table2_pairs_rows_with_the_baseline_and_its_rows_differ_in_two_options(tmp_path: Path) -> None:
+    rows = [{"method": name, "seed": seed, "scored": [{"miou": base + 0.01 * seed}]}
+            for name, base in (("baseline", 0.5), ("attention", 0.53), ("auto-labels", 0.54), ("both", 0.58)) for seed in range(2)]  # fmt: skip
+    text = table2.markdown(table2.summarise(rows))
+    assert "| both | yes | yes | 58.5 ± 0.7 | +8.00 (0.00) | 2 |" in text
+    options = table2.parse(["--output", str(tmp_path)])
+    one, other = (table2.run_of(options, name, 0, "") for name in ("baseline", "both"))
+    assert set(one.overrides) ^ set(other.overrides) == {
+        "model.multiscale=single", "data.extra.labels=coarse", "model.multiscale=hierarchical", "data.extra.labels=auto"
+    }  # fmt: skip
