@@ -8,17 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from .autolabels import AutoLabels, find_auto_labels
 from .cityscapes import find_cityscapes
 from .class_list import Layout
 from .errors import DataError
-from .files import Files, pack
+from .files import STILL, Files, pack
 from .folder import find_folder, read_list
 from .listing import IMAGE_SUFFIXES, Found, first_entries, has_suffix, require_folder, scan, stem
 from .mapillary import find_mapillary
 from .policy import LabelPolicy
 from .reading import DEFAULT_MAX_PIXELS
 from .spec import DatasetSpec, did_you_mean
+from .video import count_frames, is_video
 
 DATASETS = ("folder", "cityscapes", "mapillary")
 LABEL_KINDS = ("fine", "coarse", "auto", "none")
@@ -112,9 +115,10 @@ def _automatic(
 def image_files(inputs: Sequence[str | Path], *, spec: DatasetSpec, max_pixels: int = DEFAULT_MAX_PIXELS) -> Files:
     """Images without labels from folders, files, globs and .txt lists, in that order, none twice; names keep the path below the input folder.
 
-    DataError: an input that does not exist, or no image in it.
+    A video file stands for its frames, called VIDEO/000000 and so on. DataError: an input that does not exist, or no image in it.
     """
     images: list[str] = []
+    frames: list[int] = []
     names: list[tuple[str, str]] = []
     seen: set[str] = set()
     for entry in inputs:
@@ -122,11 +126,14 @@ def image_files(inputs: Sequence[str | Path], *, spec: DatasetSpec, max_pixels: 
             real = os.path.realpath(path)
             if real not in seen:
                 seen.add(real)
-                images.append(path)
-                names.append((name, parent))
+                for frame in range(count_frames(path)) if is_video(path) else (STILL,):
+                    images.append(path)
+                    frames.append(frame)
+                    names.append((name if frame == STILL else f"{stem(name)}/{frame:06d}", parent))
     if not images:
         raise DataError("no image was given", kind="empty split")
-    return Files(spec=spec, split="images", root=Path("/"), images=pack(images), labels=None, names=pack(_unique(names)), max_pixels=max_pixels)
+    return Files(spec=spec, split="images", root=Path("/"), images=pack(images), labels=None, names=pack(_unique(names)), max_pixels=max_pixels,
+                 frames=None if set(frames) == {STILL} else np.array(frames, dtype=np.int32))  # fmt: skip
 
 
 def _expand(entry: str) -> list[tuple[str, str, str]]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .files import Files
-from .reading import image_size, resize_long_edge
+from .reading import resize_long_edge
 from .workers import Batch, Processes, batches, start_loader
 
 
@@ -81,6 +81,8 @@ def build_eval_loader(
     mine = list(range(rank, len(files), world_size))
     steps = [[index] for index in mine] if batch_size == 1 else _equal_sizes(files, mine, batch_size)
     reader = EvalReader(files, with_label=with_label, long_edge=long_edge, score_native=score_native)
+    if files.frames is not None:
+        workers = 0  # a video decoder that the main process has used hangs in a forked one
     processes = Processes(workers=min(workers, len(steps)), prefetch=prefetch, persistent=False, pin_memory=pin_memory)
     return EvalLoader(reader, steps, processes)
 
@@ -90,7 +92,7 @@ def _equal_sizes(files: Files, indices: list[int], batch_size: int) -> list[list
     steps: list[list[int]] = []
     waiting: dict[tuple[int, int], list[int]] = {}
     for index in indices:
-        group = waiting.setdefault(image_size(files.image_path(index)), [])
+        group = waiting.setdefault(files.image_size(index), [])
         group.append(index)
         if len(group) == batch_size:
             steps.append(group.copy())

@@ -12,8 +12,11 @@ import numpy as np
 
 from .errors import DataError
 from .policy import LabelPolicy
-from .reading import DEFAULT_MAX_PIXELS, read_image, read_label
+from .reading import DEFAULT_MAX_PIXELS, image_size, read_image, read_label
 from .spec import DatasetSpec, LabelIds
+from .video import frame_size, read_frame
+
+STILL = -1  # the frame number of what is no video
 
 
 def pack(texts: Iterable[str]) -> np.ndarray:
@@ -27,7 +30,8 @@ class Files:
 
     Paths are bytes arrays [N] relative to `root` (absolute ones stand for themselves); `labels` is None where the split has none. `names` are
     unique, relative, without suffix, as the data set spells them. `human` are coarse labels drawn by people beside automatic ones, `confidence`
-    8-bit images of 255 x the teacher's probability; an empty entry means none. `label_ids` says what the label files hold. Use the methods:
+    8-bit images of 255 x the teacher's probability; an empty entry means none. `label_ids` says what the label files hold. `frames` int32 [N] are
+    frame numbers where images are frames of videos, `STILL` for the others; None: no video is among them. Use the methods:
     `read_label` alone applies confidence, policy and mask, and `label_sources` with `label_settings` are all that its result depends on.
     """
 
@@ -42,6 +46,7 @@ class Files:
     label_ids: LabelIds = "raw"
     policy: LabelPolicy | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
+    frames: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,7 +76,18 @@ class Files:
 
     def read_image(self, index: int) -> np.ndarray:
         """Image `index`, uint8 RGB [H, W, 3]."""
+        if self._is_frame(index):
+            assert self.frames is not None
+            return read_frame(self.image_path(index), int(self.frames[index]), max_pixels=self.max_pixels)
         return read_image(self.image_path(index), max_pixels=self.max_pixels)
+
+    def image_size(self, index: int) -> tuple[int, int]:
+        """(height, width) of image `index` as `read_image` gives it, from the first bytes of its file."""
+        path = self.image_path(index)
+        return frame_size(str(path)) if self._is_frame(index) else image_size(path)
+
+    def _is_frame(self, index: int) -> bool:
+        return self.frames is not None and int(self.frames[index]) != STILL
 
     def read_label(self, index: int, *, image_size: tuple[int, int] | None = None) -> np.ndarray:
         """Label `index` in train ids, uint8 [H, W], with the split's confidence threshold, policy and mask applied.
@@ -110,5 +126,6 @@ class Files:
     def subset(self, indices: Sequence[int] | np.ndarray) -> Files:
         """The chosen entries in the given order."""
         chosen = np.asarray(indices, dtype=np.int64)
-        labels, human, confidence = (None if paths is None else paths[chosen] for paths in (self.labels, self.human, self.confidence))
-        return replace(self, images=self.images[chosen], names=self.names[chosen], labels=labels, human=human, confidence=confidence)
+        optional = (self.labels, self.human, self.confidence, self.frames)
+        labels, human, confidence, frames = (None if values is None else values[chosen] for values in optional)
+        return replace(self, images=self.images[chosen], names=self.names[chosen], labels=labels, human=human, confidence=confidence, frames=frames)
