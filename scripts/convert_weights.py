@@ -2,9 +2,10 @@
 
     python scripts/convert_weights.py INPUT OUTPUT [--trunk hrnet_w48 --decoder ocr --multiscale hierarchical] [--trunk-only]
 
-OUTPUT ends in .safetensors or .pth; INPUT is anything that `network.load_weights` reads, or safetensors. Trunk, decoder
-and multiscale name the model that INPUT belongs to (the defaults are the paper's); the number of classes is read from
-the file. With `--trunk-only` the trunk's tensors are written, by the names of its ImageNet files.
+OUTPUT ends in .safetensors or .pth; INPUT is anything that `network.load_weights` reads, or safetensors. A checkpoint of
+train.py says itself which model it belongs to; of other files trunk, decoder and multiscale say so (the defaults are the
+paper's), and the number of classes is read from the file. With `--trunk-only` the trunk's tensors are written, by the
+names of its ImageNet files.
 """
 from __future__ import annotations
 
@@ -23,18 +24,21 @@ from torch import Tensor
 from network import DECODERS, MULTISCALE, ModelError, build_model, load_weights
 from network.weight_files import read_tensors
 from network.weights import recognise
+from utils.checkpoint import is_ours
 
 SUFFIXES = (".safetensors", ".pth")
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(command_line)
+    from assemble import USER_ERRORS
+
     try:
         tensors = convert(
             arguments.input, trunk=arguments.trunk, decoder=arguments.decoder, multiscale=arguments.multiscale, trunk_only=arguments.trunk_only
         )
         write(tensors, arguments.output)
-    except (ModelError, OSError) as error:
+    except (*USER_ERRORS, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     count = sum(tensor.numel() for tensor in tensors.values())
@@ -62,6 +66,11 @@ def _output(text: str) -> Path:
 
 def convert(source: Path, *, trunk: str, decoder: str, multiscale: str, trunk_only: bool = False) -> dict[str, Tensor]:
     """The tensors of `source` by our names, complete for that model. Raises ModelError where they are not."""
+    if is_ours(source):
+        from assemble import load_model
+
+        model = load_model(source, config_file=None, overrides=(), device=torch.device("cpu")).model
+        return dict((model.trunk if trunk_only else model).state_dict())
     kind, tensors = recognise(read_tensors(source), name=str(source))
     if kind == "trunk":
         model = build_model(trunk=trunk, decoder="fcn", multiscale="single", num_classes=1)

@@ -10,6 +10,9 @@ from torch import nn
 
 from network import build_model, load_weights
 from scripts.convert_weights import main
+from tests.datasets.trees import toy_spec
+from utils.checkpoint import FORMAT
+from utils.config import Config
 
 safetensors = pytest.importorskip("safetensors.torch")
 SMALL = ["--trunk", "hrnet_w18_small", "--decoder", "ocr"]
@@ -38,6 +41,19 @@ def test_to_safetensors_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
     load_weights(fresh, tmp_path / "ours.safetensors")
     assert equal(dict(fresh.state_dict()), dict(model.state_dict()))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["back.pth", "ours.pt", "ours.safetensors"]
+
+
+def test_a_checkpoint_of_a_training_says_itself_what_model_it_is(tmp_path: Path) -> None:
+    """Widths and heads that no option of this script names."""
+    options = {"trunk": "hrnet_w18_small", "decoder": "ocr", "decoder_channels": 24, "attention_channels": 8, "head": "paper"}
+    model = build_model(num_classes=3, **options)  # type: ignore[arg-type]
+    spec = toy_spec(3).to_dict()
+    content = {"format": FORMAT, "model": model.state_dict(), "config": Config.from_dict({"model": options}).to_dict(), "spec": spec}
+    torch.save(content, tmp_path / "best.pt")
+    assert main([str(tmp_path / "best.pt"), str(tmp_path / "best.safetensors")]) == 0
+    assert equal(safetensors.load_file(tmp_path / "best.safetensors"), dict(model.state_dict()))
+    assert main([str(tmp_path / "best.pt"), str(tmp_path / "trunk.pth"), "--trunk-only"]) == 0
+    assert equal(torch.load(tmp_path / "trunk.pth", weights_only=True), dict(model.trunk.state_dict()))
 
 
 def authors_names(model: nn.Module) -> dict[str, torch.Tensor]:
