@@ -1,6 +1,7 @@
-"""Evaluate a checkpoint on a split, or predict any images with a checkpoint alone.
+"""Evaluate a checkpoint on a split, hand a split in to a benchmark, or predict any images with a checkpoint alone.
 
     python eval.py --checkpoint runs/x/checkpoints/best.pt [--split val] [--scales 0.5 1.0 2.0] [--flip] [--output DIR]
+    python eval.py --checkpoint runs/x/checkpoints/best.pt --split test --submit test.zip
     python eval.py --checkpoint best.pt --images DIR_OR_FILES --output DIR
 
 Runs alone or under torchrun, on CPU or GPUs, from the same command line.
@@ -15,6 +16,8 @@ from pathlib import Path
 from utils.cli import parse_with_overrides, run_door
 
 SAVES = ("labels", "colour", "overlay", "attention", "confidence", "probabilities", "scales")
+SAVED_BY_DEFAULT = ("labels", "colour", "overlay")
+COMBINE, OVER = ("average", "max"), ("logits", "probabilities")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -22,20 +25,29 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, type=Path, help="a checkpoint of train.py, or published weights together with --config")
     parser.add_argument("--config", type=Path, help="YAML configuration, for weights that carry none")
-    parser.add_argument("--split", help="split to score (default: data.val_split of the configuration)")
-    parser.add_argument("--images", nargs="+", metavar="PATH", help="folders, files, globs, a .txt list or a video: predict these instead of a split")
+    parser.add_argument("--split", help="split to score (default: data.val_split of the configuration); one without labels is predicted")
+    parser.add_argument("--images", nargs="+", metavar="PATH", help="folders, files, globs, .txt lists or videos: predict these instead of a split")
     parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="scales of inference (default: eval.scales)")
-    parser.add_argument("--compare", nargs="+", default=[], metavar="LIST", help="further scale lists to score beside it, e.g. 1 0.5,1 0.25,0.5,1,2")
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=None, help="average with the mirrored image (default: eval.flip)")
+    parser.add_argument("--combine", choices=COMBINE, help="how the scales of a single-scale model are combined (default: eval.combine)")
+    parser.add_argument("--over", choices=OVER, help="what is averaged over scales and flip (default: eval.over)")
+    parser.add_argument("--compare", nargs="+", default=[], metavar="LIST",
+                        help="further ways to score beside it: scales, and after a plus what else differs, e.g. 1 0.5,1,2 0.5,1,2+flip 0.5,1,2+max")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where metrics.json, report.html and the pictures go")
     parser.add_argument("--save", nargs="+", default=None, choices=SAVES, metavar="KIND",
-                        help=f"pictures to write for every image: {', '.join(SAVES)} (default: labels colour overlay with --images, none on a split)")
+                        help=f"pictures to write for every image: {', '.join(SAVES)} (default: none where there are labels to score, else "
+                        f"{' '.join(SAVED_BY_DEFAULT)})")
+    parser.add_argument("--submit", type=Path, metavar="FILE.zip", help="predictions of the split as its benchmark wants them, checked and zipped")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the configuration, e.g. data.root=/data/cityscapes")
     arguments = parse_with_overrides(parser, argv)
     if arguments.images and arguments.output is None:
         parser.error("--images needs --output DIR for the predictions")
-    if arguments.images and arguments.split:
-        parser.error("--images and --split exclude each other")
+    if arguments.images and (arguments.split or arguments.submit):
+        parser.error("--images goes with neither --split nor --submit")
+    if arguments.save and arguments.output is None:
+        parser.error("--save needs --output DIR for the pictures")
+    if arguments.submit and arguments.submit.suffix != ".zip":
+        parser.error(f"--submit {arguments.submit}: the file must end in .zip")
     return arguments
 
 
@@ -44,392 +56,308 @@ if __name__ == "__main__":
 
 import json  # noqa: E402
 import math  # noqa: E402
+import time  # noqa: E402
 from collections.abc import Callable, Iterable, Sequence  # noqa: E402
-from contextlib import nullcontext  # noqa: E402
-from dataclasses import asdict, dataclass, field  # noqa: E402
+from dataclasses import dataclass, field, replace  # noqa: E402
 from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 import assemble  # noqa: E402
 from assemble import Inference, Loaded  # noqa: E402
-from datasets import DataError, DatasetSpec, Files, image_files, normalise  # noqa: E402
-from network import Prediction  # noqa: E402
-from network.inference import label_and_confidence, predicted_label  # noqa: E402
+from datasets import DataError, DatasetSpec, Files, image_files  # noqa: E402
+from network.folding import prepare_for_inference  # noqa: E402
+from network.inference import out_of_memory  # noqa: E402
 from network.multiscale import MultiScale  # noqa: E402
+from pictures import LABELS, Found, HandIn, Pictures, Wanted, attends, example_panel, fitted, infer, legend_of, share_maps  # noqa: E402
+from reporting import Evaluation, per_class, print_results, write_results  # noqa: E402
 from utils.checkpoint import write_atomically  # noqa: E402
 from utils.image_writer import ImageWriter  # noqa: E402
+from utils.instance_iou import instances_path  # noqa: E402
 from utils.logbook import logger, start_logging  # noqa: E402
-from utils.metrics import ConfusionMatrix, category_iou, iou_of, mean_of  # noqa: E402
+from utils.metrics import ConfusionMatrix, ImageScores  # noqa: E402
 from utils.processes import Processes, join, recorded  # noqa: E402
 from utils.progress import progress_bar  # noqa: E402
-from utils.report import ComparedRow, EvaluationReport, Example, Picture, write_report  # noqa: E402
 from utils.run_folder import make_writable  # noqa: E402
 from utils.runtime import prepare_runtime  # noqa: E402
-from utils.visualise import colorize, error_map, heat, overlay, panel, scale_map, scale_shares  # noqa: E402
+from utils.scores import divide  # noqa: E402
+from utils.submission import SubmissionError  # noqa: E402
+from utils.visualise import attention_share  # noqa: E402
 
-OnImage = Callable[[dict[str, Any], int, Prediction], None]
+__all__ = ["Evaluation", "evaluate", "example_panel", "main", "per_class"]
+
+USER_ERRORS = (*assemble.USER_ERRORS, SubmissionError)
+OnImage = Callable[[dict[str, Any], int, Found], None]
+OnMaps = Callable[[int, np.ndarray, np.ndarray], None]
 
 
-@dataclass
-class Evaluation:
-    """What one pass over a split found, the same on every rank."""
+def predictions(model: MultiScale, loader: Iterable[dict[str, Any]], *, inference: Inference, processes: Processes, images: int,
+                wanted: Wanted = LABELS, image_by_image: bool = False, show: bool = True) -> Iterable[tuple[dict[str, Any], int, Found]]:
+    """(batch, position in it, what was found [1, ...]) for every image this rank is given, with a progress bar for all ranks.
 
-    matrix: ConfusionMatrix
-    images: int
-    loss: float | None
-    per_image: dict[int, np.ndarray] = field(default_factory=dict)
-    shares: np.ndarray | None = None
+    Where a batch has labels, what is found has their size. `image_by_image` infers each image of a batch alone.
+    """
+    with progress_bar(total=images, desc=inference.describe(), unit="image", show=show and processes.is_main, leave=False) as bar:
+        for batch in loader:
+            count = len(batch["names"])
+            size = tuple((batch["label"] if "label" in batch else batch["image"]).shape[-2:])
+            if image_by_image:
+                for position in range(count):
+                    yield batch, position, infer(model, batch["image"][position : position + 1], inference, wanted, size=size)
+            else:
+                found = infer(model, batch["image"], inference, wanted, size=size)
+                for position in range(count):
+                    yield batch, position, found.at(position)
+            bar.update(min(count * processes.world_size, images - bar.n))
 
 
 @dataclass
 class _Tally:
-    """What one rank has counted so far."""
+    """What one rank has counted so far, by index of the image."""
 
     matrix: ConfusionMatrix
-    shares: np.ndarray
-    pixels: np.ndarray
     per_image: dict[int, np.ndarray] = field(default_factory=dict)
-    losses: dict[int, float] = field(default_factory=dict)
-
-
-def predictions(model: MultiScale, loader: Iterable[dict[str, Any]], *, inference: Inference, processes: Processes, images: int,
-                keep_scales: bool = False, show: bool = True) -> Iterable[tuple[dict[str, Any], int, Prediction]]:
-    """(batch, position in it, prediction [1, C, H, W]) for every image this rank is given, with a progress bar for all of them."""
-    parameter = next(model.parameters())
-    with progress_bar(total=images, desc=inference.describe(), unit="image", show=show and processes.is_main, leave=False) as bar:
-        for batch in loader:
-            image = normalise(batch["image"].to(parameter.device, non_blocking=True), dtype=parameter.dtype)
-            found = inference.predict(model, image, keep_scales=keep_scales, on_fallback=lambda sentence: logger.warning("%s", sentence))
-            for position in range(len(batch["names"])):
-                yield batch, position, at(found, position)
-            bar.update(min(len(batch["names"]) * processes.world_size, images - bar.n))
-
-
-def at(prediction: Prediction, position: int) -> Prediction:
-    """The prediction of one image of a batch, still with a batch dimension of one."""
-    take = slice(position, position + 1)
-    scales = None if prediction.scales is None else {scale: at(inner, position) for scale, inner in prediction.scales.items()}
-    attention = None if prediction.attention is None else prediction.attention[take]
-    return Prediction(logits=prediction.logits[take], attention=attention, scales=scales)
+    losses: dict[int, float | None] = field(default_factory=dict)
+    shares: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
 @torch.inference_mode()
 def evaluate(model: MultiScale, loader: Iterable[dict[str, Any]], *, spec: DatasetSpec, inference: Inference, processes: Processes, images: int,
-             criterion: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None, attention: bool = False, show: bool = True,
-             on_image: OnImage | None = None) -> Evaluation:
+             criterion: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None, attention: bool = False, wanted: Wanted = LABELS,
+             image_by_image: bool = False, show: bool = True, on_image: OnImage | None = None, on_maps: OnMaps | None = None) -> Evaluation:
     """Score `model` on every image of `loader` once; image by image the result has the same bits for any number of ranks.
 
     `images` is how many there are over all ranks: a lost or doubled one raises. `criterion(logits, label)` gives the terms of the validation
-    loss (mean over images). `attention` adds how much each scale counts per class. `on_image(batch, position, prediction)` sees each image.
+    loss (mean over images). `attention` adds how much each scale counts per class. `on_image(batch, position, found)` sees each image, with
+    what is `wanted` for it; `on_maps(index, predicted, label)` sees its uint8 maps [H, W] in a thread, while the network goes on.
     """
-    was_training = model.training
+    was_training, start = model.training, time.monotonic()
     model.eval()
-    matrix = ConfusionMatrix(spec.num_classes, ignore_label=spec.ignore_label, device=processes.device)
-    tally = _Tally(matrix, np.zeros((len(inference.scales), spec.num_classes)), np.zeros(spec.num_classes))
-    found = predictions(model, loader, inference=inference, processes=processes, images=images, keep_scales=attention, show=show)
-    for batch, position, prediction in found:
-        label = batch["label"][position : position + 1].to(processes.device)
-        if prediction.logits.shape[-2:] != label.shape[-2:]:  # scoring at the label's native size was asked for
-            logits = nn.functional.interpolate(prediction.logits, size=label.shape[-2:], mode="bilinear", align_corners=False)
-            prediction = prediction._replace(logits=logits)
-        index = int(batch["index"][position])
-        own = ConfusionMatrix(spec.num_classes, ignore_label=spec.ignore_label, device=processes.device)
-        own.update(predicted_label(prediction.logits), label)
-        tally.matrix.merge(own)
-        tally.per_image[index] = own.numpy()
-        if criterion is not None:
-            tally.losses[index] = float(torch.stack(list(criterion(prediction.logits, label).values())).sum())
-        if attention:
-            _add_shares(tally, prediction, label[0].cpu().numpy(), inference.scales)
-        if on_image is not None:
-            on_image(batch, position, prediction)
+    tally = _Tally(ConfusionMatrix(spec.num_classes, ignore_label=spec.ignore_label, device=processes.device))
+    wanted = wanted | Wanted(logits=criterion is not None, scales=attention)
+    with ImageWriter(workers=2 if on_maps or attention else 0) as background:
+        for batch, position, found in predictions(model, loader, inference=inference, processes=processes, images=images, wanted=wanted,
+                                                  image_by_image=image_by_image, show=show):
+            index, host_label = int(batch["index"][position]), batch["label"][position]
+            label = host_label[None].to(processes.device)
+            own = ConfusionMatrix(spec.num_classes, ignore_label=spec.ignore_label, device=processes.device)
+            own.update(found.label, label)
+            tally.matrix.merge(own)
+            tally.per_image[index] = own.numpy()
+            if criterion is not None:
+                tally.losses[index] = _loss(criterion, found, label)
+            if attention:
+                assert found.prediction is not None
+                background.call(_note_shares, tally, index, share_maps(found.prediction), host_label.numpy())
+            if on_maps is not None:
+                background.call(on_maps, index, found.label[0].cpu().numpy(), host_label.numpy())
+            if on_image is not None:
+                on_image(batch, position, found)
     model.train(was_training)
-    return _join(tally, processes=processes, images=images, attention=attention)
+    return _join(tally, inference, processes=processes, images=images, seconds=time.monotonic() - start)
 
 
-def _add_shares(tally: _Tally, prediction: Prediction, label: np.ndarray, scales: Sequence[float]) -> None:
-    weights, scored, classes = share_maps(prediction), label < len(tally.pixels), len(tally.pixels)
-    for row, scale in enumerate(scales):
-        tally.shares[row] += np.bincount(label[scored], weights=weights[scale][scored], minlength=classes)
-    tally.pixels += np.bincount(label[scored], minlength=classes)
+def _loss(criterion: Callable[[Tensor, Tensor], dict[str, Tensor]], found: Found, label: Tensor) -> float | None:
+    """The sum of the loss terms of one image, None where they do not fit into memory."""
+    assert found.prediction is not None
+    try:
+        return float(torch.stack(list(criterion(found.prediction.logits, label).values())).sum())
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        logger.warning("memory ran out over the validation loss of an image of %d x %d: there will be none", *label.shape[-2:])
+        return None
 
 
-def share_maps(prediction: Prediction) -> dict[float, np.ndarray]:
-    """How much each scale counts at each pixel, float [H, W]; over the scales these weights sum to one (paper, figure 3)."""
-    assert prediction.scales is not None
-    height, width = prediction.logits.shape[-2:]
-    attentions = {scale: None if inner.attention is None else inner.attention[0, 0].float().cpu().numpy()
-                  for scale, inner in prediction.scales.items()}
-    return scale_shares(attentions, (height, width))
+def _note_shares(tally: _Tally, index: int, shares: dict[float, np.ndarray], label: np.ndarray) -> None:
+    tally.shares[index] = attention_share(shares, label, tally.matrix.num_classes)
 
 
-def _join(tally: _Tally, *, processes: Processes, images: int, attention: bool) -> Evaluation:
+def _join(tally: _Tally, inference: Inference, *, processes: Processes, images: int, seconds: float) -> Evaluation:
+    """Add up what all ranks counted, in the order of the images: the same bits for any number of ranks."""
     tally.matrix.reduce(processes.sum)
-    gathered = processes.gather((tally.per_image, tally.losses, tally.shares, tally.pixels))
+    gathered = processes.gather((tally.per_image, tally.losses, tally.shares))
     scored = sum(len(of_rank[0]) for of_rank in gathered)
-    per_image = {index: matrix for of_rank in gathered for index, matrix in of_rank[0].items()}
-    losses = {index: loss for of_rank in gathered for index, loss in of_rank[1].items()}
+    per_image, losses, shares = ({index: found for of_rank in gathered for index, found in sorted(of_rank[part].items())} for part in range(3))
     if not scored == len(per_image) == images:
         raise RuntimeError(f"{scored} images were scored, {len(per_image)} different ones, where the split has {images}: the result is void")
-    pixels = sum(of_rank[3] for of_rank in gathered)
-    shares = sum(of_rank[2] for of_rank in gathered) / np.maximum(pixels, 1) if attention else None
-    loss = math.fsum(losses[index] for index in sorted(losses)) / len(losses) if losses else None
-    return Evaluation(matrix=tally.matrix, images=scored, loss=loss, per_image=per_image, shares=shares)
+    known = [losses[index] for index in sorted(losses) if losses[index] is not None]
+    mean_shares = None
+    if shares:
+        parts = [shares[index] for index in sorted(shares)]
+        mean_shares = divide(sum(part[0] for part in parts), np.broadcast_to(sum(part[1] for part in parts), parts[0][0].shape))
+    loss = math.fsum(known) / len(known) if known and len(known) == len(losses) else None
+    return Evaluation(matrix=tally.matrix, images=scored, loss=loss, per_image=per_image, shares=mean_shares, seconds=seconds)
 
 
-def per_class(spec: DatasetSpec, matrix: ConfusionMatrix) -> dict[str, float | None]:
-    """Class name -> IoU as a fraction, None where the class occurs neither in labels nor in predictions."""
-    return {name: None if math.isnan(value) else value for name, value in zip(spec.names, matrix.iou().tolist(), strict=True)}
+@dataclass(frozen=True)
+class Job:
+    """What a command line asks for: which files, inferred in which ways, with which pictures, handed in where."""
 
+    loaded: Loaded
+    files: Files
+    split: str
+    inferences: Sequence[Inference]
+    kinds: Sequence[str]
+    output: Path | None
+    hand_in: HandIn | None
 
-def iou_table(spec: DatasetSpec, evaluation: Evaluation) -> str:
-    """The result of a split as text: a line per class, then the mean."""
-    matrix = evaluation.matrix
-    share = matrix.counts / max(int(matrix.counts.sum()), 1)
-    rows = zip(spec.names, matrix.iou(), matrix.precision(), matrix.recall(), share, strict=True)
-    lines = [f"{'class':<22}{'IoU %':>8}{'precision %':>13}{'recall %':>10}{'pixels %':>10}"]
-    lines += [f"{name:<22}" + "".join(f"{'-' if math.isnan(value) else format(100 * value, '.1f'):>{width}}"
-                                      for value, width in zip(values, (8, 13, 10, 10), strict=True)) for name, *values in rows]
-    lines.append(f"{'mean':<22}{100 * matrix.miou():>8.1f}   pixel accuracy {100 * matrix.pixel_accuracy():.1f} %, {evaluation.images} images")
-    if matrix.absent():
-        lines.append("absent, not in the mean: " + ", ".join(spec.names[index] for index in matrix.absent()))
-    return "\n".join(lines)
+    @property
+    def native(self) -> bool:
+        """Whether the network sees images at their own size."""
+        return self.loaded.config.data.long_edge is None
 
+    @property
+    def wanted(self) -> Wanted:
+        """What pictures and submission need; labels of resized images come from resized logits."""
+        return Wanted.for_pictures(self.kinds) | Wanted(logits=not self.native and self.writes)
 
-@torch.inference_mode()
-def pictures_of(model: MultiScale, files: Files, inference: Inference, index: int) -> dict[str, np.ndarray]:
-    """Caption -> uint8 RGB picture of one image of a split: image, label, prediction, error, attention per scale, which scale counts where."""
-    was_training, parameter = model.training, next(model.parameters())
-    image = files.read_image(index)
-    tensor = normalise(torch.from_numpy(image)[None].to(parameter.device), dtype=parameter.dtype)
-    chained = is_chained(model) and inference.tile is None and len(inference.scales) > 1
-    prediction = inference.predict(model.eval(), tensor, keep_scales=chained)
-    model.train(was_training)
-    predicted = predicted_label(prediction.logits)[0].cpu().numpy()
-    found = {"image": image}
-    if files.labels is not None:
-        label = files.read_label(index)
-        found["label"] = colorize(label, files.spec.palette)
-        found["error"] = error_map(predicted, label, files.spec.ignore_label, image)
-    found["prediction"] = colorize(predicted, files.spec.palette)
-    if chained and prediction.scales is not None:
-        for scale, inner in sorted(prediction.scales.items()):
-            if inner.attention is not None:
-                found[f"attention {scale:g}x"] = heat(inner.attention[0, 0].float().cpu().numpy())
-        found["scale trusted"] = scale_map(share_maps(prediction))
-    return found
+    @property
+    def writes(self) -> bool:
+        return bool(self.kinds) or self.hand_in is not None
 
+    def add_to(self, writer: ImageWriter) -> OnImage:
+        """What is to be written of each image, at the image's own size."""
+        pictures = None if self.output is None else Pictures(self.output, self.kinds, self.files, writer, native=self.native)
 
-def example_panel(model: MultiScale, files: Files, inference: Inference, *, index: int = 0) -> np.ndarray:
-    """image | label | prediction | attention per scale of one image of a split, as one picture."""
-    found = pictures_of(model, files, inference, index)
-    return panel([(caption, picture) for caption, picture in found.items() if caption not in ("error", "scale trusted")], columns=3)
+        def add(batch: dict[str, Any], position: int, found: Found) -> None:
+            if not self.native:
+                found = fitted(found, self.files.image_size(int(batch["index"][position])))
+            if pictures is not None:
+                pictures.add(batch, position, found)
+            if self.hand_in is not None:
+                self.hand_in.add(batch["names"][position], found.label[0].cpu().numpy(), writer)
 
-
-def is_chained(model: MultiScale) -> bool:
-    """Whether the model combines its scales by hierarchical attention, so that each pixel has a share of each scale."""
-    return str(model.multiscale).startswith("hierarchical")
-
-
-class Pictures:
-    """Writes what --save names for every image, in the background: one file a kind, under the image's own name and at its own size."""
-
-    def __init__(self, output: Path, kinds: Sequence[str], spec: DatasetSpec, writer: ImageWriter) -> None:
-        self.output = output
-        self.kinds = kinds
-        self.spec = spec
-        self.writer = writer
-        self.written = 0
-
-    def add(self, batch: dict[str, Any], position: int, prediction: Prediction) -> None:
-        """Queue the pictures of one image."""
-        name = batch["names"][position]
-        label_tensor, confidence = label_and_confidence(prediction.logits)
-        label = label_tensor[0].cpu().numpy()
-        image = batch["image"][position].permute(1, 2, 0).contiguous().numpy()
-        if "labels" in self.kinds:
-            self._put("labels", name, self.spec.to_raw[label])
-        if "colour" in self.kinds:
-            self._put("colour", name, colorize(label, self.spec.palette))
-        if "overlay" in self.kinds:
-            self._put("overlay", name, overlay(image, label, self.spec.palette))
-        if "confidence" in self.kinds:
-            self._put("confidence", name, (confidence[0] * 255).byte().cpu().numpy())
-        if "probabilities" in self.kinds:
-            probabilities = prediction.logits[0].float().softmax(0).half().cpu().numpy()
-            path = self.output / "probabilities" / f"{name}.npy"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, probabilities)
-        for scale, inner in (prediction.scales or {}).items():
-            if "attention" in self.kinds and inner.attention is not None:
-                self._put("attention", f"{name}_{scale:g}x", (inner.attention[0, 0].float() * 255).byte().cpu().numpy())
-            if "scales" in self.kinds:
-                self._put("scales", f"{name}_{scale:g}x", colorize(predicted_label(inner.logits)[0].cpu().numpy(), self.spec.palette))
-        self.written += 1
-
-    def _put(self, kind: str, name: str, array: np.ndarray) -> None:
-        self.writer.submit(self.output / kind / f"{name}.png", array)
+        return add
 
 
 @torch.inference_mode()
-def predict_images(loaded: Loaded, files: Files, inference: Inference, processes: Processes, kinds: Sequence[str], output: Path) -> int:
-    """Predict images without labels; returns how many were written over all ranks, which is how many there are."""
-    loader = assemble.split_loader(loaded.config, files, processes, with_label=False)
-    keep = loaded.model.multiscale != "single" and bool({"attention", "scales"} & set(kinds))
+def predict_images(job: Job, processes: Processes) -> int:
+    """Predict images without labels; returns how many over all ranks, which is how many there are."""
+    loader = assemble.split_loader(job.loaded.config, job.files, processes, with_label=False)
+    done = 0
     with ImageWriter() as writer:
-        pictures = Pictures(output, kinds, loaded.spec, writer)
-        for found in predictions(loaded.model, loader, inference=inference, processes=processes, images=len(files), keep_scales=keep):
-            pictures.add(*found)
-    written = sum(processes.gather(pictures.written))
-    if written != len(files):
-        raise RuntimeError(f"{written} predictions were written for {len(files)} images: the result is void")
+        add = job.add_to(writer)
+        for found in predictions(job.loaded.model, loader, inference=job.inferences[0], processes=processes, images=len(job.files),
+                                 wanted=job.wanted, image_by_image=job.loaded.config.runtime.deterministic):
+            add(*found)
+            done += 1
+    written = sum(processes.gather(done))
+    if written != len(job.files):
+        raise RuntimeError(f"{written} predictions were made for {len(job.files)} images: the result is void")
     return written
 
 
-def score_split(loaded: Loaded, files: Files, inferences: Sequence[Inference], processes: Processes, kinds: Sequence[str],
-                output: Path | None) -> list[Evaluation]:
-    """Evaluate the first of `inferences` with pictures, the others for comparison."""
-    criterion = assemble.criterion(loaded.config, files).main
-    chained = is_chained(loaded.model)
+def score_split(job: Job, processes: Processes) -> list[Evaluation]:
+    """Evaluate the first way to infer with all scores and pictures, the others for comparison."""
+    config, files, model = job.loaded.config, job.files, job.loaded.model
+    options: Any = {"spec": job.loaded.spec, "processes": processes, "images": len(files), "image_by_image": config.runtime.deterministic}
+    criterion = assemble.criterion(config, files).main
+    scores = image_scores(job, processes)
     results = []
-    for number, inference in enumerate(inferences):
-        loader = assemble.split_loader(loaded.config, files, processes)
-        attention = chained and number == 0 and inference.tile is None and output is not None and len(inference.scales) > 1
-        with ImageWriter() if number == 0 and kinds and output is not None else nullcontext() as writer:
-            on_image = None if writer is None or output is None else Pictures(output, kinds, loaded.spec, writer).add
-            results.append(evaluate(loaded.model, loader, spec=loaded.spec, inference=inference, processes=processes, images=len(files),
-                                    criterion=criterion, attention=attention, on_image=on_image))
+    for number, inference in enumerate(job.inferences):
+        # A loss needs the logits of a whole image at once, which tiles are there to avoid.
+        options["criterion"] = criterion if inference.tile is None else None
+        loader = assemble.split_loader(config, files, processes)
+        if number:
+            results.append(evaluate(model, loader, inference=inference, **options))
+            continue
+        with ImageWriter() as writer:
+            results.append(evaluate(
+                model, loader, inference=inference, attention=attends(model, inference) and inference.tile is None, wanted=job.wanted,
+                on_image=job.add_to(writer) if job.writes else None,
+                on_maps=lambda index, predicted, label: scores.update(predicted, label, files.label_path(index)), **options))  # fmt: skip
+        scores.load(processes.gather(scores.state()))
+        results[0] = replace(results[0], boundary_f=scores.boundary.scores())
+        if scores.instances is not None:
+            matrix = results[0].matrix.numpy()
+            results[0] = replace(results[0], iiou=scores.instances.iiou(matrix), category_iiou=scores.instances.category_iiou(matrix))
     return results
 
 
-def metrics(loaded: Loaded, arguments: argparse.Namespace, split: str, inferences: Sequence[Inference],
-            results: Sequence[Evaluation]) -> dict[str, Any]:
-    """What metrics.json holds; IoUs are fractions."""
-    first, evaluation = inferences[0], results[0]
-    compared = [{"scales": list(inference.scales), "flip": inference.flip, "combine": inference.combine, "miou": result.matrix.miou()}
-                for inference, result in zip(inferences, results, strict=True)]
-    return {
-        "miou": evaluation.matrix.miou(),
-        "pixel_accuracy": evaluation.matrix.pixel_accuracy(),
-        "per_class": per_class(loaded.spec, evaluation.matrix),
-        "classes_absent": [loaded.spec.names[index] for index in evaluation.matrix.absent()],
-        "images": evaluation.images,
-        "loss": evaluation.loss,
-        "categories": category_iou(evaluation.matrix.numpy(), [item.category for item in loaded.spec.classes]),
-        "scales": list(first.scales),
-        "flip": first.flip,
-        "combine": first.combine,
-        "over": first.over,
-        "precision": first.precision,
-        "split": split,
-        "dataset": loaded.spec.name,
-        "checkpoint": str(arguments.checkpoint),
-        "checkpoint_sha256": loaded.sha256,
-        "compared": compared,
-    }
+def image_scores(job: Job, processes: Processes) -> ImageScores:
+    """Boundary F, and iIoU where every label has an instance map of its size."""
+    spec, data, eval_section = job.files.spec, job.loaded.config.data, job.loaded.config.eval
+    maps = 0
+    if spec.name == "cityscapes" and (data.long_edge is None or eval_section.score_native):
+        maps = sum(path is not None and instances_path(path) is not None for path in map(job.files.label_path, range(len(job.files))))
+        if maps < len(job.files):
+            logger.info("no iIoU: %d of %d labels have an instance map beside them", maps, len(job.files))
+    return ImageScores(names=spec.names, to_train=spec.to_train, categories=[item.category for item in spec.classes],
+                       ignore_label=spec.ignore_label, with_instances=maps == len(job.files))
 
 
-def worst_images(evaluation: Evaluation, *, of_class: int | None = None) -> list[int]:
-    """Indices of the images with the lowest IoU, the worst first: mean over the classes in them, or of one class where it is in the label."""
-    scores = {}
-    for index, matrix in evaluation.per_image.items():
-        there = matrix.sum(1) > 0
-        if there.any() and (of_class is None or there[of_class]):
-            scores[index] = mean_of(iou_of(matrix)[there]) if of_class is None else float(iou_of(matrix)[of_class])
-    return sorted(scores, key=lambda index: (scores[index], index))
-
-
-def report(loaded: Loaded, files: Files, content: dict[str, Any], inferences: Sequence[Inference], results: Sequence[Evaluation]) -> EvaluationReport:
-    """The page of an evaluation: numbers of the first list of scales, the others beside it, its worst images, what its scales attend to."""
-    evaluation, inference, spec = results[0], inferences[0], loaded.spec
-
-    def example(index: int, captions: Sequence[str], remark: str) -> Example:
-        found = pictures_of(loaded.model, files, inference, index)
-        shown = [caption for caption in found if any(caption.startswith(start) for start in captions)]
-        return Example(files.name(index), [Picture.drawing(caption, found[caption], width=400) for caption in shown], remark)
-
-    def score(index: int, of_class: int | None = None) -> str:
-        matrix = evaluation.per_image[index]
-        value = mean_of(iou_of(matrix)[matrix.sum(1) > 0]) if of_class is None else float(iou_of(matrix)[of_class])
-        return f"IoU {100 * value:.1f} %"
-
-    compared = ("image", "label", "prediction", "error")
-    ranking = worst_images(evaluation)
-    per_class_worst = {name: worst_images(evaluation, of_class=number)[:1] for number, name in enumerate(spec.names)}
-    method = str(loaded.model.multiscale)
-    attention = ranking[:: max(1, len(ranking) // 4)][:4] if evaluation.shares is not None else []
-    return EvaluationReport(
-        title=f"{loaded.config.experiment.name}: {content['split']}", names=spec.names, colors=spec.palette, matrix=evaluation.matrix.numpy(),
-        images=evaluation.images, split=content["split"], checkpoint=content["checkpoint"], checkpoint_sha256=loaded.sha256,
-        settings={"inference": asdict(inference), "configuration": loaded.config.to_dict()},
-        facts={} if evaluation.loss is None else {"validation loss": f"{evaluation.loss:.3f}"},
-        compared=[ComparedRow(method if method != "single" else f"{method}, {other.combine}", other.scales, other.flip, result.matrix.miou())
-                  for other, result in zip(inferences, results, strict=True)],
-        categories=category_iou(evaluation.matrix.numpy(), [item.category for item in spec.classes]),
-        worst=[example(index, compared, score(index)) for index in ranking[:4]],
-        worst_per_class={name: [example(index, compared, score(index, spec.names.index(name))) for index in worst]
-                         for name, worst in per_class_worst.items() if worst},
-        attention=[example(index, ("image", "prediction", "attention", "scale"), score(index)) for index in attention],
-        shares=evaluation.shares, share_scales=inference.scales,
-    )  # fmt: skip
-
-
-def scale_list(text: str) -> tuple[float, ...]:
-    """A --compare item such as 0.5,1,2."""
+def compared_way(text: str, first: Inference) -> Inference:
+    """A --compare item: scales, then what else differs from the first way, such as 0.5,1,2 or 0.5,1,2+flip or 1,2+max+probabilities."""
+    listed, *words = text.split("+")
     try:
-        scales = tuple(float(part) for part in text.split(","))
+        scales = tuple(float(part) for part in listed.split(","))
     except ValueError:
         scales = ()
     if not scales or min(scales) <= 0:
-        raise DataError(f"--compare: '{text}' is not a list of scales; write e.g. 0.5,1,2")
-    return scales
+        raise DataError(f"--compare: '{listed}' is not a list of scales; write e.g. 0.5,1,2")
+    changes: dict[str, Any] = {}
+    for word in words:
+        field_name = {**dict.fromkeys(COMBINE, "combine"), **dict.fromkeys(OVER, "over"), "flip": "flip", "noflip": "flip"}.get(word)
+        if field_name is None:
+            raise DataError(f"--compare: '{word}' in '{text}' is none of flip, noflip, {', '.join((*COMBINE, *OVER))}")
+        changes[field_name] = word == "flip" if field_name == "flip" else word
+    return replace(first, scales=scales, **changes)
+
+
+def set_up(arguments: argparse.Namespace, processes: Processes) -> Job:
+    """Load the checkpoint, find the files, settle how to infer; everything a user may have got wrong is said here."""
+    for folder, setting in ((arguments.output, "--output DIR"), (arguments.submit and arguments.submit.parent, "--submit FILE.zip")):
+        if folder is not None and processes.is_main:
+            make_writable(folder, setting=setting)
+    loaded = assemble.load_model(arguments.checkpoint, config_file=arguments.config, overrides=arguments.overrides, device=processes.device)
+    runtime, section = loaded.config.runtime, loaded.config.eval
+    prepare_runtime(threads=runtime.threads, deterministic=runtime.deterministic, tf32=runtime.tf32)
+    loaded = replace(loaded, model=prepare_for_inference(loaded.model))
+    first = Inference.of(section, scales=arguments.scales, flip=arguments.flip, combine=arguments.combine, over=arguments.over)
+    inferences = [first, *(compared_way(text, first) for text in arguments.compare)]
+    if loaded.model.multiscale != "single" and "max" in {inference.combine for inference in inferences}:
+        raise DataError(f"a maximum over scales is for single-scale models, and this one is {loaded.model.multiscale}: leave max out")
+    split = arguments.split or loaded.config.data.val_split
+    if arguments.images:
+        files, split = image_files(arguments.images, spec=loaded.spec, max_pixels=loaded.config.data.max_pixels), "images"
+    else:
+        files = assemble.split_files(loaded.config, split, expected=loaded.spec)
+        if files.labels is None and not (arguments.output or arguments.submit):
+            raise DataError(f"split '{split}' has no labels to score it by; give --output DIR to predict it, or --submit FILE.zip to hand it in")
+    kinds = arguments.save or (SAVED_BY_DEFAULT if files.labels is None and arguments.output else ())
+    hand_in = None if arguments.submit is None else HandIn.of(arguments.submit, files, split)
+    if hand_in is not None and processes.is_main:
+        hand_in.clear()
+    return Job(loaded, files, split, inferences, kinds, arguments.output, hand_in)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Load the checkpoint, then score a split or predict images."""
+    """Load the checkpoint, then score a split, or predict what has no labels; write what was asked for."""
     with join() as processes:
         start_logging(main=processes.is_main)
-        with processes.agreement(*assemble.USER_ERRORS):
-            if arguments.output is not None and processes.is_main:
-                make_writable(arguments.output, setting="--output DIR")
-            loaded = assemble.load_model(arguments.checkpoint, config_file=arguments.config, overrides=arguments.overrides, device=processes.device)
-            runtime, section = loaded.config.runtime, loaded.config.eval
-            prepare_runtime(threads=runtime.threads, deterministic=runtime.deterministic, tf32=runtime.tf32)
-            lists = [arguments.scales, *(scale_list(text) for text in arguments.compare)]
-            inferences = [Inference.of(section, scales=scales, flip=arguments.flip) for scales in lists]
-            split = arguments.split or loaded.config.data.val_split
-            if arguments.images:
-                files = image_files(arguments.images, spec=loaded.spec)
-            else:
-                files = assemble.split_files(loaded.config, split, expected=loaded.spec)
-                files.require_labels()
-        if arguments.images:
-            kinds = arguments.save or ["labels", "colour", "overlay"]
-            written = predict_images(loaded, files, inferences[0], processes, kinds, arguments.output)
-            logger.info("%d images predicted at %s; %s in %s", written, inferences[0].describe(), ", ".join(kinds), arguments.output)
+        with processes.agreement(*USER_ERRORS):
+            job = set_up(arguments, processes)
+        if job.files.labels is None:
+            if not arguments.images:
+                logger.warning("split '%s' has no labels: predictions only, no metrics", job.split)
+            written = predict_images(job, processes)
+            if processes.is_main and job.output is not None:
+                write_atomically(job.output / "classes.json", (json.dumps(legend_of(job.files.spec), indent=2) + "\n").encode())
+                logger.info("%d images predicted at %s; %s in %s", written, job.inferences[0].describe(), ", ".join(job.kinds), job.output)
         else:
-            results = score_split(loaded, files, inferences, processes, arguments.save or [], arguments.output)
+            results = score_split(job, processes)
             if processes.is_main:
-                show(loaded, arguments, split, files, inferences, results)
+                print_results(job.loaded.spec, job.split, job.inferences, results, checkpoint=job.loaded.sha256)
+                if job.output is not None:
+                    write_results(job.output, job.loaded, arguments.checkpoint, job.split, job.files, job.inferences, results)
+                    logger.info("wrote %s and %s", job.output / "metrics.json", job.output / "report.html")
+        if processes.is_main and job.hand_in is not None:
+            job.hand_in.finish()
         return 0
 
 
-def show(loaded: Loaded, arguments: argparse.Namespace, split: str, files: Files, inferences: Sequence[Inference],
-         results: Sequence[Evaluation]) -> None:
-    """Print the tables; with --output write metrics.json and the report."""
-    print(iou_table(loaded.spec, results[0]))
-    for inference, result in zip(inferences, results, strict=True):
-        print(f"{split} mIoU {100 * result.matrix.miou():.1f} % at {inference.describe()}, {result.images} images, checkpoint {loaded.sha256[:12]}")
-    if arguments.output is None:
-        return
-    content = metrics(loaded, arguments, split, inferences, results)
-    write_atomically(arguments.output / "metrics.json", (json.dumps(content, indent=2) + "\n").encode())
-    write_report(arguments.output / "report.html", report(loaded, files, content, inferences, results))
-    logger.info("wrote %s and %s", arguments.output / "metrics.json", arguments.output / "report.html")
-
-
 if __name__ == "__main__":
-    sys.exit(run_door(recorded(lambda: main(ARGUMENTS)), user_errors=lambda: assemble.USER_ERRORS))
+    sys.exit(run_door(recorded(lambda: main(ARGUMENTS)), user_errors=lambda: USER_ERRORS))

@@ -7,19 +7,22 @@ Every score is a fraction. A class that is neither in the labels nor predicted h
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .boundary_f import BoundaryF
-from .instance_iou import CITYSCAPES_AVERAGE_SIZES, InstanceIoU
+from .instance_iou import CITYSCAPES_AVERAGE_SIZES, InstanceIoU, instances_path, read_instances
 from .scores import MetricsError, divide, iou_of, mean_of
 
 __all__ = [
     "CITYSCAPES_AVERAGE_SIZES",
     "BoundaryF",
     "ConfusionMatrix",
+    "ImageScores",
     "InstanceIoU",
     "MetricsError",
     "category_iou",
@@ -151,3 +154,36 @@ def category_iou(matrix: np.ndarray | Tensor, categories: Sequence[str | None]) 
         hit = counts[np.ix_(member, member)].sum()
         scores[name] = float(divide(hit, counts[member].sum() + counts[:, member].sum() - hit))
     return scores
+
+
+class ImageScores:
+    """Scores that need the label maps of whole images on the host: boundary F, and iIoU where there are instance maps.
+
+    `update` may run in several threads, and the images may be shared among processes in any way: the scores have the same bits.
+    """
+
+    def __init__(
+        self, *, names: Sequence[str], to_train: np.ndarray, categories: Sequence[str | None], ignore_label: int, with_instances: bool
+    ) -> None:
+        """`to_train` uint8 [256] maps raw ids to the C classes called `names`, whose groups are `categories`."""
+        self.boundary = BoundaryF(len(names), ignore_label=ignore_label)
+        self.instances = InstanceIoU(names=names, to_train=to_train, categories=categories) if with_instances else None
+
+    def update(self, predicted: np.ndarray, label: np.ndarray, label_path: Path | None = None) -> None:
+        """Add one image: train ids uint8 [H, W] of prediction and label, and the label file that an instance map lies beside."""
+        self.boundary.update(predicted, label)
+        if self.instances is not None:
+            instances = None if label_path is None else instances_path(label_path)
+            if instances is None:
+                raise MetricsError(f"{label_path}: has no instance map (*_instanceIds.png) beside it, which other labels of the split have")
+            self.instances.update(predicted, read_instances(instances))
+
+    def state(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """All that was added, to be gathered from every process."""
+        return self.boundary.state(), None if self.instances is None else self.instances.state()
+
+    def load(self, states: Sequence[tuple[np.ndarray, Any]]) -> None:
+        """Replace what was added by the `state()` of all processes."""
+        self.boundary.load([state[0] for state in states])
+        if self.instances is not None:
+            self.instances.load([state[1] for state in states])
