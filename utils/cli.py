@@ -8,12 +8,14 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
 from .config import Config, ConfigError, dump, load_config
 
 GRACE_SECONDS = 25.0
+SAME_SIGNAL_SECONDS = 5.0
 OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)+=")
 
 
@@ -66,13 +68,15 @@ def say(message: str) -> None:
 
 
 class StopSignal:
-    """SIGTERM and SIGUSR1 ask for a stop at the next step boundary; a second SIGTERM, or no boundary within the grace time, ends at once.
+    """SIGTERM and SIGUSR1 ask for a stop at the next step boundary; a later second SIGTERM, or no boundary within the grace time, ends at once.
 
-    torchrun sends SIGTERM and kills 30 seconds later, so a rank that hangs in a collective must leave by itself before that.
+    torchrun sends SIGTERM and kills 30 seconds later, so a rank that hangs in a collective must leave by itself before that. What comes within
+    seconds of the first is the same request: SLURM signals every process, and torchrun hands its own signal on to its ranks.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.received_at = 0.0
         self._timer: threading.Timer | None = None
 
     def listen(self) -> StopSignal:
@@ -82,9 +86,11 @@ class StopSignal:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGTERM:
-            os._exit(128 + number)
-        self.received = number
+        if self.received is not None:
+            if number == signal.SIGTERM and time.monotonic() - self.received_at > SAME_SIGNAL_SECONDS:
+                os._exit(128 + number)
+            return
+        self.received, self.received_at = number, time.monotonic()
         self._timer = threading.Timer(GRACE_SECONDS, os._exit, args=(128 + number,))
         self._timer.daemon = True
         self._timer.start()

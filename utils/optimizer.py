@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,15 +68,18 @@ def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
 
 def apex_problem() -> str | None:
     """Why NVIDIA apex's fused optimisers cannot be used here, or None when they can."""
-    if importlib.util.find_spec("apex") is None:
+    found = importlib.util.find_spec("apex")
+    if found is None:
         return "NVIDIA apex is not installed (build it from its source repository; the PyPI package called apex is unrelated)"
-    try:
-        importlib.import_module("apex.optimizers")
-    except ImportError:
+    if not any((Path(folder) / "optimizers").is_dir() for folder in found.submodule_search_locations or ()):
         return ("the installed package 'apex' is not NVIDIA's but the unrelated Pyramid toolkit of that name from PyPI "
                 f"({_version('apex')}); uninstall it and build NVIDIA apex from its source repository")
     if importlib.util.find_spec("amp_C") is None:
         return "NVIDIA apex was installed without its CUDA extensions; build it again with APEX_CPP_EXT=1 APEX_CUDA_EXT=1"
+    try:
+        importlib.import_module("apex.optimizers")
+    except ImportError as error:
+        return f"NVIDIA apex cannot be imported ({error}); build it again for this torch"
     return None
 
 

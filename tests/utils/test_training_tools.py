@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import signal
 import sys
-import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from utils.cli import StopSignal
 from utils.ema import WeightAverage
 from utils.logbook import Logbook
+from utils.meter import Meter
 from utils.optimizer import OptimizerError, build_optimizer, parameter_groups, scaled_learning_rate, set_learning_rate
+from utils.processes import Processes
 from utils.run_folder import RunError, RunFolder
 from utils.schedule import build_schedule
-from utils.training_state import BufferGuard, TrainingState
+from utils.training_state import BufferGuard, Progress, TrainingState
 
 
 def test_poly_by_epoch_is_the_releases() -> None:
@@ -92,32 +97,78 @@ def test_fused_sgd_survives_an_overflow_in_its_first_step() -> None:
             torch.testing.assert_close(parameter.detach(), torch.full((1000,), 0.9), msg=f"{backend}, trial {trial}")
 
 
-def test_apex_is_only_taken_when_it_is_nvidias(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    groups = parameter_groups(_toy(), lr=0.1, weight_decay=0.0)
-    with pytest.raises(OptimizerError, match="not installed"):
-        build_optimizer(groups, backend="apex")
-    (tmp_path / "apex").mkdir()
-    (tmp_path / "apex" / "__init__.py").write_text("")  # the PyPI package of that name has no apex.optimizers
+# As far as ours must know it: no set_to_none, one flag per group for the first step, and the momentum under torch's name (ENGINEERING 2.3).
+FUSED_SGD = """
+import torch
+class FusedSGD(torch.optim.Optimizer):
+    def __init__(self, params, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False):
+        super().__init__(params, dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov))
+    def zero_grad(self):
+        raise AssertionError("train.py clears the gradients itself")
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                grad = p.grad + group["weight_decay"] * p
+                state = self.state[p]
+                state["momentum_buffer"] = grad.clone() if "momentum_buffer" not in state else state["momentum_buffer"] * group["momentum"] + grad
+                p -= group["lr"] * state["momentum_buffer"]
+"""
+
+
+@pytest.fixture
+def apex(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[dict[str, str]], None]]:
+    """Puts packages of that name onto the path; they are gone afterwards."""
+
+    def install(files: dict[str, str]) -> None:
+        for name, text in files.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        importlib.invalidate_caches()
+
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(OptimizerError, match="unrelated"):
-        build_optimizer(groups, backend="apex")
+    yield install
+    for name in [name for name in sys.modules if name.split(".")[0] in ("apex", "amp_C")]:
+        del sys.modules[name]
+
+
+def test_apex_is_only_taken_when_it_is_nvidias_and_whole(apex: Callable[[dict[str, str]], None]) -> None:
+    groups = parameter_groups(_toy(), lr=0.1, weight_decay=0.0)
+
+    def sentence() -> str:
+        with pytest.raises(OptimizerError) as caught:
+            build_optimizer(groups, backend="apex")
+        assert "apex" not in sys.modules or "optim.backend" in str(caught.value)
+        return str(caught.value)
+
+    assert "not installed" in sentence() and "PyPI package called apex is unrelated" in sentence()
+    apex({"apex/__init__.py": "from pyramid.session import UnencryptedCookieSessionFactoryConfig"})
+    assert "not NVIDIA's but the unrelated Pyramid toolkit" in sentence()
+    apex({"apex/__init__.py": "", "apex/optimizers/__init__.py": "from torch.optim.optimizer import no_longer_there"})
+    assert "without its CUDA extensions" in sentence()
+    apex({"amp_C.py": ""})
+    assert "cannot be imported" in sentence() and "no_longer_there" in sentence()
     with pytest.raises(OptimizerError, match="lamb"):
         build_optimizer(groups, optimizer="lamb", backend="fused")
-    for name in [name for name in sys.modules if name == "apex" or name.startswith("apex.")]:
-        monkeypatch.delitem(sys.modules, name)
 
 
-def test_apex_is_given_our_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    apex, inner, calls = types.ModuleType("apex"), types.ModuleType("apex.optimizers"), []
-    apex.__spec__ = types.SimpleNamespace(name="apex")  # type: ignore[assignment]
-    inner.FusedSGD = lambda groups, **options: calls.append((groups, options)) or "fused"  # type: ignore[attr-defined]
-    core = types.ModuleType("amp_C")
-    core.__spec__ = types.SimpleNamespace(name="amp_C")  # type: ignore[assignment]
-    for name, module in {"apex": apex, "apex.optimizers": inner, "amp_C": core}.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    groups = parameter_groups(_toy(), lr=0.1, weight_decay=0.0)
-    assert build_optimizer(groups, backend="apex", momentum=0.8) == "fused"
-    assert calls == [(groups, {"lr": 0.1, "momentum": 0.8, "nesterov": False})]
+def test_apex_trains_as_torch_does(apex: Callable[[dict[str, str]], None]) -> None:
+    apex({"apex/__init__.py": "", "apex/optimizers/__init__.py": FUSED_SGD, "amp_C.py": ""})
+    weights = []
+    for backend in ("torch", "apex"):
+        model = _toy()
+        state = TrainingState(model, build_optimizer(parameter_groups(model, lr=0.1, weight_decay=1e-3), backend=backend, momentum=0.8),
+                              torch.amp.GradScaler("cpu", enabled=False), None)  # fmt: skip
+        for factor in (1.0, 0.5, 0.25):
+            set_learning_rate(state.optimizer, factor)
+            model(torch.ones(2, 3, 8, 8)).square().mean().backward()
+            state.step()
+            model.zero_grad(set_to_none=True)
+        weights.append(torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()]))
+        assert "momentum_buffer" in state.content()["optimizer"]["state"][0]
+    assert type(state.optimizer).__module__ == "apex.optimizers"
+    torch.testing.assert_close(weights[0], weights[1])
 
 
 def test_learning_rate_scaling() -> None:
@@ -207,3 +258,101 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RunError, match="cannot be written"):
         RunFolder(tmp_path / "file" / "run").claim(resume=False)
+
+
+def _fp16_state() -> TrainingState:
+    model = _toy()
+    built = build_optimizer(parameter_groups(model, lr=0.1, weight_decay=0.0), scaled=True)
+    return TrainingState(model, built, torch.amp.GradScaler("cpu", init_scale=4.0), None)
+
+
+def test_a_scaler_goes_on_after_a_skipped_step_and_falls_until_overflow_is_no_excuse() -> None:
+    state = _fp16_state()
+    start = state.model[0].weight.clone()
+    for expected in (True, True, False):  # 4, 2, 1
+        assert state.overflow_is_usual() is expected
+        state.scaler.scale(state.model(torch.randn(2, 3, 8, 8)).square().mean() * float("inf")).backward()
+        assert not torch.isfinite(state.gradient_norm())
+        state.skip_step()
+        state.model.zero_grad(set_to_none=True)
+    assert state.progress.skipped_steps == 3 and torch.equal(state.model[0].weight, start)
+    state.scaler.scale(state.model(torch.randn(2, 3, 8, 8)).square().mean()).backward()
+    assert torch.isfinite(state.gradient_norm())
+    state.step()
+    assert not torch.equal(state.model[0].weight, start)
+
+
+def test_a_place_in_an_epoch_is_found_again_with_another_batch() -> None:
+    progress = Progress(epoch=3, step_in_epoch=5, step=35, batch=4)
+    progress.fit_batch(4)
+    assert progress.step_in_epoch == 5 and progress.steps_left(5, 10) == 15
+    progress.fit_batch(3)
+    assert (progress.step_in_epoch, progress.step, progress.batch) == (6, 35, 3)  # of 20 images seen, 18 make whole steps
+    fresh = Progress()
+    fresh.fit_batch(8)
+    assert fresh.batch == 8 and fresh.step_in_epoch == 0
+
+
+def test_a_validation_that_is_repeated_is_noted_once(tmp_path: Path) -> None:
+    for to_validate, expected in ((False, ["train", "val"]), (True, ["train"])):
+        book = Logbook(tmp_path / str(to_validate))
+        book.folder.mkdir()
+        book.begin("a: 1\n")
+        book.row("train", 3, {"loss": 1.0})
+        book.row("val", 3, {"loss": 1.0})
+        book.close()
+        book.begin("a: 1\n", first_step=3, to_validate=to_validate)
+        book.close()
+        assert [json.loads(line)["kind"] for line in book.path.read_text().splitlines()] == expected
+
+
+def test_tensorboard_may_fail_and_training_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def add_scalar(self, *_: object) -> None:
+            raise OSError("No space left on device")
+
+    book = Logbook(tmp_path)
+    book.board = Broken()
+    for step in (1, 2):
+        book.row("train", step, {"loss": 1.0})
+    assert book.board is None and len(book.path.read_text().splitlines()) == 2
+
+
+def test_one_request_to_stop_may_come_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From SLURM and again from torchrun; only a later SIGTERM is impatience."""
+    ended: list[int] = []
+    clock = iter([100.0, 101.0, 106.0])
+    monkeypatch.setattr("utils.cli.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("utils.cli.os._exit", ended.append)
+    stop = StopSignal()
+    assert not stop.asked
+    stop._handle(signal.SIGUSR1, None)  # type: ignore[arg-type]
+    stop._handle(signal.SIGTERM, None)  # type: ignore[arg-type]
+    assert stop.asked and stop.status == 128 + signal.SIGUSR1 and ended == []
+    stop._handle(signal.SIGTERM, None)  # type: ignore[arg-type]
+    assert ended == [128 + signal.SIGTERM]
+    assert stop._timer is not None
+    stop._timer.cancel()
+
+
+def test_readings_average_over_steps_and_name_their_parts() -> None:
+    meter = Meter(Processes(rank=0, world_size=1, local_rank=0, device=torch.device("cpu")), steps_left=4, every=2)
+    batches = list(meter.timed([1, 2]))
+    assert batches == [1, 2]
+    found = [meter.step({"a": torch.tensor(value), "b": torch.tensor(1.0)}, {"attention_0.5": torch.tensor(value / 10)}, images=3, lr=0.1, epoch=0)
+             for value in (2.0, 4.0)]  # fmt: skip
+    assert found[0] is None and found[1] is not None
+    assert (found[1]["loss"], found[1]["loss_a"], found[1]["loss_b"]) == (4.0, 3.0, 1.0)
+    assert found[1]["attention_0.5"] == pytest.approx(0.3) and found[1]["lr"] == 0.1 and found[1]["images_per_second"] > 0
+    assert "images/s" in meter.close() and "GiB" in meter.close()
+
+
+def test_a_summary_tells_what_was_done_and_what_comes_next(tmp_path: Path) -> None:
+    progress = Progress(epoch=2, step=10, skipped_steps=1, best_miou=0.5123, best_epoch=1)
+    assert progress.summary() == "2 epochs, 10 steps, 1 of them skipped; best val mIoU 51.2 % after epoch 1"
+    run = RunFolder(tmp_path)
+    assert run.next_commands() == ""
+    newest = run.checkpoints.save(3, {})
+    assert f"eval.py --checkpoint {newest} " in run.next_commands()
+    run.checkpoints.save_best({})
+    assert f"eval.py --checkpoint {run.checkpoints.best} " in run.next_commands()
