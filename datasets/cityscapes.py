@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .errors import DataError
 from .listing import Found, first_entries, pair, require_folder, scan
+from .reading import read_label
 from .spec import ClassInfo, DatasetSpec
 
 CITYSCAPES = DatasetSpec(
@@ -55,11 +56,14 @@ _LABEL_PLACES = {"fine": ("gtFine", "gtFine_trainvaltest/gtFine"), "coarse": ("g
 def find_cityscapes(root: Path, split: str, *, labels: str | None = None, cv: int | None = None) -> Found:
     """List a split with "fine" or "coarse" labels ("none": images only; default: what the split has). Names keep city and official file name.
 
-    `cv` 0, 1 or 2 divides train + val by city; 0 is the official division. It leaves the other splits alone.
+    `cv` 0, 1 or 2 divides train + val by city; 0 is the official division. It leaves the other splits alone. The official labels of `test` are
+    placeholders without a class in them: they count as none. Those of a test split whose labels are known are taken.
     """
     if split not in SPLITS:
         raise DataError(f"Cityscapes has no split '{split}' (choose from {', '.join(SPLITS)})", kind="split")
     kind = labels or ("coarse" if split == "train_extra" else "fine")
+    if split == "test" and kind == "fine" and not _test_labels_are_known(root):
+        kind = "none"
     if kind == "fine" and split == "train_extra":
         raise DataError("split 'train_extra' of Cityscapes has coarse labels only; set its labels to coarse or auto", kind="split")
     images: list[str] = []
@@ -69,7 +73,7 @@ def find_cityscapes(root: Path, split: str, *, labels: str | None = None, cv: in
         place = _image_place(root, folder)
         found = _scan(root, f"{place}/{folder}", _IMAGE_END, cities)
         keys = sorted(found)
-        if kind != "none" and split != "test":
+        if kind != "none":
             label_place = _place(root, _LABEL_PLACES[kind], folder, what=f"{kind} labels")
             keys = pair(found, _scan(root, f"{label_place}/{folder}", _LABEL_ENDS[kind], cities),
                         image_place=str(root / place / folder), label_place=str(root / label_place / folder))  # fmt: skip
@@ -78,7 +82,16 @@ def find_cityscapes(root: Path, split: str, *, labels: str | None = None, cv: in
         names += [key + _IMAGE_END.removesuffix(".png") for key in keys]
     if not images:
         raise DataError(f"split '{split}' is empty: no <city>/*{_IMAGE_END} below {_empty_places(root, split)}", kind="empty split")
-    return Found(CITYSCAPES, images, None if kind == "none" or split == "test" else label_paths, names)
+    return Found(CITYSCAPES, images, None if kind == "none" else label_paths, names)
+
+
+def _test_labels_are_known(root: Path) -> bool:
+    """Whether the labels of `test` are more than the official placeholders, by the first of them."""
+    for place in _LABEL_PLACES["fine"]:
+        if (root / place / "test").is_dir():
+            found = scan(root / place / "test", accept=lambda name: name.endswith(_LABEL_ENDS["fine"]))
+            return bool(found) and bool((read_label(root / place / "test" / sorted(found)[0], spec=CITYSCAPES) != CITYSCAPES.ignore_label).any())
+    return False
 
 
 def _cities_of(root: Path, split: str, cv: int | None) -> list[tuple[str, frozenset[str] | None]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datasets import CITYSCAPES, DataError, Files, build_files
-from tests.datasets.trees import OFFICIAL, RELEASE, TRAIN_CITIES, VAL_CITIES, make_cityscapes
+from tests.datasets.trees import OFFICIAL, RELEASE, TRAIN_CITIES, VAL_CITIES, label, make_cityscapes, save
 
 LAYOUTS = pytest.mark.parametrize("layout", [OFFICIAL, RELEASE], ids=["official", "release"])
 
@@ -46,8 +46,11 @@ def test_splits_of_a_miniature(tmp_path: Path, layout: dict[str, str]) -> None:
 
 
 @LAYOUTS
-def test_test_split_has_no_labels_even_where_dummies_lie(tmp_path: Path, layout: dict[str, str]) -> None:
+def test_test_split_has_labels_where_they_are_known_and_none_where_placeholders_lie(tmp_path: Path, layout: dict[str, str]) -> None:
     make_cityscapes(tmp_path, {"test": {"berlin": 2}}, layout=layout)
+    assert set(np.unique(listed(tmp_path, "test").read_label(1))) == {0, 1, 2, 13, 255}
+    for path in (tmp_path / layout["fine"] / "test").rglob("*_labelIds.png"):
+        save(path, label((24, 48), values=[0, 1, 3]))
     files = listed(tmp_path, "test")
     assert files.labels is None and len(files) == 2
     with pytest.raises(DataError, match="'test' .* has no labels"):
