@@ -115,9 +115,10 @@ def predictions(model: MultiScale, loader: Iterable[dict[str, Any]], *, inferenc
 
 @dataclass
 class _Tally:
-    """What one rank has counted so far, by index of the image."""
+    """What one rank has counted so far; by index of the image, so that it can be added up in one order for any number of ranks."""
 
     matrix: ConfusionMatrix
+    scored: int = 0
     per_image: dict[int, np.ndarray] = field(default_factory=dict)
     losses: dict[int, float | None] = field(default_factory=dict)
     shares: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
@@ -145,6 +146,7 @@ def evaluate(model: MultiScale, loader: Iterable[dict[str, Any]], *, spec: Datas
             own = ConfusionMatrix(spec.num_classes, ignore_label=spec.ignore_label, device=processes.device)
             own.update(found.label, label)
             tally.matrix.merge(own)
+            tally.scored += 1
             tally.per_image[index] = own.numpy()
             if criterion is not None:
                 tally.losses[index] = _loss(criterion, found, label)
@@ -178,8 +180,8 @@ def _note_shares(tally: _Tally, index: int, shares: dict[float, np.ndarray], lab
 def _join(tally: _Tally, inference: Inference, *, processes: Processes, images: int, seconds: float) -> Evaluation:
     """Add up what all ranks counted, in the order of the images: the same bits for any number of ranks."""
     tally.matrix.reduce(processes.sum)
-    gathered = processes.gather((tally.per_image, tally.losses, tally.shares))
-    scored = sum(len(of_rank[0]) for of_rank in gathered)
+    gathered = processes.gather((tally.per_image, tally.losses, tally.shares, tally.scored))
+    scored = sum(of_rank[3] for of_rank in gathered)
     per_image, losses, shares = ({index: found for of_rank in gathered for index, found in sorted(of_rank[part].items())} for part in range(3))
     if not scored == len(per_image) == images:
         raise RuntimeError(f"{scored} images were scored, {len(per_image)} different ones, where the split has {images}: the result is void")

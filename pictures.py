@@ -226,7 +226,8 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 @torch.inference_mode()
 def pictures_of(model: MultiScale, files: Files, inference: Inference, index: int, *, long_edge: int | None = None) -> dict[str, np.ndarray]:
-    """Caption -> uint8 RGB picture of one image of a split: image, label, prediction, error, attention per scale, which scale counts where.
+    """Caption -> uint8 RGB picture of one image of a split: image, label, prediction, error; what each scale says alone, which counts where,
+    and its attention.
 
     `long_edge` resizes image and label as evaluation does (data.long_edge).
     """
@@ -243,19 +244,24 @@ def pictures_of(model: MultiScale, files: Files, inference: Inference, index: in
     shown = {"image": image}
     if label is not None:
         shown["label"] = colorize(label, files.spec.palette)
-        shown["error"] = error_map(predicted, label, files.spec.ignore_label, image)
     shown["prediction"] = colorize(predicted, files.spec.palette)
+    if label is not None:
+        shown["error"] = error_map(predicted, label, files.spec.ignore_label, image)
     if weighs and found.prediction is not None:
+        for scale, inner in sorted((found.prediction.scales or {}).items()):
+            shown[f"{scale:g}x alone"] = colorize(predicted_label(inner.logits)[0].cpu().numpy(), files.spec.palette)
+        shown["scale trusted"] = scale_map(share_maps(found.prediction))
         for scale, attention in attention_maps(found.prediction).items():
             shown[f"attention {scale:g}x"] = heat(attention)
-        shown["scale trusted"] = scale_map(share_maps(found.prediction))
     return shown
 
 
 def example_panel(model: MultiScale, files: Files, inference: Inference, *, index: int = 0) -> np.ndarray:
     """image | label | prediction | attention per scale of one image of a split, as one picture."""
     shown = pictures_of(model, files, inference, index)
-    return panel([(caption, picture) for caption, picture in shown.items() if caption not in ("error", "scale trusted")], columns=3)
+    starts = ("image", "label", "prediction", "attention")
+    chosen = {caption: picture for caption, picture in shown.items() if caption.startswith(starts)}
+    return panel(list(chosen.items()), columns=3)
 
 
 def legend_of(spec: DatasetSpec) -> list[dict[str, Any]]:

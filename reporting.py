@@ -187,16 +187,29 @@ class _Examples:
         self.loaded, self.files, self.inference, self.evaluation = loaded, files, inference, evaluation
         self.drawn: dict[int, dict[str, Picture]] = {}
 
-    def of(self, index: int, captions: Sequence[str], *, of_class: int | None = None) -> Example:
-        """The pictures of one image whose captions begin with one of `captions`, and its score."""
+    def compared(self, index: int, *, of_class: int | None = None) -> Example:
+        """image | label | prediction | error, with the score of the image or of a class in it."""
+        score = _image_score(self.evaluation.per_image[index], of_class)
+        what = "mIoU" if of_class is None else f"{self.loaded.spec.names[of_class]} IoU"
+        shown = self._pictures(index)
+        return Example(self.files.name(index), [shown[caption] for caption in ("image", "label", "prediction", "error")],
+                       f"{what} {100 * score:.1f} %")
+
+    def attended(self, index: int) -> Example:
+        """Two rows as in figure 3: the image and what each scale says alone; which scale is trusted, the attentions, and what comes of it."""
+        shown = self._pictures(index)
+        chosen = ["image", *(caption for caption in shown if caption.endswith("alone"))]
+        columns = len(chosen)
+        chosen += ["scale trusted", *(caption for caption in shown if caption.startswith("attention")), "prediction"]
+        score = _image_score(self.evaluation.per_image[index], None)
+        return Example(self.files.name(index), [shown[caption] for caption in chosen], f"mIoU {100 * score:.1f} %", columns=columns)
+
+    def _pictures(self, index: int) -> dict[str, Picture]:
         if index not in self.drawn:
             long_edge = self.loaded.config.data.long_edge
             shown = pictures_of(self.loaded.model, self.files, self.inference, index, long_edge=long_edge)
             self.drawn[index] = {caption: _picture(caption, array) for caption, array in shown.items()}
-        chosen = [picture for caption, picture in self.drawn[index].items() if caption.startswith(tuple(captions))]
-        score = _image_score(self.evaluation.per_image[index], of_class)
-        what = "mIoU" if of_class is None else f"{self.loaded.spec.names[of_class]} IoU"
-        return Example(self.files.name(index), chosen, f"{what} {100 * score:.1f} %")
+        return self.drawn[index]
 
 
 def _picture(caption: str, array: np.ndarray) -> Picture:
@@ -207,7 +220,6 @@ def report(loaded: Loaded, files: Files, content: dict[str, Any], inferences: Se
     """The page of an evaluation: numbers of the first list of scales, the others beside it, its worst images, what its scales attend to."""
     evaluation, inference, spec = results[0], inferences[0], loaded.spec
     examples = _Examples(loaded, files, inference, evaluation)
-    compared, attended = ("image", "label", "prediction", "error"), ("image", "prediction", "attention", "scale")
     ranking = worst_images(evaluation)
     worst_of = {number: worst_images(evaluation, of_class=number)[:1] for number in range(spec.num_classes)}
     evenly = ranking[:: max(1, len(ranking) // ATTENDED)][:ATTENDED] if evaluation.shares is not None else []
@@ -215,17 +227,17 @@ def report(loaded: Loaded, files: Files, content: dict[str, Any], inferences: Se
     if evaluation.seconds:
         facts["seconds per image"] = f"{evaluation.seconds / max(evaluation.images, 1):.2g}"
     return EvaluationReport(
-        title=f"{loaded.config.experiment.name}: {content['split']}", names=spec.names, colors=spec.palette, matrix=evaluation.matrix.numpy(),
+        title=loaded.config.experiment.name, names=spec.names, colors=spec.palette, matrix=evaluation.matrix.numpy(),
         images=evaluation.images, split=content["split"], checkpoint=content["checkpoint"], checkpoint_sha256=loaded.sha256,
         settings={"inference": asdict(inference), "configuration": loaded.config.to_dict()}, facts=facts,
-        compared=[ComparedRow(_method(loaded, other), other.scales, other.flip, result.matrix.miou())
+        compared=[ComparedRow(_method(loaded, other), other.scales, other.flip, result.matrix.miou(), result.matrix.iou())
                   for other, result in zip(inferences, results, strict=True)],
         categories=category_iou(evaluation.matrix.numpy(), _categories(spec)), instance_iou=evaluation.iiou or {},
         category_instance_iou=evaluation.category_iiou or {}, boundary_f=evaluation.boundary_f,
-        worst=[examples.of(index, compared) for index in ranking[:WORST]],
-        worst_per_class={spec.names[number]: [examples.of(index, compared, of_class=number) for index in worst]
+        worst=[examples.compared(index) for index in ranking[:WORST]],
+        worst_per_class={spec.names[number]: [examples.compared(index, of_class=number) for index in worst]
                          for number, worst in worst_of.items() if worst},
-        attention=[examples.of(index, attended) for index in evenly], shares=evaluation.shares, share_scales=inference.scales,
+        attention=[examples.attended(index) for index in evenly], shares=evaluation.shares, share_scales=inference.scales,
     )  # fmt: skip
 
 

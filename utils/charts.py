@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 
 from .colours import heat_colours
-from .page import Cell, table
+from .page import Cell, Row, table
 
 
 def confusion_chart(matrix: np.ndarray, names: Sequence[str]) -> str:
@@ -48,9 +48,20 @@ def heat_ramp() -> str:
     return f'<span class="ramp" style="background:linear-gradient(90deg,{stops})"></span>'
 
 
-def shaded_table(corner: str, columns: Sequence[str], rows: Sequence[tuple[Cell, Sequence[float]]]) -> str:
-    """A table of fractions, each cell shaded by its value; nan is a dash."""
-    return table([corner, *columns], [[name, *(_shade(value) for value in values)] for name, values in rows], kind="shade")
+def shaded_table(corner: str, columns: Sequence[str], rows: Sequence[tuple[Cell, Sequence[float]]], *, ends: Sequence[str] = ()) -> str:
+    """A table of fractions, each cell shaded by its value; nan is a dash. `ends`, HTML for each row, stands at its end."""
+    lines: list[Row] = [[name, *(_shade(value) for value in values)] for name, values in rows]
+    if not ends:
+        return table([corner, *columns], lines, kind="shade")
+    return table([corner, *columns, ""], [[*line, Cell(end, "grow")] for line, end in zip(lines, ends, strict=True)], kind="shade full")
+
+
+def stacked_bar(parts: Sequence[tuple[float, Sequence[int]]]) -> str:
+    """Fractions and their RGB colours, one after the other in one bar; nothing where they are nan."""
+    if any(np.isnan(value) for value, _ in parts):
+        return ""
+    pieces = "".join(f'<span style="width:{100 * value:.1f}%;background:rgb({color[0]},{color[1]},{color[2]})"></span>' for value, color in parts)
+    return f'<span class="bar stack">{pieces}</span>'
 
 
 def _shade(value: float) -> Cell:

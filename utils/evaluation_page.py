@@ -7,21 +7,31 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .charts import confusion_chart, heat_ramp, shaded_table
+from .charts import confusion_chart, heat_ramp, shaded_table, stacked_bar
 from .colours import scale_colours
 from .page import Cell, Row, bar, folded, legend, number, percent, section, settings_section, swatch, table, tiles
 from .scores import divide, iou_of, mean_of
 
 if TYPE_CHECKING:
-    from .report import EvaluationReport
+    from .report import ComparedRow, EvaluationReport
 
 _MISTAKES = 12
 
 
 def subtitle(report: EvaluationReport) -> str:
-    """Split and number of images, one line."""
-    split = f"split {report.split}, " if report.split else ""
-    return f"{split}{report.images} images, {len(report.names)} classes"
+    """What was scored with what, one line."""
+    parts = [f"split {report.split}"] if report.split else []
+    parts += [f"{report.images} images", f"{len(report.names)} classes"]
+    if report.compared:
+        parts.append(f"{report.compared[0].method} at {_way(report.compared[0])}")
+    if report.checkpoint_sha256:
+        parts.append(f"checkpoint {report.checkpoint_sha256[:12]}")
+    return " · ".join(parts)
+
+
+def _way(row: ComparedRow) -> str:
+    """Scales and flip as a heading."""
+    return ", ".join(f"{scale:g}" for scale in row.scales) + (" + flip" if row.flip else "")
 
 
 def sections(report: EvaluationReport) -> list[tuple[str, str, str]]:
@@ -111,7 +121,14 @@ def _scales(report: EvaluationReport) -> str:
         rows.append([row.method, scales, "yes" if row.flip else "no", Cell(bar(row.miou), "grow"), score, change])
     head = ["method", "scales", "flip", "", "mIoU %", "difference"]
     lead = "The same weights at several scale lists; differences are to the first row."
-    return section("scales", "Scales", table(head, rows, kind="full"), lead=lead)
+    scored = [row for row in report.compared if row.iou is not None]
+    parts = [table(head, rows, kind="full")]
+    if len(scored) > 1:
+        headings = [_way(row) if len({other.method for other in scored}) == 1 else f"{row.method}: {_way(row)}" for row in scored]
+        lines = [(Cell(swatch(report.colors[index]) + escape(name)), [float(row.iou[index]) for row in scored if row.iou is not None])
+                 for index, name in enumerate(report.names)]  # fmt: skip
+        parts.append(folded("IoU per class at each", shaded_table("class", headings, lines)))
+    return section("scales", "Scales", *parts, lead=lead)
 
 
 def _shares(report: EvaluationReport) -> str:
@@ -122,14 +139,20 @@ def _shares(report: EvaluationReport) -> str:
         (Cell(swatch(report.colors[index]) + escape(name)), [float(value) if present[index] else float("nan") for value in report.shares[:, index]])
         for index, name in enumerate(report.names)
     ]
-    lead = "How much each scale counts for the pixels of a class, in percent: the attention of the whole chain, which sums to 100 over the scales."
-    return section("shares", "Scale by class", shaded_table("class", [f"{scale:g}x" for scale in report.share_scales], rows), lead=lead)
+    lead = "How much each scale counts for the pixels of a class, in percent: the attention of all scales together sums to 100."
+    order = np.argsort(report.share_scales)
+    colours = scale_colours(len(order))
+    bars = [stacked_bar([(values[which], colours[place]) for place, which in enumerate(order)]) for _, values in rows]
+    names = [f"{report.share_scales[which]:g}x" for which in order]
+    return section("shares", "Scale by class", legend(zip(names, colours, strict=True)),
+                   shaded_table("class", [f"{scale:g}x" for scale in report.share_scales], rows, ends=bars), lead=lead)
 
 
 def _examples(report: EvaluationReport, anchor: str) -> str:
     if not report.attention:
         return ""
-    lead = "Bright regions trust this scale; what they leave goes to the larger scales. The map of scales mixes the colours of all by their weight."
+    lead = ("What each scale alone would say, and its attention: bright regions trust it, what they leave goes to the larger scales. "
+            "The map of scales mixes the colours of all by their weight.")  # fmt: skip
     scales = sorted(report.share_scales)
     named = zip((f"{scale:g}x" for scale in scales), scale_colours(len(scales)), strict=True)
     ramp = f'<p class="legend"><span>attention 0 {heat_ramp()} 1</span></p>'
@@ -150,7 +173,7 @@ def _confusion(report: EvaluationReport) -> str:
             rows.append([names[label], names[predicted], number(percent(float(of_label))), number(percent(float(of_all)))])
     parts = [confusion_chart(report.matrix, names)]
     if rows:
-        mistakes = table(["label", "predicted as", "of the label's pixels %", "of all mistakes %"], rows)
+        mistakes = table(["label", "predicted as", "of label %", "of mistakes %"], rows)
         parts.append(f"<div><h3>Commonest mistakes</h3>{mistakes}</div>")
     lead = "Rows are labels, columns predictions, in percent of the row; mistakes are red."
     return section("confusion", "Confusion", f'<div class="beside">{"".join(parts)}</div>', lead=lead)

@@ -69,12 +69,14 @@ class Example:
     title: str
     pictures: Sequence[Picture]
     remark: str = ""
+    columns: int | None = None
+    """Pictures in a row; None: all of them."""
 
     def html(self) -> str:
-        """The pictures in a row under the title."""
+        """The pictures in rows under the title."""
         remark = f' <span class="soft">{escape(self.remark)}</span>' if self.remark else ""
         figures = "".join(picture.html() for picture in self.pictures)
-        columns = f"--columns:{len(self.pictures)}"
+        columns = f"--columns:{self.columns or len(self.pictures)}"
         return f'<div class="example"><h4>{escape(self.title)}{remark}</h4><div class="row" style="{columns}">{figures}</div></div>'
 
 
@@ -217,9 +219,9 @@ section{padding:26px 0 6px;border-bottom:1px solid var(--line)}section:last-chil
 h2{font-size:20px;margin:0 0 6px;letter-spacing:-.01em}h3{font-size:15px;margin:20px 0 8px}
 h4{font-size:13.5px;margin:14px 0 6px;font-weight:600;overflow-wrap:anywhere}
 .lead,.soft{color:var(--soft)}.lead{margin:0 0 14px;max-width:80ch}.soft{font-weight:400}
-.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:14px 0 18px}
-.fact{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 16px}
-.fact b{display:block;font-size:25px;line-height:1.2;font-weight:650;font-variant-numeric:tabular-nums}
+.facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(116px,1fr));gap:12px;margin:14px 0 18px}
+.fact{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:12px 14px}
+.fact b{display:block;font-size:23px;line-height:1.2;font-weight:650;font-variant-numeric:tabular-nums}
 .fact:first-child{border-color:var(--accent)}.fact:first-child b{color:var(--accent)}
 .fact span{color:var(--soft);font-size:13px}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
@@ -232,10 +234,11 @@ td:first-child{white-space:nowrap}.number,.heat{text-align:right}.heat{text-alig
 box-shadow:inset 0 0 0 1px rgb(128 128 128/.45)}
 .bar{display:block;height:12px;border-radius:3px;background:color-mix(in srgb,var(--ink) 8%,transparent)}
 .bar>span{display:block;height:100%;border-radius:3px;background:var(--accent)}
+.stack{display:flex;overflow:hidden}.stack>span{border-radius:0}.shade .grow{width:64%;padding:4px 0 4px 16px}
 .pair .bar+.bar{margin-top:2px}.pair .bar{height:8px}.pair .bar:first-child>span{background:var(--soft)}
 .legend{display:flex;flex-wrap:wrap;gap:2px 18px;font-size:13px;margin:0 0 10px;color:var(--soft)}
 .ramp{display:inline-block;width:120px;height:12px;border-radius:3px;margin:0 6px;vertical-align:-1px}
-.beside{display:flex;flex-wrap:wrap;gap:12px 56px;align-items:flex-start}.beside h3{margin-top:8px}
+.beside{display:flex;flex-wrap:wrap;gap:12px 36px;align-items:flex-start}.beside h3{margin-top:8px}
 .shade td.heat{text-align:center;min-width:54px;padding:4px 8px;border:1px solid var(--paper)}
 .plain thead{display:none}
 .settings{columns:2;column-gap:40px}.settings table{width:100%;font-size:13px}.settings div{break-inside:avoid}

@@ -29,6 +29,8 @@ class ComparedRow:
     flip: bool
     miou: float
     """A fraction. Differences are shown against the first row."""
+    iou: np.ndarray | None = None
+    """IoU per class, float64 [C]."""
 
 
 @dataclass
@@ -65,7 +67,7 @@ class EvaluationReport:
     worst_per_class: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     """The same by class name."""
     attention: Sequence[Example] = ()
-    """Panels as in figure 3: image | prediction | attention per scale | which scale (visualise.scale_map)."""
+    """Panels as in figure 3: image | what each scale says || which scale (visualise.scale_map) | attention per scale | prediction."""
     shares: np.ndarray | None = None
     """Mean weight of every scale per class, float64 [S, C] (visualise.attention_share, summed and divided)."""
     share_scales: Sequence[float] = ()

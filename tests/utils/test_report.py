@@ -81,7 +81,8 @@ def full_evaluation() -> EvaluationReport:
         checkpoint="runs/x/<best>.pt", checkpoint_sha256="ab" * 32,
         settings={"eval": {"scales": [0.5, 1.0], "flip": True, "tile": None}, "optim": {"lr": 0.01, "rmi": {"radius": 3}}, "plain": "<i>"},
         facts={"validation loss": "0.412"},
-        compared=[ComparedRow("hierarchical", [1], False, 0.5), ComparedRow("average", [0.5, 1, 2], True, 0.48), ComparedRow("max", [2], False, 0.6)],
+        compared=[ComparedRow("hierarchical", [1], False, 0.5, np.array([0.5, 0.5, np.nan])),
+                  ComparedRow("average", [0.5, 1, 2], True, 0.48, np.array([0.6, 0.25, np.nan])), ComparedRow("max", [2], False, 0.6)],
         categories={"flat": 0.9, "vehicle": float("nan")}, instance_iou={NAMES[1]: 0.25}, category_instance_iou={"vehicle": 0.3},
         boundary_f=np.array([0.5, 0.25, np.nan]), worst=[example("worst/0001")], worst_per_class={NAMES[1]: [example("class/0002")], "sky": []},
         attention=[example("attention/0003")], shares=np.array([[0.8, 0.1, 0.0], [0.2, 0.9, 0.0]]), share_scales=[0.5, 1.0],
@@ -118,7 +119,7 @@ def test_pages_need_nothing_else_and_escape_everything(tmp_path: Path, report: A
 
 
 def test_evaluation_says_every_number(tmp_path: Path) -> None:
-    page, _ = read(tmp_path, full_evaluation())
+    page, text = read(tmp_path, full_evaluation())
     assert page.sections() == ["summary", "classes", "scales", "shares", "attention", "confusion", "worst", "settings"]
     # road: 90 / 105, car: 15 / 30; mean (85.7 + 50) / 2
     for number in ("67.9", "85.7", "50.0", "87.5", "0.412"):
@@ -131,7 +132,11 @@ def test_evaluation_says_every_number(tmp_path: Path) -> None:
     assert page.row("average") == ["average", "0.5, 1, 2", "yes", "", "48.0", "-2.0"]
     assert page.row("max") == ["max", "2", "no", "", "60.0", "+10.0"]
     assert page.row("flat") == ["flat", "", "90.0", "–"] and page.row("vehicle") == ["vehicle", "", "–", "30.0"]
-    assert ["road", "80", "20"] in page.rows and ["sky", "–", "–"] in page.rows
+    assert ["road", "80", "20", ""] in page.rows and ["sky", "–", "–", ""] in page.rows
+    assert "width:80.0%" in text and "width:20.0%" in text, "the same as a bar"
+    assert ["class", "hierarchical: 1", "average: 0.5, 1, 2 + flip"] in page.rows and ["sky", "–", "–"] in page.rows
+    assert [NAMES[1], "50", "25"] in page.rows
+    assert "split val · 7 images · 3 classes · hierarchical at 1 · checkpoint abababababab" in page.text
     assert ["road", NAMES[1], "10.0", "66.7"] in page.rows, "the commonest mistake"
     assert f"road predicted as {NAMES[1]}: 10.00 %" in page.text
     for title in ("worst/0001", "class/0002", "attention/0003"):
