@@ -190,9 +190,10 @@ def explained(config: Config, doing: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, EOFError, MemoryError) as error:
-        lost = explain_lost_worker(error)
-        if lost is not None:
-            raise DataError(lost, kind="worker") from error
+        for link in _with_causes(error):  # noticed in the middle of something else, which then failed in its own way
+            lost = explain_lost_worker(link)
+            if lost is not None:
+                raise DataError(lost, kind="worker") from error
         if not out_of_memory(error):
             raise
         crop, batch = list(config.data.crop), config.data.batch_size
@@ -202,6 +203,12 @@ def explained(config: Config, doing: str) -> Iterator[None]:
             "validation": "try eval.batch_size=1, eval.tile=[1024,1024], eval.precision=bf16 or fewer eval.scales",
         }  # fmt: skip
         raise MemoryShortage(f"memory ran out in {doing}; {advice[doing]} ({str(error).strip().splitlines()[0][:200]})") from error
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 @dataclass(frozen=True)

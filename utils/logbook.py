@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +70,7 @@ class Logbook:
         try:
             from torch.utils.tensorboard import SummaryWriter
 
+            threading.excepthook = _quiet_about(OSError, threading.excepthook)
             self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
             self.board.add_text("config", f"```yaml\n{configuration}\n```")
         except (ImportError, OSError, RuntimeError, AttributeError) as error:
@@ -117,6 +119,18 @@ class Logbook:
             return
         kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _is_before(line, step, to_validate)]
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
+
+
+def _quiet_about(kind: type[Exception], inner: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """Of a thread that ends by such an exception (TensorBoard's writer, on a full disk) a warning is enough; the rest goes to `inner`."""
+
+    def hook(ended: Any) -> None:
+        if issubclass(ended.exc_type, kind):
+            logger.warning("a writer in the background has ended (%s)", ended.exc_value)
+        else:
+            inner(ended)
+
+    return hook
 
 
 def _is_before(line: str, step: int, to_validate: bool) -> bool:

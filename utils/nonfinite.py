@@ -37,8 +37,8 @@ class SkippedSteps:
         logger.warning("step %d skipped on all ranks, the %s is not finite; images: %s", step, "loss" if guilty else "gradient", found)
         if self.in_a_row < self.limit:
             return
+        kept = max(self.processes.gather(self._dump(step, batches, terms) if own or not guilty else ""))
         with self.processes.agreement(RunError):
-            kept = self._dump(step, batches, terms) if own or not guilty else ""
             raise RunError(f"the loss or its gradient was not finite in {self.in_a_row} steps in a row (images: {found}); {kept}the checkpoints are "
                            "intact: lower optim.lr, set optim.clip_norm or runtime.precision=fp32, and go on with --resume")
 

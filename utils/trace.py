@@ -21,7 +21,7 @@ class Trace:
         self.profiler: Any = None
         if enabled:
             plan = torch.profiler.schedule(wait=SKIPPED - 1, warmup=1, active=RECORDED, repeat=1)
-            self.profiler = torch.profiler.profile(schedule=plan, on_trace_ready=self._write, record_shapes=True, profile_memory=True)
+            self.profiler = torch.profiler.profile(schedule=plan, on_trace_ready=self._write)
 
     def __enter__(self) -> Trace:
         if self.profiler is not None:

@@ -135,3 +135,28 @@ def test_only_transport_errors_are_taken_for_a_lost_peer() -> None:
     assert lost_contact(RuntimeError("[/gloo/transport/tcp/pair.cc] Connection closed by peer"))
     assert not lost_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not lost_contact(ValueError("Connection closed by peer"))
+
+
+def test_synchronised_batch_norm_does_not_break_the_graph() -> None:
+    """torch.compile sees one graph; a group that only pretends stands for two ranks."""
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        network = synchronise_batch_norm(_network().float(), Processes(rank=0, world_size=2, local_rank=0, device=torch.device("cpu")))
+        found = torch._dynamo.explain(network)(_batch()[0].float())
+        assert found.graph_break_count == 0 and found.graph_count == 1, found.break_reasons
+    finally:
+        dist.destroy_process_group()
+
+
+def _finds_no_other(processes: Processes) -> list[bool]:
+    network, static = processes.wrap(_network()), processes.wrap(_network(), static_graph=True)
+    return [network.gradient_as_bucket_view, network.broadcast_buffers, network.static_graph, static.static_graph]
+
+
+def test_gradients_live_in_the_buckets_and_buffers_are_not_sent() -> None:
+    assert run(_finds_no_other, 2) == [[True, False, False, True]] * 2
+    network = _network()
+    assert ALONE.wrap(network) is network
