@@ -4,10 +4,13 @@
 """
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor
 
 from network import build_model, load_weights
+from network.decoders import Decoded
 from network.key_names import to_authors
 from network.multiscale import MultiScale
 
@@ -82,10 +86,35 @@ class Golden:
         return digest.hexdigest()
 
 
-@pytest.fixture(scope="module", params=list(GOLDEN))
+@functools.lru_cache(maxsize=1)
+def golden_of(name: str) -> Golden:
+    """The golden model of that name, kept until the next one is asked for. Tests that change it work on a copy."""
+    return Golden(name)
+
+
+@pytest.fixture(scope="session", params=list(GOLDEN))
 def golden(request: pytest.FixtureRequest) -> Golden:
-    """Each golden model in turn. Tests that change it work on a copy."""
-    return Golden(request.param)
+    """Each golden model in turn."""
+    return golden_of(request.param)
+
+
+@contextlib.contextmanager
+def remembered(model: MultiScale) -> Iterator[MultiScale]:
+    """A model that decodes each scale of its image once, however many lists of scales name it: trunk and decoder are most of the work."""
+    decoded: dict[tuple[object, ...], Decoded] = {}
+    decode = model.decode_at
+
+    def decode_at(image: Tensor, scale: float) -> Decoded:
+        place = (tuple(image.shape), scale)
+        if place not in decoded:
+            decoded[place] = decode(image, scale)
+        return decoded[place]
+
+    model.decode_at = decode_at  # type: ignore[method-assign]
+    try:
+        yield model
+    finally:
+        del model.decode_at
 
 
 @pytest.fixture(scope="session")

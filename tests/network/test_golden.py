@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from network.key_names import from_authors
+from network.multiscale import MultiScale
+from tests.network.conftest import remembered
 
 
 def scales_of(case: str) -> tuple[float, ...]:
@@ -28,23 +30,31 @@ def check(tensor: Tensor, expected: dict, *, tolerance: float | None = None) -> 
     assert values.std(correction=0).item() == pytest.approx(expected["std"], abs=allowed)
 
 
-def check_cases(model: torch.nn.Module, image: Tensor, cases: dict, *, tolerance: float | None = None) -> None:
-    for case, tensors in cases.items():
-        scales = scales_of(case)
-        with torch.no_grad():
+def check_cases(model: MultiScale, image: Tensor, cases: dict, *, tolerance: float | None = None) -> None:
+    """Every list of scales, with the maps of its scales kept and streamed."""
+    raw: list[Tensor] = []
+    hook = None if model.multiscale == "single" else model.attention.register_forward_hook(lambda _module, _inputs, output: raw.append(output))
+    with torch.no_grad(), remembered(model):
+        for case, tensors in cases.items():
+            scales = scales_of(case)
+            raw.clear()
             kept = model(image, scales=scales, keep_scales=True)
             streamed = model(image, scales=scales)
-        for name, expected in tensors.items():
-            kind, _, at = name.partition("_")
-            if name == "pred":
-                check(kept.logits, expected, tolerance=tolerance)
-                check(streamed.logits, expected, tolerance=tolerance)
-            elif name == "attn_10x" and model.multiscale == "hierarchical_dual":
-                check(streamed.attention, expected, tolerance=tolerance)
-            elif name != "attn_last_scale_channel":
-                scale = {"05x": 0.5, "10x": 1.0}.get(at) or float(at.removesuffix("x"))
-                own = kept.scales[scale]
-                check(own.logits if kind == "pred" else own.attention, expected, tolerance=tolerance)
+            for name, expected in tensors.items():
+                kind, _, at = name.partition("_")
+                if name == "pred":
+                    check(kept.logits, expected, tolerance=tolerance)
+                    check(streamed.logits, expected, tolerance=tolerance)
+                elif name == "attn_10x" and model.multiscale == "hierarchical_dual":
+                    check(streamed.attention, expected, tolerance=tolerance)
+                elif name == "attn_last_scale_channel":  # of the explicit model, before resizing
+                    check(raw[0][:, -1:], expected, tolerance=tolerance)
+                else:
+                    scale = {"05x": 0.5, "10x": 1.0}.get(at) or float(at.removesuffix("x"))
+                    own = kept.scales[scale]
+                    check(own.logits if kind == "pred" else own.attention, expected, tolerance=tolerance)
+    if hook is not None:
+        hook.remove()
 
 
 def test_weights_load_by_the_authors_names(golden):
@@ -64,21 +74,7 @@ def test_outputs_in_single_precision(golden, image):
 def test_outputs_in_double_precision(golden, image):
     if not golden.numbers["eval"]:
         pytest.skip("no numbers for this model")
-    model = copy.deepcopy(golden.model).double()
-    first = dict(list(golden.numbers["eval"].items())[:1])  # one list of scales: double precision is slow
-    check_cases(model, image.double(), first, tolerance=1e-8)
-
-
-def test_attention_of_the_explicit_model_before_resizing(golden, image):
-    cases = golden.numbers["eval"].get("explicit_0.5_1.0_2.0")
-    if cases is None:
-        pytest.skip("only the explicit model with raw attention has this number")
-    maps = []
-    handle = golden.model.attention.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
-    with torch.no_grad():
-        golden.model(image)
-    handle.remove()
-    check(maps[0][:, -1:], cases["attn_last_scale_channel"])
+    check_cases(copy.deepcopy(golden.model).double(), image.double(), golden.numbers["eval"], tolerance=1e-8)
 
 
 def training_batch() -> tuple[Tensor, Tensor]:

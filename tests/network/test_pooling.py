@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import torch
 
 from network.folding import prepare_for_inference
 from network.inference import predict
+from tests.network.conftest import remembered
 
 NUMBERS = json.loads((Path(__file__).parents[1] / "data" / "golden_pooling.json").read_text())["cases"]
-only_this_model = pytest.mark.parametrize("golden", ["deepv3plus_r50"], indirect=True)
 
 
 def check(logits: torch.Tensor, expected: dict, tolerance: float) -> None:
@@ -25,17 +26,19 @@ def check(logits: torch.Tensor, expected: dict, tolerance: float) -> None:
     assert values.std(correction=0).item() == pytest.approx(expected["std"], abs=tolerance)
 
 
-@only_this_model
-@pytest.mark.parametrize("case", list(NUMBERS))
-def test_average_over_scales(golden, image: torch.Tensor, case: str) -> None:
-    scales = tuple(float(scale) for scale in case.split("_")[2:])
-    check(predict(golden.model, image, scales=scales).logits, NUMBERS[case], max(1e-4, 1e-5 * NUMBERS[case]["largest"]))
+def scales_of(case: str) -> tuple[float, ...]:
+    return tuple(float(scale) for scale in case.split("_")[2:])
 
 
-@only_this_model
+@pytest.mark.parametrize("golden", list(NUMBERS), indirect=True)
+def test_average_over_scales(golden, image: torch.Tensor) -> None:
+    with remembered(golden.model):
+        for case, numbers in NUMBERS[golden.name].items():
+            check(predict(golden.model, image, scales=scales_of(case)).logits, numbers, max(1e-4, 1e-5 * numbers["largest"]))
+
+
+@pytest.mark.parametrize("golden", ["deepv3plus_r50"], indirect=True)
 def test_average_over_scales_of_a_prepared_model_in_double_precision(golden, image: torch.Tensor) -> None:
-    case, numbers = next(iter(NUMBERS.items()))
-    prepared = prepare_for_inference(golden.model.double())
-    golden.model.float()
-    scales = tuple(float(scale) for scale in case.split("_")[2:])
-    check(predict(prepared, image.double(), scales=scales).logits, numbers, 1e-8)
+    case, numbers = next(iter(NUMBERS[golden.name].items()))
+    prepared = prepare_for_inference(copy.deepcopy(golden.model).double())
+    check(predict(prepared, image.double(), scales=scales_of(case)).logits, numbers, 1e-8)
