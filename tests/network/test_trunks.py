@@ -15,20 +15,20 @@ from network.trunks.hrnet import Exchange
 timm = pytest.importorskip("timm")
 
 
-@pytest.mark.parametrize("size", [(64, 96), (37, 51), (3, 1)])
 @pytest.mark.parametrize("name", [*TRUNKS, "timm:resnet18", "timm:convnext_atto", "timm:hrnet_w18_small"])
-def test_channels_and_strides_are_as_declared(name, size):
+def test_channels_and_strides_are_as_declared(name):
     trunk = build_trunk(name).eval()
-    with torch.no_grad():
-        features = trunk(torch.randn(1, 3, *size))
-    fine, semantic = features.fine.whole(), features.semantic.whole()
-    for tensor, channels, stride in (
-        (fine, trunk.fine_channels, trunk.fine_stride), (semantic, trunk.channels, trunk.stride)
-    ):
-        assert tensor.shape[1] == channels
-        if name.startswith("timm") and min(size) < 32:
-            continue  # their kernels round small sizes in their own ways
-        assert tuple(tensor.shape[2:]) == tuple(-(-length // stride) for length in size)
+    for size in ((64, 96), (37, 51), (3, 1)):
+        with torch.no_grad():
+            features = trunk(torch.randn(1, 3, *size))
+        fine, semantic = features.fine.whole(), features.semantic.whole()
+        for tensor, channels, stride in (
+            (fine, trunk.fine_channels, trunk.fine_stride), (semantic, trunk.channels, trunk.stride)
+        ):
+            assert tensor.shape[1] == channels
+            if name.startswith("timm") and min(size) < 32:
+                continue  # their kernels round small sizes in their own ways
+            assert tuple(tensor.shape[2:]) == tuple(-(-length // stride) for length in size)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -56,7 +56,8 @@ def test_timms_hrnet_fills_ours_completely(name):
 
 
 def test_the_papers_trunk_has_the_published_size():
-    assert sum(parameter.numel() for parameter in build_trunk("hrnet_w48").parameters()) == 65_325_120
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in build_trunk("hrnet_w48").parameters()) == 65_325_120
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
@@ -108,7 +109,7 @@ def test_activation_checkpointing_changes_no_number(name):
     plain = build_trunk(name).train()
     saving = build_trunk(name, activation_checkpointing=True).train()
     saving.load_state_dict(plain.state_dict())
-    image = torch.randn(2, 3, 64, 64)
+    image = torch.randn(2, 3, 48, 48)
     for trunk in (plain, saving):
         features = trunk(image)
         (features.semantic.whole().square().mean() + features.fine.whole().square().mean()).backward()
@@ -135,7 +136,7 @@ def test_activation_checkpointing_keeps_less_for_the_backward_pass(name):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            trunk(torch.randn(1, 3, 128, 128)).semantic.whole()
+            trunk(torch.randn(1, 3, 64, 64)).semantic.whole()
         return sum(kept)
 
     assert saved(True) < 0.5 * saved(False)
