@@ -139,6 +139,7 @@ def _whole_label(model: nn.Module, image: Tensor, wish: Wish, with_confidence: b
         if canvas is None:
             canvas = _LabelCanvas(piece.logits, size=_size(image), with_confidence=with_confidence)
         canvas.paint(piece)
+        del piece  # it may be a view of a whole tile
     assert canvas is not None
     return canvas.label, canvas.confidence
 
@@ -150,6 +151,7 @@ def _whole_logits(model: nn.Module, image: Tensor, wish: Wish, tile: Size) -> Pr
         if logits is None:
             logits = piece.logits.new_empty((*piece.logits.shape[:2], *_size(image)))
         logits[:, :, piece.rows, piece.columns] = piece.logits
+        del piece  # it may be a view of a whole tile
     assert logits is not None
     return Prediction(logits=logits, attention=kept.attention, scales=kept.scales if wish.keep_scales else None)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -16,6 +16,7 @@ from .raster import Raster
 
 STRIDE = 32  # of the coarsest features of a trunk: tiles that begin at its multiples see the pixel grid of the whole image
 STRIP = 32  # rows that are rendered at once
+LONGEST_RAMP = 32  # pixels over which neighbouring tiles are blended: logits of so many rows are held across the whole image
 
 
 class Span(NamedTuple):
@@ -38,7 +39,7 @@ def spans(length: int, *, tile: int, overlap: int, alignment: int = 1) -> list[S
     """Cover `length` pixels by spans of at most `tile` pixels that overlap by at least `overlap` (less than `tile`).
 
     Starts are multiples of `alignment` as far as tile and overlap leave room for it. Half-way through every overlap
-    lies a ramp of a quarter of its length; the weights of a pixel sum to one.
+    lies a ramp of a quarter of its length, `LONGEST_RAMP` at most; the weights of a pixel sum to one.
     """
     if length <= tile:
         return [Span(0, length, 0, 0, length, 0)]
@@ -51,7 +52,7 @@ def spans(length: int, *, tile: int, overlap: int, alignment: int = 1) -> list[S
     stops = [min(start + tile, length) for start in starts]
     ramps = [(0, 0)]
     for stop, start in zip(stops, starts[1:], strict=False):
-        width = min(stop - start, max(1, min((stop - start) // 4, step // 2)))
+        width = min(stop - start, max(1, min((stop - start) // 4, step // 2, LONGEST_RAMP)))
         begin = start + (stop - start - width) // 2
         ramps.append((begin, width))
     ramps.append((length, 0))
@@ -89,24 +90,25 @@ def stitch(tile_of: Callable[[Span, Span], Raster], *, rows: Sequence[Span], col
     `tile_of(row_span, column_span)` gives the logits of that tile. Of neighbouring tiles only the ramps are held: one
     along the whole lower border of a row of tiles, one along the right border of a tile.
     """
-    below: Tensor | None = None
+    seam = _Seam(ramp_rows=max(row.to_after for row in rows), columns=columns[-1].stop)
     for row in rows:
-        seam = _Seam(above=below)
         beside: Tensor | None = None
         for column in columns:
-            raster = tile_of(row, column)
-            if seam.below is None and row.to_after:
-                seam.below = _empty(raster, row.to_after, columns[-1].stop)
-            after = _empty(raster, row.last + row.to_after - row.first, column.to_after) if column.to_after else None
-            for start, stop in _strips(row):
-                strip = raster.rows(start - row.start, stop - row.start)
-                held = slice(start - row.first, stop - row.first)
-                if after is not None:
-                    after[:, :, held] = _columns(strip, column, column.last, column.to_after)
-                for begin, part in _blend_beside(strip, column, None if beside is None else beside[:, :, held]):
-                    yield from seam.join(part, row=row, start=start, begin=begin)
-            beside = after
-        below = seam.below
+            # A generator of its own, so that nothing here refers to a tile any more when the next one is computed.
+            beside = yield from _pieces_of(tile_of(row, column), row, column, beside, seam)
+
+
+def _pieces_of(raster: Raster, row: Span, column: Span, beside: Tensor | None, seam: _Seam) -> Generator[Piece, None, Tensor | None]:
+    """The finished pieces of one tile; returns its ramp to the next one, and leaves that to the next row of tiles in `seam`."""
+    after = _empty(raster, row.last + row.to_after - row.first, column.to_after) if column.to_after else None
+    for start, stop in _strips(row):
+        strip = raster.rows(start - row.start, stop - row.start)
+        held = slice(start - row.first, stop - row.first)
+        if after is not None:
+            after[:, :, held] = _columns(strip, column, column.last, column.to_after)
+        for begin, part in _blend_beside(strip, column, None if beside is None else beside[:, :, held]):
+            yield from seam.join(part, row=row, start=start, begin=begin)
+    return after
 
 
 def _empty(raster: Raster, rows: int, columns: int) -> Tensor:
@@ -144,25 +146,28 @@ def ramp(length: int, *, like: Tensor) -> Tensor:
 
 @dataclass
 class _Seam:
-    """The ramps `[N, C, ramp, W]` between a row of tiles and those above and below it.
+    """The ramp `[N, C, ramp, W]` between two rows of tiles.
 
     `torch.lerp` gives equal tiles back to the last bit, so that what no border has touched is exactly what the whole
-    image would give. `below` is read from `above` first, hence two tensors.
+    image would give. A tile takes the ramp above it out of its columns before it puts the one below it there, hence one
+    tensor.
     """
 
-    above: Tensor | None
-    below: Tensor | None = None
+    ramp_rows: int
+    columns: int
+    held: Tensor | None = None
 
     def join(self, part: Tensor, *, row: Span, start: int, begin: int) -> Iterator[Piece]:
         """A strip that begins at image row `start` and column `begin`: blended, and finished or kept for the next row of tiles."""
         stop = start + part.shape[-2]
         columns = slice(begin, begin + part.shape[-1])
         if start < row.first + row.from_before:
-            assert self.above is not None
-            held = slice(start - row.first, stop - row.first)
-            part = torch.lerp(self.above[:, :, held, columns], part, ramp(row.from_before, like=part)[held, None])
+            assert self.held is not None
+            rows = slice(start - row.first, stop - row.first)
+            part = torch.lerp(self.held[:, :, rows, columns], part, ramp(row.from_before, like=part)[rows, None])
         if start >= row.last:
-            assert self.below is not None
-            self.below[:, :, start - row.last : stop - row.last, columns] = part
+            if self.held is None:
+                self.held = part.new_empty((*part.shape[:2], self.ramp_rows, self.columns))
+            self.held[:, :, start - row.last : stop - row.last, columns] = part
         else:
             yield Piece(slice(start, stop), columns, part)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -423,3 +424,57 @@ def test_constant_maps_stay_constant_through_tiles_scales_and_flip() -> None:
 
     logits = predict(Constant(), noise(1, 3, 70, 90), scales=(0.5, 1.0), flip=True, tile=(32, 40)).logits
     torch.testing.assert_close(logits, torch.tensor([math.pi, -1.7, 0.3]).view(1, 3, 1, 1).expand(1, 3, 70, 90))
+
+
+class Live(torch.utils._python_dispatch.TorchDispatchMode):
+    """The most bytes that tensors made by operations held at any time, `known` tensors and views of them apart."""
+
+    def __init__(self, *known: Tensor) -> None:
+        super().__init__()
+        self.known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self.alive: dict[int, int] = {}
+        self.bytes = self.peak = 0
+
+    def __torch_dispatch__(self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        result = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in {0, *self.known}:
+                place, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
+                self.bytes += 0 if self.alive.get(place) else size
+                self.alive[place] = self.alive.get(place, 0) + 1
+                self.peak = max(self.peak, self.bytes)
+                weakref.finalize(tensor, self._gone, place, size)
+        return result
+
+    def _gone(self, place: int, size: int) -> None:
+        self.alive[place] -= 1
+        self.bytes -= 0 if self.alive[place] else size
+
+
+class Wide(Convolutions):
+    """Few layers, but as much memory for each pixel as a network has: 256 channels at stride 4 from 19 classes."""
+
+    num_classes = 19
+
+    def __init__(self) -> None:
+        super().__init__(layers=1)
+        self.widen, self.narrow = nn.Conv2d(3, 256, 1), nn.Conv2d(256, self.num_classes, 1)
+
+    def forward(self, image: Tensor, **options: object) -> Prediction:
+        features = torch.tanh(self.widen(F.avg_pool2d(image, 4)))
+        return Prediction(logits=self.narrow(features).repeat_interleave(4, 2).repeat_interleave(4, 3))
+
+
+def test_a_large_image_in_tiles_takes_little_more_memory_than_one_tile() -> None:
+    model = Wide()
+    peaks = {}
+    for size in ((1024, 1024), (2048, 4096)):
+        image = torch.zeros(1, 3, *size)
+        with Live(image, *model.parameters()) as live:
+            predict_label(model, image, tile=(1024, 1024))
+        peaks[size] = live.peak
+    assert peaks[1024, 1024] > 1024 * 1024 * 256 // 16 * 4
+    assert peaks[2048, 4096] <= 1.2 * peaks[1024, 1024], {size: f"{peak / 2**20:.0f} MiB" for size, peak in peaks.items()}
+    with Live(image) as live:
+        predict_label(model, image)
+    assert live.peak > 4 * peaks[1024, 1024], "what it takes without tiles"
