@@ -1,9 +1,10 @@
 """Put several evaluations side by side: a table in the terminal, and with --html a page.
 
-    python scripts/compare_runs.py runs/a/metrics.json runs/b [--html compare.html]
+    python scripts/compare_runs.py runs/a/metrics.json runs/b [--every-way] [--html compare.html]
 
 Each argument is a metrics.json of eval.py or a folder that holds one (in itself or in eval/). The first is the
-reference of all differences. IoUs are printed in percent.
+reference of all differences. Scores are printed in percent. With --every-way each list of scales that eval.py --compare
+scored is a column of its own: the paper's Table 1 out of one metrics.json for each network.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from utils.page import Cell, Row, bar, number, page, section, table
 from utils.png import ImageWriteError, write_file
 
 PLACES = ("metrics.json", "eval/metrics.json")
+OTHER_SCORES = {"mean class accuracy": "mean_class_accuracy", "category IoU": "category_iou", "iIoU": "iiou", "category iIoU": "category_iiou",
+                "boundary F": "boundary_f"}  # fmt: skip
 
 
 class CompareError(ValueError):
@@ -31,7 +34,7 @@ class CompareError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """One metrics.json: its short name, mIoU and pixel accuracy (fractions), IoU per class (None: absent), how it was made."""
+    """One metrics.json, or one way to infer out of it: its short name, scores (fractions), IoU per class (None: absent), how it was made."""
 
     name: str
     path: Path
@@ -43,10 +46,13 @@ class Run:
     split: str
     images: int
     sha256: str
+    others: dict[str, float]
+    """Further scores by name, those that the file has."""
+    method: str = ""
 
 
-def load_run(path: Path) -> Run:
-    """Read one metrics.json, or the one in a folder. Raises CompareError."""
+def load_run(path: Path, *, every_way: bool = False) -> list[Run]:
+    """Read one metrics.json, or the one in a folder; `every_way` gives a run for each of its ways to infer. Raises CompareError."""
     file = path
     if path.is_dir():
         found = [path / place for place in PLACES if (path / place).is_file()]
@@ -59,7 +65,11 @@ def load_run(path: Path) -> Run:
         raise CompareError(f"{file}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         raise CompareError(f"{file}: is no JSON file ({error})") from error
-    return _run(file, content)
+    first = _run(file, content)
+    if not every_way or len(content.get("compared", ())) < 2:
+        return [first]
+    # The first way is the file's own; of the others only these scores are known.
+    return [first, *(replace(_run(file, {**content, **way}), others={}) for way in content["compared"][1:])]
 
 
 def _run(file: Path, content: Any) -> Run:
@@ -70,7 +80,8 @@ def _run(file: Path, content: Any) -> Run:
         return Run(
             name="", path=file, miou=_fraction(content["miou"]), pixel_accuracy=_fraction(content["pixel_accuracy"]), per_class=per_class,
             scales=tuple(float(scale) for scale in content["scales"]), flip=bool(content["flip"]), split=str(content["split"]),
-            images=int(content["images"]), sha256=str(content["checkpoint_sha256"]),
+            images=int(content["images"]), sha256=str(content["checkpoint_sha256"]), method=_method(content),
+            others={name: float(content[key]) for name, key in OTHER_SCORES.items() if content.get(key) is not None},
         )  # fmt: skip
     except KeyError as error:
         raise CompareError(f"{file}: is no metrics.json of eval.py: the key {error} is missing") from error
@@ -78,13 +89,18 @@ def _run(file: Path, content: Any) -> Run:
         raise CompareError(f"{file}: is no metrics.json of eval.py ({error})") from error
 
 
+def _method(content: dict[str, Any]) -> str:
+    ways = content.get("compared") or [{}]
+    return str(content.get("method", ways[0].get("method", "")))
+
+
 def _fraction(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def load_runs(paths: Sequence[Path]) -> list[Run]:
-    """All runs with short names that tell them apart. Raises CompareError, also where they score different classes."""
-    runs = [load_run(path) for path in paths]
+def load_runs(paths: Sequence[Path], *, every_way: bool = False) -> list[Run]:
+    """All runs with short names that tell files apart. Raises CompareError, also where they score different classes."""
+    runs = [run for path in paths for run in load_run(path, every_way=every_way)]
     classes = set(runs[0].per_class)
     for run in runs[1:]:
         other = sorted(classes ^ set(run.per_class))
@@ -95,7 +111,7 @@ def load_runs(paths: Sequence[Path]) -> list[Run]:
     for run, own in zip(runs, parts, strict=True):
         different = [part for depth, part in enumerate(own) if any(depth >= len(other) or other[depth] != part for other in parts)]
         inside = [part for part in different if part not in ("metrics.json", "eval")]
-        named.append(Run(**{**run.__dict__, "name": "/".join(inside or different) or own[-2]}))
+        named.append(replace(run, name="/".join(inside or different) or own[-2]))
     return named
 
 
@@ -109,15 +125,21 @@ def differences(runs: Sequence[Run]) -> list[str]:
 
 
 def rows(runs: Sequence[Run]) -> list[list[str]]:
-    """Heading and lines of the table: mIoU, pixel accuracy and every class in percent, with differences to the first run."""
+    """Heading and lines of the table: all scores and every class in percent, with differences to the first run."""
     lines = [["", *(run.name for run in runs)]]
+    if any(run.method for run in runs):
+        lines.append(["method", *(run.method or "-" for run in runs)])
     lines.append(["scales", *(", ".join(f"{scale:g}" for scale in run.scales) + (" + flip" if run.flip else "") for run in runs)])
     lines.append(["checkpoint", *(run.sha256[:12] for run in runs)])
     lines.append(["images", *(f"{run.images} ({run.split})" for run in runs)])
-    lines.append(["mIoU", *_compared([run.miou for run in runs])])
-    lines.append(["pixel accuracy", *_compared([run.pixel_accuracy for run in runs])])
-    lines += [[name, *_compared([_fraction(run.per_class[name]) for run in runs])] for name in runs[0].per_class]
-    return lines
+    return lines + [[name, *_compared(values)] for name, values in scores(runs).items()]
+
+
+def scores(runs: Sequence[Run]) -> dict[str, list[float]]:
+    """Name -> one fraction for each run, nan where it has none: the means that any run has, then the IoU of every class."""
+    found = {"mIoU": [run.miou for run in runs], "pixel accuracy": [run.pixel_accuracy for run in runs]}
+    found |= {name: [run.others.get(name, math.nan) for run in runs] for name in OTHER_SCORES if any(name in run.others for run in runs)}
+    return found | {name: [_fraction(run.per_class[name]) for run in runs] for name in runs[0].per_class}
 
 
 def _compared(values: Sequence[float]) -> list[str]:
@@ -141,15 +163,13 @@ def as_text(lines: Sequence[Sequence[str]]) -> str:
 
 def as_page(runs: Sequence[Run]) -> str:
     """A self-contained page: the table with a bar for each IoU, and where every figure comes from."""
-    lines = rows(runs)
-    scores = {"mIoU": [run.miou for run in runs], "pixel accuracy": [run.pixel_accuracy for run in runs]}
-    scores |= {name: [_fraction(run.per_class[name]) for run in runs] for name in runs[0].per_class}
+    lines, found = rows(runs), scores(runs)
 
     def cell(name: str, text: str, column: int) -> Cell:
         shown = number(text)
-        if name not in scores:
+        if name not in found:
             return shown
-        value, first = scores[name][column], scores[name][0]
+        value, first = found[name][column], found[name][0]
         change = round(1000 * (value - first)) if not math.isnan(value - first) else 0
         return Cell(shown.html + bar(value), "number " + ("good" if change > 0 else "bad" if change < 0 else ""))
 
@@ -167,10 +187,11 @@ def main(command_line: Sequence[str] | None = None) -> int:
     """Print the table; 2 when a file cannot be compared."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="metrics.json files, or folders that hold one")
+    parser.add_argument("--every-way", action="store_true", help="a column for each list of scales that eval.py --compare scored")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write the comparison as a page")
     arguments = parser.parse_args(command_line)
     try:
-        runs = load_runs(arguments.runs)
+        runs = load_runs(arguments.runs, every_way=arguments.every_way)
         if arguments.html is not None:
             write_file(arguments.html, as_page(runs).encode())
         print(as_text(rows(runs)))

@@ -63,6 +63,27 @@ def test_other_splits_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "Different splits: val, test." in capsys.readouterr().out
 
 
+def test_other_scores_where_a_run_has_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = write(tmp_path / "a.json", boundary_f=0.4, iiou=None, compared=[{"method": "hierarchical"}])
+    assert main([str(first), str(better(tmp_path / "b.json", boundary_f=0.45, category_iou=0.9)), str(write(tmp_path / "c.json"))]) == 0
+    lines = {line[:14].strip(): line[14:].split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["boundary F"] == ["40.0", "45.0", "(+5.0)", "-"] and lines["category IoU"] == ["-", "90.0", "-"] and "iIoU" not in lines
+    assert lines["method"] == ["hierarchical", "-", "-"]
+
+
+def test_every_way_is_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    second = {"scales": [0.5, 1.0], "flip": True, "miou": 0.6, "pixel_accuracy": 0.91, "per_class": {"road": 0.9, "car": 0.3, "train": 0.1}}
+    ways = [{"method": "hierarchical", "scales": [1.0], "miou": 0.5}, {"method": "hierarchical", **second}]
+    one, other = write(tmp_path / "a.json", compared=ways, boundary_f=0.4), write(tmp_path / "b.json")
+    assert main(["--every-way", str(one), str(other)]) == 0
+    lines = {line[:14].strip(): line[14:].split() for line in capsys.readouterr().out.splitlines()}
+    assert lines[""] == ["a.json", "a.json", "b.json"] and lines["mIoU"] == ["50.0", "60.0", "(+10.0)", "50.0", "(+0.0)"]
+    assert lines["scales"] == ["1", "0.5,", "1", "+", "flip", "1"] and lines["boundary F"] == ["40.0", "-", "-"]
+    assert lines["train"] == ["-", "10.0", "-"] and lines["pixel accuracy"] == ["90.0", "91.0", "(+1.0)", "90.0", "(+0.0)"]
+    assert main([str(one), str(other)]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["a.json", "b.json"]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
