@@ -293,11 +293,14 @@ def criterion(config: Config, files: Files) -> Any:
 
 
 def compile_in_place(model: MultiScale, what: str) -> None:
-    """Compile what runtime.compile names: nothing (off), the trunk, or the model; the state dict's keys stay as they are."""
+    """Compile what runtime.compile names: nothing (off), the trunk, or the model; the state dict's keys stay as they are.
+
+    For fixed sizes: a training step has those of its scales, and kernels for any size are slower. Sizes beyond torch's limit run uncompiled.
+    """
     if what == "trunk":
-        model.trunk.compile()
+        model.trunk.compile(dynamic=False)
     elif what == "model":
-        model.compile()
+        model.compile(dynamic=False)
 
 
 def schedule(config: Config, *, steps_per_epoch: int) -> Callable[[int], float]:

@@ -143,17 +143,17 @@ def save(job: Job) -> None:
     job.saved_at = time.monotonic()
 
 
-def score(job: Job, loader: Iterable[dict[str, Any]], *, images: int) -> Evaluation:
+def score(job: Job, loader: Iterable[dict[str, Any]], *, images: int, show: bool) -> Evaluation:
     """Evaluate `images` images of the validation split, counted over all ranks, with the weights that count."""
     options: Any = {"inference": assemble.Inference.of(job.config.eval), "processes": job.processes, "criterion": job.criterion.main}
     with job.state.evaluated_weights(), assemble.explained(job.config, "validation"):
-        return evaluate(job.model, loader, spec=job.validation.spec, images=images, **options)
+        return evaluate(job.model, loader, spec=job.validation.spec, images=images, show=show, **options)
 
 
 def validate(job: Job) -> None:
     """Score the validation split, note the result, keep the best weights."""
     config, progress, spec, inference = job.config, job.state.progress, job.validation.spec, assemble.Inference.of(job.config.eval)
-    result = score(job, assemble.split_loader(config, job.validation, job.processes), images=len(job.validation))
+    result = score(job, assemble.split_loader(config, job.validation, job.processes), images=len(job.validation), show=True)
     if progress.epoch % config.runtime.image_every == 0 or progress.epoch == config.optim.epochs:
         with job.state.evaluated_weights():
             job.logbook.picture("val", progress.step, lambda: example_panel(job.model, job.validation, inference))
@@ -172,7 +172,7 @@ def rehearse(job: Job) -> None:
     batches = [next(iter(assemble.split_loader(job.config, job.validation, job.processes, workers=0)), None)]
     own = [batch for batch in batches if batch is not None]  # a rank may have no image
     images = job.processes.sum(torch.tensor(sum(len(batch["names"]) for batch in own), device=job.processes.device))
-    score(job, own, images=int(images))
+    score(job, own, images=int(images), show=False)
 
 
 def micro_batches(job: Job) -> Iterable[tuple[dict[str, Any], ...]]:

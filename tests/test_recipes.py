@@ -59,11 +59,24 @@ def test_recipe_takes_a_training_step(name: str, trees: dict[str, Path], tmp_pat
     processes = join(device="cpu", timeout_minutes=1.0)
     job = train.set_up(config, processes, resume=False, write=False)
     before = [parameter.detach().clone() for parameter in job.model.parameters()]
-    totals, stop, _ = train.take_step(job, next(train.micro_batches(job)))
+    totals, attention, stop, _ = train.take_step(job, next(train.micro_batches(job)))
     processes.close()
     assert not stop and all(torch.isfinite(term) for term in totals.values())
     assert {"rmi", "bce"} <= set(totals)
+    wanted = [] if config.model.multiscale == "single" else [f"attention_{scale:g}" for scale in config.model.train_scales]
+    assert list(attention) == wanted and (not wanted or float(sum(attention.values())) == pytest.approx(1, abs=1e-3))
     assert ("aux" in totals) == (config.model.decoder == "ocr")
     assert len([term for term in totals if term.startswith("scale_")]) == (len(config.model.train_scales) if config.loss.scale_weight else 0)
     moved = sum(not torch.equal(old, new) for old, new in zip(before, job.model.parameters(), strict=True))
     assert moved > 0.9 * len(before)
+
+
+@pytest.mark.parametrize(("what", "compiled"), [("off", []), ("trunk", ["trunk"]), ("model", [""])])
+def test_compiling_in_place_keeps_the_keys(what: str, compiled: list[str]) -> None:
+    config = load_config(ROOT / "configs/mapillary/deeplabv3plus_r50_hierarchical.yaml", ["model.trunk_weights=null"])
+    with torch.device("meta"):
+        model = assemble.model_from(config, num_classes=3, trunk_weights=False)
+    keys = list(model.state_dict())
+    assemble.compile_in_place(model, what)
+    assert list(model.state_dict()) == keys
+    assert [name for name, module in model.named_modules() if module._compiled_call_impl is not None] == compiled

@@ -27,6 +27,7 @@ class Meter:
     def __init__(self, processes: Processes, *, steps_left: int, first_step: int = 0, every: int = 10) -> None:
         self.processes = processes
         self.every = every
+        self.done = first_step
         self.bar = progress_bar(total=first_step + steps_left, initial=first_step, unit="step", show=processes.is_main)
         self.begun = time.monotonic()
         self.images_in_all = 0
@@ -54,7 +55,7 @@ class Meter:
             yield item
 
     def step(self, terms: Mapping[str, Tensor], others: Mapping[str, Tensor], *, images: int, lr: float, epoch: int) -> dict[str, float] | None:
-        """Count one step of `images` images on this rank; every `every` steps return the readings (equal on all ranks up to times).
+        """Count one step of `images` images on this rank; after each multiple of `every` return the readings (equal on all ranks up to times).
 
         `terms` add up to the loss; `others` are averaged beside them under their own names.
         """
@@ -62,9 +63,10 @@ class Meter:
         for name, term in [*((f"loss_{name}", term) for name, term in terms.items()), *others.items()]:
             self.sums[name] = self.sums[name] + term if name in self.sums else term.clone()
         self.steps += 1
+        self.done += 1
         self.images += images
         self.images_in_all += images
-        if self.steps < self.every:
+        if self.done % self.every:  # a resumed run has its readings at the same steps
             return None
         stacked = self.processes.sum(torch.stack([value.double() for value in self.sums.values()])) / (self.processes.world_size * self.steps)
         means = dict(zip(self.sums, stacked.tolist(), strict=True))

@@ -131,6 +131,12 @@ def test_conversion_keeps_the_state_dict_and_evaluation() -> None:
     assert torch.equal(converted(image), before)
 
 
+def test_on_cuda_torchs_own_is_taken_with_the_same_keys() -> None:
+    keys = list(_network().state_dict())
+    converted = synchronise_batch_norm(_network(), Processes(rank=0, world_size=2, local_rank=0, device=torch.device("cuda")))
+    assert isinstance(converted[1], nn.SyncBatchNorm) and list(converted.state_dict()) == keys
+
+
 def test_only_transport_errors_are_taken_for_a_lost_peer() -> None:
     assert lost_contact(RuntimeError("[/gloo/transport/tcp/pair.cc] Connection closed by peer"))
     assert not lost_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

@@ -345,6 +345,8 @@ def test_readings_average_over_steps_and_name_their_parts() -> None:
     assert (found[1]["loss"], found[1]["loss_a"], found[1]["loss_b"]) == (4.0, 3.0, 1.0)
     assert found[1]["attention_0.5"] == pytest.approx(0.3) and found[1]["lr"] == 0.1 and found[1]["images_per_second"] > 0
     assert "images/s" in meter.close() and "GiB" in meter.close()
+    resumed = Meter(meter.processes, steps_left=3, first_step=1, every=2)
+    assert resumed.step({"a": torch.tensor(1.0)}, {}, images=3, lr=0.1, epoch=0) is not None  # at step 2, as before
 
 
 def test_a_summary_tells_what_was_done_and_what_comes_next(tmp_path: Path) -> None:
