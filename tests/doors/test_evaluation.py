@@ -32,7 +32,7 @@ from datasets.normalisation import MEAN, STD
 from eval import evaluate, parse_arguments
 from network import Prediction, build_model
 from network.multiscale import MultiScale
-from pictures import Wanted, infer
+from pictures import Wanted, infer, pictures_of
 from tests.datasets.trees import make_mapillary, save
 from tests.doors.conftest import Door, draw
 from utils.config import Config
@@ -437,6 +437,26 @@ def test_a_video_and_a_picture_give_one_output_for_each_image(tmp_path: Path, ru
     assert legend[8] == {"name": "vegetation", "id": 21, "train_id": 8, "color": [107, 142, 35]} and len(legend) == 19
 
 
+# --- attention --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("multiscale", ["hierarchical", "explicit"])
+def test_shares_of_scales_sum_to_one_for_every_kind_of_attention(multiscale: str, thirteen: Path) -> None:
+    files = build_files(dataset="folder", root=thirteen, split="val").subset([0, 1])
+    torch.manual_seed(1)
+    model = build_model(trunk="resnet18", decoder="fcn", multiscale=multiscale, num_classes=3, output_stride=16, train_scales=(0.5, 1.0, 2.0))
+    inference = Inference((0.5, 1.0, 2.0), flip=True)
+    result = evaluate(model, build_eval_loader(files), spec=files.spec, processes=ALONE, inference=inference, images=2, attention=True, show=False)
+    assert result.shares is not None and result.shares.shape == (3, 3)
+    np.testing.assert_allclose(result.shares.sum(0), 1, atol=1e-5)
+    assert result.shares.min() > 0 and np.ptp(result.shares) > 1e-4
+    shown = pictures_of(model, files, inference, 0)
+    expected = ["image", "label", "prediction", "error", "0.5x alone", "1x alone", "2x alone", "scale trusted", "attention 0.5x", "attention 1x"]
+    assert list(shown) == expected + (["attention 2x"] if multiscale == "explicit" else [])
+    shrunk = pictures_of(model, files, inference, 0, long_edge=40)
+    assert shrunk["image"].shape == shrunk["prediction"].shape == shrunk["label"].shape == (32, 40, 3)
+
+
 # --- a trained network ------------------------------------------------------------------------------------------------------
 
 
@@ -449,7 +469,7 @@ def test_attention_shares_and_half_precision_of_a_trained_network(trained: Path,
     shares = found["fp32"]["attention_share"]
     assert list(shares) == ["0.5", "1"] and list(shares["1"]) == ["sky", "road", "pole"]
     for name in shares["1"]:
-        assert shares["0.5"][name] + shares["1"][name] == pytest.approx(1) and 0 < shares["1"][name] < 1
+        assert shares["0.5"][name] + shares["1"][name] == pytest.approx(1) and 0 <= shares["1"][name] <= 1
     assert found["bf16"]["precision"] == "bf16" and found["bf16"]["miou"] == pytest.approx(found["fp32"]["miou"], abs=0.01)
     names = [f"val_{number}" for number in range(3)]
     assert sorted(path.name for path in (tmp_path / "fp32/attention").iterdir()) == [f"{name}_0.5x.png" for name in names]
