@@ -110,6 +110,7 @@ def assert_same_bits(run: Path, expected: Path) -> None:
 MOMENTS = ("step", "gradients", "stepped", "row", "evaluate", "best", "write", "write", "write", "fsync", "replace", "replaced", "unlink")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "kills"), [(1, 20), (2, 5)])
 def test_killed_at_any_moment_it_ends_with_the_same_bits(processes: int, kills: int, train: Train, street: Path, tmp_path: Path) -> None:
     """SIGKILL at random moments, the writing of checkpoints among them, each time followed by --resume."""

@@ -1,0 +1,34 @@
+"""The training benchmark takes the door's own steps, for every setting it offers. No test asserts a time."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+import torch
+
+from scripts.benchmarks import train as benchmark
+
+TINY: dict[str, Any] = {"trunk": "resnet18", "decoder": "fcn", "loss": "rmi", "size": (48, 64), "batch": 2, "device": "cpu"}
+
+
+@pytest.mark.parametrize("setting", [name for name in benchmark.SETTINGS if "compile" not in name])
+def test_every_setting_trains(setting: str) -> None:
+    workload = benchmark._setting(setting=setting, multiscale="hierarchical", **TINY)
+    first, second = float(workload()), float(workload())
+    assert torch.isfinite(torch.tensor([first, second])).all() and first != second
+
+
+def test_the_cost_of_a_hierarchical_step_is_told_beside_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(benchmark, "compare", lambda **keywords: asked.append(keywords) or {"ours_s": 0.65, "ratio": 1 / 1.3})
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    benchmark.add_arguments(parser)
+    rows = benchmark.run(parser.parse_args(["--size", "48", "64", "--settings", "bf16", benchmark.COST]))
+    assert [row["note"] for row in rows] == ["1.54 images/s", "a hierarchical step takes 1.30 x a single-scale one, in bf16 + channels_last"]
+    assert [keywords["baseline"] for keywords in asked] == [benchmark._plain, benchmark._single]
+    single = benchmark._single(**{**asked[1]["arguments"], **TINY})
+    assert torch.isfinite(single())
