@@ -372,7 +372,7 @@ class Jobs:
 
     def __init__(self, log: Path) -> None:
         self.context: Any = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["autolabel"])
+        self.context.set_forkserver_preload(["autolabel", "torchvision"])
         self.log = log
 
     def start(self, words: list[object], *, processes: int = 1) -> list[Any]:
@@ -430,7 +430,8 @@ def test_a_second_job_on_the_same_output_is_refused(teacher: Path, images: Path,
 def test_killed_at_21_random_moments_with_1_2_and_3_processes(teacher: Path, tmp_path: Path, jobs: Jobs) -> None:
     """Killed without warning and started again with another number of processes: the bytes of one uninterrupted run."""
     data = draw(tmp_path / "data", train=60, val=0, size=(32, 48))
-    command = ["--checkpoint", teacher, "--images", data / "images" / "train", "autolabel.confidence=true", "autolabel.keep_share=0.6"]
+    options = ["autolabel.confidence=true", "autolabel.keep_share=0.6", "autolabel.keep_share_images=10"]
+    command = ["--checkpoint", teacher, "--images", data / "images" / "train", *options]
 
     def finish(output: Path, processes: int) -> dict[str, bytes]:
         started = jobs.start([*command, "--output", output], processes=processes)
