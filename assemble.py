@@ -76,7 +76,8 @@ class Inference:
                    over=over or section.over, tile=None if section.tile is None else (section.tile[0], section.tile[1]), overlap=section.overlap,
                    precision=section.precision)
 
-    def predict(self, model: MultiScale, image: Tensor, *, keep_scales: bool = False, on_fallback: Callable[[str], None] | None = None) -> Prediction:
+    def predict(self, model: MultiScale, image: Tensor, *, keep_scales: bool | str = False,
+                on_fallback: Callable[[str], None] | None = None) -> Prediction:
         """network.inference.predict with these options; `image` float [N, 3, H, W], normalised."""
         return predict(model, image, scales=self.scales, flip=self.flip, combine=self.combine, over=self.over, tile=self.tile, overlap=self.overlap,
                        keep_scales=keep_scales, autocast_dtype=autocast_dtype(self.precision), on_fallback=on_fallback)

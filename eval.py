@@ -137,7 +137,7 @@ def evaluate(model: MultiScale, loader: Iterable[dict[str, Any]], *, spec: Datas
     was_training, start = model.training, time.monotonic()
     model.eval()
     tally = _Tally(ConfusionMatrix(spec.num_classes, ignore_label=spec.ignore_label, device=processes.device))
-    wanted = wanted | Wanted(logits=criterion is not None, scales=attention)
+    wanted = wanted | Wanted(logits=criterion is not None, attention=attention)
     with ImageWriter(workers=2 if on_maps or attention else 0) as background:
         for batch, position, found in predictions(model, loader, inference=inference, processes=processes, images=images, wanted=wanted,
                                                   image_by_image=image_by_image, show=show):

@@ -26,11 +26,13 @@ from utils.visualise import colorize, error_map, heat, overlay, panel, scale_map
 
 
 class Wanted(NamedTuple):
-    """What inference must bring beside labels: `logits` at full size, every scale's maps (`scales`), the probability of each label."""
+    """What inference must bring beside labels: `logits` at full size, every scale's maps at the size of its image (`scales`) or as small as they
+    are made (`attention`), the probability of each label."""
 
     logits: bool = False
     scales: bool = False
     confidence: bool = False
+    attention: bool = False
 
     @classmethod
     def for_pictures(cls, kinds: Sequence[str]) -> Wanted:
@@ -72,9 +74,9 @@ def infer(model: MultiScale, image: Tensor, inference: Inference, wanted: Wanted
     parameter = next(model.parameters())
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
     tensor = normalise(image.to(parameter.device, non_blocking=True), dtype=dtype)
-    if not (wanted.logits or wanted.scales or tuple(image.shape[-2:]) != size):
+    if not (wanted.logits or wanted.scales or wanted.attention or tuple(image.shape[-2:]) != size):
         return Found(*inference.label(model, tensor, with_confidence=wanted.confidence, on_fallback=_warn))
-    prediction = inference.predict(model, tensor, keep_scales=wanted.scales, on_fallback=_warn)
+    prediction = inference.predict(model, tensor, keep_scales=wanted.scales or (wanted.attention and "features"), on_fallback=_warn)
     return _labelled(prediction, size, with_confidence=wanted.confidence)
 
 

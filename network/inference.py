@@ -34,7 +34,7 @@ def predict(
     over: str = "logits",
     tile: Sequence[int] | None = None,
     overlap: float = 0.25,
-    keep_scales: bool = False,
+    keep_scales: bool | str = False,
     autocast_dtype: torch.dtype | None = None,
     fallback: bool = True,
     on_fallback: Callable[[str], None] | None = None,
@@ -48,8 +48,9 @@ def predict(
       second case the result is the logarithm of the combined probability, so that its soft-max is that probability.
     - `tile`: (height, width) above which an image is cut into overlapping tiles; `overlap` in pixels, or as a share of
       the tile when below 1. Tiles are blended in the middle of their overlap by weights that sum to one.
-    - `keep_scales`: also the maps of each scale, at the size of its scaled image, and the attention of the result. With
-      `flip` they are means of both ways; tiles are joined there without blending.
+    - `keep_scales`: also the maps of each scale, at the size of its scaled image, and the attention of the result; with
+      "features" those of a chained model stay at the size of its features while the image is whole. With `flip` they are
+      means of both ways; tiles are joined there without blending.
     - `autocast_dtype`: run the network under autocast, e.g. torch.bfloat16; combining and logits stay in float32.
     - `fallback`: when memory runs out, try again with smaller and smaller tiles; `on_fallback` is told so in a sentence
       (default: a Python warning). Raises ModelError when not even a tile of 64 pixels fits.

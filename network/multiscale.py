@@ -31,24 +31,27 @@ class MultiScale(Segmenter):
         self.fuse_at = fuse_at
 
     def forward(
-        self, image: Tensor, *, scales: Sequence[float] | None = None, keep_scales: bool = False, lazy: bool = False
+        self, image: Tensor, *, scales: Sequence[float] | None = None, keep_scales: bool | str = False, lazy: bool = False
     ) -> Prediction:
         """Predict a batch of images at all scales and fuse.
 
         `image` is `[N, 3, H, W]`, normalised, of any size; `scales` in any order (default: those of training). The maps
         of the result have the image's size; in training auxiliary logits are among them. `keep_scales` adds each
-        scale's own prediction, at the size of its scaled image. With `lazy` the maps of the result are rasters
+        scale's own prediction, at the size of its scaled image or, when it is "features", at that of its features, which
+        takes no memory to speak of. With `lazy` the maps of the result are rasters
         (`raster.render_rows` computes strips of them), so that a loss need not hold full-size logits.
         """
         chosen = checked_scales(self.train_scales if scales is None else scales)
-        low = self.predict_scales(image, chosen, keep_scales=keep_scales)
+        low = self.predict_scales(image, chosen, keep_scales=bool(keep_scales))
         size = (image.shape[-2], image.shape[-1])
         own = {
             scale: resized(maps_of(part), scaled_size(size, scale), align_corners=self.align_corners)
             for scale, part in low.items()
         }
         kept = None
-        if keep_scales:
+        if keep_scales == "features":
+            kept = dict(low)
+        elif keep_scales:
             kept = {scale: maps.computed() for scale, maps in own.items()}
             own = {scale: maps_of(part) for scale, part in kept.items()}
         if self.fuse_at == "features":

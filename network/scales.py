@@ -28,7 +28,7 @@ class Wish:
     over: str
     overlap: float
     autocast_dtype: torch.dtype | None
-    keep_scales: bool = False
+    keep_scales: bool | str = False
 
     def __post_init__(self) -> None:
         if self.overlap < 0:
@@ -141,12 +141,12 @@ def _pool(model: nn.Module, image: Tensor, wish: Wish, over_probabilities: bool)
     return Answer(combined, scales=kept if wish.keep_scales else None)
 
 
-def _run(model: nn.Module, image: Tensor, *, scales: Sequence[float] | None = None, keep_scales: bool = False) -> Prediction:
+def _run(model: nn.Module, image: Tensor, *, scales: Sequence[float] | None = None, keep_scales: bool | str = False) -> Prediction:
     options: dict[str, object] = {"lazy": True} if isinstance(model, MultiScale) else {}
     if scales is not None:
         options["scales"] = tuple(scales)
     if keep_scales:
-        options["keep_scales"] = True
+        options["keep_scales"] = keep_scales
     return model(image, **options)
 
 

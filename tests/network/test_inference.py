@@ -478,3 +478,17 @@ def test_a_large_image_in_tiles_takes_little_more_memory_than_one_tile() -> None
     with Live(image) as live:
         predict_label(model, image)
     assert live.peak > 4 * peaks[1024, 1024], "what it takes without tiles"
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_kept_scales_as_small_as_features_say_the_same(flip: bool) -> None:
+    model = small_model()
+    image = noise(1, 3, 64, 96)
+    kept = predict(model, image, scales=(0.5, 1.0), flip=flip, keep_scales=True)
+    small = predict(model, image, scales=(0.5, 1.0), flip=flip, keep_scales="features")
+    assert kept.scales is not None and small.scales is not None
+    assert torch.equal(kept.logits, small.logits) and torch.equal(kept.attention, small.attention)
+    for scale, part in small.scales.items():
+        assert part.logits.shape[-2:] == (16 * scale, 24 * scale)
+        enlarged = F.interpolate(part.logits, size=kept.scales[scale].logits.shape[-2:], mode="bilinear")
+        torch.testing.assert_close(enlarged, kept.scales[scale].logits, atol=1e-5, rtol=1e-5)
