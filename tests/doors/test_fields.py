@@ -18,7 +18,7 @@ from utils.processes import Processes
 
 ALONE = Processes(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 BASE: dict[str, Any] = {"data": {"extra": {"root": "labels"}, "dataset": "cityscapes"}, "loss": {"class_weights": "linear"}}
-DOORS = ("train.py", "eval.py", "autolabel.py")
+DOORS = ("train.py", "eval.py", "autolabel.py", "labelling.py")
 
 
 class Recorder:
