@@ -81,7 +81,7 @@ from utils.metrics import ConfusionMatrix, ImageScores  # noqa: E402
 from utils.processes import Processes, join, recorded  # noqa: E402
 from utils.progress import progress_bar  # noqa: E402
 from utils.run_folder import make_writable  # noqa: E402
-from utils.runtime import prepare_runtime  # noqa: E402
+from utils.runtime import autocast_dtype, prepare_runtime  # noqa: E402
 from utils.scores import divide  # noqa: E402
 from utils.submission import SubmissionError  # noqa: E402
 from utils.visualise import attention_share  # noqa: E402
@@ -152,7 +152,7 @@ def evaluate(model: MultiScale, loader: Iterable[dict[str, Any]], *, spec: Datas
                 tally.losses[index] = _loss(criterion, found, label)
             if attention:
                 assert found.prediction is not None
-                background.call(_note_shares, tally, index, share_maps(found.prediction), host_label.numpy())
+                background.call(_note_shares, tally, index, share_maps(found.prediction), host_label.numpy(), inference.scales)
             if on_maps is not None:
                 background.call(on_maps, index, found.label[0].cpu().numpy(), host_label.numpy())
             if on_image is not None:
@@ -173,8 +173,9 @@ def _loss(criterion: Callable[[Tensor, Tensor], dict[str, Tensor]], found: Found
         return None
 
 
-def _note_shares(tally: _Tally, index: int, shares: dict[float, np.ndarray], label: np.ndarray) -> None:
-    tally.shares[index] = attention_share(shares, label, tally.matrix.num_classes)
+def _note_shares(tally: _Tally, index: int, shares: dict[float, np.ndarray], label: np.ndarray, scales: Sequence[float]) -> None:
+    """In the order of `scales`, which inference does not keep: it works from the largest down."""
+    tally.shares[index] = attention_share({scale: shares[scale] for scale in scales}, label, tally.matrix.num_classes)
 
 
 def _join(tally: _Tally, inference: Inference, *, processes: Processes, images: int, seconds: float) -> Evaluation:
@@ -317,8 +318,8 @@ def set_up(arguments: argparse.Namespace, processes: Processes) -> Job:
     loaded = assemble.load_model(arguments.checkpoint, config_file=arguments.config, overrides=arguments.overrides, device=processes.device)
     runtime, section = loaded.config.runtime, loaded.config.eval
     prepare_runtime(threads=runtime.threads, deterministic=runtime.deterministic, tf32=runtime.tf32)
-    loaded = replace(loaded, model=prepare_for_inference(loaded.model))
     first = Inference.of(section, scales=arguments.scales, flip=arguments.flip, combine=arguments.combine, over=arguments.over)
+    loaded = replace(loaded, model=prepare_for_inference(loaded.model, autocast_dtype=autocast_dtype(first.precision)))
     inferences = [first, *(compared_way(text, first) for text in arguments.compare)]
     if loaded.model.multiscale != "single" and "max" in {inference.combine for inference in inferences}:
         raise DataError(f"a maximum over scales is for single-scale models, and this one is {loaded.model.multiscale}: leave max out")

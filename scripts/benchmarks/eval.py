@@ -8,23 +8,29 @@ begin with a normalised image in memory, and both end with the confusion matrix.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets import normalise, read_image
 from network import build_model, load_weights
 from network.folding import prepare_for_inference
 from network.inference import predict_label
 from network.raster import Raster
 from scripts.benchmarks.harness import Disagreement, Workload, compare
+from utils.config import load_config
 from utils.metrics import ConfusionMatrix
 
-NETWORKS = {  # name: how to build it, and the default (height, width)
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = load_config(str(ROOT / "configs" / "demo.yaml")).model.model_dump(exclude={"init_from", "trunk_weights", "multiscale"})
+NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {  # name: how to build it, and the default (height, width)
     "paper": ({"trunk": "hrnet_w48", "decoder": "ocr"}, (512, 1024)),
-    "demo": ({"trunk": "resnet18", "decoder": "deeplabv3plus", "output_stride": 16}, (256, 512)),  # as configs/demo.yaml
+    "demo": (DEMO, (256, 512)),
 }
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 CLASSES, IGNORE = 19, 255
@@ -38,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scales", nargs="+", type=float, default=[0.5, 1.0, 2.0], help="(default: %(default)s)")
     parser.add_argument("--no-flip", action="store_true", help="leave the mirrored image out")
     parser.add_argument("--weights", help="a checkpoint of 19 classes for the one network named: agreement on a trained model")
+    parser.add_argument("--image", help="a photo to infer, resized to the size (default: smooth noise)")
     parser.add_argument("--baseline-precision", choices=DTYPES, help="of the baseline only (default: that of ours)")
 
 
@@ -51,7 +58,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             against = arguments.baseline_precision or precision
             shared = {
                 "parts": parts, "size": size, "scales": tuple(arguments.scales), "flip": not arguments.no_flip,
-                "weights": arguments.weights, "device": arguments.device, "precision": precision, "against": against,
+                "weights": arguments.weights, "photo": arguments.image, "device": arguments.device, "precision": precision, "against": against,
             }  # fmt: skip
             agreement = Agreement(AGREEMENT[precision])
             row = compare(
@@ -151,14 +158,19 @@ def _autocast(device: str, dtype: torch.dtype | None) -> torch.autocast:
     return torch.autocast(torch.device(device).type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-def _material(*, parts: dict[str, Any], size: tuple[int, int], weights: str | None, device: str) -> tuple[nn.Module, Tensor, Tensor]:
-    """The network, a smooth normalised image, and a label of blocks."""
+def _material(
+    *, parts: dict[str, Any], size: tuple[int, int], weights: str | None, device: str, photo: str | None = None
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """The network, a normalised image (the photo, or smooth noise), and a label of blocks."""
     torch.manual_seed(0)
     model = build_model(**parts, multiscale="hierarchical", num_classes=CLASSES)
     if weights is not None:
         load_weights(model, weights)
     model = model.to(device).eval()
     image = F.interpolate(torch.randn(1, 3, size[0] // 8, size[1] // 8), size=size, mode="bicubic").to(device)
+    if photo is not None:
+        pixels = cv2.resize(read_image(photo), size[::-1], interpolation=cv2.INTER_AREA)
+        image = normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None]).contiguous().to(device)
     label = torch.randint(0, CLASSES + 1, (1, -(-size[0] // 16), -(-size[1] // 16)), dtype=torch.uint8)
     label[label == CLASSES] = IGNORE
     label = label.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, : size[0], : size[1]].contiguous().to(device)
