@@ -472,6 +472,12 @@ def test_attention_shares_and_half_precision_of_a_trained_network(trained: Path,
         assert shares["0.5"][name] + shares["1"][name] == pytest.approx(1) and 0 <= shares["1"][name] <= 1
     assert found["bf16"]["precision"] == "bf16" and found["bf16"]["miou"] == pytest.approx(found["fp32"]["miou"], abs=0.01)
     names = [f"val_{number}" for number in range(3)]
+    labels = np.stack([cv2.imread(str(street / "labels" / "val" / f"{name}.png"), cv2.IMREAD_UNCHANGED) for name in names])
+    written = [cv2.imread(str(tmp_path / "fp32" / "attention" / f"{name}_0.5x.png"), cv2.IMREAD_UNCHANGED) for name in names]
+    attention = np.stack([cv2.resize(own, labels.shape[:0:-1]) for own in written]) / 255
+    for number, name in enumerate(shares["0.5"]):  # the share of the smaller of two scales is its attention
+        assert shares["0.5"][name] == pytest.approx(attention[labels == number].mean(), abs=0.02)
+    assert max(abs(shares["0.5"][name] - shares["1"][name]) for name in shares["1"]) > 0.06  # else they could be exchanged unseen
     assert sorted(path.name for path in (tmp_path / "fp32/attention").iterdir()) == [f"{name}_0.5x.png" for name in names]
     assert sorted(path.name for path in (tmp_path / "fp32/scales").iterdir()) == [f"{name}_{scale}x.png" for name in names for scale in ("0.5", "1")]
     page = (tmp_path / "fp32" / "report.html").read_text()
