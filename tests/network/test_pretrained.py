@@ -40,7 +40,7 @@ class Server:
                 pass
 
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
     def url(self, name: str = "net.pth") -> str:
         return f"http://127.0.0.1:{self.http.server_address[1]}/{name}"

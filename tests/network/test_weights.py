@@ -12,8 +12,9 @@ import torch
 from network import ModelError, build_model, load_weights
 from network.key_names import AUTHORS_OCR, from_authors, to_authors
 
-HRNET = {"trunk": "hrnet_w18_small", "decoder": "ocr"}
-RESNET = {"trunk": "resnet18", "decoder": "deeplabv3plus"}
+NARROW = {"decoder_channels": 16, "attention_channels": 8}  # names and their number are those of the published widths
+HRNET = {"trunk": "hrnet_w18_small", "decoder": "ocr", **NARROW}
+RESNET = {"trunk": "resnet18", "decoder": "deeplabv3plus", **NARROW}
 
 
 def model_of(parts: dict, *, multiscale: str = "hierarchical", num_classes: int = 4, **options):
