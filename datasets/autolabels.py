@@ -81,8 +81,11 @@ def _from_manifest(path: Path, names: Sequence[str], spec: DatasetSpec) -> AutoL
         raise DataError(f"{path}: its labels are of {theirs}, not of {ours}", kind="classes")
     failures = [str(failure.get("image")) for failure in manifest.get("failures", ())]
     if failures or manifest.get("complete") is False:
-        which = f"{len(failures)} images were not labelled ({some(failures)})" if failures else "this labelling is not finished"
-        raise DataError(f"{path}: {which}; start the same autolabel.py command again", kind="pairs")
+        if not failures:
+            raise DataError(f"{path}: this labelling is not finished; start the same autolabel.py command again", kind="pairs")
+        which, why = f"{len(failures)} images were not labelled ({some(failures)})", manifest["failures"][0].get("why", "nobody knows why")
+        hint = "mend or remove what cannot be read, then start the same autolabel.py command again"
+        raise DataError(f"{path}: {which}, the first because: {why}; {hint}", kind="pairs")
     by_name = {name: index for index, name in enumerate(names)}
     short = _unique_last_parts(names)
     folder = path.parent

@@ -76,7 +76,7 @@ def alone(folder: Path, part: int, parts: int) -> Iterator[None]:
     """
     message = f"{folder}: another job is writing here right now; wait for it, or choose another --output"
     own = folder / f".lock-{part}-of-{parts}"
-    with open(own, "a") as file:
+    with _opened(own) as file:
         if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
             raise AutolabelError(message)
         for path in folder.glob(".lock-*-of-*"):
@@ -92,9 +92,16 @@ def alone(folder: Path, part: int, parts: int) -> Iterator[None]:
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Wait until no other job is inside such a block: of two jobs that finish together, the second sees all that the first has done."""
-    with open(folder / ".lock-manifest", "a") as file:
+    with _opened(folder / ".lock-manifest") as file:
         _lock(file, fcntl.LOCK_EX)
         yield
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        return open(path, "a")
+    except OSError as error:
+        raise ImageWriteError(f"{path}: cannot be written ({error.strerror or error}); make room or choose another folder") from error
 
 
 def _lock(file: IO[str], how: int) -> bool:

@@ -75,7 +75,7 @@ def test_autolabels_are_the_same_bytes_for_any_number_of_processes(trained: Path
         door("autolabel.py", "--checkpoint", checkpoint, "--images", images, "--output", output, "--threshold", "0.5", processes=processes)
         trees.append({path.relative_to(output).as_posix(): path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()})
     for tree in trees:
-        for lock in [name for name in tree if name.startswith(".lock")]:
+        for lock in [name for name in tree if name.startswith(".lock") or name == "report.html"]:  # the page tells times
             del tree[lock]
     assert trees[0] == trees[1]
     assert len([name for name in trees[0] if name.endswith(".png")]) == 9

@@ -34,6 +34,7 @@ from utils.autolabels import (
     soft_label_seconds,
     write_failure,
 )
+from utils.png import ImageWriteError
 from utils.prefetch import prefetch
 from utils.thresholds import BINS, confidence_histogram, hard_label, quantile_thresholds
 from utils.work_tree import alone, claim, one_at_a_time, sweep, write_once
@@ -319,3 +320,9 @@ def test_sweeping_takes_half_written_files_alone(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [".hmsa-kept", "a.png"]
+
+
+def test_a_folder_that_takes_no_lock_is_a_sentence(tmp_path: Path) -> None:
+    for enter in (lambda: alone(tmp_path / "nowhere", 0, 1), lambda: one_at_a_time(tmp_path / "nowhere")):
+        with pytest.raises(ImageWriteError, match=r"nowhere/\.lock-.*: cannot be written \(No such file or directory\)"), enter():
+            pass
