@@ -305,6 +305,15 @@ def test_metrics_hold_every_score_per_class_and_per_way(tmp_path: Path, run: Any
     assert metrics["classes"]["road"]["iiou"] is None and metrics["loss"] > 0 and metrics["attention_share"] == {}
 
 
+def test_instances_are_scored_only_where_every_label_has_them(tmp_path: Path, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    root = cityscapes_tree(tmp_path / "data", count=2)
+    next(root.rglob("*_instanceIds.png")).unlink()
+    run(CITYSCAPES, {"dataset": "cityscapes", "root": str(root)}, "--output", tmp_path / "out")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["iiou"] is None and metrics["category_iious"] == {} and metrics["miou"] > 0
+    assert "no iIoU: 1 of 2 labels have an instance map beside them" in capsys.readouterr().out
+
+
 def test_a_split_without_labels_is_handed_in(tmp_path: Path, run: Any, capsys: pytest.CaptureFixture[str]) -> None:
     root = cityscapes_tree(tmp_path / "data", split="test", labels=False)
     data = {"dataset": "cityscapes", "root": str(root)}
