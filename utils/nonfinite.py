@@ -34,7 +34,8 @@ class SkippedSteps:
         gathered = self.processes.gather((own, [name for batch in batches for name in batch["names"]]))
         guilty = [names for at_fault, names in gathered if at_fault]
         found = ", ".join(name for names in guilty or [names for _, names in gathered] for name in names)
-        logger.warning("step %d skipped on all ranks, the %s is not finite; images: %s", step, "loss" if guilty else "gradient", found)
+        if self.processes.is_main:  # the others would say the same
+            logger.warning("step %d skipped on all ranks, the %s is not finite; images: %s", step, "loss" if guilty else "gradient", found)
         if self.in_a_row < self.limit:
             return
         kept = max(self.processes.gather(self._dump(step, batches, terms) if own or not guilty else ""))

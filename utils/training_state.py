@@ -39,9 +39,9 @@ class Progress:
         batch - 1 images are seen twice, the learning rate goes on from the same part of the training, and a step averages over other images.
         """
         if self.batch not in (0, batch):
-            logger.warning("this run took %d images a step and now takes %d: it goes on at the same place, but not as if it had not stopped "
-                           "(set data.batch_size or optim.accumulate so that their product with the number of processes is %d)",
-                           self.batch, batch, self.batch)  # fmt: skip
+            logger.info("this run took %d images a step and now takes %d: it goes on at the same place, but not as if it had not stopped "
+                        "(set data.batch_size or optim.accumulate so that their product with the number of processes is %d)",
+                        self.batch, batch, self.batch)  # fmt: skip
             self.step_in_epoch = self.step_in_epoch * self.batch // batch
         self.batch = batch
 
@@ -137,7 +137,7 @@ def restore(state: TrainingState, checkpoints: CheckpointFolder, processes: Proc
     """Load the newest valid checkpoint on every rank, saying which newer ones were passed over; with none, begin at the beginning."""
     path, passed = checkpoints.newest_valid() if processes.is_main else (None, [])
     path, passed = processes.gather((path, passed))[0]
-    for sentence in passed:
+    for sentence in passed if processes.is_main else []:
         logger.warning("%s", sentence)
     if path is None:
         logger.info("%s holds no valid checkpoint: training from the beginning", checkpoints.folder)
