@@ -34,10 +34,13 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("trunk", "decoder", "multiscale", "scales", "size"), CASES)
-@pytest.mark.parametrize("suffix", [".pt2", pytest.param(".onnx", marks=needs_onnx)])
+# Programs (.pt2) at two sizes each are in tests/network/test_export.py.
+FILES = [*(pytest.param(".onnx", *case, marks=needs_onnx) for case in CASES), (".pt2", *CASES[1]), (".pt2", *CASES[3])]
+
+
+@pytest.mark.parametrize(("suffix", "trunk", "decoder", "multiscale", "scales", "size"), FILES)
 def test_the_file_agrees_with_the_model(
-    tmp_path: Path, trunk: str, decoder: str, multiscale: str, scales: tuple[float, ...] | None, size: tuple[int, int], suffix: str
+    tmp_path: Path, suffix: str, trunk: str, decoder: str, multiscale: str, scales: tuple[float, ...] | None, size: tuple[int, int]
 ) -> None:
     difference = export_model(built(trunk, decoder, multiscale), output=tmp_path / f"model{suffix}", size=size, scales=scales)
     assert 0 <= difference <= TOLERANCE
