@@ -44,6 +44,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--images needs --output DIR for the predictions")
     if arguments.images and (arguments.split or arguments.submit):
         parser.error("--images goes with neither --split nor --submit")
+    if arguments.images and arguments.compare:
+        parser.error("--compare compares scores, and --images have none")
     if arguments.save and arguments.output is None:
         parser.error("--save needs --output DIR for the pictures")
     if arguments.submit and arguments.submit.suffix != ".zip":
@@ -330,6 +332,8 @@ def set_up(arguments: argparse.Namespace, processes: Processes) -> Job:
         files = assemble.split_files(loaded.config, split, expected=loaded.spec)
         if files.labels is None and not (arguments.output or arguments.submit):
             raise DataError(f"split '{split}' has no labels to score it by; give --output DIR to predict it, or --submit FILE.zip to hand it in")
+    if files.labels is None and arguments.compare:
+        raise DataError(f"split '{split}' has no labels: --compare has no scores to compare")
     kinds = arguments.save or (SAVED_BY_DEFAULT if files.labels is None and arguments.output else ())
     hand_in = None if arguments.submit is None else HandIn.of(arguments.submit, files, split)
     if hand_in is not None and processes.is_main:

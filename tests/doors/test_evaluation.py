@@ -319,6 +319,9 @@ def test_a_split_without_labels_is_handed_in(tmp_path: Path, run: Any, capsys: p
     data = {"dataset": "cityscapes", "root": str(root)}
     run(CITYSCAPES, data, "--split", "test", "--submit", tmp_path / "deep" / "test.zip")
     said = capsys.readouterr().out
+    for argv, why in (([], "has no labels to score it by; give --output"), (["--submit", tmp_path / "x.zip", "--compare", "1"], "no scores to compare")):
+        with pytest.raises(door_of_evaluation.DataError, match=why):
+            run(CITYSCAPES, data, "--split", "test", *argv)
     assert "split 'test' has no labels: predictions only, no metrics" in said and "the official cityscapes test split has 1525" in said
     with zipfile.ZipFile(tmp_path / "deep" / "test.zip") as archive:
         assert archive.namelist() == [f"teststadt_{number:06d}_000019_labelIds.png" for number in range(3)]
@@ -367,6 +370,7 @@ def test_what_cannot_be_handed_in_is_said_before_anything_is_inferred(tmp_path: 
     [
         (["--images", "a.png", "--output", "o", "--submit", "x.zip"], "--images goes with neither"),
         (["--submit", "x.tar"], "must end in .zip"),
+        (["--images", "a.png", "--output", "o", "--compare", "1"], "--compare compares scores"),
         (["--save", "labels"], "--save needs --output"),
         (["--combine", "median"], "invalid choice"),
     ],
