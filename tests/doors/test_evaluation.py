@@ -319,7 +319,8 @@ def test_a_split_without_labels_is_handed_in(tmp_path: Path, run: Any, capsys: p
     data = {"dataset": "cityscapes", "root": str(root)}
     run(CITYSCAPES, data, "--split", "test", "--submit", tmp_path / "deep" / "test.zip")
     said = capsys.readouterr().out
-    for argv, why in (([], "has no labels to score it by; give --output"), (["--submit", tmp_path / "x.zip", "--compare", "1"], "no scores to compare")):
+    wrong = {"has no labels to score it by; give --output": [], "no scores to compare": ["--submit", tmp_path / "x.zip", "--compare", "1"]}
+    for why, argv in wrong.items():
         with pytest.raises(door_of_evaluation.DataError, match=why):
             run(CITYSCAPES, data, "--split", "test", *argv)
     assert "split 'test' has no labels: predictions only, no metrics" in said and "the official cityscapes test split has 1525" in said
