@@ -8,7 +8,7 @@ run=runs/demo start=$SECONDS
 step() { printf '\n== %s\n' "$*"; }
 
 # bf16 is twice as fast where the processor knows it, and many times slower where it does not.
-half=$(python -c 'import torch; print("bf16" if torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported() else "fp32")')
+half=$(python -c 'import torch; print("bf16" if torch.cuda.is_available() or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else "fp32")')
 
 step "drawing a miniature Cityscapes into data/demo"
 if [ -f data/demo/.complete ]; then
