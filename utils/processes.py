@@ -5,6 +5,7 @@ Alone (no torchrun) every method works without a process group, so that the door
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -102,8 +103,10 @@ class Processes:
         if self.world_size == 1:
             return model
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True,
-                                       static_graph=static_graph, find_unused_parameters=find_unused_parameters)
+        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # since torch 2.14
+        options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True, static_graph=static_graph,
+                                       find_unused_parameters=find_unused_parameters, **options)
 
     def __enter__(self) -> Processes:
         return self

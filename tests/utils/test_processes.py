@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -158,7 +159,9 @@ def test_synchronised_batch_norm_does_not_break_the_graph() -> None:
 
 
 def _finds_no_other(processes: Processes) -> list[bool]:
-    network, static = processes.wrap(_network()), processes.wrap(_network(), static_graph=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch has renamed an option
+        network, static = processes.wrap(_network()), processes.wrap(_network(), static_graph=True)
     return [network.gradient_as_bucket_view, network.broadcast_buffers, network.static_graph, static.static_graph]
 
 
