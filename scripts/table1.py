@@ -211,7 +211,7 @@ def training_step(*, config: str, overrides: list[str]) -> Callable[[], Any]:
     def step() -> None:
         model.zero_grad(set_to_none=True)
         with torch.autocast("cpu", dtype=half, enabled=half is not None):
-            prediction = model(image, keep_scales=criterion.needs_scales)
+            prediction = model(image, keep_scales=criterion.needs_scales, lazy=assemble.lazily(settings))
         torch.stack(list(criterion(prediction, label, valid_pixels=label.numel(), parts=1).values())).sum().backward()
 
     return step
