@@ -55,7 +55,7 @@ def test_a_trunk_and_a_decoder_of_ones_own(multiscale: str, example: Callable[[s
     monkeypatch.setitem(TRUNKS, "plain", lambda *, output_stride, align_corners, activation_checkpointing: plain.Plain())
     monkeypatch.setitem(
         DECODERS, "linear",
-        lambda *, trunk, num_classes, align_corners, head, dropout: linear.Linear(trunk_channels=trunk.channels, num_classes=num_classes),
+        lambda *, trunk, num_classes, align_corners, head, dropout, channels: linear.Linear(trunk_channels=trunk.channels, num_classes=num_classes),
     )  # fmt: skip
     for decoder in ("linear", "deeplabv3plus", "ocr", "fcn"):
         model = build_model(trunk="plain", decoder=decoder, multiscale=multiscale, num_classes=4, attention_channels=8).eval()

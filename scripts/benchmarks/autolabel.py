@@ -28,6 +28,8 @@ from utils.config import Config
 from utils.png import encode_png
 from utils.runtime import autocast_dtype
 
+SPREAD = 40.0  # fresh classifiers give all classes nearly the same probability; so much larger weights tell them apart
+THRESHOLD = 1.5 / CITYSCAPES.num_classes  # at which random weights keep some pixels and give up others
 SHARE = 0.999  # of the pixels must have the baseline's label; the job's logits are interpolated strip by strip
 
 
@@ -70,15 +72,18 @@ def job_row(arguments: argparse.Namespace, size: tuple[int, int]) -> dict[str, A
 
 
 def material(arguments: argparse.Namespace, files: Files) -> tuple[nn.Module, Config]:
-    """The network with random weights, its batch norms used to the images, and a configuration for it."""
+    """The network with random weights, its batch norms used to the images and its classes told apart, and a configuration for it."""
     torch.manual_seed(0)
     config = Config.from_dict({"autolabel": {"scales": [1.0], "precision": arguments.precision, "workers": arguments.workers,
-                                             "confidence": arguments.confidence, "threshold": 0.3}})  # fmt: skip
+                                             "confidence": arguments.confidence, "threshold": THRESHOLD}})  # fmt: skip
     model = build_model(trunk=arguments.trunk, decoder=arguments.decoder, multiscale="single", num_classes=CITYSCAPES.num_classes)
     image = normalise(torch.from_numpy(files.read_image(0))[None])
     model.train()
     with torch.no_grad():
         model(image)
+        for name in model.decoder.classifiers:
+            for parameter in model.decoder.get_submodule(name).parameters():
+                parameter.mul_(SPREAD)
     return model.to(arguments.device, memory_format=torch.channels_last).eval(), config  # type: ignore[call-overload]
 
 
@@ -110,7 +115,7 @@ def baseline(*, arguments: argparse.Namespace, files: Files, output: Path) -> Wo
                 logits = model(image).logits
         synchronise(arguments.device)
         probability, label = logits[0].float().softmax(0).max(0)
-        return torch.where(probability >= 0.3, label, 255).cpu().numpy()
+        return torch.where(probability >= THRESHOLD, label, 255).cpu().numpy()
 
     return work
 
