@@ -45,7 +45,7 @@ def main(options: argparse.Namespace) -> int:
     inference = assemble.Inference.of(loaded.config.eval, scales=options.scales)
     found = pictures_of(loaded.model, files, inference, options.index)
     with ImageWriter() as writer:
-        writer.submit(options.output, panel(list(found.items()), columns=4, width=options.width))
+        writer.submit(options.output, panel(list(found.items()), columns=5, width=options.width))
     return 0
 
 
