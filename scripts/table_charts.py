@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -24,21 +25,26 @@ def _line(x0: float, y0: float, x1: float, y1: float, colour: str = SOFT, width:
     return f'<line x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}" stroke="{colour}" stroke-width="{width}"/>'
 
 
+def _deviation(line: dict[str, Any]) -> float:
+    return 0.0 if math.isnan(line["deviation"]) else float(line["deviation"])
+
+
 def cost_chart(lines: Sequence[dict[str, Any]]) -> str:
     """Points of mIoU (with its standard deviation) over the time of a training step relative to single scale, from table1.json's lines."""
     shown = [line for line in lines if line["cost"] is not None]
     width, height, left, right, top, bottom = 860, 420, 60, 330, 44, 50
-    costs, scores = [line["cost"]["step"] for line in shown], [100 * line["miou"] for line in shown]
-    low, high = min(scores) - 2, max(scores) + 2
-    farthest = max(costs) * 1.08
+    low = min(100 * (line["miou"] - _deviation(line)) for line in shown) - 1
+    high = max(100 * (line["miou"] + _deviation(line)) for line in shown) + 1
+    farthest = max(line["cost"]["step"] for line in shown) * 1.08
 
     def place(cost: float, score: float) -> tuple[float, float]:
         x = left + (cost - 0.8) / (farthest - 0.8) * (width - left - right)
         return x, height - bottom - (score - low) / (high - low) * (height - top - bottom)
 
     parts = [_line(left, height - bottom, width - right, height - bottom), _line(left, top, left, height - bottom)]
-    for tick in range(1, int(farthest) + 1):
-        parts.append(_text(place(tick, low)[0], height - bottom + 18, f"{tick}x", anchor="middle", colour=SOFT))
+    halves = 1 if farthest < 3 else 2  # between two ticks
+    for tick in range(2, int(2 * farthest) + 1, halves):
+        parts.append(_text(place(tick / 2, low)[0], height - bottom + 18, f"{tick / 2:g}x", anchor="middle", colour=SOFT))
     for tick in range(int(low) + 1, int(high) + 1, max(1, int(high - low) // 6)):
         parts.append(_text(left - 8, place(1, tick)[1] + 4, str(tick), anchor="end", colour=SOFT))
     parts.append(_text((left + width - right) / 2, height - 12, "time of a training step, relative to single scale", anchor="middle", colour=SOFT))
@@ -46,8 +52,7 @@ def cost_chart(lines: Sequence[dict[str, Any]]) -> str:
         x, y = place(line["cost"]["step"], 100 * line["miou"])
         colour = ACCENT if line["name"].startswith("hierarchical") else INK
         beside, key_y = width - right + 24, top + 12 + 26 * number
-        spread = line["deviation"] if line["deviation"] == line["deviation"] else 0.0
-        reach = abs(place(1, 100 * spread)[1] - place(1, 0)[1])
+        reach = abs(place(1, 100 * _deviation(line))[1] - place(1, 0)[1])
         scales = ", ".join(f"{scale:g}" for scale in line["scales"])
         parts += [_line(x, y - reach, x, y + reach, colour, 1.5), f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>',
                   _line(x + 7, y, beside - 4, key_y - 4, "#d8dee4"),
@@ -58,13 +63,11 @@ def cost_chart(lines: Sequence[dict[str, Any]]) -> str:
 def gain_chart(gains: dict[str, float], thin: Sequence[str]) -> str:
     """A bar for each class: points of IoU gained over single scale; thin classes first, then large ones."""
     ordered = sorted(gains, key=lambda name: (name not in thin, -gains[name]))
-    row, left, width, top = 24, 150, 760, 66
-    largest = max(1e-9, *(abs(gain) for gain in gains.values()))
-    zero = left + 130
-    unit = (width - zero - 70) / largest if min(gains.values()) >= -largest * 130 / (width - zero) else (width - left - 140) / 2 / largest
-    if any(gain * unit < -130 for gain in gains.values()):
-        zero = left + (width - left) // 2
-    parts = [_text(zero, 48, "thin classes in orange, large ones in blue; points of IoU", anchor="middle", colour=SOFT)]
+    row, left, width, top, figure = 24, 150, 760, 66, 60  # `figure`: room for the number at the end of a bar
+    low, high = min(0.0, *gains.values()), max(0.0, *gains.values())
+    unit = (width - left - 2 * figure) / max(high - low, 1e-9)
+    zero = left + figure - low * unit
+    parts = [_text(width / 2, 48, "thin classes in orange, large ones in blue; points of IoU", anchor="middle", colour=SOFT)]
     for number, name in enumerate(ordered):
         y, reach = top + number * row, gains[name] * unit
         colour = THIN_COLOUR if name in thin else ACCENT

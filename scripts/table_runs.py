@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,6 @@ class Run:
     row: Path
     threads: int = 1
     data_recipe: str = ""
-    facts: dict[str, Any] = field(default_factory=dict)
 
     def recipe(self) -> str:
         """A hash of all that the result depends on, apart from the seed; what has its default does not count, so that new options change nothing."""
@@ -118,7 +117,7 @@ def perform(run: Run) -> dict[str, Any]:
     compared = [{**entry, "combine": metrics["combine"]} for metrics in scored for entry in metrics["compared"]]
     row = {"method": run.method, "seed": run.seed, "recipe": recipe, "split": run.split, "images": scored[0]["images"], "commit": commit(),
            "threads": run.threads, **json.loads(trained.read_text()), "checkpoint_sha256": scored[0]["checkpoint_sha256"],
-           "attention_share": scored[0].get("attention_share"), "scored": compared, **run.facts}  # fmt: skip
+           "attention_share": scored[0].get("attention_share"), "scored": compared}  # fmt: skip
     run.row.parent.mkdir(parents=True, exist_ok=True)
     run.row.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     return row
