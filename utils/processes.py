@@ -8,6 +8,8 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -153,12 +155,43 @@ def join(*, device: str = "auto", timeout_minutes: float = 30.0) -> Processes:
 
 def _initialise(backend: str, timeout_minutes: float) -> None:
     address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+    timeout = timedelta(minutes=timeout_minutes)
     try:
-        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+        store.set_timeout(timeout)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
+            store = dist.PrefixStore(agreed_round(store, rank, world_size, timeout_s=timeout.total_seconds()), store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     except (ValueError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ProcessError(f"the other processes could not be reached at {address} ({reason}); check MASTER_ADDR and MASTER_PORT, the "
                            "firewall between the nodes, and that every node was started") from error
+
+
+def agreed_round(store: dist.Store, rank: int, world_size: int, *, timeout_s: float) -> str:
+    """A word that all ranks started together agree on, and no rank started before them has used. For use as the prefix of `store`'s keys.
+
+    torchrun keeps one store over all its restarts (torch 2.14: dynamic_rendezvous.py), and a restart count that nodes do not share. Under plain
+    keys a restarted rank that is first reads the address of a dead peer and waits for it until the timeout. Here each rank shows a word of its
+    own; rank 0 answers under that word with its own, and again when the word changes, until every rank has confirmed.
+    """
+    own = uuid.uuid4().hex
+    store.set(f"hmsa/here/{rank}", own)
+    if rank != 0:
+        word = store.get(f"hmsa/round/{own}").decode()
+        store.set(f"hmsa/agreed/{word}/{rank}", "")
+        return word
+    missing, deadline = set(range(1, world_size)), time.monotonic() + timeout_s
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"hmsa/here/{other}"]):
+                store.set(f"hmsa/round/{store.get(f'hmsa/here/{other}').decode()}", own)
+            if store.check([f"hmsa/agreed/{own}/{other}"]):
+                missing.remove(other)
+        if missing and time.monotonic() > deadline:
+            raise RuntimeError(f"rank {', '.join(map(str, sorted(missing)))} did not come within {timeout_s:g} s")
+        time.sleep(0.01)
+    return own
 
 
 def lost_contact(error: BaseException) -> bool:

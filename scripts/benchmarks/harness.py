@@ -145,6 +145,7 @@ def _peak_of_allocator(workload: Workload, device: str) -> float:
 
 def _report_peak(send: Any, build: Builder, arguments: dict[str, Any], threads: int) -> None:
     torch.set_num_threads(threads)
+    _map_large_blocks()
     workload = build(**arguments)
     if _reset_peak_resident():  # a first round pays for libraries and thread pools; its garbage goes back to the system
         workload()
@@ -167,12 +168,20 @@ def _reset_peak_resident() -> bool:
     return True
 
 
+def _map_large_blocks() -> None:
+    """Let glibc map every block of 128 KiB or more by itself, so that holes in the heap, which differ from run to run, count for neither side."""
+    _of_malloc("mallopt", -3, 128 * 2**10)  # M_MMAP_THRESHOLD; setting it also stops glibc from moving it
+
+
 def _return_free_memory() -> None:
     """Hand free heap pages back to the system, so that a later round has to take them again."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    _of_malloc("malloc_trim", 0)
+
+
+def _of_malloc(name: str, *values: int) -> None:
+    function = getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None
+    if function is not None:
+        function(*values)
 
 
 def _resident_mib() -> float:

@@ -290,7 +290,7 @@ def test_a_restarted_rank_comes_to_the_same_result(train: Train, door: Door, str
     whole, broken = small(tmp_path / "whole", street, data={"batch_size": 1}), small(tmp_path / "broken", street, data={"batch_size": 1})
     train(whole, processes=2)
     monkeypatch.setenv("KILLED_ONCE", str(tmp_path / "killed"))
-    done = door("--max-restarts", "3", SMALL, "--fault", "kill_once:gradients:5:1", broken, processes=2, timeout=900)
+    done = door("--max-restarts", "3", SMALL, "--fault", "kill_once:gradients:5:1", broken, processes=2, timeout=300)
     assert (tmp_path / "killed").exists() and "going on from" in done.stdout + done.stderr
     assert_same_bits(tmp_path / "broken" / "run", tmp_path / "whole" / "run")
 
@@ -298,7 +298,7 @@ def test_a_restarted_rank_comes_to_the_same_result(train: Train, door: Door, str
 def test_an_exception_on_one_rank_ends_all_and_its_traceback_comes_last(door: Door, street: Path, tmp_path: Path) -> None:
     """The others would wait for an hour (runtime.timeout_minutes); the limit on the run is what shows that they do not."""
     config = small(tmp_path, street, data={"batch_size": 1}, runtime={"timeout_minutes": 60})
-    done = door(SMALL, "--fault", "fail:step:3:1", config, processes=2, check=1, timeout=900)
+    done = door(SMALL, "--fault", "fail:step:3:1", config, processes=2, check=1, timeout=300)
     last = done.stderr[done.stderr.rindex("Traceback (most recent call last)") - 1000 :]
     assert "AssertionError: this rank alone has failed" in done.stderr
     assert done.stderr.count("another process went away") <= 1
@@ -310,7 +310,7 @@ def test_sigterm_to_the_launcher_and_everything_below_it_saves(train: Train, doo
     whole, config = (small(tmp_path / name, street, data={"batch_size": 1, "workers": 1}, runtime={"checkpoint_minutes": 100})
                      for name in ("whole", "broken"))  # fmt: skip
     train(whole, processes=2)
-    done = door(SMALL, "--fault", "terminate_all:step:5", config, processes=2, check=None, timeout=900)
+    done = door(SMALL, "--fault", "terminate_all:step:5", config, processes=2, check=None, timeout=300)
     assert done.returncode != 0 and "stopped by a signal after step 5" in done.stdout + done.stderr
     assert state_of(tmp_path / "broken" / "run")["progress"]["step"] == 5
     train(config, "--resume", processes=2)

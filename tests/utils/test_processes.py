@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
+import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from utils.processes import AgreedError, Processes, SynchronisedBatchNorm, join, lost_contact, synchronise_batch_norm, unwrap
+from utils.processes import AgreedError, Processes, SynchronisedBatchNorm, agreed_round, join, lost_contact, synchronise_batch_norm, unwrap
 
 
 def _free_port() -> int:
@@ -169,3 +172,26 @@ def test_gradients_live_in_the_buckets_and_buffers_are_not_sent() -> None:
     assert run(_finds_no_other, 2) == [[True, False, False, True]] * 2
     network = _network()
     assert ALONE.wrap(network) is network
+
+
+def test_restarted_ranks_agree_on_a_word_of_their_own_whoever_comes_first() -> None:
+    """torchrun's store outlives a restart, and with it what the dead ranks have written."""
+    import torch.distributed as dist
+
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def client() -> dist.Store:
+        return dist.TCPStore("127.0.0.1", store.port, is_master=False)
+
+    words: set[str] = set()
+    with ThreadPoolExecutor(3) as pool:
+        for order in itertools.permutations(range(3)):
+            waiting = []
+            for rank in order:
+                waiting.append(pool.submit(agreed_round, client(), rank, 3, timeout_s=30))
+                time.sleep(0.05)
+            found = {future.result(timeout=60) for future in waiting}
+            assert len(found) == 1 and not found & words
+            words |= found
+        with pytest.raises(RuntimeError, match="rank 1, 2 did not come within 0.05 s"):
+            agreed_round(client(), 0, 3, timeout_s=0.05)
