@@ -133,7 +133,7 @@ class Mixed(Pointwise):
 
     def compute(self, *tensors: Tensor) -> Tensor:
         weighted, attention, higher = tensors
-        return weighted + (1 - attention) * higher
+        return torch.addcmul(weighted, 1 - attention, higher)
 
 
 class Summed(Pointwise):

@@ -1,9 +1,10 @@
 """Table 1 of the paper in miniature: single scale, average and maximum, explicit attention, hierarchical attention, with one recipe.
 
-    python scripts/table1.py [--config configs/demo.yaml] [--seeds 5] [--models single hierarchical] [--jobs 2] [section.key=value ...]
+    python scripts/table1.py [--config configs/demo/table1.yaml] [--seeds 5] [--models single hierarchical] [--jobs 2] [section.key=value ...]
 
-Trains every model with several seeds (restartable: a row that is there is kept), scores them on the test split at the paper's lists of scales,
-measures what a training step of each costs beside single scale's, and writes rows, table1.md, table1.json and two charts to --output.
+Draws the data of the default recipe, trains every model with several seeds (restartable: a row that is there is kept), scores them on
+the test split at the paper's lists of scales, measures what a training step of each costs beside single scale's, and writes rows, table1.md,
+table1.json and two charts to --output.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts.table_charts import cost_chart, gain_chart
-from scripts.table_runs import Run, RunError, Scoring, commit, perform_all
+from scripts.table_runs import Run, RunError, Scoring, commit, drawing, perform_all
 from utils.cli import parse_with_overrides, run_door
 from utils.config import ConfigError, load_config
 
@@ -56,7 +57,8 @@ THIN = ("pole", "traffic light", "traffic sign", "person", "rider", "motorcycle"
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "demo.yaml", help="recipe that all models share (default: %(default)s)")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "demo" / "table1.yaml",
+                        help="recipe that all models share (default: %(default)s)")
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS), help="default: all")
     parser.add_argument("--seeds", type=int, help="trainings of each model (default: 5 for single and hierarchical, 3 for the others)")
     parser.add_argument("--split", default="test", help="split to score (default: %(default)s)")
@@ -69,15 +71,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parse_with_overrides(parser, argv)
 
 
-def data_recipe(root: str) -> str:
-    """How a drawn data set was drawn, so that rows of another drawing are not taken for this one's."""
-    marker = Path(root) / "demo.json"
-    return marker.read_text(encoding="utf-8").strip() if marker.is_file() else ""
-
-
-def runs_of(options: argparse.Namespace, config_root: str) -> list[Run]:
-    """Every training of the table, seed by seed, so that an unfinished table is even."""
-    drawn = data_recipe(config_root)
+def runs_of(options: argparse.Namespace, drawn: str) -> list[Run]:
+    """Every training of the table, seed by seed, so that an unfinished table is even; `drawn` tells how its data was drawn."""
     found = []
     for seed in range(max(SEEDS.values()) if options.seeds is None else options.seeds):
         for model in options.models:
@@ -220,7 +215,7 @@ def training_step(*, config: str, overrides: list[str]) -> Callable[[], Any]:
 def main(options: argparse.Namespace) -> int:
     """Make what is missing, then write the table."""
     config = load_config(options.config, options.overrides)
-    rows = perform_all(runs_of(options, config.data.root), jobs=options.jobs)
+    rows = perform_all(runs_of(options, drawing(config.data.root)), jobs=options.jobs)
     stored = options.output / "costs.json"
     if not options.no_costs:
         stored.write_text(json.dumps(measure_costs(options, options.models), indent=1) + "\n", encoding="utf-8")

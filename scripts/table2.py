@@ -1,6 +1,6 @@
 """Table 2 of the paper in miniature: baseline, + attention, + auto-labels, + both, with one recipe and equal steps.
 
-    python scripts/table2.py [--config configs/demo.yaml] [--seeds 3] [--jobs 2] [section.key=value ...]
+    python scripts/table2.py [--config configs/demo/table2.yaml] [--seeds 3] [--jobs 2] [section.key=value ...]
 
 All four train on the fine images and the same coarsely labelled ones at 50/50: the first two with the coarse labels people drew, the last two with
 the labels that their seed's teacher (the second row's network) gave the same images. Rows without attention are scored with the average of three
@@ -20,8 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scripts.table1 import data_recipe, mean_and_deviation, paired
-from scripts.table_runs import Run, RunError, Scoring, best_checkpoint, commit, door, perform_all
+from scripts.table1 import mean_and_deviation, paired
+from scripts.table_runs import Run, RunError, Scoring, best_checkpoint, commit, door, drawing, perform_all
 from utils.cli import parse_with_overrides, run_door
 from utils.config import ConfigError, load_config
 
@@ -37,7 +37,8 @@ ROWS = {  # name: multiscale, labels of the coarse images
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "demo.yaml", help="recipe that all rows share (default: %(default)s)")
+    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "demo" / "table2.yaml",
+                        help="recipe that all rows share (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each row (default: %(default)s)")
     parser.add_argument("--threshold", type=float, default=0.9, help="of the teacher's probability (default: %(default)s)")
     parser.add_argument("--split", default="test", help="split to score (default: %(default)s)")
@@ -96,7 +97,7 @@ def markdown(summary: dict[str, Any]) -> str:
 
 def main(options: argparse.Namespace) -> int:
     """Train the first two rows, label with the second's networks, train the last two, write the table."""
-    drawn = data_recipe(load_config(options.config, options.overrides).data.root)
+    drawn = drawing(load_config(options.config, options.overrides).data.root)
     seeds = range(options.seeds)
     first = [run_of(options, name, seed, drawn) for seed in seeds for name in ("attention", "baseline")]
     rows = perform_all(first, jobs=options.jobs)

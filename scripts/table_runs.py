@@ -29,6 +29,11 @@ COSMETIC = {
     "runtime": ("threads", "log_every", "image_every", "checkpoint_minutes"),
 }  # fmt: skip
 
+DRAWINGS = {  # data.root of a recipe: what scripts/make_demo_data.py is asked for
+    "data/table1": ("--size", "192", "384", "--train", "768", "--val", "100", "--test", "100", "--extra", "0"),
+    "data/table2": ("--size", "192", "384", "--train", "192", "--val", "40", "--test", "100", "--extra", "576"),
+}
+
 
 class RunError(RuntimeError):
     """A training or an evaluation ended with an error."""
@@ -83,6 +88,22 @@ def door(name: str, *arguments: str, threads: int, log: Path) -> None:
         done = subprocess.run([sys.executable, str(ROOT / name), *arguments], cwd=ROOT, env=environment, stdout=stream, stderr=stream, check=False)
     if done.returncode:
         raise RunError(f"{name} {' '.join(arguments)} ended with status {done.returncode}; the end of {log}:\n{log.read_text()[-1500:]}")
+
+
+def drawing(root: str) -> str:
+    """How a drawn data set was drawn and how many images it trains on, so that rows of another one are not taken for this one's ("" where it is
+    not a drawn one). One of DRAWINGS that is not there yet is drawn now; RunError where that fails."""
+    folder = ROOT / root
+    complete = folder / ".complete"
+    if root in DRAWINGS and not complete.is_file():
+        done = subprocess.run([sys.executable, str(ROOT / "scripts" / "make_demo_data.py"), str(folder), *DRAWINGS[root]], check=False)
+        if done.returncode:
+            raise RunError(f"{folder} could not be drawn")
+        complete.touch()
+    marker = folder / "demo.json"
+    if not marker.is_file():
+        return ""
+    return f"{marker.read_text(encoding='utf-8').strip()} {sum(1 for _ in (folder / 'leftImg8bit' / 'train').rglob('*.png'))}"
 
 
 def folder_of(run: Run) -> Path:

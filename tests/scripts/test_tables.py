@@ -76,6 +76,23 @@ def test_a_door_that_fails_shows_the_end_of_its_log(tmp_path: Path) -> None:
         table_runs.door("train.py", str(tmp_path / "missing.yaml"), threads=1, log=tmp_path / "log")
 
 
+def test_data_of_a_recipe_is_drawn_once_and_its_size_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = str(tmp_path / "drawn")
+    words = "--size 64 128 --train 2 --val 0 --test 1 --extra 0 --workers 1"
+    monkeypatch.setitem(table_runs.DRAWINGS, root, tuple(words.split()))
+    first = table_runs.drawing(root)
+    assert '"size": [64, 128]' in first and first.endswith(" 2")
+    image = next((tmp_path / "drawn" / "leftImg8bit" / "train").rglob("*.png"))
+    image.unlink()
+    assert table_runs.drawing(root) == first[:-1] + "1"  # complete, so not drawn again, but other rows
+    assert table_runs.drawing(str(tmp_path)) == ""
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    monkeypatch.setitem(table_runs.DRAWINGS, str(tmp_path / "taken"), ())
+    with pytest.raises(RunError, match="could not be drawn"):
+        table_runs.drawing(str(tmp_path / "taken"))
+
+
 def rows_of_table1() -> list[dict[str, Any]]:
     def entry(scales: list[float], miou: float, pole: float, road: float) -> dict[str, Any]:
         return {"scales": scales, "combine": "average", "miou": miou, "per_class": {"pole": pole, "road": road}}
@@ -116,7 +133,7 @@ def test_every_line_of_table1_is_scored_by_its_model() -> None:
 
 def test_a_table_trains_seed_by_seed_with_distinct_recipes(tmp_path: Path) -> None:
     options = table1.parse(["--output", str(tmp_path), "--runs", str(tmp_path), "optim.epochs=2"])
-    runs = table1.runs_of(options, "data/demo")
+    runs = table1.runs_of(options, "drawn so")
     assert len(runs) == sum(table1.SEEDS.values()) and [found.seed for found in runs] == sorted(found.seed for found in runs)
     assert len({found.recipe() for found in runs}) == len(table1.MODELS) and len({found.row for found in runs}) == len(runs)
 
