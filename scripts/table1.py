@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts.table_charts import cost_chart, gain_chart
-from scripts.table_runs import Run, RunError, Scoring, commit, drawing, perform_all
+from scripts.table_runs import Run, RunError, Scoring, commit, drawing, perform, perform_all
 from utils.cli import parse_with_overrides, run_door
 from utils.config import ConfigError, load_config
 
@@ -213,12 +213,16 @@ def training_step(*, config: str, overrides: list[str]) -> Callable[[], Any]:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Make what is missing, then write the table."""
-    config = load_config(options.config, options.overrides)
-    rows = perform_all(runs_of(options, drawing(config.data.root)), jobs=options.jobs)
+    """Make what is missing of what was asked for, then write the table of all rows that are there."""
+    drawn = drawing(load_config(options.config, options.overrides).data.root)
+    asked = runs_of(options, drawn)
+    rows = perform_all(asked, jobs=options.jobs)
+    everything = runs_of(argparse.Namespace(**{**vars(options), "models": list(MODELS), "seeds": None}), drawn)
+    rows += [perform(run) for run in everything if run not in asked and run.is_done()]
     stored = options.output / "costs.json"
     if not options.no_costs:
-        stored.write_text(json.dumps(measure_costs(options, options.models), indent=1) + "\n", encoding="utf-8")
+        present = [model for model in MODELS if any(row["method"] == model for row in rows)]
+        stored.write_text(json.dumps(measure_costs(options, present), indent=1) + "\n", encoding="utf-8")
     costs = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
     summary = summarise(rows, costs)
     (options.output / "table1.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

@@ -148,3 +148,15 @@ def test_table2_pairs_rows_with_the_baseline_and_its_rows_differ_in_two_options(
     assert set(one.overrides) ^ set(other.overrides) == {
         "model.multiscale=single", "data.extra.labels=coarse", "model.multiscale=hierarchical", "data.extra.labels=auto"
     }  # fmt: skip
+
+
+def test_the_table_holds_the_rows_that_are_there_besides_those_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeDoors(monkeypatch)
+
+    def make(*models: str) -> set[str]:
+        words = ["--seeds", "1", "--no-costs", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path), "data.root=nowhere"]
+        assert table1.main(table1.parse(["--models", *models, *words])) == 0
+        return {line["model"] for line in json.loads((tmp_path / "table1.json").read_text())["lines"]}
+
+    assert make("explicit") == {"explicit"}
+    assert make("hierarchical") == {"explicit", "hierarchical"}
