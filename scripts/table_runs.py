@@ -98,7 +98,7 @@ def drawing(root: str) -> str:
     if root in DRAWINGS and not complete.is_file():
         done = subprocess.run([sys.executable, str(ROOT / "scripts" / "make_demo_data.py"), str(folder), *DRAWINGS[root]], check=False)
         if done.returncode:
-            raise RunError(f"{folder} could not be drawn")
+            raise RunError(f"{folder} could not be drawn (the reason stands above); remove it, or draw elsewhere and name that with data.root=")
         complete.touch()
     marker = folder / "demo.json"
     if not marker.is_file():
