@@ -35,7 +35,7 @@ def build_model(
     dropout: float = 0.05,
     activation_checkpointing: bool = False,
     explicit_softmax: bool = True,
-    explicit_batchnorm: bool = False,
+    explicit_batchnorm: bool = True,
 ) -> MultiScale:
     """Build a model from names and plain values.
 
@@ -52,7 +52,8 @@ def build_model(
       paper's semantic head, have half.
     - `dropout`: of OCR's features; `attention_channels`, `attention_dropout`: of the attention head.
     - `activation_checkpointing`: recompute the trunk's stages in the backward pass instead of keeping them.
-    - `explicit_softmax`, `explicit_batchnorm`: of attention to scale; the release has neither (or batch norm alone).
+    - `explicit_softmax`, `explicit_batchnorm`: of attention to scale. The release has neither, or batch norm alone; without it the soft-max may
+      end at one scale within fifty steps and never leave it.
 
     Raises ModelError, with what to do, for an unknown name or value.
     """

@@ -216,7 +216,9 @@ class Model(Section):
     attention_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the attention head's last layer")
     head: Literal["release", "paper"] = Field(default="release", description="Semantic head of the published checkpoints, or of the paper's text")
     dropout: float = Field(default=0.05, ge=0, lt=1, description="Dropout of the OCR decoder's features (0.05 in the release)")
-    explicit_batchnorm: bool = Field(default=False, description="Batch norm in the head of attention to scale (multiscale explicit)")
+    explicit_batchnorm: bool = Field(
+        default=True, description="Batch norm in the head of attention to scale (multiscale explicit); without it the weights may end at one scale"
+    )
     explicit_softmax: bool = Field(default=True, description="Soft-max over scales (multiscale explicit); false: the release's raw weights")
 
     @model_validator(mode="before")

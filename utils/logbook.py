@@ -19,6 +19,8 @@ from .run_folder import RunError
 
 logger = logging.getLogger("hmsa")
 
+LONE = 0.999  # of the attention of all pixels: no other scale learns beside it
+
 
 class _AboveTheBar(logging.Handler):
     """Prints log lines above tqdm's progress bar instead of through it."""
@@ -58,6 +60,7 @@ class Logbook:
         self.path = folder / "metrics.jsonl"
         self.write = write
         self.board: Any = None
+        self.lone_scale_told = False
 
     def begin(self, configuration: str, *, first_step: int = 0, to_validate: bool = False) -> None:
         """Note the resolved configuration and open TensorBoard; rows that a resumed run writes again are dropped: those beyond `first_step`,
@@ -85,6 +88,15 @@ class Logbook:
             file.write(json.dumps({"kind": kind, "step": step, **plain}) + "\n")
         for name, number in _numbers(kind, plain):
             self._show(lambda board, name=name, number=number: board.add_scalar(name, number, step))  # type: ignore[misc]
+        self._tell_of_lone_scale(step, plain)
+
+    def _tell_of_lone_scale(self, step: int, values: Mapping[str, Any]) -> None:
+        """Warn once when one scale has all the attention: the model pays for scales that it no longer learns from."""
+        lone = [name.removeprefix("attention_") for name, value in values.items() if name.startswith("attention_") and (value or 0) > LONE]
+        if lone and not self.lone_scale_told:
+            self.lone_scale_told = True
+            logger.warning("attention: by step %d scale %s has all of it (over %g on average) and the other scales are computed in vain; if it stays "
+                           "so, try a lower optim.lr, a longer optim.warmup_steps, or model.explicit_batchnorm=true", step, lone[0], LONE)
 
     def picture(self, name: str, step: int, draw: Callable[[], np.ndarray]) -> None:
         """A uint8 RGB picture [H, W, 3] for TensorBoard, drawn only where it is written."""

@@ -32,7 +32,7 @@ GOLDEN = {
     "deepv3plus_r50_mscale": {**RESNET, "multiscale": "hierarchical"},
     "deepv3plus_r50": {**RESNET, "multiscale": "single"},
     "deepv3plus_r50_mscale_dual": {**RESNET, "multiscale": "hierarchical_dual"},
-    "explicit_r50": {**RESNET, "multiscale": "explicit", "explicit_softmax": False},
+    "explicit_r50": {**RESNET, "multiscale": "explicit", "explicit_softmax": False, "explicit_batchnorm": False},
     "explicit_r50_bn": {**RESNET, "multiscale": "explicit", "explicit_softmax": False, "explicit_batchnorm": True},
 }
 GAINS = (

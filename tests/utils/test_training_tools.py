@@ -244,6 +244,14 @@ def test_rows_beyond_the_resumed_step_are_dropped(tmp_path: Path) -> None:
     assert (tmp_path / "config.yaml").read_text() == "a: 1\n"
 
 
+def test_a_scale_with_all_the_attention_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    book = Logbook(tmp_path)
+    for step, share in ((1, 0.5), (2, 0.99), (3, 0.9999), (4, 1.0)):
+        book.row("train", step, {"loss": 0.5, "attention_0.5": 1 - share, "attention_1": share})
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "by step 3 scale 1 has all of it" in told and "optim.lr" in told
+
+
 def test_a_run_is_never_overwritten_unasked(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     run.claim(resume=False)
