@@ -11,12 +11,7 @@ step() { printf '\n== %s\n' "$*"; }
 half=$(python -c 'import torch; print("bf16" if torch.cuda.is_available() or getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() else "fp32")')
 
 step "drawing a miniature Cityscapes into data/demo"
-if [ -f data/demo/.complete ]; then
-  echo "already drawn; remove data/demo to draw it again"
-else
-  python scripts/make_demo_data.py data/demo
-  touch data/demo/.complete
-fi
+python scripts/make_demo_data.py data/demo
 
 step "training a hierarchical multi-scale network ($run, $half)"
 if [ -f "$run/.trained" ]; then

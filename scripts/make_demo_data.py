@@ -2,7 +2,8 @@
 
 The folder has the official layout (``leftImg8bit``, ``gtFine``, ``gtCoarse``; raw ids in ``*_labelIds.png``). Every scene is
 a function of (seed, split, index) alone: the number of processes changes nothing, and more scenes leave the first ones
-as they were. Unlike the real benchmark, the test split has labels, which come from a stream of their own.
+as they were. Called again it draws what is missing. Unlike the real benchmark, the test split has labels, which come
+from a stream of their own.
 """
 
 from __future__ import annotations
@@ -63,20 +64,28 @@ class Job:
         """Where a file of this scene lies."""
         return self.root / folder / self.split / self.city / f"{self.stem}_{suffix}.png"
 
+    def files(self) -> list[Path]:
+        """All files of this scene, in the order in which they are written."""
+        found = [self.path("leftImg8bit", "leftImg8bit")]
+        if self.split in WITH_FINE:
+            found += [self.path("gtFine", "gtFine_labelIds"), self.path("gtFine", "gtFine_instanceIds")]
+        if self.split in WITH_COARSE:
+            found.append(self.path("gtCoarse", "gtCoarse_labelIds"))
+        return found
+
 
 def write_scene(job: Job) -> tuple[str, NDArray[np.int64]]:
     """Draw a scene and write its image and labels; returns the split and the pixels of each raw id [256]."""
     cv2.setNumThreads(1)
     scene = draw_scene(seed=job.seed, split=job.split, index=job.index, height=job.height, width=job.width)
-    _write(job.path("leftImg8bit", "leftImg8bit"), scene.image[:, :, ::-1])
-    label = scene.label
+    contents: list[NDArray[np.uint8] | NDArray[np.uint16]] = [scene.image[:, :, ::-1]]
     if job.split in WITH_FINE:
-        _write(job.path("gtFine", "gtFine_labelIds"), label)
-        _write(job.path("gtFine", "gtFine_instanceIds"), scene.ids)
+        contents += [scene.label, scene.ids]
     if job.split in WITH_COARSE:
-        rng = stream(job.seed, f"coarse/{job.split}", job.index)
-        _write(job.path("gtCoarse", "gtCoarse_labelIds"), draw_coarse(scene.ids, rng))
-    return job.split, np.bincount(label.ravel(), minlength=256)
+        contents.append(draw_coarse(scene.ids, stream(job.seed, f"coarse/{job.split}", job.index)))
+    for path, array in zip(job.files(), contents, strict=True):
+        _write(path, array)
+    return job.split, np.bincount(scene.label.ravel(), minlength=256)
 
 
 def _write(path: Path, array: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
@@ -91,12 +100,13 @@ def _write(path: Path, array: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
 def make_demo_data(
     root: Path, *, counts: dict[str, int], seed: int, size: tuple[int, int], workers: int
 ) -> dict[str, NDArray[np.int64]]:
-    """Draw ``counts[split]`` scenes of (height, width) each into ``root``; returns pixels per split and raw id [256]."""
-    jobs = [
+    """Draw those of ``counts[split]`` scenes of (height, width) that ``root`` lacks; returns their pixels per split and raw id [256]."""
+    every = (
         Job(root=root, split=split, index=index, seed=seed, height=size[0], width=size[1])
         for split, count in counts.items()
         for index in range(count)
-    ]
+    )
+    jobs = [job for job in every if not all(path.exists() for path in job.files())]
     pixels = {split: np.zeros(256, np.int64) for split in counts}
     if workers <= 1:
         for split, histogram in map(write_scene, jobs):
@@ -155,11 +165,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     counts = {"train": options.train, "val": options.val, "test": options.test, "train_extra": options.extra}
     start = time.perf_counter()
-    make_demo_data(
+    pixels = make_demo_data(
         options.out, counts=counts, seed=options.seed, size=tuple(options.size), workers=options.workers
     )
-    drawn = ", ".join(f"{count} {split}" for split, count in counts.items())
-    print(f"{options.out}: {drawn} scenes of {options.size[0]} x {options.size[1]} in {time.perf_counter() - start:.0f} s")
+    scenes = ", ".join(f"{count} {split}" for split, count in counts.items())
+    done = f"drawn in {time.perf_counter() - start:.0f} s" if any(map(np.any, pixels.values())) else "all there"
+    print(f"{options.out}: {scenes} scenes of {options.size[0]} x {options.size[1]}, {done}")
     return 0
 
 

@@ -92,14 +92,12 @@ def door(name: str, *arguments: str, threads: int, log: Path) -> None:
 
 def drawing(root: str) -> str:
     """How a drawn data set was drawn and how many images it trains on, so that rows of another one are not taken for this one's ("" where it is
-    not a drawn one). One of DRAWINGS that is not there yet is drawn now; RunError where that fails."""
+    not a drawn one). What is missing of one of DRAWINGS is drawn now; RunError where that fails."""
     folder = ROOT / root
-    complete = folder / ".complete"
-    if root in DRAWINGS and not complete.is_file():
+    if root in DRAWINGS:
         done = subprocess.run([sys.executable, str(ROOT / "scripts" / "make_demo_data.py"), str(folder), *DRAWINGS[root]], check=False)
         if done.returncode:
             raise RunError(f"{folder} could not be drawn (the reason stands above); remove it, or draw elsewhere and name that with data.root=")
-        complete.touch()
     marker = folder / "demo.json"
     if not marker.is_file():
         return ""

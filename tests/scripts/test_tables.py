@@ -83,8 +83,12 @@ def test_data_of_a_recipe_is_drawn_once_and_its_size_counts(tmp_path: Path, monk
     first = table_runs.drawing(root)
     assert '"size": [64, 128]' in first and first.endswith(" 2")
     image = next((tmp_path / "drawn" / "leftImg8bit" / "train").rglob("*.png"))
+    written = image.stat().st_mtime_ns
+    assert table_runs.drawing(root) == first and image.stat().st_mtime_ns == written
     image.unlink()
-    assert table_runs.drawing(root) == first[:-1] + "1"  # complete, so not drawn again, but other rows
+    assert table_runs.drawing(root) == first and image.exists()  # what is missing is drawn
+    monkeypatch.setitem(table_runs.DRAWINGS, root, tuple(words.replace("--train 2", "--train 3").split()))
+    assert table_runs.drawing(root) == first[:-1] + "3"
     assert table_runs.drawing(str(tmp_path)) == ""
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
