@@ -11,10 +11,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from tqdm import tqdm
@@ -143,16 +145,19 @@ def perform(run: Run) -> dict[str, Any]:
 
 
 def perform_all(runs: Sequence[Run], *, jobs: int) -> list[dict[str, Any]]:
-    """Perform what is missing, `jobs` at a time, with a bar; returns the rows in the order of `runs`.
+    """Perform what is missing, `jobs` at a time, with a bar that tells how far each is; returns the rows in the order of `runs`.
 
     Raises RunError for the first failure, after the other runs are done.
     """
     missing = [run for run in runs if not run.is_done()]
     print(f"{len(runs) - len(missing)} of {len(runs)} rows are there; {len(missing)} to make, {jobs} at a time", flush=True)
     failures: list[RunError] = []
-    with ThreadPoolExecutor(max(1, jobs)) as pool, tqdm(total=len(missing), unit="run", disable=not missing) as bar:
+    running: list[Run] = []
+    bar = tqdm(total=len(missing), unit="run", disable=not missing)
+    with ThreadPoolExecutor(max(1, jobs)) as pool, bar, _every(5, lambda: _show(bar, running)):
 
         def one(run: Run) -> None:
+            running.append(run)
             try:
                 row = perform(run)
                 best = max(row["scored"], key=lambda entry: entry["miou"])
@@ -160,12 +165,49 @@ def perform_all(runs: Sequence[Run], *, jobs: int) -> list[dict[str, Any]]:
             except RunError as error:
                 failures.append(error)
                 bar.write(f"{run.method} seed {run.seed}: failed")
+            running.remove(run)
             bar.update()
 
         list(pool.map(one, missing))
     if failures:
         raise failures[0]
     return [perform(run) for run in runs]
+
+
+@contextmanager
+def _every(seconds: float, do: Callable[[], None]) -> Iterator[None]:
+    """Call `do` every so many seconds, from a thread, while the block runs."""
+    over = Event()
+
+    def repeat() -> None:
+        while not over.wait(seconds):
+            do()
+
+    thread = Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _show(bar: Any, running: Sequence[Run]) -> None:
+    bar.set_postfix_str(", ".join(f"{run.method} {run.seed} {stage(run)}" for run in list(running)))
+
+
+def stage(run: Run) -> str:
+    """How far a run is, in a few words, from what train.py has written about it so far."""
+    folder = folder_of(run)
+    if (folder / "trained.json").is_file():
+        return "scoring"
+    try:
+        written = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+        epoch = json.loads(written[: written.rindex("\n")].splitlines()[-1])["epoch"]
+    except (OSError, ValueError, KeyError, IndexError):
+        return "starting"
+    epochs = load_config(run.config, run.overrides).optim.epochs
+    return f"epoch {min(epoch + 1, epochs)} of {epochs}"
 
 
 def commit() -> str:

@@ -64,6 +64,19 @@ def test_a_training_is_kept_when_only_the_scoring_failed(tmp_path: Path, monkeyp
     assert [call[0] for call in doors.calls] == ["train.py", "eval.py", "eval.py"]
 
 
+def test_how_far_a_run_is(tmp_path: Path) -> None:
+    one = run(tmp_path, "optim.epochs=8")
+    folder = table_runs.folder_of(one)
+    assert table_runs.stage(one) == "starting"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"kind": "train", "step": 24, "epoch": 2}\n{"kind": "tr')  # a line that is being written
+    assert table_runs.stage(one) == "epoch 3 of 8"
+    (folder / "metrics.jsonl").write_text('{"kind": "val", "step": 1536, "epoch": 8}\n')
+    assert table_runs.stage(one) == "epoch 8 of 8"
+    (folder / "trained.json").touch()
+    assert table_runs.stage(one) == "scoring"
+
+
 def test_one_failure_leaves_the_other_rows_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     FakeDoors(monkeypatch, broken_seed=1)
     with pytest.raises(RunError, match="status 1"):
