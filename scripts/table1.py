@@ -118,6 +118,8 @@ def summarise(rows: Sequence[dict[str, Any]], costs: dict[str, dict[str, float]]
         "hierarchical {0.5,1,2} - average {0.5,1,2}": (("hierarchical", 3), ("average", 3)),
         "hierarchical {0.5,1,2} - single {1}": (("hierarchical", 3), ("single scale", 1)),
         "hierarchical {0.5,1,2} - explicit {0.5,1,2}": (("hierarchical", 3), ("explicit", 3)),
+        "hierarchical {0.5,1,2} - both scales' features {0.5,1,2}": (("hierarchical", 3), ("hierarchical, both scales' features", 3)),
+        "hierarchical {0.5,1,2} - fused at features {0.5,1,2}": (("hierarchical", 3), ("hierarchical, fused at features", 3)),
         "adding 0.25 to hierarchical": (("hierarchical", 4), ("hierarchical", 3)),
         "adding 0.25 to average": (("average", 4), ("average", 3)),
     }
