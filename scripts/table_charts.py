@@ -32,7 +32,9 @@ def _deviation(line: dict[str, Any]) -> float:
 def cost_chart(lines: Sequence[dict[str, Any]]) -> str:
     """Points of mIoU (with its standard deviation) over the time of a training step relative to single scale, from table1.json's lines."""
     shown = [line for line in lines if line["cost"] is not None]
-    width, height, left, right, top, bottom = 860, 420, 60, 330, 44, 50
+    labels = [f"{100 * line['miou']:.1f}  {line['name']} {{{', '.join(f'{scale:g}' for scale in line['scales'])}}}" for line in shown]
+    plot, height, left, right, top, bottom = 470, 420, 60, 40 + 7 * max(map(len, labels)), 44, 50
+    width = left + plot + right
     low = min(100 * (line["miou"] - _deviation(line)) for line in shown) - 1
     high = max(100 * (line["miou"] + _deviation(line)) for line in shown) + 1
     farthest = max(line["cost"]["step"] for line in shown) * 1.08
@@ -48,15 +50,14 @@ def cost_chart(lines: Sequence[dict[str, Any]]) -> str:
     for tick in range(int(low) + 1, int(high) + 1, max(1, int(high - low) // 6)):
         parts.append(_text(left - 8, place(1, tick)[1] + 4, str(tick), anchor="end", colour=SOFT))
     parts.append(_text((left + width - right) / 2, height - 12, "time of a training step, relative to single scale", anchor="middle", colour=SOFT))
-    for number, line in enumerate(sorted(shown, key=lambda line: -line["miou"])):
+    for number, (label, line) in enumerate(sorted(zip(labels, shown, strict=True), key=lambda pair: -pair[1]["miou"])):
         x, y = place(line["cost"]["step"], 100 * line["miou"])
         colour = ACCENT if line["name"].startswith("hierarchical") else INK
         beside, key_y = width - right + 24, top + 12 + 26 * number
         reach = abs(place(1, 100 * _deviation(line))[1] - place(1, 0)[1])
-        scales = ", ".join(f"{scale:g}" for scale in line["scales"])
         parts += [_line(x, y - reach, x, y + reach, colour, 1.5), f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>',
                   _line(x + 7, y, beside - 4, key_y - 4, "#d8dee4"),
-                  _text(beside, key_y, f"{100 * line['miou']:.1f}  {line['name']} {{{scales}}}", colour=colour)]  # fmt: skip
+                  _text(beside, key_y, label, colour=colour)]  # fmt: skip
     return _document(width, height, parts, "mIoU (%, ± standard deviation) against cost")
 
 
