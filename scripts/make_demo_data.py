@@ -16,7 +16,6 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from scripts.demo_scenes.coarse import draw_coarse  # noqa: E402
 from scripts.demo_scenes.scene import draw_scene, stream  # noqa: E402
+from utils.cli import at_least  # noqa: E402
 
 CITIES = {
     "train": ("aachenau", "bremfurt", "colmar_am_see", "dornstadt"),
@@ -124,25 +124,18 @@ def drawing_version() -> str:
     return hashlib.sha256(code).hexdigest()[:12]
 
 
-def _positive(text: str, *, least: int) -> int:
-    value = int(text)
-    if value < least:
-        raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
-    return value
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Draw a miniature Cityscapes in the official layout.")
     parser.add_argument("out", type=Path, help="folder to write; a folder that holds another drawing is refused")
-    parser.add_argument("--seed", type=partial(_positive, least=0), default=0, help="scenes are a function of it")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="scenes are a function of it")
     for split, count in (("train", 192), ("val", 40), ("test", 40), ("extra", 160)):
-        parser.add_argument(f"--{split}", type=partial(_positive, least=0), default=count, help=f"scenes (default {count})")
+        parser.add_argument(f"--{split}", type=at_least(0), default=count, help=f"scenes (default {count})")
     parser.add_argument(
-        "--size", type=partial(_positive, least=64), nargs=2, default=(256, 512), metavar=("HEIGHT", "WIDTH"),
+        "--size", type=at_least(64), nargs=2, default=(256, 512), metavar=("HEIGHT", "WIDTH"),
         help="pixels of an image (default 256 512)",
     )  # fmt: skip
-    parser.add_argument("--workers", type=partial(_positive, least=1), default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--workers", type=at_least(1), default=os.cpu_count() or 1, help="processes")
     return parser.parse_args(arguments)
 
 
@@ -161,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         marker.write_text(json.dumps({"recipe": recipe}) + "\n")
     except (OSError, ValueError, KeyError) as error:
-        print(f"error: {options.out} cannot be written: {error}", file=sys.stderr)
+        print(f"error: {options.out} cannot be written ({error}): choose another folder", file=sys.stderr)
         return 2
     counts = {"train": options.train, "val": options.val, "test": options.test, "train_extra": options.extra}
     start = time.perf_counter()

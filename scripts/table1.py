@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts.table_charts import cost_chart, gain_chart
-from scripts.table_runs import Run, RunError, Scoring, commit, drawing, perform, perform_all
-from utils.cli import parse_with_overrides, run_door
-from utils.config import ConfigError, load_config
+from scripts.table_runs import Run, Scoring, commit, perform, perform_all, prepare, table_parser, user_errors
+from utils.cli import at_least, parse_with_overrides, run_door
+from utils.config import load_config
 
 THREE, FOUR = "0.5,1,2", "0.25,0.5,1,2"
 MODELS: dict[str, tuple[tuple[str, ...], tuple[Scoring, ...]]] = {
@@ -56,18 +56,10 @@ THIN = ("pole", "traffic light", "traffic sign", "person", "rider", "motorcycle"
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "demo" / "table1.yaml",
-                        help="recipe that all models share (default: %(default)s)")
+    parser = table_parser(__doc__, name="table1")
     parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=list(MODELS), help="default: all")
-    parser.add_argument("--seeds", type=int, help="trainings of each model (default: 5 for single and hierarchical, 3 for the others)")
-    parser.add_argument("--split", default="test", help="split to score (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "table1", help="rows and tables (default: %(default)s)")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "table1", help="run folders (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each (default: %(default)s)")
+    parser.add_argument("--seeds", type=at_least(1), help="trainings of each model (default: 5 for single and hierarchical, 3 for the others)")
     parser.add_argument("--no-costs", action="store_true", help="do not measure steps; take the costs that are in --output, if any")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. optim.epochs=10")
     return parse_with_overrides(parser, argv)
 
 
@@ -89,19 +81,19 @@ def scored(row: dict[str, Any], scales: Sequence[float], combine: str) -> dict[s
     return next((entry for entry in row["scored"] if entry["scales"] == list(scales) and entry["combine"] == combine), None)
 
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (nan for a single value)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (None for a single value)."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def paired(ours: dict[int, float], other: dict[int, float]) -> dict[str, float] | None:
+def paired(ours: dict[int, float], other: dict[int, float]) -> dict[str, Any] | None:
     """The difference over the seeds that both have: mean, standard error, number."""
     seeds = sorted(ours.keys() & other.keys())
     if not seeds:
         return None
     differences = [ours[seed] - other[seed] for seed in seeds]
     mean, deviation = mean_and_deviation(differences)
-    return {"mean": mean, "standard_error": deviation / math.sqrt(len(seeds)), "seeds": len(seeds)}
+    return {"mean": mean, "standard_error": None if deviation is None else deviation / math.sqrt(len(seeds)), "seeds": len(seeds)}
 
 
 def summarise(rows: Sequence[dict[str, Any]], costs: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -156,7 +148,7 @@ def markdown(summary: dict[str, Any]) -> str:
     lines = ["| method | scales | mIoU % (mean ± sd) | seeds | training FLOPs | step s | step | peak memory |", "|---|---|---|---|---|---|---|---|"]
     for line in summary["lines"]:
         cost = line["cost"]
-        spread = "" if math.isnan(line["deviation"]) else f" ± {100 * line['deviation']:.1f}"
+        spread = "" if line["deviation"] is None else f" ± {100 * line['deviation']:.1f}"
         paid = "- | - | - | -" if cost is None else f"{cost['flops']:.2f}x | {cost['step_s']:.3f} | {cost['step']:.2f}x | {cost['memory']:.2f}x"
         name = line["name"] if len(line["scales"]) == 1 or line["model"] != "single" else f"{line['name']} of single scale"
         lines.append(f"| {name} | {' '.join(f'{scale:g}' for scale in line['scales'])} | {100 * line['miou']:.1f}{spread} | {len(line['by_seed'])} "
@@ -164,7 +156,7 @@ def markdown(summary: dict[str, Any]) -> str:
     lines += ["", "| difference, paired by seed | points | standard error | seeds |", "|---|---|---|---|"]
     for name, found in summary["differences"].items():
         if found is not None:
-            error = "-" if math.isnan(found["standard_error"]) else f"{100 * found['standard_error']:.2f}"
+            error = "-" if found["standard_error"] is None else f"{100 * found['standard_error']:.2f}"
             lines.append(f"| {name} | {100 * found['mean']:+.2f} | {error} | {found['seeds']} |")
     if summary["attention"]:
         lines += ["", "| share of the fused result | thin classes | large classes |", "|---|---|---|"]
@@ -216,7 +208,7 @@ def training_step(*, config: str, overrides: list[str]) -> Callable[[], Any]:
 
 def main(options: argparse.Namespace) -> int:
     """Make what is missing of what was asked for, then write the table of all rows that are there."""
-    drawn = drawing(load_config(options.config, options.overrides).data.root)
+    drawn = prepare(options)
     asked = runs_of(options, drawn)
     rows = perform_all(asked, jobs=options.jobs)
     everything = runs_of(argparse.Namespace(**{**vars(options), "models": list(MODELS), "seeds": None}), drawn)
@@ -239,4 +231,4 @@ def main(options: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     OPTIONS = parse()
-    sys.exit(run_door(lambda: main(OPTIONS), user_errors=lambda: (ConfigError, RunError)))
+    sys.exit(run_door(lambda: main(OPTIONS), user_errors=user_errors))

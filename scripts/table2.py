@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts.table1 import mean_and_deviation, paired
-from scripts.table_runs import Run, RunError, Scoring, best_checkpoint, commit, door, drawing, perform_all
-from utils.cli import parse_with_overrides, run_door
-from utils.config import ConfigError, load_config
+from scripts.table_runs import Run, Scoring, best_checkpoint, commit, door, perform_all, prepare, table_parser, user_errors
+from utils.cli import at_least, parse_with_overrides, run_door
 
 SCORED = Scoring(("0.5,1,2",))
 ROWS = {  # name: multiscale, labels of the coarse images
@@ -36,18 +34,19 @@ ROWS = {  # name: multiscale, labels of the coarse images
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=ROOT / "configs" / "demo" / "table2.yaml",
-                        help="recipe that all rows share (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each row (default: %(default)s)")
-    parser.add_argument("--threshold", type=float, default=0.9, help="of the teacher's probability (default: %(default)s)")
-    parser.add_argument("--split", default="test", help="split to score (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "table2", help="rows and table (default: %(default)s)")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "table2", help="run folders (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="threads of each (default: %(default)s)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. optim.epochs=10")
+    parser = table_parser(__doc__, name="table2")
+    parser.add_argument("--seeds", type=at_least(1), default=3, help="trainings of each row (default: %(default)s)")
+    parser.add_argument("--threshold", type=_share, default=0.9, help="of the teacher's probability (default: %(default)s)")
     return parse_with_overrides(parser, argv)
+
+
+def _share(text: str) -> float:
+    try:
+        if 0 < float(text) <= 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
 
 
 def run_of(options: argparse.Namespace, name: str, seed: int, drawn: str, *, labels_root: Path | None = None, made_with: str = "") -> Run:
@@ -88,8 +87,9 @@ def markdown(summary: dict[str, Any]) -> str:
     lines = ["| method | attention | auto-labels | mIoU % (mean ± sd) | over baseline (standard error) | seeds |", "|---|---|---|---|---|---|"]
     for line in summary["lines"]:
         multiscale, labels = ROWS[line["name"]]
-        spread = "" if math.isnan(line["deviation"]) else f" ± {100 * line['deviation']:.1f}"
-        gain = "-" if line["name"] == "baseline" else f"{100 * line['gain']['mean']:+.2f} ({100 * line['gain']['standard_error']:.2f})"
+        spread = "" if line["deviation"] is None else f" ± {100 * line['deviation']:.1f}"
+        error = "" if line["gain"]["standard_error"] is None else f" ({100 * line['gain']['standard_error']:.2f})"
+        gain = "-" if line["name"] == "baseline" else f"{100 * line['gain']['mean']:+.2f}{error}"
         lines.append(f"| {line['name']} | {'yes' if multiscale == 'hierarchical' else ''} | {'yes' if labels == 'auto' else ''} "
                      f"| {100 * line['miou']:.1f}{spread} | {gain} | {len(line['by_seed'])} |")  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -97,7 +97,7 @@ def markdown(summary: dict[str, Any]) -> str:
 
 def main(options: argparse.Namespace) -> int:
     """Train the first two rows, label with the second's networks, train the last two, write the table."""
-    drawn = drawing(load_config(options.config, options.overrides).data.root)
+    drawn = prepare(options)
     seeds = range(options.seeds)
     first = [run_of(options, name, seed, drawn) for seed in seeds for name in ("attention", "baseline")]
     rows = perform_all(first, jobs=options.jobs)
@@ -114,4 +114,4 @@ def main(options: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     OPTIONS = parse()
-    sys.exit(run_door(lambda: main(OPTIONS), user_errors=lambda: (ConfigError, RunError)))
+    sys.exit(run_door(lambda: main(OPTIONS), user_errors=user_errors))

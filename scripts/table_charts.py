@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -26,7 +25,7 @@ def _line(x0: float, y0: float, x1: float, y1: float, colour: str = SOFT, width:
 
 
 def _deviation(line: dict[str, Any]) -> float:
-    return 0.0 if math.isnan(line["deviation"]) else float(line["deviation"])
+    return float(line["deviation"] or 0)
 
 
 def cost_chart(lines: Sequence[dict[str, Any]]) -> str:

@@ -5,9 +5,11 @@ A row is made once: it is kept as long as its recipe (the resolved configuration
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
+from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
@@ -24,6 +27,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from utils.cli import at_least
 from utils.config import load_config
 
 COSMETIC = {
@@ -38,7 +42,55 @@ DRAWINGS = {  # data.root of a recipe: what scripts/make_demo_data.py is asked f
 
 
 class RunError(RuntimeError):
-    """A training or an evaluation ended with an error."""
+    """A table cannot be made as asked, or a training or an evaluation ended with an error."""
+
+
+def table_parser(doc: str | None, *, name: str) -> argparse.ArgumentParser:
+    """The command line that the tables share; the recipe of that name has results/NAME as its --output, others have none (`prepare`)."""
+    recipe, output, runs = ROOT / "configs" / "demo" / f"{name}.yaml", ROOT / "results" / name, ROOT / "runs" / name
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=recipe, help="recipe that all rows share (default: %(default)s)")
+    parser.add_argument("--split", default="test", help="split to score (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help=f"rows and tables (default, for the default recipe: {output})")
+    parser.add_argument("--runs", type=Path, default=runs, help="run folders (default: %(default)s)")
+    parser.add_argument("--jobs", type=at_least(1), default=2, help="trainings at a time (default: %(default)s)")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="threads of each (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. optim.epochs=10")
+    parser.set_defaults(published=(recipe, output))
+    return parser
+
+
+def prepare(options: argparse.Namespace) -> str:
+    """Look at all that can be wrong before anything is trained, make the folders, draw missing data; how the data was drawn (`drawing`).
+
+    Paths become absolute and the checkout the working folder, as it is for the doors.
+    """
+    import assemble
+
+    recipe, output = options.published
+    settings = load_config(options.config, options.overrides)
+    if options.output is None:
+        if options.config.absolute() != recipe or options.overrides or options.split != "test":
+            raise RunError(f"--output: {output} holds the table of {recipe.name} as it is, on the test split; name a folder for this other table")
+        options.output = output
+    options.config, options.output, options.runs = options.config.absolute(), options.output.absolute(), options.runs.absolute()
+    for folder in (options.output / "rows", options.runs):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{folder}: cannot be made ({error.strerror}); name other folders with --output and --runs") from error
+    os.chdir(ROOT)
+    drawn = drawing(settings.data.root)
+    assemble.split_files(settings, options.split)
+    signal.signal(signal.SIGTERM, _stop)
+    return drawn
+
+
+def user_errors() -> tuple[type[Exception], ...]:
+    """What ends a table in one sentence."""
+    import assemble
+
+    return (*assemble.USER_ERRORS, RunError)
 
 
 @dataclass(frozen=True)
@@ -82,14 +134,28 @@ class Run:
             return False
 
 
+_children: set[subprocess.Popen[bytes]] = set()
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """End with the trainings that run, which keep what they learnt, instead of leaving them behind."""
+    for child in list(_children):
+        child.terminate()
+    sys.exit(128 + number)
+
+
 def door(name: str, *arguments: str, threads: int, log: Path) -> None:
-    """Run a door with its output in `log`; RunError, with the end of it, where it fails."""
+    """Run a door with its output in `log`; RunError, with what it said last, where it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    with open(log, "a", encoding="utf-8") as stream:
-        done = subprocess.run([sys.executable, str(ROOT / name), *arguments], cwd=ROOT, env=environment, stdout=stream, stderr=stream, check=False)
-    if done.returncode:
-        raise RunError(f"{name} {' '.join(arguments)} ended with status {done.returncode}; the end of {log}:\n{log.read_text()[-1500:]}")
+    command = [sys.executable, str(ROOT / name), *arguments]
+    with open(log, "a", encoding="utf-8") as stream, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream) as child:
+        _children.add(child)
+        status = child.wait()
+        _children.discard(child)
+    if status:
+        last = " ".join(log.read_text(encoding="utf-8").splitlines()[-1:]).split("\r")[-1]
+        raise RunError(f"{name} ended with status {status}: {last} (all of it in {log})")
 
 
 def drawing(root: str) -> str:

@@ -46,6 +46,17 @@ def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str] | 
     return arguments
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `least` on."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"-?\d+", text) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
+        return int(text)
+
+    return read
+
+
 def resolve_or_exit(path: str, overrides: Sequence[str], *, only_print: bool = False) -> Config:
     """The configuration a door was given, before anything slow is imported; its mistakes, or printing it, end the program."""
     found: list[Config] = []

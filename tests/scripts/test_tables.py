@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
+import os
+import signal
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -11,10 +15,12 @@ from typing import Any
 import pytest
 
 from scripts import table1, table2, table_runs
+from scripts.make_demo_data import main as draw
 from scripts.table_charts import cost_chart, gain_chart
 from scripts.table_runs import Run, RunError, Scoring, perform, perform_all
 
-DEMO = table_runs.ROOT / "configs" / "demo.yaml"
+ROOT = table_runs.ROOT
+DEMO = ROOT / "configs" / "demo.yaml"
 
 
 def run(folder: Path, *overrides: str, seed: int = 0, **changes: Any) -> Run:
@@ -130,7 +136,7 @@ def test_table1_means_paired_differences_gains_and_attention() -> None:
     summary = table1.summarise(rows_of_table1(), {"single": {"flops": 1, "step_s": 0.1, "step": 1, "memory": 1},
                                                    "hierarchical": {"flops": 1.25, "step_s": 0.13, "step": 1.3, "memory": 1.2}})  # fmt: skip
     found = summary["differences"]["hierarchical {0.5,1,2} - average {0.5,1,2}"]
-    assert found["mean"] == pytest.approx(0.05) and found["standard_error"] == pytest.approx(0.01 / math.sqrt(3)) and found["seeds"] == 3
+    assert found["mean"] == pytest.approx(0.05) and found["standard_error"] == pytest.approx(0.01 / 3**0.5) and found["seeds"] == 3
     assert summary["differences"]["adding 0.25 to average"]["mean"] == pytest.approx(-0.01)
     assert summary["gains"] == {"pole": pytest.approx(0.1), "road": pytest.approx(0.01)}
     assert summary["attention"]["1"] == pytest.approx({"thin": 0.7, "large": 0.2}) and summary["attention"]["0.5"]["large"] == pytest.approx(0.8)
@@ -167,11 +173,55 @@ def test_table2_pairs_rows_with_the_baseline_and_its_rows_differ_in_two_options(
     }  # fmt: skip
 
 
-def test_the_table_holds_the_rows_that_are_there_besides_those_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def scenes(tmp_path: Path) -> str:
+    """An override that names three drawn scenes."""
+    one_each = (f"--{split}=1" for split in ("train", "val", "test", "workers"))
+    assert draw([str(tmp_path / "scenes"), "--size", "64", "128", *one_each, "--extra=0"]) == 0
+    return f"data.root={tmp_path / 'scenes'}"
+
+
+@pytest.mark.parametrize("module", [table1, table2])
+def test_what_a_user_can_get_wrong_ends_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes: str, module: Any) -> None:
+    doors = FakeDoors(monkeypatch)
+    (tmp_path / "file").touch()
+    into = ["--output", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    for words, said in (
+        (["optim.epochs=2"], "--output: .*holds the table of table[12].yaml as it is.*name a folder"),
+        (["--split", "val"], "--output: .*name a folder"),
+        ([*into, "--split", "nope", scenes], "no split 'nope'"),
+        ([*into, "data.root=nowhere"], "data root .*nowhere does not exist"),
+        (["--output", str(tmp_path / "file"), "--runs", str(tmp_path / "runs"), scenes], "file/rows: cannot be made .*--output"),
+        (["--output", str(tmp_path / "out"), "--runs", str(tmp_path / "file"), scenes], "file: cannot be made .*--runs"),
+    ):
+        with pytest.raises(table_runs.user_errors(), match=said):
+            module.main(module.parse(words))
+    for words in (["--seeds", "0"], ["--seeds", "-1"], ["--jobs", "0"], ["--threads", "x"], *([["--threshold", "2"]] if module is table2 else [])):
+        with pytest.raises(SystemExit) as ended:
+            module.parse(words)
+        assert ended.value.code == 2
+    assert not doors.calls
+
+
+def test_a_table_that_is_stopped_takes_its_trainings_along(tmp_path: Path) -> None:
+    """SIGTERM to the script alone: the child ends too, and nothing further is begun."""
+    code = ("import signal, sys\nfrom pathlib import Path\nfrom scripts import table_runs\nsignal.signal(signal.SIGTERM, table_runs._stop)\n"
+            "table_runs.ROOT = Path(sys.argv[1])\ntable_runs.door('child.py', threads=1, log=Path(sys.argv[1]) / 'log')\nprint('went on')")
+    (tmp_path / "child.py").write_text("import os, sys, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)")
+    script = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    while not ((tmp_path / "pid").is_file() and (tmp_path / "pid").read_text()):
+        time.sleep(0.05)
+    script.terminate()
+    assert script.communicate(timeout=30)[0] == "" and script.returncode == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_the_table_holds_the_rows_that_are_there_besides_those_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes: str) -> None:
     FakeDoors(monkeypatch)
 
     def make(*models: str) -> set[str]:
-        words = ["--seeds", "1", "--no-costs", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path), "data.root=nowhere"]
+        words = ["--seeds", "1", "--no-costs", "--runs", str(tmp_path / "runs"), "--output", str(tmp_path), scenes]
         assert table1.main(table1.parse(["--models", *models, *words])) == 0
         return {line["model"] for line in json.loads((tmp_path / "table1.json").read_text())["lines"]}
 
