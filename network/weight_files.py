@@ -38,19 +38,19 @@ def read_file(path: str | Path) -> Mapping[str, object]:
         with numpy_scalars(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols, beside the one sentence below
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelError(_refusal(path, str(error))) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise ModelError(f"{path} is damaged or is no checkpoint of PyTorch: fetch it again.") from error
+    except Exception as error:  # bytes that are no pickle raise whatever they happen to spell
+        raise ModelError(_refusal(path, error)) from error
     if not isinstance(content, Mapping):
         raise ModelError(f"{path} holds a {type(content).__name__} and no state dict: save model.state_dict() instead.")
     return content
 
 
-def _refusal(path: Path, message: str) -> str:
-    if "Unsupported" not in message and "GLOBAL" not in message:
+def _refusal(path: Path, error: Exception) -> str:
+    with open(path, "rb") as file:
+        is_pickle = file.read(1) in (b"\x80", b"P")  # or a zip archive of one
+    if not is_pickle or not isinstance(error, pickle.UnpicklingError):
         return f"{path} is damaged or is no checkpoint of PyTorch: fetch it again."
-    found = re.search(r"GLOBAL ([\w.]+)", message)
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
     what = f" ({found[1]})" if found else ""
     return (
         f"{path} is refused, because opening it would run code{what}: use a file that holds only tensors and plain values."

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from scripts.benchmarks.harness import ROW_KEYS, Disagreement
+from scripts.benchmarks.harness import ROW_KEYS, BenchmarkError, Disagreement
+from utils.cli import at_least, run_door
 
 FOLDER = Path(__file__).resolve().parent / "benchmarks"
 NAMES = tuple(sorted(file.stem for file in FOLDER.glob("*.py") if file.stem != "harness"))
@@ -30,6 +31,12 @@ def main(command_line: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if command_line is None else command_line)
     named = words[0] if words and words[0] in NAMES else None
     arguments = build_parser(named).parse_args(words)
+    if arguments.json is not None:
+        try:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            arguments.json.touch()
+        except OSError as error:
+            raise BenchmarkError(f"--json {arguments.json}: cannot be written ({error.strerror}); name another file") from error
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     try:
@@ -42,7 +49,6 @@ def main(command_line: Sequence[str] | None = None) -> int:
         if row.get("note"):
             print(f"{row['name']} {row['size']}: {row['note']}")
     if arguments.json is not None:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps([{key: row[key] for key in ROW_KEYS} for row in rows], indent=2) + "\n")
     return 0
 
@@ -53,8 +59,8 @@ def build_parser(named: str | None) -> argparse.ArgumentParser:
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each side (default: %(default)s)")
-    parser.add_argument("--threads", type=int, help="torch threads (default: torch's own choice)")
+    parser.add_argument("--rounds", type=at_least(1), default=5, help="timed rounds of each side (default: %(default)s)")
+    parser.add_argument("--threads", type=at_least(1), help="torch threads (default: torch's own choice)")
     if named is not None:
         importlib.import_module(f"scripts.benchmarks.{named}").add_arguments(parser)
     return parser
@@ -73,5 +79,12 @@ def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def user_errors() -> tuple[type[Exception], ...]:
+    """What ends a measurement in one sentence."""
+    import assemble
+
+    return (*assemble.USER_ERRORS, BenchmarkError)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_door(main, user_errors=user_errors))

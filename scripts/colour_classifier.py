@@ -155,11 +155,15 @@ def main(command_line: Sequence[str] | None = None) -> int:
         )
         network = None if options.metrics is None else read_metrics(options.metrics, val.spec.names)
         colour = evaluate(train, val)
-        if options.json is not None:
-            options.json.write_text(json.dumps(colour, indent=2) + "\n")
-    except (DataError, OSError) as error:
+    except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if options.json is not None:
+        try:
+            options.json.write_text(json.dumps(colour, indent=2) + "\n")
+        except OSError as error:
+            print(f"error: --json {options.json}: cannot be written ({error.strerror}); name another file", file=sys.stderr)
+            return 2
     print(table(colour, network))
     return 0
 

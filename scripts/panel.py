@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import parse_with_overrides, run_door
+from utils.cli import at_least, parse_with_overrides, run_door
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -22,7 +22,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--split", help="default: the validation split of its configuration")
     parser.add_argument("--index", type=int, default=0, help="which image of the split, from 0 (default)")
     parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="default: eval.scales")
-    parser.add_argument("--width", type=int, default=420, help="of each picture in pixels (default: %(default)s)")
+    parser.add_argument("--width", type=at_least(16), default=420, help="of each picture in pixels (default: %(default)s)")
     parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the configuration, e.g. data.root=/data/cityscapes")
     return parse_with_overrides(parser, argv)
@@ -46,6 +46,7 @@ def main(options: argparse.Namespace) -> int:
     found = pictures_of(loaded.model, files, inference, options.index)
     with ImageWriter() as writer:
         writer.submit(options.output, panel(list(found.items()), columns=5, width=options.width))
+    print(f"wrote {options.output}")
     return 0
 
 

@@ -108,17 +108,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises CheckpointError when the file is missing, damaged, would run code, or is not of this project (see network.load_weights for those).
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; name the file in it, such as checkpoints/best.pt of a run")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(f"{path}: refused, since it holds more than tensors and plain values and could run code when read") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # bytes that are no pickle raise whatever they happen to spell
+        if isinstance(error, pickle.UnpicklingError) and _is_pickle(path):
+            raise CheckpointError(f"{path}: refused, since it holds more than tensors and plain values and could run code when read") from error
         raise CheckpointError(f"{path}: damaged or not a PyTorch checkpoint; take another one of the run's checkpoints") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path}: carries no hmsa configuration; name one with --config so that the network can be built for these weights")
     return content
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether the file begins like a pickle or like a zip archive with one inside."""
+    with open(path, "rb") as file:
+        return file.read(1) in (b"\x80", b"P")
 
 
 def is_ours(path: Path) -> bool:

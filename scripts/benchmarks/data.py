@@ -21,7 +21,7 @@ from datasets import CITYSCAPES, Augmentation, Files, build_cache, sample_genera
 from datasets.augmentation import Geometry, Photometric, draw_geometry, draw_photometric
 from datasets.files import pack
 from datasets.loader import Request, Source, TrainReader
-from scripts.benchmarks.harness import Disagreement, Workload, row, time_alternately
+from scripts.benchmarks.harness import Disagreement, Workload, row, size_text, time_alternately
 
 Maker = Callable[[int, int], Any]  # sample of (position in the plan, image)
 SEED, EPOCH, BORDER = 0, 0, 255
@@ -30,8 +30,8 @@ AUTHORS = {(1024, 1024): "5.5 images/s with blur, 7.3 without", (1024, 2048): "3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes, and how much is drawn."""
-    parser.add_argument("--crops", nargs="+", default=["1024x1024", "1024x2048"], metavar="HxW", help="default: %(default)s")
-    parser.add_argument("--image", default="1024x2048", metavar="HxW", help="size of the images (default: %(default)s)")
+    parser.add_argument("--crops", nargs="+", type=size_text("HxW"), default=["1024x1024", "1024x2048"], metavar="HxW", help="default: %(default)s")
+    parser.add_argument("--image", type=size_text("HxW"), default="1024x2048", metavar="HxW", help="size of the images (default: %(default)s)")
     parser.add_argument("--images", type=int, default=6, help="image pairs drawn (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=12, help="samples of a round (default: %(default)s)")
     parser.add_argument("--blur", choices=("gaussian", "none"), default="gaussian", help="default: %(default)s")

@@ -6,9 +6,11 @@ because on the CPU each one's peak memory is measured in a fresh process.
 """
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import multiprocessing
+import re
 import resource
 import statistics
 import sys
@@ -25,8 +27,23 @@ ROW_KEYS = ("name", "ours_s", "baseline_s", "ratio", "ours_mib", "baseline_mib",
 MIB = 2**20
 
 
+class BenchmarkError(RuntimeError):
+    """A benchmark cannot be run as asked; the message says what to do."""
+
+
 class Disagreement(RuntimeError):
     """Ours and the baseline do not compute the same thing, so that comparing their speed means nothing."""
+
+
+def size_text(form: str) -> Callable[[str], str]:
+    """An argparse type: whole numbers joined by x, as many as in `form`, such as HxW."""
+
+    def read(text: str) -> str:
+        if not re.fullmatch("x".join([r"[1-9]\d*"] * len(form.split("x"))), text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not of the form {form}")
+        return text
+
+    return read
 
 
 def compare(

@@ -14,14 +14,14 @@ from PIL import Image
 from datasets import Files
 from datasets.class_uniform import class_places
 from scripts.benchmarks.data import draw_files
-from scripts.benchmarks.harness import Disagreement, row, time_alternately
+from scripts.benchmarks.harness import Disagreement, row, size_text, time_alternately
 
 AUTHORS = "the authors' build: 0.11 s an image, on another machine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes, and how much is drawn."""
-    parser.add_argument("--image", default="1024x2048", metavar="HxW", help="size of the labels (default: %(default)s)")
+    parser.add_argument("--image", type=size_text("HxW"), default="1024x2048", metavar="HxW", help="size of the labels (default: %(default)s)")
     parser.add_argument("--images", type=int, default=6, help="labels drawn, all of them a round (default: %(default)s)")
     parser.add_argument("--tile", type=int, default=1024, help="side of the tiles (default: %(default)s)")
 

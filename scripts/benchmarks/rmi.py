@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from loss import rmi_loss
-from scripts.benchmarks.harness import MIB, Workload, compare, require_close, time_alternately
+from scripts.benchmarks.harness import MIB, Workload, compare, require_close, size_text, time_alternately
 from tests.loss.direct_rmi import direct_rmi_loss
 
 SIZES = ("1x19x512x1024", "1x65x512x928")
@@ -18,7 +18,7 @@ AUTHORS = {"1x19x512x1024": "0.49 s and 410 MiB", "1x19x1024x2048": "2.0 s"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes as NxCxHxW."""
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="NxCxHxW", help="default: %(default)s")
+    parser.add_argument("--sizes", nargs="+", type=size_text("NxCxHxW"), default=list(SIZES), metavar="NxCxHxW", help="default: %(default)s")
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from loss import cross_entropy, rmi_loss
 from loss.sources import at_size
 from network.fusion import Maps, fuse_maps, resized
 from network.raster import Stored
-from scripts.benchmarks.harness import Workload, compare, require_close
+from scripts.benchmarks.harness import Workload, compare, require_close, size_text
 
 SIZES = ("1x19x1024x2048", "1x65x1024x2048")
 Result = tuple[Tensor, ...]
@@ -29,7 +29,7 @@ Result = tuple[Tensor, ...]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes of the image-size logits as NxCxHxW."""
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), metavar="NxCxHxW", help="default: %(default)s")
+    parser.add_argument("--sizes", nargs="+", type=size_text("NxCxHxW"), default=list(SIZES), metavar="NxCxHxW", help="default: %(default)s")
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:

@@ -62,12 +62,14 @@ def test_a_file_that_would_run_code_is_refused_unrun(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", pickle.dumps([1])])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"text of a file", b"GLOBAL", pickle.dumps([1], protocol=2)])
 def test_what_is_no_checkpoint_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.pt"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="x.pt"):
+    with pytest.raises(CheckpointError, match="x.pt: (damaged or not a PyTorch checkpoint|carries no hmsa configuration)"):
         load_checkpoint(path)
+    with pytest.raises(CheckpointError, match="is a folder"):
+        load_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="no such"):
         load_checkpoint(tmp_path / "missing.pt")
 
