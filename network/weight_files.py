@@ -46,15 +46,19 @@ def read_file(path: str | Path) -> Mapping[str, object]:
 
 
 def _refusal(path: Path, error: Exception) -> str:
-    with open(path, "rb") as file:
-        is_pickle = file.read(1) in (b"\x80", b"P")  # or a zip archive of one
-    if not is_pickle or not isinstance(error, pickle.UnpicklingError):
+    if not isinstance(error, pickle.UnpicklingError) or not _is_pickle(path):
         return f"{path} is damaged or is no checkpoint of PyTorch: fetch it again."
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     what = f" ({found[1]})" if found else ""
     return (
         f"{path} is refused, because opening it would run code{what}: use a file that holds only tensors and plain values."
     )
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether the file begins like a pickle or like a zip archive with one inside."""
+    with open(path, "rb") as file:
+        return file.read(1) in (b"\x80", b"P")
 
 
 def _read_safetensors(path: Path) -> Mapping[str, object]:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
-from scripts.benchmarks.harness import ROW_KEYS, BenchmarkError, Disagreement
+from scripts.benchmarks.harness import ROW_KEYS, Disagreement
 from utils.cli import at_least, run_door
 
 FOLDER = Path(__file__).resolve().parent / "benchmarks"
@@ -30,13 +30,14 @@ def main(command_line: Sequence[str] | None = None) -> int:
     """Run the benchmark that the command line names; exit status 1 when ours and the baseline disagree."""
     words = list(sys.argv[1:] if command_line is None else command_line)
     named = words[0] if words and words[0] in NAMES else None
-    arguments = build_parser(named).parse_args(words)
+    parser = build_parser(named)
+    arguments = parser.parse_args(words)
     if arguments.json is not None:
         try:
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             arguments.json.touch()
         except OSError as error:
-            raise BenchmarkError(f"--json {arguments.json}: cannot be written ({error.strerror}); name another file") from error
+            parser.error(f"--json {arguments.json}: cannot be written ({error.strerror}); name another file")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     try:
@@ -83,7 +84,7 @@ def user_errors() -> tuple[type[Exception], ...]:
     """What ends a measurement in one sentence."""
     import assemble
 
-    return (*assemble.USER_ERRORS, BenchmarkError)
+    return assemble.USER_ERRORS
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
         )
         network = None if options.metrics is None else read_metrics(options.metrics, val.spec.names)
         colour = evaluate(train, val)
-    except DataError as error:
+    except (DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.json is not None:

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts.table_charts import cost_chart, gain_chart
-from scripts.table_runs import Run, Scoring, commit, perform, perform_all, prepare, table_parser, user_errors
-from utils.cli import at_least, parse_with_overrides, run_door
+from scripts.table_runs import Run, Scoring, commit, perform, perform_all, prepare, run_table, table_parser
+from utils.cli import at_least, parse_with_overrides
 from utils.config import load_config
 
 THREE, FOUR = "0.5,1,2", "0.25,0.5,1,2"
@@ -230,5 +230,4 @@ def main(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    OPTIONS = parse()
-    sys.exit(run_door(lambda: main(OPTIONS), user_errors=user_errors))
+    sys.exit(run_table(main, parse()))

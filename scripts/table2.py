@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from scripts.table1 import mean_and_deviation, paired
-from scripts.table_runs import Run, Scoring, best_checkpoint, commit, door, perform_all, prepare, table_parser, user_errors
-from utils.cli import at_least, parse_with_overrides, run_door
+from scripts.table_runs import Run, Scoring, best_checkpoint, commit, door, perform_all, prepare, run_table, table_parser
+from utils.cli import at_least, parse_with_overrides
 
 SCORED = Scoring(("0.5,1,2",))
 ROWS = {  # name: multiscale, labels of the coarse images
@@ -113,5 +113,4 @@ def main(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    OPTIONS = parse()
-    sys.exit(run_door(lambda: main(OPTIONS), user_errors=user_errors))
+    sys.exit(run_table(main, parse()))

@@ -27,7 +27,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.cli import at_least
+from utils.cli import at_least, run_door
 from utils.config import load_config
 
 COSMETIC = {
@@ -70,7 +70,7 @@ def prepare(options: argparse.Namespace) -> str:
     recipe, output = options.published
     settings = load_config(options.config, options.overrides)
     if options.output is None:
-        if options.config.absolute() != recipe or options.overrides or options.split != "test":
+        if options.config.resolve() != recipe or options.overrides or options.split != "test":
             raise RunError(f"--output: {output} holds the table of {recipe.name} as it is, on the test split; name a folder for this other table")
         options.output = output
     options.config, options.output, options.runs = options.config.absolute(), options.output.absolute(), options.runs.absolute()
@@ -82,8 +82,13 @@ def prepare(options: argparse.Namespace) -> str:
     os.chdir(ROOT)
     drawn = drawing(settings.data.root)
     assemble.split_files(settings, options.split)
-    signal.signal(signal.SIGTERM, _stop)
     return drawn
+
+
+def run_table(main: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """Run a table's `main` as a program: its exit status, its errors in one sentence, and SIGTERM takes the trainings along."""
+    signal.signal(signal.SIGTERM, _stop)
+    return run_door(lambda: main(options), user_errors=user_errors)
 
 
 def user_errors() -> tuple[type[Exception], ...]:
@@ -154,7 +159,7 @@ def door(name: str, *arguments: str, threads: int, log: Path) -> None:
         status = child.wait()
         _children.discard(child)
     if status:
-        last = " ".join(log.read_text(encoding="utf-8").splitlines()[-1:]).split("\r")[-1]
+        last = " ".join(log.read_text(encoding="utf-8").splitlines()[-1:])
         raise RunError(f"{name} ended with status {status}: {last} (all of it in {log})")
 
 

@@ -27,10 +27,6 @@ ROW_KEYS = ("name", "ours_s", "baseline_s", "ratio", "ours_mib", "baseline_mib",
 MIB = 2**20
 
 
-class BenchmarkError(RuntimeError):
-    """A benchmark cannot be run as asked; the message says what to do."""
-
-
 class Disagreement(RuntimeError):
     """Ours and the baseline do not compute the same thing, so that comparing their speed means nothing."""
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from network import DECODERS, MULTISCALE, ModelError, Prediction, build_model, fuse_scales, render_rows
 from network.layers import frugal
-from network.raster import Raster
+from network.raster import Raster, Stored
 
 SMALL = {"trunk": "resnet18", "decoder": "deeplabv3plus", "num_classes": 5}
 OCR = {"trunk": "hrnet_w18_small", "decoder": "ocr", "num_classes": 5, "dropout": 0.0}
@@ -156,6 +156,14 @@ def test_explicit_order_and_weights():
     resized = [F.interpolate(part.logits, size=(64, 64), mode="bilinear") for _, part in sorted(prediction.scales.items())]
     expected = sum(prediction.attention[:, index : index + 1] * logits for index, logits in enumerate(resized))
     assert torch.allclose(prediction.logits, expected, atol=1e-4 * float(expected.detach().abs().max()))
+
+
+def test_explicit_attention_does_not_grow_with_the_features():
+    """Without batch norm its soft-max ends at one scale as the features grow, and a training never leaves it."""
+    model = build_model(**SMALL, multiscale="explicit").train()
+    features = torch.rand(2, 3 * model.decoder.feature_channels, 8, 8)
+    small, large = (model.attention(Stored(features * size)).softmax(dim=1) for size in (1, 1000))
+    assert torch.allclose(small, large, atol=1e-3) and large.max() < 0.99
 
 
 def test_explicit_needs_as_many_scales_as_it_was_built_for():
