@@ -49,8 +49,20 @@ from utils.runtime import autocast_dtype, parameter_dtype
 from utils.schedule import build_schedule
 from utils.training_state import TrainingState
 
-USER_ERRORS = (ConfigError, DataError, ModelError, LossError, CheckpointError, OptimizerError, ProcessError, RunError, AgreedError,
-               ImageWriteError, MetricsError, MemoryShortage)
+USER_ERRORS = (
+    ConfigError,
+    DataError,
+    ModelError,
+    LossError,
+    CheckpointError,
+    OptimizerError,
+    ProcessError,
+    RunError,
+    AgreedError,
+    ImageWriteError,
+    MetricsError,
+    MemoryShortage,
+)
 
 
 VERIFIED_SAMPLE = 64  # files of a split whose label values are looked at with data.verify: sample
@@ -69,59 +81,145 @@ class Inference:
     precision: str = "fp32"
 
     @classmethod
-    def of(cls, section: Any, *, scales: Sequence[float] | None = None, flip: bool | None = None, combine: str | None = None,
-           over: str | None = None) -> Inference:
+    def of(
+        cls,
+        section: Any,
+        *,
+        scales: Sequence[float] | None = None,
+        flip: bool | None = None,
+        combine: str | None = None,
+        over: str | None = None,
+    ) -> Inference:
         """The eval or autolabel section, with the command line's word on top."""
-        return cls(scales=tuple(scales or section.scales), flip=section.flip if flip is None else flip, combine=combine or section.combine,
-                   over=over or section.over, tile=None if section.tile is None else (section.tile[0], section.tile[1]), overlap=section.overlap,
-                   precision=section.precision)
+        return cls(
+            scales=tuple(scales or section.scales),
+            flip=section.flip if flip is None else flip,
+            combine=combine or section.combine,
+            over=over or section.over,
+            tile=None if section.tile is None else (section.tile[0], section.tile[1]),
+            overlap=section.overlap,
+            precision=section.precision,
+        )
 
-    def predict(self, model: MultiScale, image: Tensor, *, keep_scales: bool | str = False,
-                on_fallback: Callable[[str], None] | None = None) -> Prediction:
+    def predict(
+        self,
+        model: MultiScale,
+        image: Tensor,
+        *,
+        keep_scales: bool | str = False,
+        on_fallback: Callable[[str], None] | None = None,
+    ) -> Prediction:
         """network.inference.predict with these options; `image` float [N, 3, H, W], normalised."""
-        return predict(model, image, scales=self.scales, flip=self.flip, combine=self.combine, over=self.over, tile=self.tile, overlap=self.overlap,
-                       keep_scales=keep_scales, autocast_dtype=autocast_dtype(self.precision), on_fallback=on_fallback)
+        return predict(
+            model,
+            image,
+            scales=self.scales,
+            flip=self.flip,
+            combine=self.combine,
+            over=self.over,
+            tile=self.tile,
+            overlap=self.overlap,
+            keep_scales=keep_scales,
+            autocast_dtype=autocast_dtype(self.precision),
+            on_fallback=on_fallback,
+        )
 
-    def label(self, model: MultiScale, image: Tensor, *, with_confidence: bool = False,
-              on_fallback: Callable[[str], None] | None = None) -> tuple[Tensor, Tensor | None]:
+    def label(
+        self,
+        model: MultiScale,
+        image: Tensor,
+        *,
+        with_confidence: bool = False,
+        on_fallback: Callable[[str], None] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """network.inference.predict_label with these options: what `predict` says, without ever holding logits at full size."""
-        return predict_label(model, image, scales=self.scales, flip=self.flip, combine=self.combine, over=self.over, tile=self.tile,
-                             overlap=self.overlap, with_confidence=with_confidence, autocast_dtype=autocast_dtype(self.precision),
-                             on_fallback=on_fallback)
+        return predict_label(
+            model,
+            image,
+            scales=self.scales,
+            flip=self.flip,
+            combine=self.combine,
+            over=self.over,
+            tile=self.tile,
+            overlap=self.overlap,
+            with_confidence=with_confidence,
+            autocast_dtype=autocast_dtype(self.precision),
+            on_fallback=on_fallback,
+        )
 
     def describe(self) -> str:
         """Scales and flip as printed beside every number, and how they are combined where that is not the mean of logits."""
-        way = "" if (self.combine, self.over) == ("average", "logits") else f", {self.combine} of {self.over}"
-        return "{" + ", ".join(f"{scale:g}" for scale in self.scales) + "}" + (" + flip" if self.flip else "") + way
+        way = (
+            ""
+            if (self.combine, self.over) == ("average", "logits")
+            else f", {self.combine} of {self.over}"
+        )
+        return (
+            "{"
+            + ", ".join(f"{scale:g}" for scale in self.scales)
+            + "}"
+            + (" + flip" if self.flip else "")
+            + way
+        )
 
 
-def split_files(config: Config, split: str, *, expected: DatasetSpec | None = None, labels: str | None = None) -> Files:
+def split_files(
+    config: Config, split: str, *, expected: DatasetSpec | None = None, labels: str | None = None
+) -> Files:
     """The files of a split, as the data section describes them; `labels` none leaves labels alone.
 
     Raises DataError where its classes are not those `expected` by a checkpoint.
     """
     data = config.data
-    files = build_files(dataset=data.dataset, root=data.root, split=split, classes=data.classes, cv=data.cv, labels=labels,
-                        max_pixels=data.max_pixels)
+    files = build_files(
+        dataset=data.dataset,
+        root=data.root,
+        split=split,
+        classes=data.classes,
+        cv=data.cv,
+        labels=labels,
+        max_pixels=data.max_pixels,
+    )
     if expected is not None and files.spec.names != expected.names:
-        raise DataError(f"{data.root}: has {files.spec.num_classes} classes where the checkpoint was trained for {expected.num_classes} "
-                        f"({expected.name}); name the data set it was trained for with data.root, data.dataset and data.classes")
+        raise DataError(
+            f"{data.root}: has {files.spec.num_classes} classes where the checkpoint was trained for {expected.num_classes} "
+            f"({expected.name}); name the data set it was trained for with data.root, data.dataset and data.classes"
+        )
     return files
 
 
-def split_loader(config: Config, files: Files, processes: Processes, *, with_label: bool = True,
-                 workers: int | None = None) -> Iterable[dict[str, Any]]:
+def split_loader(
+    config: Config,
+    files: Files,
+    processes: Processes,
+    *,
+    with_label: bool = True,
+    workers: int | None = None,
+) -> Iterable[dict[str, Any]]:
     """Every image of `files` once over all ranks, as the eval section loads them (but with `workers` when given)."""
     workers = config.eval.workers if workers is None else workers
-    return build_eval_loader(files, workers=workers, batch_size=config.eval.batch_size, rank=processes.rank,
-                             world_size=processes.world_size, with_label=with_label, long_edge=config.data.long_edge,
-                             score_native=config.eval.score_native)
+    return build_eval_loader(
+        files,
+        workers=workers,
+        batch_size=config.eval.batch_size,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        with_label=with_label,
+        long_edge=config.data.long_edge,
+        score_native=config.eval.score_native,
+    )
 
 
 def model_from(config: Config, *, num_classes: int, trunk_weights: bool) -> MultiScale:
     """The network of the model section; `trunk_weights` false leaves ImageNet weights alone, where other weights will overwrite them."""
-    keywords = config.model.model_dump(exclude={"init_from"} if trunk_weights else {"init_from", "trunk_weights"})
-    return build_model(num_classes=num_classes, activation_checkpointing=config.runtime.activation_checkpointing, **keywords)
+    keywords = config.model.model_dump(
+        exclude={"init_from"} if trunk_weights else {"init_from", "trunk_weights"}
+    )
+    return build_model(
+        num_classes=num_classes,
+        activation_checkpointing=config.runtime.activation_checkpointing,
+        **keywords,
+    )
 
 
 def place(model: MultiScale, config: Config, device: torch.device) -> MultiScale:
@@ -139,18 +237,48 @@ def initial_model(config: Config, *, num_classes: int) -> MultiScale:
     return model
 
 
-def optimizer(config: Config, model: MultiScale, *, processes: Processes, scaled: bool) -> torch.optim.Optimizer:
+def optimizer(
+    config: Config, model: MultiScale, *, processes: Processes, scaled: bool
+) -> torch.optim.Optimizer:
     """The optimiser of the optim section, its learning rate scaled to the effective batch when asked for."""
     optim = config.optim
     batch = config.data.batch_size * processes.world_size * optim.accumulate
-    lr = scaled_learning_rate(optim.lr, batch=batch, reference_batch=optim.reference_batch, scaling=optim.lr_scaling)
-    logger.info("effective batch %d images (%d a process x %d processes x %d accumulated), learning rate %g", batch, config.data.batch_size,
-                processes.world_size, optim.accumulate, lr)
-    if optim.reference_batch is not None and optim.reference_batch != batch and optim.lr_scaling == "none":
-        logger.warning("optim.lr was chosen for a batch of %d; set optim.accumulate or optim.lr_scaling to suit %d", optim.reference_batch, batch)
-    groups = parameter_groups(model, lr=lr, weight_decay=optim.weight_decay, decay_norm_and_bias=optim.decay_norm_and_bias,
-                              head_parameters=model.parameters_of_heads(), head_lr_multiplier=optim.head_lr_multiplier)
-    return build_optimizer(groups, optimizer=optim.optimizer, backend=optim.backend, momentum=optim.momentum, scaled=scaled)
+    lr = scaled_learning_rate(
+        optim.lr, batch=batch, reference_batch=optim.reference_batch, scaling=optim.lr_scaling
+    )
+    logger.info(
+        "effective batch %d images (%d a process x %d processes x %d accumulated), learning rate %g",
+        batch,
+        config.data.batch_size,
+        processes.world_size,
+        optim.accumulate,
+        lr,
+    )
+    if (
+        optim.reference_batch is not None
+        and optim.reference_batch != batch
+        and optim.lr_scaling == "none"
+    ):
+        logger.warning(
+            "optim.lr was chosen for a batch of %d; set optim.accumulate or optim.lr_scaling to suit %d",
+            optim.reference_batch,
+            batch,
+        )
+    groups = parameter_groups(
+        model,
+        lr=lr,
+        weight_decay=optim.weight_decay,
+        decay_norm_and_bias=optim.decay_norm_and_bias,
+        head_parameters=model.parameters_of_heads(),
+        head_lr_multiplier=optim.head_lr_multiplier,
+    )
+    return build_optimizer(
+        groups,
+        optimizer=optim.optimizer,
+        backend=optim.backend,
+        momentum=optim.momentum,
+        scaled=scaled,
+    )
 
 
 def training_state(config: Config, files: Files, processes: Processes) -> TrainingState:
@@ -161,8 +289,17 @@ def training_state(config: Config, files: Files, processes: Processes) -> Traini
         model = synchronise_batch_norm(model, processes)
     model = place(model, config, processes.device)
     compile_in_place(model, config.runtime.compile)
-    average = None if config.optim.ema_decay is None else WeightAverage(model, decay=config.optim.ema_decay)
-    return TrainingState(model, optimizer(config, model, processes=processes, scaled=scaler.is_enabled()), scaler, average)
+    average = (
+        None
+        if config.optim.ema_decay is None
+        else WeightAverage(model, decay=config.optim.ema_decay)
+    )
+    return TrainingState(
+        model,
+        optimizer(config, model, processes=processes, scaled=scaler.is_enabled()),
+        scaler,
+        average,
+    )
 
 
 def lazily(config: Config) -> bool:
@@ -182,7 +319,9 @@ def attention_means(prediction: Prediction, scales: Sequence[float]) -> dict[str
     means = (maps if isinstance(maps, Tensor) else maps.whole()).float().mean(dim=(0, 2, 3))
     if len(means) == 1 and len(scales) == 2:
         means = torch.cat([means, 1 - means])
-    return {f"attention_{scale:g}": mean for scale, mean in zip(sorted(scales), means, strict=False)}
+    return {
+        f"attention_{scale:g}": mean for scale, mean in zip(sorted(scales), means, strict=False)
+    }
 
 
 @contextmanager
@@ -191,7 +330,9 @@ def explained(config: Config, doing: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError, EOFError, MemoryError) as error:
-        for link in _with_causes(error):  # noticed in the middle of something else, which then failed in its own way
+        for link in _with_causes(
+            error
+        ):  # noticed in the middle of something else, which then failed in its own way
             lost = explain_lost_worker(link)
             if lost is not None:
                 raise DataError(lost, kind="worker") from error
@@ -200,10 +341,12 @@ def explained(config: Config, doing: str) -> Iterator[None]:
         crop, batch = list(config.data.crop), config.data.batch_size
         advice = {
             "training": f"one step takes {batch} x {crop} pixels: try runtime.precision=bf16, runtime.activation_checkpointing=true, a smaller "
-                        "data.batch_size (with optim.accumulate for the same effective batch) or a smaller data.crop",
+            "data.batch_size (with optim.accumulate for the same effective batch) or a smaller data.crop",
             "validation": "try eval.batch_size=1, eval.tile=[1024,1024], eval.precision=bf16 or fewer eval.scales",
-        }  # fmt: skip
-        raise MemoryShortage(f"memory ran out in {doing}; {advice[doing]} ({str(error).strip().splitlines()[0][:200]})") from error
+        }
+        raise MemoryShortage(
+            f"memory ran out in {doing}; {advice[doing]} ({str(error).strip().splitlines()[0][:200]})"
+        ) from error
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -222,7 +365,9 @@ class Loaded:
     sha256: str
 
 
-def load_model(checkpoint: Path, *, config_file: Path | None, overrides: Sequence[str], device: torch.device) -> Loaded:
+def load_model(
+    checkpoint: Path, *, config_file: Path | None, overrides: Sequence[str], device: torch.device
+) -> Loaded:
     """Build the network a checkpoint was trained with, or, for weights from elsewhere, the one `config_file` describes, and load it."""
     if config_file is None:
         content = load_checkpoint(checkpoint)
@@ -233,7 +378,12 @@ def load_model(checkpoint: Path, *, config_file: Path | None, overrides: Sequenc
         spec = split_files(config, config.data.val_split).spec
     model = model_from(config, num_classes=spec.num_classes, trunk_weights=False)
     load_weights(model, checkpoint)
-    return Loaded(model=place(model, config, device).eval(), config=config, spec=spec, sha256=sha256_of(checkpoint))
+    return Loaded(
+        model=place(model, config, device).eval(),
+        config=config,
+        spec=spec,
+        sha256=sha256_of(checkpoint),
+    )
 
 
 def augmentation(config: Config) -> Augmentation:
@@ -246,19 +396,45 @@ def train_loader(config: Config, files: Files, processes: Processes) -> TrainLoa
     """The training batches of the data section, for this rank."""
     data = config.data
     uniform = ClassUniform(**data.class_uniform.model_dump())
-    return build_train_loader(files, augmentation=augmentation(config), batch_size=data.batch_size, workers=data.workers,
-                              seed=config.experiment.seed, rank=processes.rank, world_size=processes.world_size,
-                              accumulate=config.optim.accumulate, class_uniform=uniform if uniform.fraction > 0 else None,
-                              extra=extra_source(config), cache=data.cache, cache_dir=data.cache_dir, photometric=not data.augment_on_device)
+    return build_train_loader(
+        files,
+        augmentation=augmentation(config),
+        batch_size=data.batch_size,
+        workers=data.workers,
+        seed=config.experiment.seed,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        accumulate=config.optim.accumulate,
+        class_uniform=uniform if uniform.fraction > 0 else None,
+        extra=extra_source(config),
+        cache=data.cache,
+        cache_dir=data.cache_dir,
+        photometric=not data.augment_on_device,
+    )
 
 
-def prepared(config: Config, batch: dict[str, Any], *, epoch: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def prepared(
+    config: Config, batch: dict[str, Any], *, epoch: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Image float [N, 3, h, w] and label uint8 [N, h, w] of a training batch on the device, normalised there."""
-    image, label = batch["image"].to(device, non_blocking=True), batch["label"].to(device, non_blocking=True)
-    options: Any = {"dtype": parameter_dtype(config.runtime.precision), "channels_last": config.runtime.channels_last}
+    image, label = (
+        batch["image"].to(device, non_blocking=True),
+        batch["label"].to(device, non_blocking=True),
+    )
+    options: Any = {
+        "dtype": parameter_dtype(config.runtime.precision),
+        "channels_last": config.runtime.channels_last,
+    }
     if config.data.augment_on_device:
-        return augment_on_device(image, region=batch["region"].to(device), position=batch["position"], augmentation=augmentation(config),
-                                 seed=config.experiment.seed, epoch=epoch, **options), label
+        return augment_on_device(
+            image,
+            region=batch["region"].to(device),
+            position=batch["position"],
+            augmentation=augmentation(config),
+            seed=config.experiment.seed,
+            epoch=epoch,
+            **options,
+        ), label
     return normalise(image, **options), label
 
 
@@ -267,10 +443,24 @@ def extra_source(config: Config) -> ExtraSource | None:
     data, extra = config.data, config.data.extra
     if extra is None:
         return None
-    files = build_files(dataset=data.dataset, root=data.root, split=extra.split, classes=data.classes, labels=extra.labels, label_root=extra.root,
-                        policy=extra.policy, confidence_threshold=extra.confidence_threshold, mask_border=extra.mask_border,
-                        max_pixels=data.max_pixels)
-    return ExtraSource(files=files, probability=extra.probability, mode=extra.mode, boost_classes=extra.boost_classes)
+    files = build_files(
+        dataset=data.dataset,
+        root=data.root,
+        split=extra.split,
+        classes=data.classes,
+        labels=extra.labels,
+        label_root=extra.root,
+        policy=extra.policy,
+        confidence_threshold=extra.confidence_threshold,
+        mask_border=extra.mask_border,
+        max_pixels=data.max_pixels,
+    )
+    return ExtraSource(
+        files=files,
+        probability=extra.probability,
+        mode=extra.mode,
+        boost_classes=extra.boost_classes,
+    )
 
 
 def verify(config: Config, *splits: Files) -> None:
@@ -289,8 +479,13 @@ def criterion(config: Config, files: Files) -> Any:
     if weighting != "none":
         counts = torch.from_numpy(count_pixels(files, workers=max(1, config.data.workers)))
         weights = class_weights_from_counts(counts, weighting=weighting)
-    return build_criterion(num_classes=files.spec.num_classes, ignore_label=files.spec.ignore_label, class_weights=weights,
-                           align_corners=config.model.align_corners, **config.loss.model_dump(exclude={"class_weights"}))
+    return build_criterion(
+        num_classes=files.spec.num_classes,
+        ignore_label=files.spec.ignore_label,
+        class_weights=weights,
+        align_corners=config.model.align_corners,
+        **config.loss.model_dump(exclude={"class_weights"}),
+    )
 
 
 def compile_in_place(model: MultiScale, what: str) -> None:

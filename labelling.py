@@ -12,7 +12,15 @@ import numpy as np
 
 from assemble import Inference, Loaded
 from datasets import DataError, Files, LabelPolicy, read_label
-from utils.autolabels import Entry, Tree, confidence_name, fingerprint, label_name, read_record, soft_label_seconds
+from utils.autolabels import (
+    Entry,
+    Tree,
+    confidence_name,
+    fingerprint,
+    label_name,
+    read_record,
+    soft_label_seconds,
+)
 from utils.report import AutolabelReport, Example, Picture
 from utils.visualise import colorize
 
@@ -36,7 +44,14 @@ class Job:
         spec, chosen = self.loaded.spec, thresholds.astype(np.float64)
         for name, value in self.loaded.config.autolabel.class_thresholds.items():
             chosen[spec.index_of(name)] = value
-        return replace(self, thresholds=chosen, settings={**self.settings, "class_thresholds": dict(zip(spec.names, chosen.tolist(), strict=True))})
+        return replace(
+            self,
+            thresholds=chosen,
+            settings={
+                **self.settings,
+                "class_thresholds": dict(zip(spec.names, chosen.tolist(), strict=True)),
+            },
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -45,8 +60,11 @@ class Job:
     def entry(self, index: int) -> Entry:
         """The names of one image and its files."""
         name, section = self.files.name(index), self.loaded.config.autolabel
-        return Entry(image=f"{name}{self.files.image_path(index).suffix}", label=label_name(name, label_ids=section.label_ids),
-                     confidence=confidence_name(name) if section.confidence else None)
+        return Entry(
+            image=f"{name}{self.files.image_path(index).suffix}",
+            label=label_name(name, label_ids=section.label_ids),
+            confidence=confidence_name(name) if section.confidence else None,
+        )
 
     def entries(self) -> list[Entry]:
         return [self.entry(index) for index in range(len(self.files))]
@@ -55,7 +73,11 @@ class Job:
         """Whether a whole label of this image, made with these settings, is there already."""
         entry, size = self.entry(index), self.image_bytes(index)
         record = read_record(self.output / entry.label)
-        if record is None or (record["made_with"], record["image"], record["image_bytes"]) != (made_with, entry.image, size):
+        if record is None or (record["made_with"], record["image"], record["image_bytes"]) != (
+            made_with,
+            entry.image,
+            size,
+        ):
             return False
         beside = None if entry.confidence is None else read_record(self.output / entry.confidence)
         return entry.confidence is None or (beside is not None and beside["made_with"] == made_with)
@@ -68,7 +90,9 @@ class Job:
             return -1
 
 
-def human_label(job: Job, index: int, size: tuple[int, int]) -> tuple[np.ndarray | None, str | None]:
+def human_label(
+    job: Job, index: int, size: tuple[int, int]
+) -> tuple[np.ndarray | None, str | None]:
     """The label that people drew of an image, in train ids uint8 [H, W], where there is one, or what is wrong with it."""
     if job.files.labels is None:
         return None, None
@@ -83,21 +107,40 @@ def report(job: Job, tree: Tree) -> AutolabelReport:
     spec, content = job.loaded.spec, tree.manifest
     facts = {"mean confidence": f"{content['mean_confidence']:.3f}"}
     if tree.agreement is not None and tree.agreement.sum():
-        facts["agrees with people %"] = f"{100 * np.trace(tree.agreement) / tree.agreement.sum():.1f}"
+        facts["agrees with people %"] = (
+            f"{100 * np.trace(tree.agreement) / tree.agreement.sum():.1f}"
+        )
     return AutolabelReport(
-        title=f"Automatic labels: {job.files.split}", names=spec.names, colors=spec.palette, images=content["labelled"], kept=tree.counts,
-        predicted=tree.predicted, pixels=content["pixels"], thresholds=job.settings["class_thresholds"], threshold=job.settings["threshold"],
-        checkpoint_sha256=job.loaded.sha256, settings={key: value for key, value in job.settings.items() if key != "classes"}, facts=facts,
-        human=tree.human, agreement=tree.agreement, hard_bytes=content["bytes"]["labels"], confidence_bytes=content["bytes"]["confidence"],
-        reading_seconds=reading_seconds(job, tree), panels=panels(job, tree),
+        title=f"Automatic labels: {job.files.split}",
+        names=spec.names,
+        colors=spec.palette,
+        images=content["labelled"],
+        kept=tree.counts,
+        predicted=tree.predicted,
+        pixels=content["pixels"],
+        thresholds=job.settings["class_thresholds"],
+        threshold=job.settings["threshold"],
+        checkpoint_sha256=job.loaded.sha256,
+        settings={key: value for key, value in job.settings.items() if key != "classes"},
+        facts=facts,
+        human=tree.human,
+        agreement=tree.agreement,
+        hard_bytes=content["bytes"]["labels"],
+        confidence_bytes=content["bytes"]["confidence"],
+        reading_seconds=reading_seconds(job, tree),
+        panels=panels(job, tree),
         failed=[(failure["image"], failure["why"]) for failure in content["failures"]],
-    )  # fmt: skip
+    )
 
 
 def panels(job: Job, tree: Tree) -> list[Example]:
     """image | coarse | auto-label, as in figure 4, of images evenly spread over those that have a label."""
     spec, lines = job.loaded.spec, {line["image"]: line for line in tree.lines}
-    done = [(index, lines[entry.image]) for index, entry in enumerate(job.entries()) if entry.image in lines]
+    done = [
+        (index, lines[entry.image])
+        for index, entry in enumerate(job.entries())
+        if entry.image in lines
+    ]
     found = []
     for index, line in done[:: -(-len(done) // PANELS) or 1]:
         try:
@@ -108,14 +151,23 @@ def panels(job: Job, tree: Tree) -> list[Example]:
         pictures = [Picture.photo("image", image)]
         if human is not None:
             pictures.append(Picture.drawing("drawn by people", colorize(human, spec.palette)))
-        pictures.append(Picture.drawing("automatic label", colorize(read_back(job, line["label"]), spec.palette)))
+        pictures.append(
+            Picture.drawing(
+                "automatic label", colorize(read_back(job, line["label"]), spec.palette)
+            )
+        )
         found.append(Example(line["image"], pictures, f"{100 * line['kept']:.1f} % kept"))
     return found
 
 
 def read_back(job: Job, label: str) -> np.ndarray:
     """A label of the tree as training reads it, uint8 [H, W] train ids."""
-    return read_label(job.output / label, spec=job.loaded.spec, label_ids=job.settings["label_ids"], max_pixels=job.loaded.config.data.max_pixels)
+    return read_label(
+        job.output / label,
+        spec=job.loaded.spec,
+        label_ids=job.settings["label_ids"],
+        max_pixels=job.loaded.config.data.max_pixels,
+    )
 
 
 def reading_seconds(job: Job, tree: Tree) -> dict[str, float]:
@@ -128,6 +180,8 @@ def reading_seconds(job: Job, tree: Tree) -> dict[str, float]:
         read_back(job, line["label"])
         taken.append(time.perf_counter() - begin)
     values = tree.manifest["pixels"] // len(tree.lines) * job.loaded.spec.num_classes
-    found: dict[str, float | None] = {"hard label (PNG), decoded to train ids": statistics.median(taken),
-             "soft label (float32), from the page cache": soft_label_seconds(job.output, values=values)}  # fmt: skip
+    found: dict[str, float | None] = {
+        "hard label (PNG), decoded to train ids": statistics.median(taken),
+        "soft label (float32), from the page cache": soft_label_seconds(job.output, values=values),
+    }
     return {name: seconds for name, seconds in found.items() if seconds is not None}

@@ -37,7 +37,11 @@ class Wanted(NamedTuple):
     @classmethod
     def for_pictures(cls, kinds: Sequence[str]) -> Wanted:
         """What the pictures named by `kinds` are drawn from."""
-        return cls(logits="probabilities" in kinds, scales=bool({"attention", "scales"} & set(kinds)), confidence="confidence" in kinds)
+        return cls(
+            logits="probabilities" in kinds,
+            scales=bool({"attention", "scales"} & set(kinds)),
+            confidence="confidence" in kinds,
+        )
 
     def __or__(self, other: tuple[bool, ...]) -> Wanted:  # type: ignore[override]
         return Wanted(*(one or another for one, another in zip(self, other, strict=True)))
@@ -56,17 +60,27 @@ class Found(NamedTuple):
     def at(self, position: int) -> Found:
         """The same for one image of the batch, still with a batch dimension of one."""
         confidence = None if self.confidence is None else self.confidence[position : position + 1]
-        return Found(self.label[position : position + 1], confidence, None if self.prediction is None else _at(self.prediction, position))
+        return Found(
+            self.label[position : position + 1],
+            confidence,
+            None if self.prediction is None else _at(self.prediction, position),
+        )
 
 
 def _at(prediction: Prediction, position: int) -> Prediction:
     take = slice(position, position + 1)
-    scales = None if prediction.scales is None else {scale: _at(inner, position) for scale, inner in prediction.scales.items()}
+    scales = (
+        None
+        if prediction.scales is None
+        else {scale: _at(inner, position) for scale, inner in prediction.scales.items()}
+    )
     attention = None if prediction.attention is None else prediction.attention[take]
     return Prediction(logits=prediction.logits[take], attention=attention, scales=scales)
 
 
-def infer(model: MultiScale, image: Tensor, inference: Inference, wanted: Wanted, *, size: tuple[int, int]) -> Found:
+def infer(
+    model: MultiScale, image: Tensor, inference: Inference, wanted: Wanted, *, size: tuple[int, int]
+) -> Found:
     """Labels of uint8 images [N, 3, h, w] at `size` (H, W), which is theirs unless they were resized for the network.
 
     Logits at full size are only held where something needs them, so that labels alone take the memory of a tile.
@@ -75,15 +89,24 @@ def infer(model: MultiScale, image: Tensor, inference: Inference, wanted: Wanted
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
     tensor = normalise(image.to(parameter.device, non_blocking=True), dtype=dtype)
     if not (wanted.logits or wanted.scales or wanted.attention or tuple(image.shape[-2:]) != size):
-        return Found(*inference.label(model, tensor, with_confidence=wanted.confidence, on_fallback=_warn))
-    prediction = inference.predict(model, tensor, keep_scales=wanted.scales or (wanted.attention and "features"), on_fallback=_warn)
+        return Found(
+            *inference.label(model, tensor, with_confidence=wanted.confidence, on_fallback=_warn)
+        )
+    prediction = inference.predict(
+        model,
+        tensor,
+        keep_scales=wanted.scales or (wanted.attention and "features"),
+        on_fallback=_warn,
+    )
     return _labelled(prediction, size, with_confidence=wanted.confidence)
 
 
 def _labelled(prediction: Prediction, size: tuple[int, int], *, with_confidence: bool) -> Found:
     """Logits resized to `size` (H, W) where they have another, and their labels."""
     if tuple(prediction.logits.shape[-2:]) != size:
-        logits = nn.functional.interpolate(prediction.logits, size=size, mode="bilinear", align_corners=False)
+        logits = nn.functional.interpolate(
+            prediction.logits, size=size, mode="bilinear", align_corners=False
+        )
         prediction = prediction._replace(logits=logits)
     if with_confidence:
         return Found(*label_and_confidence(prediction.logits), prediction)
@@ -110,9 +133,15 @@ def attends(model: MultiScale, inference: Inference) -> bool:
 def attention_maps(prediction: Prediction) -> dict[float, np.ndarray]:
     """The attention of every scale that has one, float [h, w]: at its own size, or for explicit models at the size of the image."""
     scales = prediction.scales or {}
-    if prediction.attention is not None and prediction.attention.shape[1] == len(scales) > 1:  # explicit: a weight for each scale
+    if (
+        prediction.attention is not None and prediction.attention.shape[1] == len(scales) > 1
+    ):  # explicit: a weight for each scale
         return dict(zip(sorted(scales), prediction.attention[0].float().cpu().numpy(), strict=True))
-    return {scale: inner.attention[0, 0].float().cpu().numpy() for scale, inner in sorted(scales.items()) if inner.attention is not None}
+    return {
+        scale: inner.attention[0, 0].float().cpu().numpy()
+        for scale, inner in sorted(scales.items())
+        if inner.attention is not None
+    }
 
 
 def share_maps(prediction: Prediction) -> dict[float, np.ndarray]:
@@ -120,7 +149,10 @@ def share_maps(prediction: Prediction) -> dict[float, np.ndarray]:
     assert prediction.scales is not None
     size = (prediction.logits.shape[-2], prediction.logits.shape[-1])
     maps = attention_maps(prediction)
-    if prediction.attention is not None and prediction.attention.shape[1] == len(prediction.scales) > 1:
+    if (
+        prediction.attention is not None
+        and prediction.attention.shape[1] == len(prediction.scales) > 1
+    ):
         return {scale: cv2.resize(weight, size[::-1]) for scale, weight in maps.items()}
     return scale_shares({scale: maps.get(scale) for scale in prediction.scales}, size)
 
@@ -128,7 +160,9 @@ def share_maps(prediction: Prediction) -> dict[float, np.ndarray]:
 class Pictures:
     """Draws and writes what --save names for every image, in the background: one file a kind, under the image's own name and at its own size."""
 
-    def __init__(self, output: Path, kinds: Sequence[str], files: Files, writer: ImageWriter, *, native: bool) -> None:
+    def __init__(
+        self, output: Path, kinds: Sequence[str], files: Files, writer: ImageWriter, *, native: bool
+    ) -> None:
         """`native`: whether images come at their own size, or must be read again for an overlay."""
         self.output = output
         self.kinds = kinds
@@ -141,12 +175,16 @@ class Pictures:
         """Queue the pictures of one image."""
         name, spec = batch["names"][position], self.files.spec
         label = found.label[0].cpu().numpy()
-        image = batch["image"][position].permute(1, 2, 0).contiguous().numpy() if self.native else None
+        image = (
+            batch["image"][position].permute(1, 2, 0).contiguous().numpy() if self.native else None
+        )
         index = int(batch["index"][position])
         draw: dict[str, Callable[[], np.ndarray]] = {
             "labels": lambda: spec.to_raw[label],
             "colour": lambda: colorize(label, spec.palette),
-            "overlay": lambda: overlay(self.files.read_image(index) if image is None else image, label, spec.palette),
+            "overlay": lambda: overlay(
+                self.files.read_image(index) if image is None else image, label, spec.palette
+            ),
         }
         if found.confidence is not None:
             confidence = (found.confidence[0] * 255).byte().cpu().numpy()
@@ -163,14 +201,26 @@ class Pictures:
         palette = self.files.spec.palette
         if "probabilities" in self.kinds:
             probabilities = found.prediction.logits[0].float().softmax(0).half().cpu().numpy()
-            self.writer.call(write_array, self.output / "probabilities" / f"{name}.npy", probabilities)
+            self.writer.call(
+                write_array, self.output / "probabilities" / f"{name}.npy", probabilities
+            )
         for scale, inner in (found.prediction.scales or {}).items():
             if "scales" in self.kinds:
                 own = predicted_label(inner.logits)[0].cpu().numpy()
-                self.writer.call(self._write, "scales", f"{name}_{scale:g}x", lambda own=own: colorize(own, palette))
+                self.writer.call(
+                    self._write,
+                    "scales",
+                    f"{name}_{scale:g}x",
+                    lambda own=own: colorize(own, palette),
+                )
         if "attention" in self.kinds:
             for scale, attention in attention_maps(found.prediction).items():
-                self.writer.call(self._write, "attention", f"{name}_{scale:g}x", lambda one=attention: (one * 255).astype(np.uint8))
+                self.writer.call(
+                    self._write,
+                    "attention",
+                    f"{name}_{scale:g}x",
+                    lambda one=attention: (one * 255).astype(np.uint8),
+                )
 
     def _write(self, kind: str, name: str, draw: Callable[[], np.ndarray]) -> None:
         write_png(self.output / kind / f"{name}.png", draw())
@@ -192,8 +242,13 @@ class HandIn:
         """Raises SubmissionError, before anything is inferred, where a name cannot be made an official one."""
         spec = files.spec
         benchmark = "mapillary" if spec.name.startswith("mapillary") else spec.name
-        submission = Submission(archive.with_name(f".{archive.stem}.parts"), benchmark, _OFFICIAL_SPLITS.get(split, split), to_raw=spec.to_raw,
-                                raw_ids=[item.raw_ids[0] for item in spec.classes])
+        submission = Submission(
+            archive.with_name(f".{archive.stem}.parts"),
+            benchmark,
+            _OFFICIAL_SPLITS.get(split, split),
+            to_raw=spec.to_raw,
+            raw_ids=[item.raw_ids[0] for item in spec.classes],
+        )
         for index in range(len(files)):
             submission.file_name(files.name(index))
         return cls(archive, files, submission)
@@ -208,10 +263,14 @@ class HandIn:
 
     def finish(self) -> None:
         """Check and zip what all ranks have written, and say what the server will not like. SubmissionError."""
-        sizes = {self.files.name(index): self.files.image_size(index) for index in range(len(self.files))}
+        sizes = {
+            self.files.name(index): self.files.image_size(index) for index in range(len(self.files))
+        }
         note = self.submission.zip(self.archive, sizes)
         self.clear()
-        logger.info("%s: %d predictions in raw ids, every one checked", self.archive, len(self.files))
+        logger.info(
+            "%s: %d predictions in raw ids, every one checked", self.archive, len(self.files)
+        )
         if note is not None:
             logger.warning("%s: %s", self.archive, note)
 
@@ -227,7 +286,14 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 @torch.inference_mode()
-def pictures_of(model: MultiScale, files: Files, inference: Inference, index: int, *, long_edge: int | None = None) -> dict[str, np.ndarray]:
+def pictures_of(
+    model: MultiScale,
+    files: Files,
+    inference: Inference,
+    index: int,
+    *,
+    long_edge: int | None = None,
+) -> dict[str, np.ndarray]:
     """Caption -> uint8 RGB picture of one image of a split: image, label, prediction, error; what each scale says alone, which counts where,
     and its attention.
 
@@ -240,7 +306,13 @@ def pictures_of(model: MultiScale, files: Files, inference: Inference, index: in
         image, label = resize_long_edge(image, label, long_edge=long_edge)
     weighs = attends(model, inference) and inference.tile is None
     size = (image.shape[0], image.shape[1])
-    found = infer(model.eval(), torch.from_numpy(image).permute(2, 0, 1)[None], inference, Wanted(scales=weighs), size=size)
+    found = infer(
+        model.eval(),
+        torch.from_numpy(image).permute(2, 0, 1)[None],
+        inference,
+        Wanted(scales=weighs),
+        size=size,
+    )
     model.train(was_training)
     predicted = found.label[0].cpu().numpy()
     shown = {"image": image}
@@ -251,14 +323,18 @@ def pictures_of(model: MultiScale, files: Files, inference: Inference, index: in
         shown["error"] = error_map(predicted, label, files.spec.ignore_label, image)
     if weighs and found.prediction is not None:
         for scale, inner in sorted((found.prediction.scales or {}).items()):
-            shown[f"{scale:g}x alone"] = colorize(predicted_label(inner.logits)[0].cpu().numpy(), files.spec.palette)
+            shown[f"{scale:g}x alone"] = colorize(
+                predicted_label(inner.logits)[0].cpu().numpy(), files.spec.palette
+            )
         shown["scale trusted"] = scale_map(share_maps(found.prediction))
         for scale, attention in attention_maps(found.prediction).items():
             shown[f"attention {scale:g}x"] = heat(attention)
     return shown
 
 
-def example_panel(model: MultiScale, files: Files, inference: Inference, *, index: int = 0) -> np.ndarray:
+def example_panel(
+    model: MultiScale, files: Files, inference: Inference, *, index: int = 0
+) -> np.ndarray:
     """image | label | prediction | attention per scale of one image of a split, as one picture."""
     shown = pictures_of(model, files, inference, index)
     starts = ("image", "label", "prediction", "attention")
@@ -268,4 +344,7 @@ def example_panel(model: MultiScale, files: Files, inference: Inference, *, inde
 
 def legend_of(spec: DatasetSpec) -> list[dict[str, Any]]:
     """Which value and which colour is which class, as classes.json beside predictions says it."""
-    return [{"name": item.name, "id": item.raw_ids[0], "train_id": number, "color": list(item.color)} for number, item in enumerate(spec.classes)]
+    return [
+        {"name": item.name, "id": item.raw_ids[0], "train_id": number, "color": list(item.color)}
+        for number, item in enumerate(spec.classes)
+    ]

@@ -34,7 +34,9 @@ setup(
     name="hmsa",
     version="0.1.0",
     description="Hierarchical multi-scale attention for semantic segmentation: train, evaluate, auto-label",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8") if (ROOT / "README.md").exists() else "",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8")
+    if (ROOT / "README.md").exists()
+    else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

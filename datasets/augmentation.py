@@ -39,17 +39,29 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         checks = {
-            "crop": (len(self.crop) == 2 and min(self.crop) >= 1, "two sizes (height, width) of at least 1 pixel"),
-            "scale_range": (len(self.scale_range) == 2 and 0 < self.scale_range[0] <= self.scale_range[1], "(low, high) with 0 < low <= high"),
+            "crop": (
+                len(self.crop) == 2 and min(self.crop) >= 1,
+                "two sizes (height, width) of at least 1 pixel",
+            ),
+            "scale_range": (
+                len(self.scale_range) == 2 and 0 < self.scale_range[0] <= self.scale_range[1],
+                "(low, high) with 0 < low <= high",
+            ),
             "flip": (0 <= self.flip <= 1, "a probability from 0 to 1"),
             "color": (0 <= self.color <= 1, "a strength from 0 to 1"),
             "hue": (0 <= self.hue <= 0.5, "a part of the colour circle from 0 to 0.5"),
             "blur": (self.blur in ("none", *_SIGMA), "none, gaussian or bilateral"),
             "blur_probability": (0 <= self.blur_probability <= 1, "a probability from 0 to 1"),
-            "blur_sigma": (self.blur_sigma is None or 0 < self.blur_sigma[0] <= self.blur_sigma[1], "(low, high) in pixels with 0 < low <= high"),
+            "blur_sigma": (
+                self.blur_sigma is None or 0 < self.blur_sigma[0] <= self.blur_sigma[1],
+                "(low, high) in pixels with 0 < low <= high",
+            ),
             "long_edge": (self.long_edge is None or self.long_edge >= 1, "at least 1 pixel"),
             "place": (self.place in ("random", "centre"), "random or centre"),
-            "interpolation": (self.interpolation in ("linear", "cubic", "nearest"), "linear, cubic or nearest"),
+            "interpolation": (
+                self.interpolation in ("linear", "cubic", "nearest"),
+                "linear, cubic or nearest",
+            ),
         }
         for name, (fine, wanted) in checks.items():
             if not fine:
@@ -125,7 +137,13 @@ class Geometry:
         return self.rows.target.start, self.rows.target.stop, left, right
 
 
-def draw_geometry(size: tuple[int, int], *, augmentation: Augmentation, rng: np.random.Generator, point: tuple[int, int] | None = None) -> Geometry:
+def draw_geometry(
+    size: tuple[int, int],
+    *,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+    point: tuple[int, int] | None = None,
+) -> Geometry:
     """The next four draws of a sample: scale, row, column, flip. `size` (height, width) of the image; the crop holds `point` (row, column)."""
     draws = rng.random(4)
     low, high = augmentation.scale_range
@@ -161,9 +179,22 @@ def augment(
     neighbour on the image's own pixel centres; padding is black before normalisation, and `ignore_label`. Neither input is changed.
     """
     strengths = draw_photometric(augmentation, rng)
-    geometry = draw_geometry((image.shape[0], image.shape[1]), augmentation=augmentation, rng=rng, point=point)
-    results = np.empty((*augmentation.crop, 3), dtype=np.uint8), np.empty(augmentation.crop, dtype=np.uint8)
-    apply_draws(image, label, results, geometry=geometry, strengths=strengths, augmentation=augmentation, ignore_label=ignore_label)
+    geometry = draw_geometry(
+        (image.shape[0], image.shape[1]), augmentation=augmentation, rng=rng, point=point
+    )
+    results = (
+        np.empty((*augmentation.crop, 3), dtype=np.uint8),
+        np.empty(augmentation.crop, dtype=np.uint8),
+    )
+    apply_draws(
+        image,
+        label,
+        results,
+        geometry=geometry,
+        strengths=strengths,
+        augmentation=augmentation,
+        ignore_label=ignore_label,
+    )
     return results
 
 
@@ -179,7 +210,11 @@ def apply_draws(
 ) -> None:
     """Write what `augment` returns for these draws to `results`; without `strengths`, colour and blur are left to `augment_on_device`."""
     part = _crop_image(image, geometry, augmentation=augmentation, strengths=strengths)
-    labels = take_nearest(label[geometry.rows.source, geometry.columns.source], geometry.rows.samples(), geometry.columns.samples())
+    labels = take_nearest(
+        label[geometry.rows.source, geometry.columns.source],
+        geometry.rows.samples(),
+        geometry.columns.samples(),
+    )
     for made, result, padding in ((part, results[0], 0), (labels, results[1], ignore_label)):
         top, bottom, left, right = geometry.region(augmentation.crop)
         if made.shape != result.shape:
@@ -190,7 +225,13 @@ def apply_draws(
             result[top:bottom, left:right] = made
 
 
-def _crop_image(image: np.ndarray, geometry: Geometry, *, augmentation: Augmentation, strengths: Photometric | None) -> np.ndarray:
+def _crop_image(
+    image: np.ndarray,
+    geometry: Geometry,
+    *,
+    augmentation: Augmentation,
+    strengths: Photometric | None,
+) -> np.ndarray:
     """The crop without its padding. Colour is a matter of single pixels, so it is changed where they are fewer: before enlarging or after."""
     rows, columns = geometry.rows, geometry.columns
     window = image[rows.source, columns.source]
@@ -200,7 +241,9 @@ def _crop_image(image: np.ndarray, geometry: Geometry, *, augmentation: Augmenta
     if augmentation.interpolation == "nearest":
         window = take_nearest(window, rows.samples(), columns.samples())
     else:
-        window = resize_image(window, (rows.extent, columns.extent), interpolation=augmentation.interpolation)
+        window = resize_image(
+            window, (rows.extent, columns.extent), interpolation=augmentation.interpolation
+        )
     if strengths is not None and not enlarges:
         window = jitter(window, strengths)
     if strengths is not None and strengths.sigma > 0:
@@ -215,10 +258,14 @@ def jitter(image: np.ndarray, strengths: Photometric) -> np.ndarray:
     hue circle. They are applied in this order and rounded once, where the release draws an order and rounds after each.
     """
     if (strengths.brightness, strengths.contrast, strengths.saturation) != (1, 1, 1):
-        image = cv2.transform(image, color_matrix(strengths, mean_grey=float(np.dot(cv2.mean(image)[:3], GREY))))
+        image = cv2.transform(
+            image, color_matrix(strengths, mean_grey=float(np.dot(cv2.mean(image)[:3], GREY)))
+        )
     turn = round(256 * strengths.hue)
     if turn:
-        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)  # hue 0..255 is the full circle, so that uint8 wraps as the circle does
+        hsv = cv2.cvtColor(
+            image, cv2.COLOR_RGB2HSV_FULL
+        )  # hue 0..255 is the full circle, so that uint8 wraps as the circle does
         hsv[..., 0] += np.uint8(turn % 256)
         image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
     return image
@@ -242,7 +289,9 @@ def blur(image: np.ndarray, *, kind: str, sigma: float) -> np.ndarray:
         size = blur_size(sigma)
         return cv2.GaussianBlur(image, (size, size), sigma)
     spread = math.sqrt(float(np.mean(np.square(cv2.meanStdDev(image)[1]))))
-    return cv2.bilateralFilter(np.ascontiguousarray(image), max(5, blur_size(sigma)), max(spread, 1.0), sigma)
+    return cv2.bilateralFilter(
+        np.ascontiguousarray(image), max(5, blur_size(sigma)), max(spread, 1.0), sigma
+    )
 
 
 def blur_size(sigma: float) -> int:

@@ -50,33 +50,86 @@ def build_files(
     DataError: a missing root, an empty split, an image without label or a label without image, each naming places and files.
     """
     if dataset not in DATASETS:
-        raise DataError(f"'{dataset}' is no data set{did_you_mean(dataset, DATASETS)}", kind="dataset")
+        raise DataError(
+            f"'{dataset}' is no data set{did_you_mean(dataset, DATASETS)}", kind="dataset"
+        )
     if labels is not None and labels not in LABEL_KINDS:
-        raise DataError(f"'{labels}' is no kind of labels{did_you_mean(labels, LABEL_KINDS)}", kind="dataset")
+        raise DataError(
+            f"'{labels}' is no kind of labels{did_you_mean(labels, LABEL_KINDS)}", kind="dataset"
+        )
     if cv is not None and dataset != "cityscapes":
-        raise DataError(f"cross-validation by city (cv={cv}) is for cityscapes, not for {dataset}", kind="dataset")
+        raise DataError(
+            f"cross-validation by city (cv={cv}) is for cityscapes, not for {dataset}",
+            kind="dataset",
+        )
     root = Path(root).expanduser().absolute()
     require_folder(root, what="data root", hint="set data.root")
-    chosen = LabelPolicy(classes=dict(policy or {}), confidence_threshold=confidence_threshold, mask_border=mask_border)
+    chosen = LabelPolicy(
+        classes=dict(policy or {}),
+        confidence_threshold=confidence_threshold,
+        mask_border=mask_border,
+    )
     own_labels = "none" if labels == "auto" else labels
-    found = _find(dataset, root, split, own_labels, classes=None if classes is None else Path(classes).expanduser(), cv=cv, layout=layout)
+    found = _find(
+        dataset,
+        root,
+        split,
+        own_labels,
+        classes=None if classes is None else Path(classes).expanduser(),
+        cv=cv,
+        layout=layout,
+    )
     if labels != "auto":
         if confidence_threshold is not None or chosen.classes:
-            raise DataError("a confidence threshold or policy joins automatic labels with others: set the labels to auto, or drop it", kind="policy")
-        return _files(found, split, root, max_pixels=max_pixels, policy=None if chosen.is_neutral else chosen)
+            raise DataError(
+                "a confidence threshold or policy joins automatic labels with others: set the labels to auto, or drop it",
+                kind="policy",
+            )
+        return _files(
+            found, split, root, max_pixels=max_pixels, policy=None if chosen.is_neutral else chosen
+        )
     for name in chosen.classes:
         found.spec.index_of(name)
     if label_root is None:
-        raise DataError("automatic labels need a folder or a manifest: set data.extra.root", kind="dataset")
-    auto = find_auto_labels(Path(label_root).expanduser().absolute(), split=split, names=found.names, spec=found.spec)
+        raise DataError(
+            "automatic labels need a folder or a manifest: set data.extra.root", kind="dataset"
+        )
+    auto = find_auto_labels(
+        Path(label_root).expanduser().absolute(), split=split, names=found.names, spec=found.spec
+    )
     human = None
     if chosen.needs_human:
-        coarse = _find(dataset, root, split, "coarse", classes=None if classes is None else Path(classes).expanduser(), cv=cv, layout=layout)
+        coarse = _find(
+            dataset,
+            root,
+            split,
+            "coarse",
+            classes=None if classes is None else Path(classes).expanduser(),
+            cv=cv,
+            layout=layout,
+        )
         human = dict(zip(coarse.names, coarse.labels or (), strict=True))
-    return _automatic(found, auto, human, split, root, policy=None if chosen.is_neutral else chosen, max_pixels=max_pixels)
+    return _automatic(
+        found,
+        auto,
+        human,
+        split,
+        root,
+        policy=None if chosen.is_neutral else chosen,
+        max_pixels=max_pixels,
+    )
 
 
-def _find(dataset: str, root: Path, split: str, labels: str | None, *, classes: Path | None, cv: int | None, layout: Layout | None) -> Found:
+def _find(
+    dataset: str,
+    root: Path,
+    split: str,
+    labels: str | None,
+    *,
+    classes: Path | None,
+    cv: int | None,
+    layout: Layout | None,
+) -> Found:
     if dataset == "cityscapes":
         return find_cityscapes(root, split, labels=labels, cv=cv)
     if dataset == "mapillary":
@@ -84,19 +137,39 @@ def _find(dataset: str, root: Path, split: str, labels: str | None, *, classes: 
     return find_folder(root, split, classes=classes, layout=layout, with_labels=labels != "none")
 
 
-def _files(found: Found, split: str, root: Path, *, max_pixels: int, policy: LabelPolicy | None) -> Files:
+def _files(
+    found: Found, split: str, root: Path, *, max_pixels: int, policy: LabelPolicy | None
+) -> Files:
     labels = None if found.labels is None else pack(found.labels)
-    return Files(spec=found.spec, split=split, root=root, images=pack(found.images), labels=labels, names=pack(found.names), policy=policy,
-                 max_pixels=max_pixels)  # fmt: skip
+    return Files(
+        spec=found.spec,
+        split=split,
+        root=root,
+        images=pack(found.images),
+        labels=labels,
+        names=pack(found.names),
+        policy=policy,
+        max_pixels=max_pixels,
+    )
 
 
 def _automatic(
-    found: Found, auto: AutoLabels, human: Mapping[str, str] | None, split: str, root: Path, *, policy: LabelPolicy | None, max_pixels: int
+    found: Found,
+    auto: AutoLabels,
+    human: Mapping[str, str] | None,
+    split: str,
+    root: Path,
+    *,
+    policy: LabelPolicy | None,
+    max_pixels: int,
 ) -> Files:
     images = [found.images[index] for index in auto.indices]
     names = [found.names[index] for index in auto.indices]
     if policy is not None and policy.confidence_threshold is not None and auto.confidence is None:
-        raise DataError(f"{auto.place}: a confidence threshold is set, but there are no confidence images beside the labels", kind="missing")
+        raise DataError(
+            f"{auto.place}: a confidence threshold is set, but there are no confidence images beside the labels",
+            kind="missing",
+        )
     return Files(
         spec=found.spec,
         split=split,
@@ -112,7 +185,9 @@ def _automatic(
     )
 
 
-def image_files(inputs: Sequence[str | Path], *, spec: DatasetSpec, max_pixels: int = DEFAULT_MAX_PIXELS) -> Files:
+def image_files(
+    inputs: Sequence[str | Path], *, spec: DatasetSpec, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> Files:
     """Images without labels from folders, files, globs and .txt lists, in that order, none twice; names keep the path below the input folder.
 
     A video file stands for its frames, called VIDEO/000000 and so on. DataError: an input that does not exist, or no image in it.
@@ -132,8 +207,16 @@ def image_files(inputs: Sequence[str | Path], *, spec: DatasetSpec, max_pixels: 
                     names.append((name if frame == STILL else f"{stem(name)}/{frame:06d}", parent))
     if not images:
         raise DataError("no image was given", kind="empty split")
-    return Files(spec=spec, split="images", root=Path("/"), images=pack(images), labels=None, names=pack(_unique(names)), max_pixels=max_pixels,
-                 frames=None if set(frames) == {STILL} else np.array(frames, dtype=np.int32))  # fmt: skip
+    return Files(
+        spec=spec,
+        split="images",
+        root=Path("/"),
+        images=pack(images),
+        labels=None,
+        names=pack(_unique(names)),
+        max_pixels=max_pixels,
+        frames=None if set(frames) == {STILL} else np.array(frames, dtype=np.int32),
+    )
 
 
 def _expand(entry: str) -> list[tuple[str, str, str]]:
@@ -143,7 +226,10 @@ def _expand(entry: str) -> list[tuple[str, str, str]]:
         found = scan(path, accept=has_suffix(IMAGE_SUFFIXES))
         if not found:
             kinds = " ".join(IMAGE_SUFFIXES)
-            raise DataError(f"{entry}: no image ({kinds}) in this folder, which holds {first_entries(Path(path))}", kind="empty split")
+            raise DataError(
+                f"{entry}: no image ({kinds}) in this folder, which holds {first_entries(Path(path))}",
+                kind="empty split",
+            )
         return [(os.path.join(path, name), name, os.path.basename(path)) for name in found]
     if os.path.isfile(path):
         if path.endswith(".txt"):
@@ -173,7 +259,10 @@ def _unique(names: Sequence[tuple[str, str]]) -> list[str]:
     open_ones = list(range(len(names)))
     taken: set[str] = set()
     for form in forms:
-        made = [(stem(names[i][0]), names[i][0], f"{names[i][1]}/{names[i][0]}")[form] for i in open_ones]
+        made = [
+            (stem(names[i][0]), names[i][0], f"{names[i][1]}/{names[i][0]}")[form]
+            for i in open_ones
+        ]
         counts: dict[str, int] = {}
         for name in made:
             counts[name] = counts.get(name, 0) + 1

@@ -57,13 +57,19 @@ class DecodedCache:
         image = self._bytes[row["image_begin"] : row["image_begin"] + row["image_bytes"]]
         label = self._bytes[row["label_begin"] : row["label_begin"] + row["label_bytes"]]
         if self.kind == "memmap":
-            return np.asarray(image).reshape(height, width, 3), np.asarray(label).reshape(height, width)
+            return np.asarray(image).reshape(height, width, 3), np.asarray(label).reshape(
+                height, width
+            )
         if self.kind == "jpeg":
             decoded = cv2.imdecode(np.asarray(image), cv2.IMREAD_COLOR_RGB)
-            assert decoded is not None, f"{self.folder}: stored image {index} cannot be decoded; delete the folder"
+            assert decoded is not None, (
+                f"{self.folder}: stored image {index} cannot be decoded; delete the folder"
+            )
             return decoded, _unpack(zlib.decompress, label, (height, width))
         decompress = _codec(self.kind)[1]
-        return _unpack(decompress, image, (height, width, 3)), _unpack(decompress, label, (height, width))
+        return _unpack(decompress, image, (height, width, 3)), _unpack(
+            decompress, label, (height, width)
+        )
 
     def locate(self, index: int, point: tuple[int, int]) -> tuple[int, int]:
         """Where pixel (row, column) of the label file lies in the stored label: elsewhere only if it was stored smaller."""
@@ -79,7 +85,11 @@ class DecodedCache:
             table, size = self.table, (self.folder / "data.bin").stat().st_size
         except (OSError, ValueError, EOFError):
             return False
-        return table.dtype == ROW and len(table) == count and size == int(table["image_bytes"].sum() + table["label_bytes"].sum())
+        return (
+            table.dtype == ROW
+            and len(table) == count
+            and size == int(table["image_bytes"].sum() + table["label_bytes"].sum())
+        )
 
 
 def build_cache(
@@ -108,12 +118,22 @@ def build_cache(
     files.require_labels()
     shrink = long_edge if kind == "jpeg" else None
     settings = {"version": _VERSION, "kind": kind, "long_edge": shrink}
-    folder = cache_folder(cache_dir, root=files.root) / f"decoded-{kind}-{identity(files, images=True, settings=settings)}"
+    folder = (
+        cache_folder(cache_dir, root=files.root)
+        / f"decoded-{kind}-{identity(files, images=True, settings=settings)}"
+    )
     cache = DecodedCache(folder, kind)
     with sole_builder(folder):
         if not cache.is_whole(len(files)):
             remove(folder)
-            _build(files, folder, kind=kind, long_edge=shrink, workers=workers, announce=announce or _to_stderr)
+            _build(
+                files,
+                folder,
+                kind=kind,
+                long_edge=shrink,
+                workers=workers,
+                announce=announce or _to_stderr,
+            )
             cache = DecodedCache(folder, kind)
     return cache
 
@@ -122,11 +142,21 @@ def _to_stderr(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
-def _build(files: Files, folder: Path, *, kind: str, long_edge: int | None, workers: int, announce: Callable[[str], None]) -> None:
+def _build(
+    files: Files,
+    folder: Path,
+    *,
+    kind: str,
+    long_edge: int | None,
+    workers: int,
+    announce: Callable[[str], None],
+) -> None:
     expected = _expected_bytes(files, kind=kind, long_edge=long_edge)
     free = shutil.disk_usage(folder.parent).free
     about = "" if kind == "memmap" else "about "
-    announce(f"decoded cache of {len(files)} images ({kind}): {about}{expected / 1e9:.2f} GB in {folder} ({free / 1e9:.0f} GB free)")
+    announce(
+        f"decoded cache of {len(files)} images ({kind}): {about}{expected / 1e9:.2f} GB in {folder} ({free / 1e9:.0f} GB free)"
+    )
     if expected > free:
         raise DataError(
             f"the decoded cache needs {about}{expected / 1e9:.2f} GB but {folder.parent} has {free / 1e9:.2f} GB free; "
@@ -137,7 +167,9 @@ def _build(files: Files, folder: Path, *, kind: str, long_edge: int | None, work
     with written_whole(folder) as temporary:
         temporary.mkdir()
         with open(temporary / "data.bin", "wb") as data:
-            encoded = spread(task, range(len(files)), workers=workers, title=f"decoded cache ({kind})")
+            encoded = spread(
+                task, range(len(files)), workers=workers, title=f"decoded cache ({kind})"
+            )
             for row, (sizes, image, label) in zip(table, encoded, strict=True):
                 row["height"], row["width"], row["file_height"], row["file_width"] = sizes
                 for name, blob in (("image", image), ("label", label)):
@@ -149,13 +181,23 @@ def _build(files: Files, folder: Path, *, kind: str, long_edge: int | None, work
 def _expected_bytes(files: Files, *, kind: str, long_edge: int | None) -> int:
     """Exact for raw pixels, from the files' headers; else from a few images spread over the set."""
     if kind == "memmap":
-        return sum(4 * height * width for height, width in (image_size(files.image_path(index)) for index in range(len(files))))
+        return sum(
+            4 * height * width
+            for height, width in (
+                image_size(files.image_path(index)) for index in range(len(files))
+            )
+        )
     chosen = sorted({round(position) for position in np.linspace(0, len(files) - 1, 8)})
-    sizes = [len(image) + len(label) for _, image, label in (_encode(files, kind, long_edge, index) for index in chosen)]
+    sizes = [
+        len(image) + len(label)
+        for _, image, label in (_encode(files, kind, long_edge, index) for index in chosen)
+    ]
     return round(sum(sizes) / len(sizes) * len(files))
 
 
-def _encode(files: Files, kind: str, long_edge: int | None, index: int) -> tuple[tuple[int, int, int, int], bytes, bytes]:
+def _encode(
+    files: Files, kind: str, long_edge: int | None, index: int
+) -> tuple[tuple[int, int, int, int], bytes, bytes]:
     """Stored and file's size of one image, its pixels and its label as bytes."""
     image = files.read_image(index)
     file_size = (image.shape[0], image.shape[1])
@@ -181,9 +223,13 @@ def _codec(kind: str) -> tuple[Callable[[bytes], bytes], Callable[[bytes], bytes
     try:
         zstandard = importlib.import_module("zstandard")
     except ImportError as error:
-        raise DataError("data.cache zstd needs the package zstandard; pip install zstandard, or set data.cache to memmap or zlib") from error
+        raise DataError(
+            "data.cache zstd needs the package zstandard; pip install zstandard, or set data.cache to memmap or zlib"
+        ) from error
     return zstandard.ZstdCompressor(level=1).compress, zstandard.ZstdDecompressor().decompress
 
 
-def _unpack(decompress: Callable[[bytes], bytes], blob: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _unpack(
+    decompress: Callable[[bytes], bytes], blob: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
     return np.frombuffer(decompress(blob.tobytes()), dtype=np.uint8).reshape(shape)

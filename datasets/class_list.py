@@ -1,10 +1,10 @@
 """`classes.yaml`: the short description of one's own data set, read strictly.
 
-    name: camvid
-    ignore: 255                      # or a list of values
-    classes:
-      - {name: Sky, color: [128, 128, 128], id: 0}        # or ids: [0, 21]; without either, the position counts
-    layout: {images: "images/{split}", labels: "labels/{split}"}      # optional; folders, globs, or {list: "{split}.txt"}
+name: camvid
+ignore: 255                      # or a list of values
+classes:
+  - {name: Sky, color: [128, 128, 128], id: 0}        # or ids: [0, 21]; without either, the position counts
+layout: {images: "images/{split}", labels: "labels/{split}"}      # optional; folders, globs, or {list: "{split}.txt"}
 """
 
 from __future__ import annotations
@@ -36,11 +36,16 @@ def load_class_list(path: Path) -> tuple[DatasetSpec, Layout]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: class list cannot be read ({error}); set data.classes to a classes.yaml", kind="classes") from error
+        raise DataError(
+            f"{path}: class list cannot be read ({error}); set data.classes to a classes.yaml",
+            kind="classes",
+        ) from error
     try:
         content = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader underneath
     except yaml.YAMLError as error:
-        raise DataError(f"{path}: not valid YAML: {' '.join(str(error).split())}", kind="classes") from error
+        raise DataError(
+            f"{path}: not valid YAML: {' '.join(str(error).split())}", kind="classes"
+        ) from error
     except RecursionError as error:
         raise DataError(f"{path}: nested too deeply for a class list", kind="classes") from error
     try:
@@ -54,7 +59,9 @@ class _StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: aliases have no place in a class list")
+            raise yaml.YAMLError(
+                f"line {self.peek_event().start_mark.line + 1}: aliases have no place in a class list"
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -62,9 +69,13 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: key {key!r} must be text")
+                raise yaml.YAMLError(
+                    f"line {key_node.start_mark.line + 1}: key {key!r} must be text"
+                )
             if key in seen:
-                raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: key '{key}' is given twice")
+                raise yaml.YAMLError(
+                    f"line {key_node.start_mark.line + 1}: key '{key}' is given twice"
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -76,7 +87,9 @@ def _spec(content: Any, *, default_name: str) -> DatasetSpec:
         raise DataError(f"name: must be text, not {name!r}")
     entries = values.get("classes")
     if not isinstance(entries, list) or not entries:
-        raise DataError("classes: must be a list such as [{name: road, color: [128, 64, 128], id: 0}, ...]")
+        raise DataError(
+            "classes: must be a list such as [{name: road, color: [128, 64, 128], id: 0}, ...]"
+        )
     ignored = _ids(values.get("ignore", 255), "ignore", least=-1)
     classes = tuple(_class(entry, position) for position, entry in enumerate(entries))
     return DatasetSpec(name=name, classes=classes, raw_ignore=ignored[0], known_raw_ids=ignored)
@@ -87,7 +100,9 @@ def _class(entry: Any, position: int) -> ClassInfo:
     values = _mapping(entry, where, ("name", "color", "id", "ids", "category", "has_instances"))
     name = values.get("name")
     if not isinstance(name, str) or not name:
-        raise DataError(f"{where}.name: must be text, not {name!r} (put words such as no or on, and numbers, in quotes)")
+        raise DataError(
+            f"{where}.name: must be text, not {name!r} (put words such as no or on, and numbers, in quotes)"
+        )
     color = values.get("color", list(spread_color(position)))
     if not (isinstance(color, list) and len(color) == 3 and all(_is_id(part) for part in color)):
         raise DataError(f"{where}.color: must be [red, green, blue] from 0 to 255, not {color!r}")
@@ -98,8 +113,17 @@ def _class(entry: Any, position: int) -> ClassInfo:
         raise DataError(f"{where}.category: must be text, not {category!r}")
     if not isinstance(has_instances, bool):
         raise DataError(f"{where}.has_instances: must be true or false, not {has_instances!r}")
-    ids = _ids(values.get("ids", values.get("id", position)), f"{where}.{'ids' if 'ids' in values else 'id'}")
-    return ClassInfo(name=name, color=(color[0], color[1], color[2]), raw_ids=ids, category=category, has_instances=has_instances)
+    ids = _ids(
+        values.get("ids", values.get("id", position)),
+        f"{where}.{'ids' if 'ids' in values else 'id'}",
+    )
+    return ClassInfo(
+        name=name,
+        color=(color[0], color[1], color[2]),
+        raw_ids=ids,
+        category=category,
+        has_instances=has_instances,
+    )
 
 
 def _layout(content: Any) -> Layout:
@@ -116,7 +140,9 @@ def _layout(content: Any) -> Layout:
 
 def _mapping(content: Any, where: str, known: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise DataError(f"{where}: must hold the keys {', '.join(known)}, not {type(content).__name__}")
+        raise DataError(
+            f"{where}: must hold the keys {', '.join(known)}, not {type(content).__name__}"
+        )
     for key in content:
         if key not in known:
             raise DataError(f"{where}: unknown key '{key}'{did_you_mean(key, known)}")
@@ -126,7 +152,9 @@ def _mapping(content: Any, where: str, known: tuple[str, ...]) -> dict[str, Any]
 def _ids(value: Any, where: str, *, least: int = 0) -> tuple[int, ...]:
     values = value if isinstance(value, list) else [value]
     if not values or not all(_is_id(item, least) for item in values):
-        raise DataError(f"{where}: must be an id from {least} to 255 or a list of them, not {value!r}")
+        raise DataError(
+            f"{where}: must be an id from {least} to 255 or a list of them, not {value!r}"
+        )
     return tuple(values)
 
 

@@ -61,8 +61,17 @@ def build_class_index(
     if point not in POINTS:
         raise DataError(f"data.class_uniform.point must be {' or '.join(POINTS)}, not '{point}'")
     files.require_labels()
-    settings = {"version": _VERSION, "kind": "class_index", "tile": size, "point": point, "classes": files.spec.num_classes}
-    path = cache_folder(cache_dir, root=files.root) / f"class_index-{identity(files, images=False, settings=settings)}.npz"
+    settings = {
+        "version": _VERSION,
+        "kind": "class_index",
+        "tile": size,
+        "point": point,
+        "classes": files.spec.num_classes,
+    }
+    path = (
+        cache_folder(cache_dir, root=files.root)
+        / f"class_index-{identity(files, images=False, settings=settings)}.npz"
+    )
     with sole_builder(path):
         found = _load(path)
         if found is None:
@@ -83,19 +92,28 @@ def _load(path: Path) -> ClassIndex | None:
 
 def _join(files: Files, tile: tuple[int, int], point: str, workers: int) -> ClassIndex:
     task = partial(_places_of_file, files, tile, point)
-    places = np.concatenate([np.empty(0, dtype=PLACE), *spread(task, range(len(files)), workers=workers, title="class index")])
+    places = np.concatenate(
+        [
+            np.empty(0, dtype=PLACE),
+            *spread(task, range(len(files)), workers=workers, title="class index"),
+        ]
+    )
     order = np.argsort(places["class"], kind="stable")
     bounds = np.searchsorted(places["class"][order], np.arange(files.spec.num_classes + 1))
     return ClassIndex(places=places[order], bounds=bounds)
 
 
 def _places_of_file(files: Files, tile: tuple[int, int], point: str, index: int) -> np.ndarray:
-    places = class_places(files.read_label(index), tile=tile, point=point, num_classes=files.spec.num_classes)
+    places = class_places(
+        files.read_label(index), tile=tile, point=point, num_classes=files.spec.num_classes
+    )
     places["image"] = index
     return places
 
 
-def class_places(label: np.ndarray, *, tile: tuple[int, int], point: str, num_classes: int) -> np.ndarray:
+def class_places(
+    label: np.ndarray, *, tile: tuple[int, int], point: str, num_classes: int
+) -> np.ndarray:
     """Places of the classes in one label uint8 [H, W], PLACE [P] in tile order (row by row), then class order; `image` is left 0.
 
     Works on runs, stretches of equal label in a row of a tile: some ten thousand in a street scene of two million pixels, each of which gives its
@@ -115,7 +133,9 @@ def class_places(label: np.ndarray, *, tile: tuple[int, int], point: str, num_cl
     tiles, classes = np.divmod(found, num_classes)
     top, left = (tiles // tiles_per_row) * tile[0], (tiles % tiles_per_row) * tile[1]
     centre_y = np.bincount(group, weights=length * (y - tile_y * tile[0]))[found] / counted
-    centre_x = np.bincount(group, weights=length * (2 * (x - tile_x * tile[1]) + length - 1))[found] / (2 * counted)
+    centre_x = np.bincount(group, weights=length * (2 * (x - tile_x * tile[1]) + length - 1))[
+        found
+    ] / (2 * counted)
     places = np.zeros(len(found), dtype=PLACE)
     places["class"] = classes
     if point == "centroid":
@@ -131,12 +151,16 @@ def class_places(label: np.ndarray, *, tile: tuple[int, int], point: str, num_cl
     np.minimum.at(least, place, distance)
     nearest = np.flatnonzero(distance == least[place])
     chosen = np.empty(len(found), dtype=np.int64)
-    chosen[place[nearest[::-1]]] = nearest[::-1]  # of equally near runs the first in reading order, as it is written last
+    chosen[place[nearest[::-1]]] = nearest[
+        ::-1
+    ]  # of equally near runs the first in reading order, as it is written last
     places["y"], places["x"] = y[chosen], nearest_x[chosen]
     return places
 
 
-def _runs(label: np.ndarray, tile_width: int, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _runs(
+    label: np.ndarray, tile_width: int, num_classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Row, first column, length and class of every run, int64 [R] each, in reading order; runs end at tile borders; ignored ones left out."""
     height, width = label.shape
     begins = np.ones((height, width), dtype=bool)

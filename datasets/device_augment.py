@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .augmentation import GREY, Augmentation, Photometric, blur_size, color_matrix, draw_photometric, sample_generator
+from .augmentation import (
+    GREY,
+    Augmentation,
+    Photometric,
+    blur_size,
+    color_matrix,
+    draw_photometric,
+    sample_generator,
+)
 from .normalisation import standardise_
 
 
@@ -28,14 +36,19 @@ def augment_on_device(
     `image` uint8 [N, 3, h, w], `region` [N, 4] and `position` [N] are those of a training batch (`position` on the CPU, where it is used). The
     strengths equal those of the workers' own augmentation; pixels differ from theirs by rounding, and near the edges of a blurred image.
     """
-    strengths = [draw_photometric(augmentation, sample_generator(seed, epoch, int(place))) for place in position]
+    strengths = [
+        draw_photometric(augmentation, sample_generator(seed, epoch, int(place)))
+        for place in position
+    ]
     inside = _inside(region.to(image.device), (image.shape[2], image.shape[3]))
     values = image.to(torch.float32)
     values = _shift_hue(_mix_colors(values, inside, strengths), strengths)
     if any(item.sigma > 0 for item in strengths):
         blur = _gaussian if augmentation.blur == "gaussian" else _bilateral
         values = blur(values, inside, strengths)
-    values = values.clamp(0, 255) * inside  # padding is black before normalisation, as the workers leave it
+    values = (
+        values.clamp(0, 255) * inside
+    )  # padding is black before normalisation, as the workers leave it
     memory = torch.channels_last if channels_last else torch.contiguous_format
     return standardise_(values).to(dtype, memory_format=memory)
 
@@ -45,7 +58,9 @@ def _inside(region: Tensor, size: tuple[int, int]) -> Tensor:
     top, bottom, left, right = region.view(-1, 4, 1, 1, 1).unbind(1)
     rows = torch.arange(size[0], device=region.device).view(1, 1, -1, 1)
     columns = torch.arange(size[1], device=region.device).view(1, 1, 1, -1)
-    return ((rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)).to(torch.float32)
+    return ((rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)).to(
+        torch.float32
+    )
 
 
 def _mix_colors(values: Tensor, inside: Tensor, strengths: list[Photometric]) -> Tensor:
@@ -58,7 +73,9 @@ def _mix_colors(values: Tensor, inside: Tensor, strengths: list[Photometric]) ->
     weights = torch.stack(linear).to(values.device)
     grey = (values * values.new_tensor(GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
     mean = (grey * inside).sum((2, 3), keepdim=True) / inside.sum((2, 3), keepdim=True)
-    mixed = torch.einsum("nij,njhw->nihw", weights, values) + mean * torch.stack(offset).to(values.device).view(-1, 1, 1, 1)
+    mixed = torch.einsum("nij,njhw->nihw", weights, values) + mean * torch.stack(offset).to(
+        values.device
+    ).view(-1, 1, 1, 1)
     return mixed.clamp_(0, 255)
 
 
@@ -66,10 +83,19 @@ def _shift_hue(values: Tensor, strengths: list[Photometric]) -> Tensor:
     """Turn the hue circle: RGB to HSV and back in closed form, [N, 3, h, w] from 0 to 255."""
     turns = values.new_tensor([item.hue for item in strengths]).view(-1, 1, 1, 1)
     red, green, blue = values.split(1, dim=1)
-    value, chroma = values.amax(1, keepdim=True), values.amax(1, keepdim=True) - values.amin(1, keepdim=True)
+    value, chroma = (
+        values.amax(1, keepdim=True),
+        values.amax(1, keepdim=True) - values.amin(1, keepdim=True),
+    )
     safe = chroma.clamp_min(1e-6)
-    sixths = torch.where(value == red, (green - blue) / safe, torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4))
-    places = (sixths + 6 * turns + values.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)) % 6  # of R, G and B on the circle
+    sixths = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    places = (
+        sixths + 6 * turns + values.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
+    ) % 6  # of R, G and B on the circle
     return value - chroma * torch.minimum(places, 4 - places).clamp(0, 1)
 
 
@@ -84,8 +110,18 @@ def _gaussian(values: Tensor, inside: Tensor, strengths: list[Photometric]) -> T
         count = planes.shape[1]
         weights = kernels.repeat_interleave(count, dim=0)
         stacked = planes.reshape(1, samples * count, *planes.shape[2:])
-        stacked = functional.conv2d(stacked, weights.view(-1, 1, 1, 2 * radius + 1), padding=(0, radius), groups=samples * count)
-        stacked = functional.conv2d(stacked, weights.view(-1, 1, 2 * radius + 1, 1), padding=(radius, 0), groups=samples * count)
+        stacked = functional.conv2d(
+            stacked,
+            weights.view(-1, 1, 1, 2 * radius + 1),
+            padding=(0, radius),
+            groups=samples * count,
+        )
+        stacked = functional.conv2d(
+            stacked,
+            weights.view(-1, 1, 2 * radius + 1, 1),
+            padding=(radius, 0),
+            groups=samples * count,
+        )
         return stacked.view(samples, count, *planes.shape[2:])
 
     return along_both(values * inside) / along_both(inside).clamp_min(1e-6)
@@ -116,10 +152,17 @@ def _bilateral(values: Tensor, inside: Tensor, strengths: list[Photometric]) -> 
             square = dy * dy + dx * dx
             if square > radius * radius:
                 continue
-            rows, columns = slice(radius + dy, radius + dy + values.shape[2]), slice(radius + dx, radius + dx + values.shape[3])
+            rows, columns = (
+                slice(radius + dy, radius + dy + values.shape[2]),
+                slice(radius + dx, radius + dx + values.shape[3]),
+            )
             neighbour = framed[:, :, rows, columns]
             far = (neighbour - values).abs().sum(1, keepdim=True)
-            weight = torch.exp(-0.5 * (square / sigma**2 + (far / spread) ** 2)) * framed_inside[:, :, rows, columns] * (square <= own_reach**2)
+            weight = (
+                torch.exp(-0.5 * (square / sigma**2 + (far / spread) ** 2))
+                * framed_inside[:, :, rows, columns]
+                * (square <= own_reach**2)
+            )
             total += weight * neighbour
             weight_sum += weight
     blurred = values.new_tensor([item.sigma > 0 for item in strengths]).view(-1, 1, 1, 1) > 0

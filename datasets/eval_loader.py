@@ -15,24 +15,39 @@ from .workers import Batch, Processes, batches, start_loader
 class EvalReader:
     """Reads whole images of equal size, with their labels if asked for."""
 
-    def __init__(self, files: Files, *, with_label: bool, long_edge: int | None, score_native: bool) -> None:
-        self.files, self.with_label, self.long_edge, self.score_native = files, with_label, long_edge, score_native
+    def __init__(
+        self, files: Files, *, with_label: bool, long_edge: int | None, score_native: bool
+    ) -> None:
+        self.files, self.with_label, self.long_edge, self.score_native = (
+            files,
+            with_label,
+            long_edge,
+            score_native,
+        )
 
     def read(self, requests: list[int]) -> Batch:
         """The batch as described in build_eval_loader."""
         samples = [self._sample(index) for index in requests]
         batch: Batch = {
-            "image": torch.from_numpy(np.stack([image for image, _ in samples])).permute(0, 3, 1, 2),
+            "image": torch.from_numpy(np.stack([image for image, _ in samples])).permute(
+                0, 3, 1, 2
+            ),
             "index": torch.tensor(requests),
             "names": [self.files.name(index) for index in requests],
         }
         if self.with_label:
-            batch["label"] = torch.from_numpy(np.stack([label for _, label in samples if label is not None]))
+            batch["label"] = torch.from_numpy(
+                np.stack([label for _, label in samples if label is not None])
+            )
         return batch
 
     def _sample(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         image = self.files.read_image(index)
-        label = self.files.read_label(index, image_size=(image.shape[0], image.shape[1])) if self.with_label else None
+        label = (
+            self.files.read_label(index, image_size=(image.shape[0], image.shape[1]))
+            if self.with_label
+            else None
+        )
         if self.long_edge is None:
             return image, label
         resized, resized_label = resize_long_edge(image, label, long_edge=self.long_edge)
@@ -79,11 +94,17 @@ def build_eval_loader(
     if with_label:
         files.require_labels()
     mine = list(range(rank, len(files), world_size))
-    steps = [[index] for index in mine] if batch_size == 1 else _equal_sizes(files, mine, batch_size)
-    reader = EvalReader(files, with_label=with_label, long_edge=long_edge, score_native=score_native)
+    steps = (
+        [[index] for index in mine] if batch_size == 1 else _equal_sizes(files, mine, batch_size)
+    )
+    reader = EvalReader(
+        files, with_label=with_label, long_edge=long_edge, score_native=score_native
+    )
     if files.frames is not None:
         workers = 0  # a video decoder that the main process has used hangs in a forked one
-    processes = Processes(workers=min(workers, len(steps)), prefetch=prefetch, persistent=False, pin_memory=pin_memory)
+    processes = Processes(
+        workers=min(workers, len(steps)), prefetch=prefetch, persistent=False, pin_memory=pin_memory
+    )
     return EvalLoader(reader, steps, processes)
 
 

@@ -78,7 +78,9 @@ class Files:
         """Image `index`, uint8 RGB [H, W, 3]."""
         if self._is_frame(index):
             assert self.frames is not None
-            return read_frame(self.image_path(index), int(self.frames[index]), max_pixels=self.max_pixels)
+            return read_frame(
+                self.image_path(index), int(self.frames[index]), max_pixels=self.max_pixels
+            )
         return read_image(self.image_path(index), max_pixels=self.max_pixels)
 
     def image_size(self, index: int) -> tuple[int, int]:
@@ -98,18 +100,31 @@ class Files:
         if path is None:
             self.require_labels()
         assert path is not None
-        label = read_label(path, spec=self.spec, image_size=image_size, max_pixels=self.max_pixels, label_ids=self.label_ids)
+        label = read_label(
+            path,
+            spec=self.spec,
+            image_size=image_size,
+            max_pixels=self.max_pixels,
+            label_ids=self.label_ids,
+        )
         if self.policy is None:
             return label
         return self.policy.apply(
-            label, spec=self.spec, human=self.human_path(index), confidence=self.confidence_path(index), max_pixels=self.max_pixels, path=path
+            label,
+            spec=self.spec,
+            human=self.human_path(index),
+            confidence=self.confidence_path(index),
+            max_pixels=self.max_pixels,
+            path=path,
         )
 
     def require_labels(self) -> None:
         """DataError if the split has no labels: for those that train or score on it."""
         if self.labels is None:
             hint = "it can be predicted, but neither trained on nor scored"
-            raise DataError(f"split '{self.split}' in {self.root} has no labels: {hint}", kind="labels")
+            raise DataError(
+                f"split '{self.split}' in {self.root} has no labels: {hint}", kind="labels"
+            )
 
     def label_sources(self, index: int) -> tuple[Path, ...]:
         """Every file that `read_label(index)` reads."""
@@ -127,5 +142,15 @@ class Files:
         """The chosen entries in the given order."""
         chosen = np.asarray(indices, dtype=np.int64)
         optional = (self.labels, self.human, self.confidence, self.frames)
-        labels, human, confidence, frames = (None if values is None else values[chosen] for values in optional)
-        return replace(self, images=self.images[chosen], names=self.names[chosen], labels=labels, human=human, confidence=confidence, frames=frames)
+        labels, human, confidence, frames = (
+            None if values is None else values[chosen] for values in optional
+        )
+        return replace(
+            self,
+            images=self.images[chosen],
+            names=self.names[chosen],
+            labels=labels,
+            human=human,
+            confidence=confidence,
+            frames=frames,
+        )

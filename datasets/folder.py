@@ -25,7 +25,14 @@ from .listing import (
 from .spec import DatasetSpec
 
 
-def find_folder(root: Path, split: str, *, classes: Path | None, layout: Layout | None = None, with_labels: bool = True) -> Found:
+def find_folder(
+    root: Path,
+    split: str,
+    *,
+    classes: Path | None,
+    layout: Layout | None = None,
+    with_labels: bool = True,
+) -> Found:
     """List a split of a folder data set; `classes` defaults to `<root>/classes.yaml`, `layout` to the one written there."""
     spec, own_layout = load_class_list(_class_file(root, classes))
     layout = layout or own_layout
@@ -73,11 +80,17 @@ def _listed(root: Path, place: str, suffixes: Sequence[str]) -> dict[str, str] |
 
 def _no_images(root: Path, place: str, split: str) -> DataError:
     if any(sign in place for sign in "*?"):
-        return DataError(f"split '{split}' is empty: no file matches {root / place} ({root} holds {first_entries(root)})", kind="empty split")
+        return DataError(
+            f"split '{split}' is empty: no file matches {root / place} ({root} holds {first_entries(root)})",
+            kind="empty split",
+        )
     hint = "check data.root and the split's name, or give the class list a layout"
     require_folder(root / place, what=f"image folder of split '{split}'", hint=hint)
     kinds, inside = " ".join(IMAGE_SUFFIXES), first_entries(root / place)
-    return DataError(f"split '{split}' is empty: no image ({kinds}) below {root / place}, which holds {inside}", kind="empty split")
+    return DataError(
+        f"split '{split}' is empty: no image ({kinds}) below {root / place}, which holds {inside}",
+        kind="empty split",
+    )
 
 
 def _found_in_list(spec: DatasetSpec, root: Path, path: Path, with_labels: bool) -> Found:
@@ -103,15 +116,29 @@ def read_list(path: Path, *, root: Path) -> tuple[list[str], list[str] | None]:
             continue
         row = _cut(line.strip(), root)
         if len(row) not in (1, 2) or (rows and len(row) != len(rows[0])):
-            expected = "as many files as the lines above" if rows and len(row) in (1, 2) else "'image label' or 'image'"
+            expected = (
+                "as many files as the lines above"
+                if rows and len(row) in (1, 2)
+                else "'image label' or 'image'"
+            )
             hint = "separate paths that hold spaces by a tab"
-            raise DataError(f"{path}, line {number}: '{line.strip()}' does not name {expected} ({hint})", kind="pairs")
+            raise DataError(
+                f"{path}, line {number}: '{line.strip()}' does not name {expected} ({hint})",
+                kind="pairs",
+            )
         rows.append(row)
     missing = [name for row in rows for name in row if not os.path.exists(root / name)]
     if missing:
-        raise DataError(f"{path}: {len(missing)} of the files listed do not exist below {root}: {some(missing)}", kind="missing")
+        raise DataError(
+            f"{path}: {len(missing)} of the files listed do not exist below {root}: {some(missing)}",
+            kind="missing",
+        )
     images = [row[0] for row in rows]
-    doubled = sorted({name for name in images if images.count(name) > 1}) if len(set(images)) < len(images) else []
+    doubled = (
+        sorted({name for name in images if images.count(name) > 1})
+        if len(set(images)) < len(images)
+        else []
+    )
     if doubled:
         raise DataError(f"{path}: listed more than once: {some(doubled)}", kind="pairs")
     return images, [row[1] for row in rows] if rows and len(rows[0]) == 2 else None
@@ -126,7 +153,11 @@ def _cut(line: str, root: Path) -> list[str]:
 
 def relative_names(images: Sequence[str]) -> list[str]:
     """Unique names of images from anywhere: below the folder they share, without suffix; with it where two would be equal."""
-    folder = os.path.commonpath([os.path.dirname(path) for path in images]) if len({os.path.isabs(path) for path in images}) == 1 else ""
+    folder = (
+        os.path.commonpath([os.path.dirname(path) for path in images])
+        if len({os.path.isabs(path) for path in images}) == 1
+        else ""
+    )
     relative = [os.path.relpath(path, folder) if folder else path.lstrip("/") for path in images]
     names = [stem(path) for path in relative]
     if len(set(names)) == len(names):

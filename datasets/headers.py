@@ -14,7 +14,9 @@ from typing import Literal
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8"
 HEAD_BYTES = 262_144  # how much of a file to read for its size: camera data may fill several 64 KiB segments before a JPEG's frame header
-_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)  # in entropy-coded data only 00 and restart markers may follow FF
+_MARKER = re.compile(
+    rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL
+)  # in entropy-coded data only 00 and restart markers may follow FF
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
 

@@ -69,7 +69,10 @@ def require_folder(folder: Path, *, what: str, hint: str) -> None:
     parent = folder
     while not parent.is_dir() and parent != parent.parent:
         parent = parent.parent
-    raise DataError(f"{what} {folder} does not exist ({parent} holds {first_entries(parent)}); {hint}", kind="missing")
+    raise DataError(
+        f"{what} {folder} does not exist ({parent} holds {first_entries(parent)}); {hint}",
+        kind="missing",
+    )
 
 
 def first_entries(folder: Path) -> str:
@@ -88,16 +91,24 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def pair(images: dict[str, str], labels: dict[str, str], *, image_place: str, label_place: str) -> list[str]:
+def pair(
+    images: dict[str, str], labels: dict[str, str], *, image_place: str, label_place: str
+) -> list[str]:
     """Keys, sorted, under which both an image and a label were found; DataError names those without partner."""
     alone = sorted(images.keys() - labels.keys())
     if alone:
         files = some([images[key] for key in alone])
-        raise DataError(f"{_count(alone, 'image')} in {image_place} without label in {label_place}: {files}", kind="pairs")
+        raise DataError(
+            f"{_count(alone, 'image')} in {image_place} without label in {label_place}: {files}",
+            kind="pairs",
+        )
     alone = sorted(labels.keys() - images.keys())
     if alone:
         files = some([labels[key] for key in alone])
-        raise DataError(f"{_count(alone, 'label')} in {label_place} without image in {image_place}: {files}", kind="pairs")
+        raise DataError(
+            f"{_count(alone, 'label')} in {label_place} without image in {image_place}: {files}",
+            kind="pairs",
+        )
     return sorted(images)
 
 
@@ -111,7 +122,10 @@ def by_key(paths: Iterable[str], key: Callable[[str], str], *, place: str) -> di
     for path in paths:
         name = key(path)
         if name in found:
-            raise DataError(f"{place}: {found[name]} and {path} share the name '{name}'; remove or rename one", kind="pairs")
+            raise DataError(
+                f"{place}: {found[name]} and {path} share the name '{name}'; remove or rename one",
+                kind="pairs",
+            )
         found[name] = path
     return found
 
@@ -127,14 +141,22 @@ def glob_files(root: Path, pattern: str) -> dict[str, str]:
         return {}
     wanted = glob_to_regex(pattern)
     prefix = f"{fixed}/" if fixed else ""
-    matches = ((prefix + path, wanted.fullmatch(prefix + path)) for path in scan(base, accept=lambda name: True))
+    matches = (
+        (prefix + path, wanted.fullmatch(prefix + path))
+        for path in scan(base, accept=lambda name: True)
+    )
     found: dict[str, str] = {}
     for path, match in matches:
         if match is None:
             continue
-        key = "".join(part if part.endswith("/") else part + "/" for part in match.groups() if part).rstrip("/")
+        key = "".join(
+            part if part.endswith("/") else part + "/" for part in match.groups() if part
+        ).rstrip("/")
         if key in found:
-            raise DataError(f"{pattern}: {found[key]} and {path} cannot be told apart by what the wildcards match ('{key}')", kind="pairs")
+            raise DataError(
+                f"{pattern}: {found[key]} and {path} cannot be told apart by what the wildcards match ('{key}')",
+                kind="pairs",
+            )
         found[key] = path
     return found
 

@@ -11,7 +11,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from .augmentation import Augmentation, apply_draws, draw_geometry, draw_photometric, sample_generator
+from .augmentation import (
+    Augmentation,
+    apply_draws,
+    draw_geometry,
+    draw_photometric,
+    sample_generator,
+)
 from .cache import DecodedCache, build_cache
 from .class_uniform import ClassIndex, build_class_index
 from .errors import DataError
@@ -75,8 +81,15 @@ class Request(NamedTuple):
 class TrainReader:
     """Reads and augments the samples of a batch."""
 
-    def __init__(self, sources: list[Source], *, augmentation: Augmentation, seed: int, photometric: bool) -> None:
-        self.sources, self.augmentation, self.seed, self.photometric = sources, augmentation, seed, photometric
+    def __init__(
+        self, sources: list[Source], *, augmentation: Augmentation, seed: int, photometric: bool
+    ) -> None:
+        self.sources, self.augmentation, self.seed, self.photometric = (
+            sources,
+            augmentation,
+            seed,
+            photometric,
+        )
         self.fine_count = len(sources[0].files)
 
     def read(self, requests: list[Request]) -> Batch:
@@ -90,20 +103,26 @@ class TrainReader:
         return {
             "image": torch.from_numpy(image).permute(0, 3, 1, 2),
             "label": torch.from_numpy(label),
-            "index": torch.tensor([item.image + (self.fine_count if item.source == EXTRA else 0) for item in requests]),
+            "index": torch.tensor(
+                [item.image + (self.fine_count if item.source == EXTRA else 0) for item in requests]
+            ),
             "position": torch.tensor([item.position for item in requests]),
             "region": region,
             "names": [self.sources[item.source].files.name(item.image) for item in requests],
         }
 
-    def _write_sample(self, request: Request, results: tuple[np.ndarray, np.ndarray]) -> tuple[int, int, int, int]:
+    def _write_sample(
+        self, request: Request, results: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[int, int, int, int]:
         """Augment into a slot of the batch; returns the part of it that is not padding."""
         source = self.sources[request.source]
         image, label = source.read(request.image)
         point = source.locate(request.image, (request.y, request.x)) if request.y >= 0 else None
         rng = sample_generator(self.seed, request.epoch, request.position)
         strengths = draw_photometric(self.augmentation, rng)
-        geometry = draw_geometry((image.shape[0], image.shape[1]), augmentation=self.augmentation, rng=rng, point=point)
+        geometry = draw_geometry(
+            (image.shape[0], image.shape[1]), augmentation=self.augmentation, rng=rng, point=point
+        )
         apply_draws(
             image,
             label,
@@ -117,13 +136,24 @@ class TrainReader:
 
     def describe(self, requests: list[Request]) -> str:
         """The images asked for."""
-        return ", ".join(str(self.sources[item.source].files.image_path(item.image)) for item in requests)
+        return ", ".join(
+            str(self.sources[item.source].files.image_path(item.image)) for item in requests
+        )
 
 
 class TrainLoader:
     """Training batches of one rank, epoch by epoch, from workers that live on between epochs."""
 
-    def __init__(self, reader: TrainReader, plan: EpochPlan, *, batch_size: int, rank: int, world_size: int, processes: Processes) -> None:
+    def __init__(
+        self,
+        reader: TrainReader,
+        plan: EpochPlan,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        processes: Processes,
+    ) -> None:
         self.plan = plan
         self._steps = _Steps(plan, batch_size=batch_size, rank=rank, world_size=world_size)
         self._reader, self._processes = reader, processes
@@ -163,13 +193,21 @@ class _Steps:
 
     def __iter__(self) -> Iterator[list[Request]]:
         epoch, entries = self.epoch, self.plan.entries(self.epoch)
-        steps = global_batches(self.plan.length, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size, start_step=self.start_step)
+        steps = global_batches(
+            self.plan.length,
+            batch_size=self.batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            start_step=self.start_step,
+        )
         for positions in steps:
             yield [_request(epoch, position, entries[position]) for position in positions]
 
 
 def _request(epoch: int, position: int, entry: np.void) -> Request:
-    return Request(epoch, position, int(entry["source"]), int(entry["image"]), int(entry["y"]), int(entry["x"]))
+    return Request(
+        epoch, position, int(entry["source"]), int(entry["image"]), int(entry["y"]), int(entry["x"])
+    )
 
 
 def build_train_loader(
@@ -203,30 +241,63 @@ def build_train_loader(
         if not len(part):
             raise DataError(f"split '{part.split}' in {part.root} has no images")
     if extra is not None and extra.files.spec != files.spec:
-        raise DataError(f"data.extra has the classes of {extra.files.spec.name}, not those of {files.spec.name}: they cannot be mixed")
+        raise DataError(
+            f"data.extra has the classes of {extra.files.spec.name}, not those of {files.spec.name}: they cannot be mixed"
+        )
     plan = _build_plan(
-        files, class_uniform, extra, seed=seed, workers=workers, cache_dir=cache_dir,
+        files,
+        class_uniform,
+        extra,
+        seed=seed,
+        workers=workers,
+        cache_dir=cache_dir,
         length=plan_length(len(files), samples_per_step=batch_size * world_size * accumulate),
-    )  # fmt: skip
+    )
     long_edge = augmentation.long_edge
-    caches = [build_cache(part, kind=cache, cache_dir=cache_dir, long_edge=long_edge, workers=workers) for part in parts]
+    caches = [
+        build_cache(part, kind=cache, cache_dir=cache_dir, long_edge=long_edge, workers=workers)
+        for part in parts
+    ]
     sources = [Source(part, decoded) for part, decoded in zip(parts, caches, strict=True)]
     reader = TrainReader(sources, augmentation=augmentation, seed=seed, photometric=photometric)
-    processes = Processes(workers=workers, prefetch=prefetch, persistent=True, pin_memory=pin_memory)
-    return TrainLoader(reader, plan, batch_size=batch_size, rank=rank, world_size=world_size, processes=processes)
+    processes = Processes(
+        workers=workers, prefetch=prefetch, persistent=True, pin_memory=pin_memory
+    )
+    return TrainLoader(
+        reader, plan, batch_size=batch_size, rank=rank, world_size=world_size, processes=processes
+    )
 
 
 def _build_plan(
-    files: Files, class_uniform: ClassUniform | None, extra: ExtraSource | None, *, seed: int, length: int, workers: int, cache_dir: str | Path | None
+    files: Files,
+    class_uniform: ClassUniform | None,
+    extra: ExtraSource | None,
+    *,
+    seed: int,
+    length: int,
+    workers: int,
+    cache_dir: str | Path | None,
 ) -> EpochPlan:
     fraction = 0.0 if class_uniform is None else class_uniform.fraction
     indices: list[ClassIndex | None] = [None, None]
     if class_uniform is not None and fraction > 0:
         parts = [files] if extra is None else [files, extra.files]
         for slot, part in enumerate(parts):
-            indices[slot] = build_class_index(part, tile=class_uniform.tile, point=class_uniform.point, cache_dir=cache_dir, workers=max(1, workers))
+            indices[slot] = build_class_index(
+                part,
+                tile=class_uniform.tile,
+                point=class_uniform.point,
+                cache_dir=cache_dir,
+                workers=max(1, workers),
+            )
     joined = None
     if extra is not None:
         boosted = tuple(files.spec.index_of(name) for name in extra.boost_classes)
-        joined = ExtraPlan(len(extra.files), indices[1], mode=extra.mode, probability=extra.probability, boost_classes=boosted)
+        joined = ExtraPlan(
+            len(extra.files),
+            indices[1],
+            mode=extra.mode,
+            probability=extra.probability,
+            boost_classes=boosted,
+        )
     return EpochPlan(len(files), indices[0], fraction, extra=joined, seed=seed, length=length)

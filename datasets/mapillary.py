@@ -14,7 +14,11 @@ from .errors import DataError
 from .listing import Found, by_key, first_entries, has_suffix, pair, require_folder, scan, stem
 from .spec import ClassInfo, DatasetSpec
 
-CONFIG_NAMES = ("config_v2.0.json", "config_v1.2.json", "config.json")  # the newest that lies there is taken
+CONFIG_NAMES = (
+    "config_v2.0.json",
+    "config_v1.2.json",
+    "config.json",
+)  # the newest that lies there is taken
 _FOLDERS = {
     "train": ("training",),
     "training": ("training",),
@@ -26,10 +30,15 @@ _FOLDERS = {
 }
 
 
-def find_mapillary(root: Path, split: str, *, config: Path | None = None, with_labels: bool = True) -> Found:
+def find_mapillary(
+    root: Path, split: str, *, config: Path | None = None, with_labels: bool = True
+) -> Found:
     """List a split; `config` names the configuration JSON (in the root or elsewhere) where several versions lie side by side."""
     if split not in _FOLDERS:
-        raise DataError(f"Mapillary Vistas has no split '{split}' (choose from {', '.join(_FOLDERS)})", kind="split")
+        raise DataError(
+            f"Mapillary Vistas has no split '{split}' (choose from {', '.join(_FOLDERS)})",
+            kind="split",
+        )
     spec, version = load_mapillary_spec(_config_file(root, config))
     labelled = with_labels and _FOLDERS[split] != ("testing",)
     images: list[str] = []
@@ -37,13 +46,28 @@ def find_mapillary(root: Path, split: str, *, config: Path | None = None, with_l
     names: list[str] = []
     for folder in _FOLDERS[split]:
         place = f"{folder}/images"
-        require_folder(root / place, what=f"image folder of split '{split}'", hint="set data.root to the folder that holds training and validation")
-        found = by_key(scan(root / place, accept=has_suffix((".jpg", ".jpeg"))), stem, place=str(root / place))
+        require_folder(
+            root / place,
+            what=f"image folder of split '{split}'",
+            hint="set data.root to the folder that holds training and validation",
+        )
+        found = by_key(
+            scan(root / place, accept=has_suffix((".jpg", ".jpeg"))), stem, place=str(root / place)
+        )
         keys = sorted(found)
         if labelled:
             label_place = _label_place(root, folder, version)
-            found_labels = by_key(scan(root / label_place, accept=has_suffix((".png",))), stem, place=str(root / label_place))
-            keys = pair(found, found_labels, image_place=str(root / place), label_place=str(root / label_place))
+            found_labels = by_key(
+                scan(root / label_place, accept=has_suffix((".png",))),
+                stem,
+                place=str(root / label_place),
+            )
+            keys = pair(
+                found,
+                found_labels,
+                image_place=str(root / place),
+                label_place=str(root / label_place),
+            )
             labels += [f"{label_place}/{found_labels[key]}" for key in keys]
         images += [f"{place}/{found[key]}" for key in keys]
         names += keys
@@ -60,9 +84,16 @@ def load_mapillary_spec(path: Path) -> tuple[DatasetSpec, str]:
         entries = content["labels"]
         read = [_entry(entry) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise DataError(f"{path}: not a configuration of Mapillary Vistas ({type(error).__name__}: {error})", kind="classes") from error
+        raise DataError(
+            f"{path}: not a configuration of Mapillary Vistas ({type(error).__name__}: {error})",
+            kind="classes",
+        ) from error
     version = _version(path, content, len(read))
-    unlabeled = [position for position, (name, readable, *_) in enumerate(read) if "unlabeled" in (readable.lower(), name.split("--")[-1].lower())]
+    unlabeled = [
+        position
+        for position, (name, readable, *_) in enumerate(read)
+        if "unlabeled" in (readable.lower(), name.split("--")[-1].lower())
+    ]
     ignored = unlabeled[-1] if unlabeled else len(read) - 1
     readables = [readable.replace(" ", "_") for _, readable, *_ in read]
     classes = tuple(
@@ -77,12 +108,19 @@ def load_mapillary_spec(path: Path) -> tuple[DatasetSpec, str]:
         for position, (name, _, color, has_instances) in enumerate(read)
         if position != ignored
     )
-    return DatasetSpec(name=f"mapillary-v{version}", classes=classes, raw_ignore=ignored, known_raw_ids=(ignored,)), version
+    return DatasetSpec(
+        name=f"mapillary-v{version}", classes=classes, raw_ignore=ignored, known_raw_ids=(ignored,)
+    ), version
 
 
 def _entry(entry: dict[str, Any]) -> tuple[str, str, tuple[int, int, int], bool]:
     red, green, blue = (int(part) for part in entry["color"])
-    return str(entry["name"]), str(entry.get("readable", entry["name"])), (red, green, blue), bool(entry.get("instances", False))
+    return (
+        str(entry["name"]),
+        str(entry.get("readable", entry["name"])),
+        (red, green, blue),
+        bool(entry.get("instances", False)),
+    )
 
 
 def _version(path: Path, content: dict[str, Any], count: int) -> str:
@@ -100,7 +138,10 @@ def _config_file(root: Path, config: Path | None) -> Path:
         if (root / name).is_file():
             return root / name
     names, inside = " or ".join(CONFIG_NAMES), first_entries(root)
-    raise DataError(f"no {names} in {root}, which holds {inside}; set data.root to the folder of Mapillary Vistas", kind="classes")
+    raise DataError(
+        f"no {names} in {root}, which holds {inside}; set data.root to the folder of Mapillary Vistas",
+        kind="classes",
+    )
 
 
 def _label_place(root: Path, folder: str, version: str) -> str:
@@ -111,7 +152,14 @@ def _label_place(root: Path, folder: str, version: str) -> str:
     others = sorted(path.parent.name for path in (root / folder).glob("v*/labels"))
     if others:
         hint = "set data.classes to the config JSON that matches"
-        raise DataError(f"{root / folder}: labels of {', '.join(others)} but a class list of v{version}; {hint}", kind="classes")
+        raise DataError(
+            f"{root / folder}: labels of {', '.join(others)} but a class list of v{version}; {hint}",
+            kind="classes",
+        )
     place = f"{folder}/labels"
-    require_folder(root / place, what="label folder", hint="unpack the labels of Mapillary Vistas beside its images")
+    require_folder(
+        root / place,
+        what="label folder",
+        hint="unpack the labels of Mapillary Vistas beside its images",
+    )
     return place

@@ -12,12 +12,16 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-def normalise(image: Tensor, *, dtype: torch.dtype = torch.float32, channels_last: bool = True) -> Tensor:
+def normalise(
+    image: Tensor, *, dtype: torch.dtype = torch.float32, channels_last: bool = True
+) -> Tensor:
     """(image / 255 - mean) / std as `dtype` [N, 3, H, W] on the image's device, in channels-last memory if asked for.
 
     `image` is uint8 RGB [N, 3, H, W] or [N, H, W, 3]. Computed in float32 (float64 for float64) and rounded once.
     """
-    assert image.dtype == torch.uint8 and image.ndim == 4, f"normalise takes uint8 of 4 dimensions, not {image.dtype} {list(image.shape)}"
+    assert image.dtype == torch.uint8 and image.ndim == 4, (
+        f"normalise takes uint8 of 4 dimensions, not {image.dtype} {list(image.shape)}"
+    )
     if image.shape[1] != 3:
         assert image.shape[3] == 3, f"normalise takes images of 3 channels, not {list(image.shape)}"
         image = image.permute(0, 3, 1, 2)
@@ -35,7 +39,9 @@ def standardise_(values: Tensor) -> Tensor:
 @lru_cache(maxsize=16)
 def _constants(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """1 / (255 std) and -mean / std, [1, 3, 1, 1]; kept, because copying them to a GPU for each batch would wait for it."""
-    with torch.inference_mode(False):  # else a first call from inference would leave tensors that training cannot use
+    with torch.inference_mode(
+        False
+    ):  # else a first call from inference would leave tensors that training cannot use
         std = torch.tensor(STD, dtype=torch.float64).view(1, 3, 1, 1)
         mean = torch.tensor(MEAN, dtype=torch.float64).view(1, 3, 1, 1)
         return (1 / (255 * std)).to(device, dtype), (-mean / std).to(device, dtype)

@@ -13,7 +13,15 @@ from .errors import DataError
 FINE, EXTRA = 0, 1
 
 # One sample: index of the image in its source's files, the source, the class it was drawn for (-1: none) and the pixel its crop must show (-1: none).
-ENTRY = np.dtype([("image", np.int32), ("source", np.int8), ("class", np.int16), ("y", np.int32), ("x", np.int32)])
+ENTRY = np.dtype(
+    [
+        ("image", np.int32),
+        ("source", np.int8),
+        ("class", np.int16),
+        ("y", np.int32),
+        ("x", np.int32),
+    ]
+)
 
 
 class ClassPools(Protocol):
@@ -59,7 +67,13 @@ class EpochPlan:
         length: int | None = None,
     ) -> None:
         self.length = files_count if length is None else length
-        self.files_count, self.class_index, self.fraction, self.extra, self.seed = files_count, class_index, fraction, extra, seed
+        self.files_count, self.class_index, self.fraction, self.extra, self.seed = (
+            files_count,
+            class_index,
+            fraction,
+            extra,
+            seed,
+        )
         _check(self)
 
     def entries(self, epoch: int) -> np.ndarray:
@@ -70,18 +84,28 @@ class EpochPlan:
         else:
             fine = round(self.length * self.extra.probability)
             parts = ((FINE, fine), (EXTRA, self.length - fine))
-            drawn = np.concatenate([self._draw(rng, epoch, source=source, length=length) for source, length in parts])
+            drawn = np.concatenate(
+                [self._draw(rng, epoch, source=source, length=length) for source, length in parts]
+            )
         return drawn[rng.permutation(self.length)]
 
-    def _draw(self, rng: np.random.Generator, epoch: int, *, source: int, length: int) -> np.ndarray:
+    def _draw(
+        self, rng: np.random.Generator, epoch: int, *, source: int, length: int
+    ) -> np.ndarray:
         """`length` samples of one source: its class-uniform part, then images in shuffled order."""
         index, count = self.class_index, self.files_count
         if source == EXTRA:
             assert self.extra is not None
             index, count = self.extra.class_index, self.extra.files_count
         pools = self._pools(index, source) if index is not None and self.fraction > 0 else []
-        quotas = class_quotas(length, fraction=self.fraction, pool_sizes=[len(pool) for pool in pools], epoch=epoch)
-        uniform = [pool[_walk(rng, len(pool), quota)] for pool, quota in zip(pools, quotas, strict=True) if quota]
+        quotas = class_quotas(
+            length, fraction=self.fraction, pool_sizes=[len(pool) for pool in pools], epoch=epoch
+        )
+        uniform = [
+            pool[_walk(rng, len(pool), quota)]
+            for pool, quota in zip(pools, quotas, strict=True)
+            if quota
+        ]
         images = np.full(length - sum(quotas), -1, dtype=ENTRY)
         images["image"] = _walk(rng, count, len(images))
         images["source"] = source
@@ -92,14 +116,27 @@ class EpochPlan:
         pools = []
         for class_id in range(index.num_classes):
             pool = _as_entries(index.pool(class_id), source=source, class_id=class_id)
-            if self.extra is not None and self.extra.mode == "boost" and class_id in self.extra.boost_classes:
+            if (
+                self.extra is not None
+                and self.extra.mode == "boost"
+                and class_id in self.extra.boost_classes
+            ):
                 assert self.extra.class_index is not None
-                pool = np.concatenate([pool, _as_entries(self.extra.class_index.pool(class_id), source=EXTRA, class_id=class_id)])
+                pool = np.concatenate(
+                    [
+                        pool,
+                        _as_entries(
+                            self.extra.class_index.pool(class_id), source=EXTRA, class_id=class_id
+                        ),
+                    ]
+                )
             pools.append(pool)
         return pools
 
 
-def class_quotas(length: int, *, fraction: float, pool_sizes: Sequence[int], epoch: int) -> list[int]:
+def class_quotas(
+    length: int, *, fraction: float, pool_sizes: Sequence[int], epoch: int
+) -> list[int]:
     """How many samples each class gets of an epoch of `length`: int(length * fraction / C), none for classes without a place.
 
     The places of these are shared out equally among the others; what does not divide goes to some of them, to others each epoch.
@@ -118,7 +155,9 @@ def class_quotas(length: int, *, fraction: float, pool_sizes: Sequence[int], epo
     return quotas
 
 
-def global_batches(length: int, *, batch_size: int, rank: int, world_size: int, start_step: int = 0) -> Iterator[range]:
+def global_batches(
+    length: int, *, batch_size: int, rank: int, world_size: int, start_step: int = 0
+) -> Iterator[range]:
     """For each step the positions in the plan that `rank` takes.
 
     Global batch s is [s G, (s + 1) G) with G = batch_size * world_size, of which rank r takes [s G + r batch_size, s G + (r + 1) batch_size): equal
@@ -142,7 +181,9 @@ def plan_length(files_count: int, *, samples_per_step: int) -> int:
 def _walk(rng: np.random.Generator, size: int, steps: int) -> np.ndarray:
     """`steps` indices below `size`: shuffled orders one after the other, so that visits to two indices differ by one at most."""
     rounds = -(-steps // size) if steps else 0
-    return np.concatenate([np.empty(0, dtype=np.int64), *(rng.permutation(size) for _ in range(rounds))])[:steps]
+    return np.concatenate(
+        [np.empty(0, dtype=np.int64), *(rng.permutation(size) for _ in range(rounds))]
+    )[:steps]
 
 
 def _as_entries(places: np.ndarray, *, source: int, class_id: int) -> np.ndarray:
@@ -155,10 +196,14 @@ def _as_entries(places: np.ndarray, *, source: int, class_id: int) -> np.ndarray
 def _check(plan: EpochPlan) -> None:
     """DataError for a plan that cannot be drawn."""
     if not 0 <= plan.fraction <= 1:
-        raise DataError(f"data.class_uniform.fraction must lie between 0 and 1, not {plan.fraction}")
+        raise DataError(
+            f"data.class_uniform.fraction must lie between 0 and 1, not {plan.fraction}"
+        )
     assert plan.files_count > 0 and plan.length > 0
     if plan.fraction > 0 and plan.class_index is None:
-        raise DataError("data.class_uniform.fraction is above 0, which needs a class index of the labels")
+        raise DataError(
+            "data.class_uniform.fraction is above 0, which needs a class index of the labels"
+        )
     extra = plan.extra
     if extra is None:
         return
@@ -166,10 +211,14 @@ def _check(plan: EpochPlan) -> None:
         raise DataError(f"data.extra.mode must be mixture or boost, not '{extra.mode}'")
     if extra.mode == "mixture" and not 0 <= extra.probability <= 1:
         raise DataError(f"data.extra.probability must lie between 0 and 1, not {extra.probability}")
-    if extra.mode == "boost" and (plan.fraction == 0 or extra.class_index is None or not extra.boost_classes):
+    if extra.mode == "boost" and (
+        plan.fraction == 0 or extra.class_index is None or not extra.boost_classes
+    ):
         raise DataError(
             "data.extra.mode boost reaches extra images through class-uniform draws only: set data.class_uniform.fraction and "
             "data.extra.boost_classes, or take data.extra.mode mixture"
         )
     if plan.fraction > 0 and extra.class_index is None:
-        raise DataError("data.class_uniform.fraction is above 0, which needs a class index of the extra labels too")
+        raise DataError(
+            "data.class_uniform.fraction is above 0, which needs a class index of the extra labels too"
+        )

@@ -35,9 +35,13 @@ class LabelPolicy:
     def __post_init__(self) -> None:
         for name, choice in self.classes.items():
             if choice not in POLICIES:
-                raise DataError(f"policy of class '{name}': '{choice}' is none of {', '.join(POLICIES)}{did_you_mean(str(choice), POLICIES)}")
+                raise DataError(
+                    f"policy of class '{name}': '{choice}' is none of {', '.join(POLICIES)}{did_you_mean(str(choice), POLICIES)}"
+                )
         if self.confidence_threshold is not None and not 0 <= self.confidence_threshold <= 1:
-            raise DataError(f"confidence threshold {self.confidence_threshold} must lie between 0 and 1")
+            raise DataError(
+                f"confidence threshold {self.confidence_threshold} must lie between 0 and 1"
+            )
 
     @property
     def needs_human(self) -> bool:
@@ -47,37 +51,75 @@ class LabelPolicy:
     @property
     def is_neutral(self) -> bool:
         """Whether labels stay as they are."""
-        return all(choice == "auto" for choice in self.classes.values()) and self.confidence_threshold is None and not self.mask_border
+        return (
+            all(choice == "auto" for choice in self.classes.values())
+            and self.confidence_threshold is None
+            and not self.mask_border
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for cache keys and records."""
-        return {"classes": dict(self.classes), "confidence_threshold": self.confidence_threshold, "mask_border": self.mask_border}
+        return {
+            "classes": dict(self.classes),
+            "confidence_threshold": self.confidence_threshold,
+            "mask_border": self.mask_border,
+        }
 
     def apply(
-        self, label: np.ndarray, *, spec: DatasetSpec, human: Path | None, confidence: Path | None, max_pixels: int, path: Path
+        self,
+        label: np.ndarray,
+        *,
+        spec: DatasetSpec,
+        human: Path | None,
+        confidence: Path | None,
+        max_pixels: int,
+        path: Path,
     ) -> np.ndarray:
         """The joined label, uint8 [H, W] in train ids, from the automatic `label` and the files beside it; DataError if one lacks or misfits."""
         size = (label.shape[0], label.shape[1])
         confident = None
         if self.confidence_threshold is not None:
             if confidence is None:
-                raise DataError(f"{path}: no confidence image beside this automatic label, but a confidence threshold is set", kind="missing")
+                raise DataError(
+                    f"{path}: no confidence image beside this automatic label, but a confidence threshold is set",
+                    kind="missing",
+                )
             confident = read_confidence(confidence, size=size, max_pixels=max_pixels)
         drawn = None
         if self.needs_human:
             if human is None:
-                raise DataError(f"{path}: no coarse label drawn by people beside this automatic label, but the policy asks for it", kind="missing")
+                raise DataError(
+                    f"{path}: no coarse label drawn by people beside this automatic label, but the policy asks for it",
+                    kind="missing",
+                )
             drawn = read_label(human, spec=spec, image_size=size, max_pixels=max_pixels)
         return self.merge(label, spec=spec, human=drawn, confidence=confident)
 
-    def merge(self, label: np.ndarray, *, spec: DatasetSpec, human: np.ndarray | None, confidence: np.ndarray | None) -> np.ndarray:
+    def merge(
+        self,
+        label: np.ndarray,
+        *,
+        spec: DatasetSpec,
+        human: np.ndarray | None,
+        confidence: np.ndarray | None,
+    ) -> np.ndarray:
         """`apply` on arrays: `label` and `human` uint8 [H, W] train ids, `confidence` uint8 [H, W] = floor(255 x probability)."""
         merged = label.copy()
         if self.confidence_threshold is not None:
             assert confidence is not None
-            merged[confidence < np.ceil(np.float64(255) * self.confidence_threshold - 1e-9)] = spec.ignore_label
-        removed = [spec.index_of(name) for name, choice in self.classes.items() if choice in ("human", "drop")]
-        added = [spec.index_of(name) for name, choice in self.classes.items() if choice in ("human", "union")]
+            merged[confidence < np.ceil(np.float64(255) * self.confidence_threshold - 1e-9)] = (
+                spec.ignore_label
+            )
+        removed = [
+            spec.index_of(name)
+            for name, choice in self.classes.items()
+            if choice in ("human", "drop")
+        ]
+        added = [
+            spec.index_of(name)
+            for name, choice in self.classes.items()
+            if choice in ("human", "union")
+        ]
         if removed:
             merged[np.isin(merged, removed)] = spec.ignore_label
         if added:

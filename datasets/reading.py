@@ -33,7 +33,10 @@ def read_image(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.
     if header is None:
         return _read_other(path, data)
     if header.bit_depth > 8:
-        raise DataError(f"{path}: image has {header.bit_depth} bits per channel; convert it to 8 bits", kind="depth")
+        raise DataError(
+            f"{path}: image has {header.bit_depth} bits per channel; convert it to 8 bits",
+            kind="depth",
+        )
     if header.format == "jpeg" and header.channels == 4:
         raise DataError(f"{path}: image has four CMYK channels; convert it to RGB", kind="channels")
     try:
@@ -41,7 +44,10 @@ def read_image(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.
     except cv2.error:
         image = None
     if image is None:
-        raise DataError(f"{path}: image cannot be decoded; it is damaged, fetch or export it again", kind="unreadable")
+        raise DataError(
+            f"{path}: image cannot be decoded; it is damaged, fetch or export it again",
+            kind="unreadable",
+        )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -52,11 +58,16 @@ def _read_other(path: str | Path, data: bytes) -> np.ndarray:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = ImageOps.exif_transpose(Image.open(BytesIO(data)))
     except Exception as error:  # over broken files Pillow's readers raise errors of every kind
-        raise DataError(f"{path}: image cannot be decoded ({error}); it is damaged, fetch or export it again", kind="unreadable") from error
+        raise DataError(
+            f"{path}: image cannot be decoded ({error}); it is damaged, fetch or export it again",
+            kind="unreadable",
+        ) from error
     if picture.mode == "CMYK":
         raise DataError(f"{path}: image has four CMYK channels; convert it to RGB", kind="channels")
     if picture.mode.startswith("I") or picture.mode == "F":
-        raise DataError(f"{path}: image has more than 8 bits per channel; convert it to 8 bits", kind="depth")
+        raise DataError(
+            f"{path}: image has more than 8 bits per channel; convert it to 8 bits", kind="depth"
+        )
     return np.asarray(picture.convert("RGB")).copy()
 
 
@@ -78,20 +89,33 @@ def read_label(
     to_train, unknown = spec.tables(label_ids)
     if cv2.countNonZero(cv2.LUT(raw, unknown)):
         counts = np.bincount(raw.reshape(-1), minlength=256)
-        raise DataError(f"{path}: {explain_values(counts, spec=spec, label_ids=label_ids)}", kind="values")
+        raise DataError(
+            f"{path}: {explain_values(counts, spec=spec, label_ids=label_ids)}", kind="values"
+        )
     return cv2.LUT(raw, to_train)
 
 
-def require_same_size(path: str | Path, label_size: tuple[int, ...], image_size: tuple[int, int] | None) -> None:
+def require_same_size(
+    path: str | Path, label_size: tuple[int, ...], image_size: tuple[int, int] | None
+) -> None:
     """DataError if a label of size (height, width) does not cover its image exactly."""
     if image_size is None or tuple(label_size) == tuple(image_size):
         return
-    turned = " (height and width are exchanged: does the image carry an Exif orientation?)" if label_size == tuple(image_size)[::-1] else ""
+    turned = (
+        " (height and width are exchanged: does the image carry an Exif orientation?)"
+        if label_size == tuple(image_size)[::-1]
+        else ""
+    )
     sizes = f"{label_size[0]} x {label_size[1]} pixels (height x width) but its image {image_size[0]} x {image_size[1]}"
-    raise DataError(f"{path}: label has {sizes}{turned}; resize the label by nearest neighbour, or pair the right files", kind="size")
+    raise DataError(
+        f"{path}: label has {sizes}{turned}; resize the label by nearest neighbour, or pair the right files",
+        kind="size",
+    )
 
 
-def decode_label(path: str | Path, *, spec: DatasetSpec | None = None, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+def decode_label(
+    path: str | Path, *, spec: DatasetSpec | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> np.ndarray:
     """The ids of a label file as stored, uint8 [H, W]: grey values, or palette indices (which opencv would lose).
 
     DataError: missing, empty, too large, truncated, JPEG, more than 8 bits, or several channels. `spec` sharpens the likely cause named.
@@ -99,37 +123,65 @@ def decode_label(path: str | Path, *, spec: DatasetSpec | None = None, max_pixel
     data = _read_bytes(path, "label")
     header = _checked_header(path, data, "label", max_pixels)
     if header is not None and header.format == "jpeg":
-        what = "of colours (are images and labels swapped?)" if header.channels > 1 else "whose lossy compression changes ids"
-        raise DataError(f"{path}: label is a JPEG {what}; labels are single-channel PNG files of class ids", kind="format")
+        what = (
+            "of colours (are images and labels swapped?)"
+            if header.channels > 1
+            else "whose lossy compression changes ids"
+        )
+        raise DataError(
+            f"{path}: label is a JPEG {what}; labels are single-channel PNG files of class ids",
+            kind="format",
+        )
     try:
         # PngImageFile spares Image.open's own limit on pixels, which warns and raises at sizes that are not ours; ours was checked above.
-        picture: Image.Image = PngImageFile(BytesIO(data)) if header is not None else Image.open(BytesIO(data))
+        picture: Image.Image = (
+            PngImageFile(BytesIO(data)) if header is not None else Image.open(BytesIO(data))
+        )
         picture.load()
     except Exception as error:  # over broken files Pillow's readers raise errors of every kind
-        raise DataError(f"{path}: label cannot be decoded ({error}); it is damaged or not a PNG file", kind="unreadable") from error
+        raise DataError(
+            f"{path}: label cannot be decoded ({error}); it is damaged or not a PNG file",
+            kind="unreadable",
+        ) from error
     return _label_values(path, picture, header, spec)
 
 
-def _label_values(path: str | Path, picture: Image.Image, header: Header | None, spec: DatasetSpec | None) -> np.ndarray:
+def _label_values(
+    path: str | Path, picture: Image.Image, header: Header | None, spec: DatasetSpec | None
+) -> np.ndarray:
     if picture.mode == "1":
         return np.array(picture, dtype=np.uint8)
     if picture.mode in ("L", "P"):
         values = np.array(picture)
         if header is not None and not header.palette and header.bit_depth in (2, 4):
-            values //= 255 // (2**header.bit_depth - 1)  # Pillow stretches 2- and 4-bit grey values to 0..255
+            values //= 255 // (
+                2**header.bit_depth - 1
+            )  # Pillow stretches 2- and 4-bit grey values to 0..255
         return values
     if picture.mode.startswith("I") or picture.mode == "F":
         largest = np.asarray(picture).max()
-        hint = "instance ids? take the labelIds files instead" if largest > 255 else "save it as 8-bit grey or palette PNG"
-        raise DataError(f"{path}: label has 16 or more bits per pixel (largest value {largest:g}); {hint}", kind="depth")
+        hint = (
+            "instance ids? take the labelIds files instead"
+            if largest > 255
+            else "save it as 8-bit grey or palette PNG"
+        )
+        raise DataError(
+            f"{path}: label has 16 or more bits per pixel (largest value {largest:g}); {hint}",
+            kind="depth",
+        )
     raise DataError(f"{path}: label {explain_channels(picture, spec=spec)}", kind="channels")
 
 
-def read_confidence(path: str | Path, *, size: tuple[int, int], max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+def read_confidence(
+    path: str | Path, *, size: tuple[int, int], max_pixels: int = DEFAULT_MAX_PIXELS
+) -> np.ndarray:
     """Confidence of automatic labels, uint8 [H, W] = floor(255 x probability) of the class chosen."""
     values = decode_label(path, max_pixels=max_pixels)
     if values.shape != size:
-        raise DataError(f"{path}: confidence has {values.shape[0]} x {values.shape[1]} pixels but its label {size[0]} x {size[1]}", kind="size")
+        raise DataError(
+            f"{path}: confidence has {values.shape[0]} x {values.shape[1]} pixels but its label {size[0]} x {size[1]}",
+            kind="size",
+        )
     return values
 
 
@@ -145,14 +197,20 @@ def image_size(path: str | Path) -> tuple[int, int]:
                 return header.height, header.width
             return _size_by_pillow(path, file, "file")
     except HeaderError as error:
-        raise DataError(f"{path}: file is truncated: {error}; fetch or export it again", kind="truncated") from error
+        raise DataError(
+            f"{path}: file is truncated: {error}; fetch or export it again", kind="truncated"
+        ) from error
     except FileNotFoundError as error:
         raise DataError(f"{path}: file does not exist", kind="missing") from error
     except OSError as error:
-        raise DataError(f"{path}: file cannot be read ({error.strerror})", kind="unreadable") from error
+        raise DataError(
+            f"{path}: file cannot be read ({error.strerror})", kind="unreadable"
+        ) from error
 
 
-def resize_long_edge(image: np.ndarray, label: np.ndarray | None, long_edge: int) -> tuple[np.ndarray, np.ndarray | None]:
+def resize_long_edge(
+    image: np.ndarray, label: np.ndarray | None, long_edge: int
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Image uint8 [H, W, 3] and label uint8 [H, W] scaled so that the longer side is `long_edge` pixels; the label by nearest neighbour."""
     height, width = image.shape[:2]
     scale = long_edge / max(height, width)
@@ -161,7 +219,9 @@ def resize_long_edge(image: np.ndarray, label: np.ndarray | None, long_edge: int
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     # Averaging over areas is what keeps thin things when shrinking; the release uses Pillow's antialiased bilinear filter there.
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    return image, None if label is None else cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    return image, None if label is None else cv2.resize(
+        label, size, interpolation=cv2.INTER_NEAREST_EXACT
+    )
 
 
 def _read_bytes(path: str | Path, what: str) -> bytes:
@@ -171,7 +231,9 @@ def _read_bytes(path: str | Path, what: str) -> bytes:
     except FileNotFoundError as error:
         raise DataError(f"{path}: {what} does not exist", kind="missing") from error
     except OSError as error:
-        raise DataError(f"{path}: {what} cannot be read ({error.strerror})", kind="unreadable") from error
+        raise DataError(
+            f"{path}: {what} cannot be read ({error.strerror})", kind="unreadable"
+        ) from error
     if not data:
         raise DataError(f"{path}: {what} is empty (0 bytes)", kind="empty")
     return data
@@ -181,15 +243,24 @@ def _checked_header(path: str | Path, data: bytes, what: str, max_pixels: int) -
     """Size within bounds, then completeness, both before decoding; None for formats other than PNG and JPEG, whose size Pillow tells."""
     try:
         header = parse_header(data)
-        height, width = (header.height, header.width) if header is not None else _size_by_pillow(path, BytesIO(data), what)
+        height, width = (
+            (header.height, header.width)
+            if header is not None
+            else _size_by_pillow(path, BytesIO(data), what)
+        )
         if height * width > max_pixels:
             size = f"{height} x {width} pixels (height x width)"
-            raise DataError(f"{path}: {what} declares {size}, more than the limit of {max_pixels} (data.max_pixels)", kind="too large")
+            raise DataError(
+                f"{path}: {what} declares {size}, more than the limit of {max_pixels} (data.max_pixels)",
+                kind="too large",
+            )
         if not height * width:
             raise DataError(f"{path}: {what} declares {height} x {width} pixels", kind="unreadable")
         require_complete(data)
     except HeaderError as error:
-        raise DataError(f"{path}: {what} is truncated: {error}; fetch or export it again", kind="truncated") from error
+        raise DataError(
+            f"{path}: {what} is truncated: {error}; fetch or export it again", kind="truncated"
+        ) from error
     return header
 
 
@@ -199,10 +270,16 @@ def _size_by_pillow(path: str | Path, file: IO[bytes], what: str) -> tuple[int, 
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(file)
             # Pillow's size of a TIFF obeys the orientation in some versions and not in others; the tags are what is stored.
-            width, height = (picture.tag_v2[256], picture.tag_v2[257]) if isinstance(picture, TiffImageFile) else picture.size
+            width, height = (
+                (picture.tag_v2[256], picture.tag_v2[257])
+                if isinstance(picture, TiffImageFile)
+                else picture.size
+            )
             turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: {what} is too large ({error})", kind="too large") from error
     except Exception as error:  # over broken files Pillow's readers raise errors of every kind
-        raise DataError(f"{path}: {what} is not an image that can be read", kind="unreadable") from error
+        raise DataError(
+            f"{path}: {what} is not an image that can be read", kind="unreadable"
+        ) from error
     return (width, height) if turned else (height, width)

@@ -56,7 +56,9 @@ class Axis:
         return table
 
 
-def place_axis(size: int, *, crop: int, scale: float, position: float, point: int | None, centre: bool) -> Axis:
+def place_axis(
+    size: int, *, crop: int, scale: float, position: float, point: int | None, centre: bool
+) -> Axis:
     """Lay a crop of `crop` pixels along an axis of `size` pixels enlarged by `scale`.
 
     `position` in [0, 1) chooses uniformly among the places allowed: those inside the image, and of them only those that contain `point`. An image
@@ -71,10 +73,18 @@ def place_axis(size: int, *, crop: int, scale: float, position: float, point: in
     low, high = 0, size - length
     if point is not None:
         low, high = max(low, point - length + 1), min(high, point)
-    return Axis(start=low + int(position * (high - low + 1)), length=length, offset=0, extent=crop, point=point)
+    return Axis(
+        start=low + int(position * (high - low + 1)),
+        length=length,
+        offset=0,
+        extent=crop,
+        point=point,
+    )
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int], *, interpolation: str = "linear") -> np.ndarray:
+def resize_image(
+    image: np.ndarray, size: tuple[int, int], *, interpolation: str = "linear"
+) -> np.ndarray:
     """A uint8 image [H, W, 3] at `size` (height, width), antialiased when it shrinks; `interpolation` (linear, cubic) is for enlarging."""
     height, width = image.shape[:2]
     if size == (height, width):

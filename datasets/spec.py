@@ -41,19 +41,29 @@ class DatasetSpec:
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= 255:
-            raise DataError(f"{self.name}: {len(self.classes)} classes; 8-bit labels hold 1 to 255 beside the ignore value")
+            raise DataError(
+                f"{self.name}: {len(self.classes)} classes; 8-bit labels hold 1 to 255 beside the ignore value"
+            )
         if not len(self.classes) <= self.ignore_label <= 255:
-            raise DataError(f"{self.name}: ignore label {self.ignore_label} must lie above the {len(self.classes)} train ids and below 256")
+            raise DataError(
+                f"{self.name}: ignore label {self.ignore_label} must lie above the {len(self.classes)} train ids and below 256"
+            )
         _require_unique(self.name, "name", [item.name for item in self.classes])
         _require_unique(self.name, "id", [value for item in self.classes for value in item.raw_ids])
         for item in self.classes:
             if not item.raw_ids or not all(0 <= value <= 255 for value in item.raw_ids):
-                raise DataError(f"{self.name}: class '{item.name}' needs ids from 0 to 255, not {list(item.raw_ids)}")
+                raise DataError(
+                    f"{self.name}: class '{item.name}' needs ids from 0 to 255, not {list(item.raw_ids)}"
+                )
             if len(item.color) != 3 or not all(0 <= value <= 255 for value in item.color):
-                raise DataError(f"{self.name}: class '{item.name}' needs a colour [red, green, blue] from 0 to 255, not {list(item.color)}")
+                raise DataError(
+                    f"{self.name}: class '{item.name}' needs a colour [red, green, blue] from 0 to 255, not {list(item.color)}"
+                )
         used = {value for item in self.classes for value in item.raw_ids}
         if not all(-1 <= value <= 255 for value in self.ignored_raw_ids):
-            raise DataError(f"{self.name}: ignore ids must lie between -1 and 255, not {list(self.ignored_raw_ids)}")
+            raise DataError(
+                f"{self.name}: ignore ids must lie between -1 and 255, not {list(self.ignored_raw_ids)}"
+            )
         clash = sorted(used & {value % 256 for value in self.ignored_raw_ids})
         if clash:
             raise DataError(f"{self.name}: id {clash[0]} is both a class and ignore")
@@ -106,7 +116,10 @@ class DatasetSpec:
         beyond = np.ones(256, dtype=np.uint8)
         beyond[: self.num_classes] = 0
         beyond[self.ignore_label] = 0
-        return {"raw": (self.to_train, _frozen(unknown)), "train": (_frozen(identity), _frozen(beyond))}
+        return {
+            "raw": (self.to_train, _frozen(unknown)),
+            "train": (_frozen(identity), _frozen(beyond)),
+        }
 
     def tables(self, label_ids: LabelIds) -> tuple[np.ndarray, np.ndarray]:
         """For files that hold raw or train ids: (value -> train id uint8 [256], value -> 1 where it is a fault uint8 [256])."""
@@ -115,13 +128,21 @@ class DatasetSpec:
     def index_of(self, name: str) -> int:
         """Train id of the class called `name`; DataError names the nearest class otherwise."""
         if name not in self.names:
-            raise DataError(f"'{name}' is not a class of {self.name}{did_you_mean(name, self.names)}")
+            raise DataError(
+                f"'{name}' is not a class of {self.name}{did_you_mean(name, self.names)}"
+            )
         return self.names.index(name)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as checkpoints and manifests carry them."""
         classes = [
-            {"name": c.name, "color": list(c.color), "raw_ids": list(c.raw_ids), "category": c.category, "has_instances": c.has_instances}
+            {
+                "name": c.name,
+                "color": list(c.color),
+                "raw_ids": list(c.raw_ids),
+                "category": c.category,
+                "has_instances": c.has_instances,
+            }
             for c in self.classes
         ]
         return {
@@ -155,7 +176,7 @@ class DatasetSpec:
 
 
 def did_you_mean(word: str, choices: Mapping[str, Any] | tuple[str, ...] | list[str]) -> str:
-    """" (did you mean 'x'?)" for the nearest choice; the list of choices where none is near and the list is short."""
+    """ " (did you mean 'x'?)" for the nearest choice; the list of choices where none is near and the list is short."""
     from difflib import get_close_matches
 
     lowered = {choice.lower(): choice for choice in choices}
@@ -169,7 +190,9 @@ def spread_color(index: int) -> tuple[int, int, int]:
     """A colour for class `index` of a list without colours: hues by the golden angle, so that neighbours differ, at three brightnesses."""
     from colorsys import hsv_to_rgb
 
-    red, green, blue = hsv_to_rgb((index * 0.61803398875) % 1.0, 0.55 + 0.4 * (index % 2), (0.95, 0.75, 0.55)[index % 3])
+    red, green, blue = hsv_to_rgb(
+        (index * 0.61803398875) % 1.0, 0.55 + 0.4 * (index % 2), (0.95, 0.75, 0.55)[index % 3]
+    )
     return round(255 * red), round(255 * green), round(255 * blue)
 
 

@@ -38,21 +38,34 @@ def cache_folder(chosen: str | Path | None, *, root: Path) -> Path:
             continue
         if os.access(folder, os.W_OK | os.X_OK):
             return folder
-    raise DataError(f"cache folder {folders[-1]} cannot be written; set data.cache_dir to a folder you can write", kind="cache")
+    raise DataError(
+        f"cache folder {folders[-1]} cannot be written; set data.cache_dir to a folder you can write",
+        kind="cache",
+    )
 
 
 def identity(files: Files, *, images: bool, settings: dict[str, Any]) -> str:
     """A name for what is derived from the labels (and `images`) of `files`: 20 hex digits of a hash over `settings`, over what decides how labels are
     read, and over relative path, size and modification time of every file."""
-    record = hashlib.sha256(json.dumps({**settings, **files.label_settings(), "files": len(files)}, sort_keys=True).encode())
+    record = hashlib.sha256(
+        json.dumps(
+            {**settings, **files.label_settings(), "files": len(files)}, sort_keys=True
+        ).encode()
+    )
     for index in range(len(files)):
         sources = (*files.label_sources(index), *((files.image_path(index),) if images else ()))
         for path in sources:
             try:
                 facts = path.stat()
             except OSError as error:
-                raise DataError(f"{path}: file cannot be read ({error.strerror})", kind="missing") from error
-            record.update(f"{_relative(path, files.root)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+                raise DataError(
+                    f"{path}: file cannot be read ({error.strerror})", kind="missing"
+                ) from error
+            record.update(
+                f"{_relative(path, files.root)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode(
+                    "utf-8", "surrogateescape"
+                )
+            )
     return record.hexdigest()[:20]
 
 
@@ -96,7 +109,8 @@ def written_whole(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     except OSError as error:
         raise DataError(
-            f"{path} cannot be written ({error.strerror}); free some space or set data.cache_dir to another folder", kind="cache"
+            f"{path} cannot be written ({error.strerror}); free some space or set data.cache_dir to another folder",
+            kind="cache",
         ) from error
     finally:
         remove(temporary)
@@ -118,7 +132,9 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def spread(task: Callable[[int], Result], indices: Sequence[int], *, workers: int, title: str) -> Iterable[Result]:
+def spread(
+    task: Callable[[int], Result], indices: Sequence[int], *, workers: int, title: str
+) -> Iterable[Result]:
     """task(index) for each index in order, in `workers` processes, with a progress bar; an error in one of them arrives here.
 
     The processes are forked where the system can, so that `task` may be bound to large arrays without sending them.
@@ -130,8 +146,12 @@ def spread(task: Callable[[int], Result], indices: Sequence[int], *, workers: in
                 yield task(index)
                 bar.update()
             return
-        with multiprocessing.get_context().Pool(workers, initializer=_begin, initargs=(task,)) as pool:
-            for result in pool.imap(_run, indices, chunksize=max(1, min(16, len(indices) // (4 * workers)))):
+        with multiprocessing.get_context().Pool(
+            workers, initializer=_begin, initargs=(task,)
+        ) as pool:
+            for result in pool.imap(
+                _run, indices, chunksize=max(1, min(16, len(indices) // (4 * workers)))
+            ):
                 yield result
                 bar.update()
 

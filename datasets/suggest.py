@@ -26,8 +26,17 @@ def suggest_data(verification: Verification) -> dict[str, Any]:
     mixed = len(verification.sizes) > 1 and longest > max(LARGEST_CROP)
     long_edge = USUAL_LONG_EDGE if mixed and longest > USUAL_LONG_EDGE else None
     if long_edge is not None:
-        sizes = [(round(height * long_edge / max(height, width)), round(width * long_edge / max(height, width))) for height, width in sizes]
-    crop = [_crop_side(sorted(size[axis] for size in sizes)[len(sizes) // 10], LARGEST_CROP[axis]) for axis in (0, 1)]
+        sizes = [
+            (
+                round(height * long_edge / max(height, width)),
+                round(width * long_edge / max(height, width)),
+            )
+            for height, width in sizes
+        ]
+    crop = [
+        _crop_side(sorted(size[axis] for size in sizes)[len(sizes) // 10], LARGEST_CROP[axis])
+        for axis in (0, 1)
+    ]
     batch = min(LARGEST_BATCH, max(1, PIXELS_PER_BATCH // (crop[0] * crop[1])))
     present = verification.images_with[verification.images_with > 0]
     uneven = len(present) > 1 and present.min() < 0.5 * verification.checked

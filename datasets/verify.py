@@ -19,7 +19,10 @@ from .listing import some
 from .reading import image_size
 from .spec import DatasetSpec
 
-SMALL_FILES, SMALL_BYTES = 5_000, 128_000_000  # a split below both is checked whole even where a sample was asked for: it takes seconds
+SMALL_FILES, SMALL_BYTES = (
+    5_000,
+    128_000_000,
+)  # a split below both is checked whole even where a sample was asked for: it takes seconds
 
 
 @dataclass
@@ -43,13 +46,19 @@ class Verification:
     @property
     def absent(self) -> tuple[str, ...]:
         """Names of classes without a single pixel among the labels looked at."""
-        return tuple(name for name, count in zip(self.spec.names, self.counts, strict=True) if not count)
+        return tuple(
+            name for name, count in zip(self.spec.names, self.counts, strict=True) if not count
+        )
 
     def raise_for_problems(self) -> None:
         """DataError with the first fault, if any, and how to see the others."""
         if self.problems:
             more = len(self.problems) - 1
-            rest = f" (and {more} more kind{'s' if more > 1 else ''} of fault; scripts/check_dataset.py lists them)" if more else ""
+            rest = (
+                f" (and {more} more kind{'s' if more > 1 else ''} of fault; scripts/check_dataset.py lists them)"
+                if more
+                else ""
+            )
             raise DataError(f"split '{self.split}': {self.problems[0]}{rest}", kind="verify")
 
 
@@ -62,17 +71,26 @@ class _Outcome:
     faults: dict[str, DataError] = field(default_factory=dict)  # under "image" and "label"
 
 
-def verify_files(files: Files, *, sample: int | None = None, workers: int = 4, progress: bool = False) -> Verification:
+def verify_files(
+    files: Files, *, sample: int | None = None, workers: int = 4, progress: bool = False
+) -> Verification:
     """Decode images and labels of a split and say what is wrong with them.
 
     `sample`: None looks at all files; a number at that many, evenly spread, unless the split is small enough to be checked whole in seconds.
     Threads do the work: decoding, which is nearly all of it, runs outside Python's lock, and nothing has to be forked beside torch.
     """
     indices = _chosen(files, sample)
-    result = Verification(files.spec, files.split, total=len(files), counts=np.zeros(files.spec.num_classes, dtype=np.int64),
-                          images_with=np.zeros(files.spec.num_classes, dtype=np.int64))  # fmt: skip
+    result = Verification(
+        files.spec,
+        files.split,
+        total=len(files),
+        counts=np.zeros(files.spec.num_classes, dtype=np.int64),
+        images_with=np.zeros(files.spec.num_classes, dtype=np.int64),
+    )
     faults: dict[tuple[str, str], list[tuple[int, DataError]]] = {}
-    for index, outcome in zip(indices, _outcomes(files, indices, workers=workers, progress=progress), strict=True):
+    for index, outcome in zip(
+        indices, _outcomes(files, indices, workers=workers, progress=progress), strict=True
+    ):
         result.checked += 1
         if outcome.size is not None:
             result.sizes[outcome.size] = result.sizes.get(outcome.size, 0) + 1
@@ -110,11 +128,21 @@ def _is_small(files: Files) -> bool:
     return True
 
 
-def _outcomes(files: Files, indices: np.ndarray, *, workers: int, progress: bool) -> Iterator[_Outcome]:
+def _outcomes(
+    files: Files, indices: np.ndarray, *, workers: int, progress: bool
+) -> Iterator[_Outcome]:
     """Outcome of every index, in order."""
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool, tqdm(
-        total=len(indices), desc=f"check {files.split}", unit="image", disable=not progress, leave=False, dynamic_ncols=True
-    ) as bar:
+    with (
+        ThreadPoolExecutor(max_workers=max(1, workers)) as pool,
+        tqdm(
+            total=len(indices),
+            desc=f"check {files.split}",
+            unit="image",
+            disable=not progress,
+            leave=False,
+            dynamic_ncols=True,
+        ) as bar,
+    ):
         for outcome in pool.map(lambda index: _look_at(files, int(index)), indices):
             bar.update()
             yield outcome
@@ -152,7 +180,15 @@ def count_pixels(files: Files, *, workers: int = 4, progress: bool = False) -> n
     counts = np.zeros(files.spec.num_classes, dtype=np.int64)
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         labels = pool.map(lambda index: histogram(files.read_label(index)), range(len(files)))
-        for own in tqdm(labels, total=len(files), desc=f"count {files.split}", unit="label", disable=not progress, leave=False, dynamic_ncols=True):
+        for own in tqdm(
+            labels,
+            total=len(files),
+            desc=f"count {files.split}",
+            unit="label",
+            disable=not progress,
+            leave=False,
+            dynamic_ncols=True,
+        ):
             counts += own[: files.spec.num_classes]
     return counts
 
@@ -162,7 +198,13 @@ def histogram(label: np.ndarray) -> np.ndarray:
     counts = np.zeros(256, dtype=np.int64)
     rows = max(1, 2**24 // max(1, label.shape[1]))
     for top in range(0, label.shape[0], rows):
-        counts += cv2.calcHist([np.ascontiguousarray(label[top : top + rows])], [0], None, [256], [0, 256]).reshape(-1).astype(np.int64)
+        counts += (
+            cv2.calcHist(
+                [np.ascontiguousarray(label[top : top + rows])], [0], None, [256], [0, 256]
+            )
+            .reshape(-1)
+            .astype(np.int64)
+        )
     return counts
 
 
@@ -179,10 +221,17 @@ def _judge_whole(files: Files, result: Verification) -> None:
     """What no single file shows: binary masks whose 255 would be taken for ignore, absent classes, labels that are mostly ignored."""
     spec = files.spec
     if files.labels is None:
-        result.notes.append(f"split '{files.split}' has no labels: it can be predicted, but neither trained on nor scored")
+        result.notes.append(
+            f"split '{files.split}' has no labels: it can be predicted, but neither trained on nor scored"
+        )
         return
     pixels = int(result.counts.sum())
-    binary = spec.num_classes > 1 and 255 in spec.ignored_raw_ids and 0 in spec.classes[0].raw_ids and files.label_ids == "raw"
+    binary = (
+        spec.num_classes > 1
+        and 255 in spec.ignored_raw_ids
+        and 0 in spec.classes[0].raw_ids
+        and files.label_ids == "raw"
+    )
     if binary and result.ignored and pixels and result.counts[0] == pixels:
         result.problems.append(
             f"{files.label_path(0)}: all {result.checked} labels looked at hold only 0 and 255, and 255 means ignore here: binary masks? "
@@ -190,17 +239,30 @@ def _judge_whole(files: Files, result: Verification) -> None:
         )
     elif result.checked and not pixels and not result.problems:
         all_of = f"all pixels of the {result.checked} labels looked at"
-        result.problems.append(f"{files.label_path(0)}: {all_of} are ignored, so there is nothing to learn or to score; check the class list's ids")
+        result.problems.append(
+            f"{files.label_path(0)}: {all_of} are ignored, so there is nothing to learn or to score; check the class list's ids"
+        )
     elif result.ignored > pixels:
-        result.notes.append(f"{100 * result.ignored / (pixels + result.ignored):.0f} % of the label pixels looked at are ignored")
+        result.notes.append(
+            f"{100 * result.ignored / (pixels + result.ignored):.0f} % of the label pixels looked at are ignored"
+        )
     if result.absent and pixels:
-        where = "" if result.checked == result.total else f" among the {result.checked} labels looked at"
-        result.notes.append(f"{len(result.absent)} of {spec.num_classes} classes do not occur{where}: {', '.join(result.absent)}")
+        where = (
+            ""
+            if result.checked == result.total
+            else f" among the {result.checked} labels looked at"
+        )
+        result.notes.append(
+            f"{len(result.absent)} of {spec.num_classes} classes do not occur{where}: {', '.join(result.absent)}"
+        )
 
 
 def find_duplicates(first: Files, second: Files, *, workers: int = 4) -> list[tuple[Path, Path]]:
     """Pairs of images with equal bytes in two splits: what is trained on must not be scored on. Only files of equal length are read."""
-    lengths = [{path: _length(path) for path in map(files.image_path, range(len(files)))} for files in (first, second)]
+    lengths = [
+        {path: _length(path) for path in map(files.image_path, range(len(files)))}
+        for files in (first, second)
+    ]
     shared = set(lengths[0].values()) & set(lengths[1].values()) - {None}
     candidates = [[path for path, length in side.items() if length in shared] for side in lengths]
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:

@@ -30,7 +30,10 @@ def count_frames(path: str | Path) -> int:
         count += 1
     capture.release()
     if not count:
-        raise DataError(f"{path}: no frame of this video can be decoded; convert it, e.g. ffmpeg -i IN -c:v libx264 OUT.mp4", kind="unreadable")
+        raise DataError(
+            f"{path}: no frame of this video can be decoded; convert it, e.g. ffmpeg -i IN -c:v libx264 OUT.mp4",
+            kind="unreadable",
+        )
     return count
 
 
@@ -41,7 +44,10 @@ def read_frame(path: str | Path, number: int, *, max_pixels: int) -> np.ndarray:
     DataError: a frame that cannot be decoded, or has more than `max_pixels`.
     """
     with _LOCK:
-        key = (os.getpid(), os.fspath(path))  # a forked loader process must not share its parent's position
+        key = (
+            os.getpid(),
+            os.fspath(path),
+        )  # a forked loader process must not share its parent's position
         reader = _READERS.get(key)
         if reader is None or not reader.can_reach(number):
             reader = _READERS[key] = _Reader(path)
@@ -51,7 +57,10 @@ def read_frame(path: str | Path, number: int, *, max_pixels: int) -> np.ndarray:
         frame = reader.read(number)
     if frame.shape[0] * frame.shape[1] > max_pixels:
         size = f"{frame.shape[0]} x {frame.shape[1]} pixels (height x width)"
-        raise DataError(f"{path}: frames have {size}, more than the limit of {max_pixels} (data.max_pixels)", kind="too large")
+        raise DataError(
+            f"{path}: frames have {size}, more than the limit of {max_pixels} (data.max_pixels)",
+            kind="too large",
+        )
     return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
@@ -78,11 +87,17 @@ class _Reader:
         """The frame as BGR; it must be reachable."""
         while self.next <= number:
             if not self.capture.grab():
-                raise DataError(f"{self.path}: frame {self.next} cannot be decoded; the video is damaged or was changed", kind="unreadable")
+                raise DataError(
+                    f"{self.path}: frame {self.next} cannot be decoded; the video is damaged or was changed",
+                    kind="unreadable",
+                )
             if self.next > number - KEPT_FRAMES:
                 done, frame = self.capture.retrieve()
                 if not done:
-                    raise DataError(f"{self.path}: frame {self.next} cannot be decoded; the video is damaged", kind="unreadable")
+                    raise DataError(
+                        f"{self.path}: frame {self.next} cannot be decoded; the video is damaged",
+                        kind="unreadable",
+                    )
                 self.kept[self.next] = frame
             self.next += 1
         while len(self.kept) > KEPT_FRAMES:
@@ -93,7 +108,10 @@ class _Reader:
 def _opened(path: str | Path) -> cv2.VideoCapture:
     capture = cv2.VideoCapture(os.fspath(path))
     if not capture.isOpened():
-        raise DataError(f"{path}: opencv cannot open this video; convert it, e.g. ffmpeg -i IN -c:v libx264 OUT.mp4", kind="unreadable")
+        raise DataError(
+            f"{path}: opencv cannot open this video; convert it, e.g. ffmpeg -i IN -c:v libx264 OUT.mp4",
+            kind="unreadable",
+        )
     return capture
 
 

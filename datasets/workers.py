@@ -75,7 +75,9 @@ def start_loader(reader: BatchReader, steps: Any, processes: Processes) -> DataL
         batch_sampler=steps,
         num_workers=processes.workers,
         collate_fn=_as_it_is,
-        pin_memory=torch.cuda.is_available() if processes.pin_memory is None else processes.pin_memory,
+        pin_memory=torch.cuda.is_available()
+        if processes.pin_memory is None
+        else processes.pin_memory,
         persistent_workers=processes.persistent and many,
         prefetch_factor=processes.prefetch if many else None,
         worker_init_fn=partial(_begin_worker, main=os.getpid()) if many else None,
@@ -116,7 +118,9 @@ def explain_lost_worker(error: BaseException) -> str | None:
     torch notices by a signal and raises RuntimeError wherever the main process happens to be, in the middle of a step too; or the connection breaks
     while a batch is being received.
     """
-    if not isinstance(error, (ConnectionError, EOFError)) and "DataLoader worker (pid" not in str(error):
+    if not isinstance(error, (ConnectionError, EOFError)) and "DataLoader worker (pid" not in str(
+        error
+    ):
         return None
     return (
         "a data loader worker was lost, killed from outside or for want of memory (in containers often of /dev/shm); lower data.workers or "

@@ -1,4 +1,5 @@
 """Losses: pure functions of (logits, label), and the criterion that joins them into named terms."""
+
 from __future__ import annotations
 
 from .binary import binary_cross_entropy

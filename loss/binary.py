@@ -15,7 +15,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from .pixels import check_shapes, class_index, computing_dtype, mean_over_pixels, row_blocks, valid_mask, without_autocast
+from .pixels import (
+    check_shapes,
+    class_index,
+    computing_dtype,
+    mean_over_pixels,
+    row_blocks,
+    valid_mask,
+    without_autocast,
+)
 from .sources import Layout, Maps, Reader, layout_of
 
 
@@ -38,7 +46,9 @@ def binary_cross_entropy(
     return mean_over_pixels(total, valid, valid_pixels=valid_pixels, parts=parts, added=1)
 
 
-def binary_terms(logits: Maps, label: Tensor, valid: Tensor, *, pool_size: int) -> tuple[Tensor, Tensor]:
+def binary_terms(
+    logits: Maps, label: Tensor, valid: Tensor, *, pool_size: int
+) -> tuple[Tensor, Tensor]:
     """The summed binary cross-entropy, and the errors (sigmoid(logits) - onehot) * valid after average pooling.
 
     The pooling has size and stride `pool_size` and padding `pool_size // 2` whose zeros count in the average; with
@@ -47,7 +57,9 @@ def binary_terms(logits: Maps, label: Tensor, valid: Tensor, *, pool_size: int) 
     """
     layout, tensors = layout_of(logits)
     with without_autocast(logits.device):
-        return _BinaryTerms.apply(layout, computing_dtype(logits), label, valid, pool_size, *tensors)
+        return _BinaryTerms.apply(
+            layout, computing_dtype(logits), label, valid, pool_size, *tensors
+        )
 
 
 def pooled_size(size: int, pool_size: int) -> int:
@@ -58,7 +70,13 @@ def pooled_size(size: int, pool_size: int) -> int:
 class _BinaryTerms(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, layout: Layout, dtype: torch.dtype, label: Tensor, valid: Tensor, pool_size: int, *tensors: Tensor
+        ctx: Any,
+        layout: Layout,
+        dtype: torch.dtype,
+        label: Tensor,
+        valid: Tensor,
+        pool_size: int,
+        *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         images, classes, height, width = layout.shape
         columns = pooled_size(width, pool_size) if pool_size else 0
@@ -110,14 +128,30 @@ class _Block:
     """
 
     def __init__(
-        self, logits: Tensor, label: Tensor, valid: Tensor, scratch: _Scratch, *, images: slice, rows: slice, height: int, pool_size: int
+        self,
+        logits: Tensor,
+        label: Tensor,
+        valid: Tensor,
+        scratch: _Scratch,
+        *,
+        images: slice,
+        rows: slice,
+        height: int,
+        pool_size: int,
     ) -> None:
         """logits [n, C, rows, W], label and valid [n, rows, W] of this block; `height` is that of the whole image."""
-        self.images, self.rows, self.pool_size, self.scratch = images, rows, max(pool_size, 1), scratch
+        self.images, self.rows, self.pool_size, self.scratch = (
+            images,
+            rows,
+            max(pool_size, 1),
+            scratch,
+        )
         above = self.pool_size // 2 if rows.start == 0 else 0
         first_window = (rows.start + self.pool_size // 2) // self.pool_size
         windows = -(-(above + rows.stop - rows.start) // self.pool_size)
-        self.pooled_rows = slice(first_window, min(first_window + windows, pooled_size(height, self.pool_size)))
+        self.pooled_rows = slice(
+            first_window, min(first_window + windows, pooled_size(height, self.pool_size))
+        )
 
         self.logits = logits
         if logits.dtype != scratch.dtype or logits.stride()[2:] != (logits.shape[3], 1):
@@ -153,9 +187,13 @@ class _Block:
         error = torch.abs(self.error.view(-1), out=work[:size])
         torch.sub(error.new_ones(()), error, out=other[:size])
         torch.minimum(error, other[:size], out=error)
-        for _ in range(3):  # 1 - (1 - a)(1 - b) = a + b - ab; the product of eight factors is at least 2^-8
+        for _ in range(
+            3
+        ):  # 1 - (1 - a)(1 - b) = a + b - ab; the product of eight factors is at least 2^-8
             first, second = work.view(2, -1)
-            product = torch.add(first, second, out=other[: first.numel()]).addcmul_(first, second, value=-1)
+            product = torch.add(first, second, out=other[: first.numel()]).addcmul_(
+                first, second, value=-1
+            )
             work, other = product, work
         products = work.double().neg_().add_(1).view(32, -1).prod(0)
         return linear - products.log_().sum()
@@ -170,7 +208,9 @@ class _Block:
         padded[..., inside.stop :] = 0
         torch.sum(windows[..., : inside.stop - inside.start], dim=3, out=padded[..., inside])
         pooled = torch.mv(padded.view(-1, size), padded.new_full((size,), size**-2))
-        return pooled.view(number, classes, rows // size, width)[:, :, : self.pooled_rows.stop - self.pooled_rows.start]
+        return pooled.view(number, classes, rows // size, width)[
+            :, :, : self.pooled_rows.stop - self.pooled_rows.start
+        ]
 
     def gradient(self, grad: Tensor, grad_pooled: Tensor, target: Tensor | None) -> Tensor:
         """grad * error + sigmoid' * (gradient of the pixel's pooling window), in `target` if that has the right dtype.
@@ -193,7 +233,9 @@ class _Block:
         """The gradient of the pooled rows [n, C, rows, w] over the columns of their windows, [n, C, windows, W]."""
         number, classes, rows, columns = self.error.shape
         size = self.pool_size
-        spread = (grad_pooled * size**-2).repeat_interleave(size, dim=-1)[..., size // 2 : size // 2 + columns]
+        spread = (grad_pooled * size**-2).repeat_interleave(size, dim=-1)[
+            ..., size // 2 : size // 2 + columns
+        ]
         missing = (0, columns - spread.shape[-1], 0, rows // size - spread.shape[2])
         return functional.pad(spread, missing) if any(missing) else spread
 
@@ -206,6 +248,12 @@ def _blocks(
         layout.shape, label.device, window=window, padding=padding, rendered=layout.rendered
     ):
         yield _Block(
-            reader.read(images, rows), label[images, rows], valid[images, rows], scratch,
-            images=images, rows=rows, height=layout.shape[2], pool_size=pool_size,
-        )  # fmt: skip
+            reader.read(images, rows),
+            label[images, rows],
+            valid[images, rows],
+            scratch,
+            images=images,
+            rows=rows,
+            height=layout.shape[2],
+            pool_size=pool_size,
+        )

@@ -1,4 +1,5 @@
 """Boundary label relaxation (Zhu et al., Improving Semantic Segmentation via Video Propagation, CVPR 2019, eq. 3)."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,7 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .pixels import LossError, check_shapes, computing_dtype, mean_over_pixels, valid_mask, without_autocast
+from .pixels import (
+    LossError,
+    check_shapes,
+    computing_dtype,
+    mean_over_pixels,
+    valid_mask,
+    without_autocast,
+)
 from .sources import Maps, whole
 
 
@@ -32,7 +40,9 @@ def relaxed_boundary_loss(
         raise LossError(f"window must be an odd number of pixels, not {window}.")
     num_classes = logits.shape[1]
     valid = valid_mask(label, num_classes=num_classes, ignore_label=ignore_label)
-    candidates, counted = _distinct_neighbours(torch.where(valid, label.long(), num_classes), num_classes, window)
+    candidates, counted = _distinct_neighbours(
+        torch.where(valid, label.long(), num_classes), num_classes, window
+    )
     for strict in strict_classes:
         counted[:, 1:] &= (label != strict)[:, None]
     with without_autocast(logits.device):
@@ -57,7 +67,9 @@ def _distinct_neighbours(label: Tensor, num_classes: int, window: int) -> tuple[
         ((dy, dx) for dy in range(window) for dx in range(window)),
         key=lambda offset: offset != (reach, reach),
     )
-    neighbours = torch.stack([padded[:, dy : dy + height, dx : dx + width] for dy, dx in offsets], dim=1)
+    neighbours = torch.stack(
+        [padded[:, dy : dy + height, dx : dx + width] for dy, dx in offsets], dim=1
+    )
     counted = neighbours < num_classes
     for place in range(1, len(offsets)):
         counted[:, place] &= (neighbours[:, :place] != neighbours[:, place : place + 1]).all(1)

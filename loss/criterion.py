@@ -1,4 +1,5 @@
 """The criterion: main + aux_weight * auxiliary + scale_weight * (each scale), as named terms whose sum is the loss."""
+
 from __future__ import annotations
 
 import inspect
@@ -72,7 +73,12 @@ class Criterion(nn.Module):
         return self.scale_weight > 0
 
     def forward(
-        self, prediction: PredictionLike, label: Tensor, *, valid_pixels: Tensor | int | None = None, parts: int = 1
+        self,
+        prediction: PredictionLike,
+        label: Tensor,
+        *,
+        valid_pixels: Tensor | int | None = None,
+        parts: int = 1,
     ) -> dict[str, Tensor]:
         """The weighted terms by name: those of `main`, "aux" where the prediction has one, "scale_0.5" and so on.
 
@@ -85,13 +91,22 @@ class Criterion(nn.Module):
             terms["aux"] = self.aux_weight * self._sum("aux", prediction.aux, label, counts)
         if self.needs_scales:
             if not prediction.scales:
-                raise LossError("scale_weight is set, but the prediction has no scales; call model(..., keep_scales=True).")
+                raise LossError(
+                    "scale_weight is set, but the prediction has no scales; call model(..., keep_scales=True)."
+                )
             for scale, own in sorted(prediction.scales.items()):
-                terms[f"scale_{scale}"] = self.scale_weight * self._sum("scale", own.logits, label, counts)
+                terms[f"scale_{scale}"] = self.scale_weight * self._sum(
+                    "scale", own.logits, label, counts
+                )
         return terms
 
     def main(
-        self, logits: Maps, label: Tensor, *, valid_pixels: Tensor | int | None = None, parts: int = 1
+        self,
+        logits: Maps,
+        label: Tensor,
+        *,
+        valid_pixels: Tensor | int | None = None,
+        parts: int = 1,
     ) -> dict[str, Tensor]:
         """The terms of the main loss alone, as validation reports them."""
         return self._terms("main", logits, label, {"valid_pixels": valid_pixels, "parts": parts})
@@ -111,7 +126,9 @@ class Criterion(nn.Module):
     def _sum(self, role: str, logits: Maps, label: Tensor, counts: dict[str, Any]) -> Tensor:
         return torch.stack(list(self._terms(role, logits, label, counts).values())).sum()
 
-    def _terms(self, role: str, logits: Maps, label: Tensor, counts: dict[str, Any]) -> dict[str, Tensor]:
+    def _terms(
+        self, role: str, logits: Maps, label: Tensor, counts: dict[str, Any]
+    ) -> dict[str, Tensor]:
         name = self.names[role]
         logits = at_size(logits, label.shape[1:], align_corners=self.align_corners)
         options = dict(self.options[name], ignore_label=self.ignore_label, **counts)
@@ -164,9 +181,16 @@ def build_criterion(
     if weights is not None and weights.shape != (num_classes,):
         raise LossError(f"class_weights must hold {num_classes} values, not {weights.numel()}.")
     return Criterion(
-        main=main, aux=aux, aux_weight=aux_weight, scale_weight=scale_weight, scale_loss=scale_loss, options=options,
-        ignore_label=ignore_label, align_corners=align_corners, class_weights=weights,
-    )  # fmt: skip
+        main=main,
+        aux=aux,
+        aux_weight=aux_weight,
+        scale_weight=scale_weight,
+        scale_loss=scale_loss,
+        options=options,
+        ignore_label=ignore_label,
+        align_corners=align_corners,
+        class_weights=weights,
+    )
 
 
 def _check_keywords(name: str, keywords: Mapping[str, Any]) -> None:
@@ -175,7 +199,12 @@ def _check_keywords(name: str, keywords: Mapping[str, Any]) -> None:
     if name == "rmi":
         parameters.update(inspect.signature(rmi_loss).parameters)
         del parameters["constants"]
-    known = sorted(set(parameters) - {"logits", "label", "valid_pixels", "parts", "ignore_label", "num_classes"})
+    known = sorted(
+        set(parameters)
+        - {"logits", "label", "valid_pixels", "parts", "ignore_label", "num_classes"}
+    )
     for word in keywords:
         if word not in known:
-            raise LossError(f"{word!r} is no option of the loss {name!r}; it has {', '.join(known) or 'none'}.")
+            raise LossError(
+                f"{word!r} is no option of the loss {name!r}; it has {', '.join(known) or 'none'}."
+            )

@@ -3,6 +3,7 @@
 All losses are pure functions of (logits, label). Each is a sum over valid pixels divided by their number in the whole
 batch (see `pixels.mean_over_pixels`); weights are scaled to a mean of one, so that this stays the right denominator.
 """
+
 from __future__ import annotations
 
 import math
@@ -12,7 +13,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .pixels import LossError, check_shapes, class_index, computing_dtype, mean_over_pixels, row_blocks, valid_mask, without_autocast
+from .pixels import (
+    LossError,
+    check_shapes,
+    class_index,
+    computing_dtype,
+    mean_over_pixels,
+    row_blocks,
+    valid_mask,
+    without_autocast,
+)
 from .sources import Layout, Maps, layout_of
 
 Weighting = Literal["linear", "inverse"]
@@ -38,7 +48,9 @@ def cross_entropy(
     pixel_loss, valid = pixel_cross_entropy(logits, label, ignore_label=ignore_label)
     if class_weights is not None:
         if class_weights.shape != (logits.shape[1],):
-            raise LossError(f"class_weights must hold {logits.shape[1]} values, not {list(class_weights.shape)}.")
+            raise LossError(
+                f"class_weights must hold {logits.shape[1]} values, not {list(class_weights.shape)}."
+            )
         weights = class_weights.to(pixel_loss).expand(len(label), -1)
         pixel_loss = pixel_loss * _weight_of_pixels(weights, label, valid)
     if image_weights is not None:
@@ -66,7 +78,9 @@ def bootstrapped_cross_entropy(
         raise LossError(f"fraction must lie in (0, 1], not {fraction}.")
     pixel_loss, valid = pixel_cross_entropy(logits, label, ignore_label=ignore_label)
     chosen = pixel_loss.detach() >= _hardest(pixel_loss, valid, fraction=fraction)
-    return _mean_of_chosen(pixel_loss, chosen & valid, valid, valid_pixels=valid_pixels, parts=parts)
+    return _mean_of_chosen(
+        pixel_loss, chosen & valid, valid, valid_pixels=valid_pixels, parts=parts
+    )
 
 
 def ohem_cross_entropy(
@@ -85,14 +99,20 @@ def ohem_cross_entropy(
     `bootstrapped_cross_entropy`.
     """
     if not 0 < threshold <= 1 or not 0 < min_kept <= 1:
-        raise LossError(f"threshold and min_kept must lie in (0, 1], not {threshold} and {min_kept}.")
+        raise LossError(
+            f"threshold and min_kept must lie in (0, 1], not {threshold} and {min_kept}."
+        )
     pixel_loss, valid = pixel_cross_entropy(logits, label, ignore_label=ignore_label)
     hard = pixel_loss.detach() > -math.log(threshold)
     chosen = hard | (pixel_loss.detach() >= _hardest(pixel_loss, valid, fraction=min_kept))
-    return _mean_of_chosen(pixel_loss, chosen & valid, valid, valid_pixels=valid_pixels, parts=parts)
+    return _mean_of_chosen(
+        pixel_loss, chosen & valid, valid, valid_pixels=valid_pixels, parts=parts
+    )
 
 
-def class_weights_from_counts(counts: Tensor, *, weighting: Weighting = "linear", strength: float = 1.0) -> Tensor:
+def class_weights_from_counts(
+    counts: Tensor, *, weighting: Weighting = "linear", strength: float = 1.0
+) -> Tensor:
     """Weights of classes from how many pixels carry each label; rarer classes weigh more.
 
     counts: [..., C]. With f the share of a class: "linear" is 1 + strength (1 - f), "inverse" 1 + strength / f
@@ -101,13 +121,17 @@ def class_weights_from_counts(counts: Tensor, *, weighting: Weighting = "linear"
     """
     counts = counts.double()
     share = counts / counts.sum(-1, keepdim=True).clamp(min=1)
-    extra = 1 - share if weighting == "linear" else 1 / share.clamp(min=torch.finfo(share.dtype).tiny)
+    extra = (
+        1 - share if weighting == "linear" else 1 / share.clamp(min=torch.finfo(share.dtype).tiny)
+    )
     weights = 1 + torch.where(counts > 0, strength * extra, 0.0)
     mean = (share * weights).sum(-1, keepdim=True)
     return weights / torch.where(mean > 0, mean, 1.0)
 
 
-def pixel_cross_entropy(logits: Maps, label: Tensor, *, ignore_label: int = 255) -> tuple[Tensor, Tensor]:
+def pixel_cross_entropy(
+    logits: Maps, label: Tensor, *, ignore_label: int = 255
+) -> tuple[Tensor, Tensor]:
     """-log softmax(logits)[label] of every pixel [N, H, W], zero where ignored, and the mask of the valid pixels.
 
     Keeps nothing for the backward pass but its arguments, makes no class map besides the gradient, and runs outside
@@ -117,13 +141,17 @@ def pixel_cross_entropy(logits: Maps, label: Tensor, *, ignore_label: int = 255)
     valid = valid_mask(label, num_classes=logits.shape[1], ignore_label=ignore_label)
     layout, tensors = layout_of(logits)
     with without_autocast(logits.device):
-        pixel_loss = _PixelCrossEntropy.apply(layout, computing_dtype(logits), label, valid, *tensors)
+        pixel_loss = _PixelCrossEntropy.apply(
+            layout, computing_dtype(logits), label, valid, *tensors
+        )
     return pixel_loss, valid
 
 
 class _PixelCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, layout: Layout, dtype: torch.dtype, label: Tensor, valid: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, layout: Layout, dtype: torch.dtype, label: Tensor, valid: Tensor, *tensors: Tensor
+    ) -> Tensor:
         reader = layout.reader(tensors)
         result = label.new_empty(label.shape, dtype=dtype)
         for images, rows in row_blocks(layout.shape, label.device, rendered=layout.rendered):
@@ -140,10 +168,14 @@ class _PixelCrossEntropy(torch.autograd.Function):
         label, valid, *tensors = ctx.saved_tensors
         with without_autocast(grad.device):
             gradient = ctx.layout.gradient(tensors)
-            for images, rows in row_blocks(ctx.layout.shape, label.device, rendered=ctx.layout.rendered):
+            for images, rows in row_blocks(
+                ctx.layout.shape, label.device, rendered=ctx.layout.rendered
+            ):
                 mask = valid[images, rows]
                 weight = torch.where(mask, grad[images, rows], 0.0)[:, None]
-                block = torch.softmax(gradient.read(images, rows), dim=1, dtype=ctx.dtype).mul_(weight)
+                block = torch.softmax(gradient.read(images, rows), dim=1, dtype=ctx.dtype).mul_(
+                    weight
+                )
                 block.scatter_add_(1, class_index(label[images, rows], mask)[:, None], -weight)
                 gradient.put(images, rows, block)
             return None, None, None, None, *gradient.result()
@@ -163,13 +195,23 @@ def _count_labels(label: Tensor, valid: Tensor, *, num_classes: int) -> Tensor:
 
 def _hardest(pixel_loss: Tensor, valid: Tensor, *, fraction: float) -> Tensor:
     """The loss of the last of each image's hardest `fraction` of valid pixels, [N, 1, 1]; at least one pixel."""
-    ordered = torch.where(valid, pixel_loss.detach(), -torch.inf).flatten(1).sort(dim=1, descending=True).values
+    ordered = (
+        torch.where(valid, pixel_loss.detach(), -torch.inf)
+        .flatten(1)
+        .sort(dim=1, descending=True)
+        .values
+    )
     count = (valid.flatten(1).sum(1, keepdim=True) * fraction).ceil().long().clamp(min=1)
     return ordered.gather(1, count - 1)[:, :, None]
 
 
 def _mean_of_chosen(
-    pixel_loss: Tensor, chosen: Tensor, valid: Tensor, *, valid_pixels: Tensor | int | None, parts: int
+    pixel_loss: Tensor,
+    chosen: Tensor,
+    valid: Tensor,
+    *,
+    valid_pixels: Tensor | int | None,
+    parts: int,
 ) -> Tensor:
     """Each image's mean over its chosen pixels, weighted by the image's number of valid pixels."""
     sums = torch.where(chosen, pixel_loss, 0.0).flatten(1).sum(1)

@@ -1,4 +1,5 @@
 """What the per-pixel losses share: which pixels count, how a sum becomes a mean, and blocks of rows."""
+
 from __future__ import annotations
 
 import math
@@ -29,7 +30,9 @@ def valid_mask(label: Tensor, *, num_classes: int, ignore_label: int = 255) -> T
     Every other value counts as ignored, as in the authors' definition (their mask is label < C).
     """
     valid = torch.ones_like(label, dtype=torch.bool)
-    limit = 256 if label.dtype == torch.uint8 else math.inf  # torch compares uint8 with a number modulo 256
+    limit = (
+        256 if label.dtype == torch.uint8 else math.inf
+    )  # torch compares uint8 with a number modulo 256
     if num_classes < limit:
         valid &= label < num_classes
     if label.dtype != torch.uint8:
@@ -45,7 +48,12 @@ def class_index(label: Tensor, valid: Tensor) -> Tensor:
 
 
 def mean_over_pixels(
-    total: Tensor, valid: Tensor, *, valid_pixels: Tensor | int | None = None, parts: int = 1, added: int = 0
+    total: Tensor,
+    valid: Tensor,
+    *,
+    valid_pixels: Tensor | int | None = None,
+    parts: int = 1,
+    added: int = 0,
 ) -> Tensor:
     """`parts * total / (valid pixels + added)`, where `total` is the sum over the valid pixels of this part of a batch.
 
@@ -64,10 +72,14 @@ def mean_over_pixels(
 def check_shapes(logits: Maps, label: Tensor) -> None:
     """Raise LossError unless `logits` is floating [N, C, H, W] and `label` integer [N, H, W]."""
     if len(logits.shape) != 4 or not logits.dtype.is_floating_point:
-        raise LossError(f"logits must be floating point [N, C, H, W], not {logits.dtype} {list(logits.shape)}.")
+        raise LossError(
+            f"logits must be floating point [N, C, H, W], not {logits.dtype} {list(logits.shape)}."
+        )
     expected = [logits.shape[0], *logits.shape[2:]]
     if list(label.shape) != expected or label.is_floating_point():
-        raise LossError(f"label must be integer {expected} to match the logits, not {label.dtype} {list(label.shape)}.")
+        raise LossError(
+            f"label must be integer {expected} to match the logits, not {label.dtype} {list(label.shape)}."
+        )
 
 
 def computing_dtype(logits: Maps) -> torch.dtype:
@@ -88,7 +100,12 @@ def block_elements(device: torch.device) -> int:
 
 
 def row_blocks(
-    shape: Sequence[int], device: torch.device, *, window: int = 1, padding: int = 0, rendered: bool = False
+    shape: Sequence[int],
+    device: torch.device,
+    *,
+    window: int = 1,
+    padding: int = 0,
+    rendered: bool = False,
 ) -> Iterator[tuple[slice, slice]]:
     """Cut logits of `shape` [N, C, H, W] into blocks, as (slice of images, slice of rows): whole images if small.
 
@@ -98,7 +115,9 @@ def row_blocks(
     images, classes, height, width = shape
     elements = block_elements(device) * (RENDERED_BLOCK if rendered else 1)
     images_per_block = images if rendered else max(elements // max(classes * height * width, 1), 1)
-    rows_per_block = max(elements // max(images_per_block * classes * width, 1), RENDERED_ROWS if rendered else 1)
+    rows_per_block = max(
+        elements // max(images_per_block * classes * width, 1), RENDERED_ROWS if rendered else 1
+    )
     rows_per_block = -(-min(rows_per_block, height + padding) // window) * window
     for first_image in range(0, images, max(images_per_block, 1)):
         chosen = slice(first_image, min(first_image + images_per_block, images))

@@ -5,6 +5,7 @@ distributions; the loss is a lower bound of their mutual information, from the c
 The covariances are sums over ~1e4 to 1e5 points of which all but a part of order `covariance_epsilon` (5e-4) may cancel,
 beyond the 24 bits of fp32: products and sums are fp64. Blocks of maps are widened on the way, never whole maps.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -18,7 +19,13 @@ from .pixels import block_elements, without_autocast
 
 
 def region_information(
-    error: Tensor, label: Tensor, offset: Tensor, *, radius: int, covariance_epsilon: float, log_epsilon: float
+    error: Tensor,
+    label: Tensor,
+    offset: Tensor,
+    *,
+    radius: int,
+    covariance_epsilon: float,
+    log_epsilon: float,
 ) -> Tensor:
     """The bound 0.5 logdet(S_y - S_yp (S_p + epsilon)^-1 S_py + epsilon) of each image and class, fp64 [N, C].
 
@@ -27,7 +34,9 @@ def region_information(
     than one window have no points, hence zero covariances. Outside autocast; without a host synchronisation on a GPU.
     """
     with without_autocast(error.device):
-        return _RegionInformation.apply(error, label, offset, radius, covariance_epsilon, log_epsilon)
+        return _RegionInformation.apply(
+            error, label, offset, radius, covariance_epsilon, log_epsilon
+        )
 
 
 class _RegionInformation(torch.autograd.Function):
@@ -35,13 +44,23 @@ class _RegionInformation(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, error: Tensor, label: Tensor, offset: Tensor, radius: int, covariance_epsilon: float, log_epsilon: float
+        ctx: Any,
+        error: Tensor,
+        label: Tensor,
+        offset: Tensor,
+        radius: int,
+        covariance_epsilon: float,
+        log_epsilon: float,
     ) -> Tensor:
         maps = _Maps(label, error, offset, radius)
         covariance, mean = maps.covariances()
         bound, slope = _bound_and_slope(covariance, covariance_epsilon, log_epsilon)
-        nothing, _ = _bound_and_slope(covariance.new_zeros(1, *covariance.shape[1:]), covariance_epsilon, log_epsilon)
-        result = nothing.expand(label.shape[0] * label.shape[1]).clone()  # what a class without a labelled pixel has
+        nothing, _ = _bound_and_slope(
+            covariance.new_zeros(1, *covariance.shape[1:]), covariance_epsilon, log_epsilon
+        )
+        result = nothing.expand(
+            label.shape[0] * label.shape[1]
+        ).clone()  # what a class without a labelled pixel has
         result[maps.pairs] = bound
         ctx.save_for_backward(error, label, offset, mean, slope)
         ctx.radius = radius
@@ -53,7 +72,9 @@ class _RegionInformation(torch.autograd.Function):
         error, label, offset, mean, slope = ctx.saved_tensors
         maps = _Maps(label, error, offset, ctx.radius)
         weights = slope[:, ctx.radius**2 :] * grad.flatten()[maps.pairs, None, None]
-        with without_autocast(grad.device):  # on in the backward pass if the caller runs that under it
+        with without_autocast(
+            grad.device
+        ):  # on in the backward pass if the caller runs that under it
             return maps.error_gradient(weights, mean), None, None, None, None, None
 
 
@@ -69,7 +90,9 @@ class _Maps:
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """(places in `pairs`, the flat indices there), so that the windows of a block are as large as one of class maps."""
-        size = max(block_elements(self.label.device) // (2 * self.radius * self.height * self.width), 1)
+        size = max(
+            block_elements(self.label.device) // (2 * self.radius * self.height * self.width), 1
+        )
         for first in range(0, len(self.pairs), size):
             yield slice(first, first + size), self.pairs[first : first + size]
 
@@ -85,7 +108,9 @@ class _Maps:
             return moments.view(-1, size, size), sums.view(-1, size)
         for place, chosen in self.blocks():
             label = self.label[chosen].double()
-            products, row_sums = _row_products(torch.stack((label, label + self.error[chosen] + self.offset), dim=1), radius)
+            products, row_sums = _row_products(
+                torch.stack((label, label + self.error[chosen] + self.offset), dim=1), radius
+            )
             for upper in range(radius):
                 sums[place, :, upper] = row_sums[:, upper : upper + self.rows].sum(1)
                 for lower in range(upper, radius):
@@ -108,18 +133,24 @@ class _Maps:
         if self.rows < 1 or self.columns < 1:
             return result.view(self.shape)
         radius = self.radius
-        dtype = torch.float64 if self.error.is_cuda else self.error.dtype  # fp32 products might be TF32 there
+        dtype = (
+            torch.float64 if self.error.is_cuda else self.error.dtype
+        )  # fp32 products might be TF32 there
         constant = -(weights @ mean[:, :, None]).to(dtype)
         by_label, by_probability = weights.unflatten(2, (2, radius, radius)).unbind(2)
         weights = torch.stack((by_label + by_probability, by_probability), dim=2).to(dtype)
         for place, chosen in self.blocks():
-            maps = torch.stack((self.label[chosen], self.error[chosen] + self.offset.to(self.error.dtype)), dim=1).to(dtype)
+            maps = torch.stack(
+                (self.label[chosen], self.error[chosen] + self.offset.to(self.error.dtype)), dim=1
+            ).to(dtype)
             result[chosen] = self._owed(maps, weights[place], constant[place]).to(result.dtype)
         return result.view(self.shape)
 
     def _owed(self, maps: Tensor, weights: Tensor, constant: Tensor) -> Tensor:
         radius, rows, columns = self.radius, self.rows, self.columns
-        shifted = maps.unfold(3, columns, 1).permute(0, 1, 3, 2, 4).contiguous().flatten(3).flatten(1, 2)
+        shifted = (
+            maps.unfold(3, columns, 1).permute(0, 1, 3, 2, 4).contiguous().flatten(3).flatten(1, 2)
+        )
         owed = constant.expand(-1, -1, rows * columns)
         for row in range(radius):
             part = shifted[:, :, row * columns : (row + rows) * columns]
@@ -158,7 +189,9 @@ def _row_products(maps: Tensor, radius: int) -> tuple[list[Tensor], Tensor]:
     windows = maps.new_empty(number, groups, group, 2, radius, columns, dtype=torch.float64)
     whole = height // group
     shifted = maps.unfold(3, columns, 1)  # [b, 2, h, R, columns]
-    windows[:, :whole] = shifted[:, :, : whole * group].unflatten(2, (whole, group)).permute(0, 2, 3, 1, 4, 5)
+    windows[:, :whole] = (
+        shifted[:, :, : whole * group].unflatten(2, (whole, group)).permute(0, 2, 3, 1, 4, 5)
+    )
     if whole < groups:
         rest = height - whole * group
         windows[:, whole, :rest] = shifted[:, :, whole * group :].transpose(1, 2)
@@ -171,15 +204,22 @@ def _row_products(maps: Tensor, radius: int) -> tuple[list[Tensor], Tensor]:
     shape = (number, groups, group, 2, radius, group, 2, radius)
     both = torch.cat((within.view(shape), across.view(shape)), dim=5)
     products = [
-        torch.stack([both[:, :, row, :, :, row + distance] for row in range(group)], dim=2).flatten(1, 2)
+        torch.stack([both[:, :, row, :, :, row + distance] for row in range(group)], dim=2).flatten(
+            1, 2
+        )
         for distance in range(radius)
     ]
     return products, windows.sum(-1).flatten(1, 2)
 
 
-def _bound_and_slope(covariance: Tensor, covariance_epsilon: float, log_epsilon: float) -> tuple[Tensor, Tensor]:
+def _bound_and_slope(
+    covariance: Tensor, covariance_epsilon: float, log_epsilon: float
+) -> tuple[Tensor, Tensor]:
     """`_bound` [B] and its derivatives by the covariances, symmetrised and doubled: what both points of a pair are due."""
-    with torch.inference_mode(False), torch.enable_grad():  # validation calls this in inference mode
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):  # validation calls this in inference mode
         covariance = covariance.detach().clone().requires_grad_()
         bound = _bound(covariance, covariance_epsilon=covariance_epsilon, log_epsilon=log_epsilon)
         (slope,) = torch.autograd.grad(bound.sum(), covariance)
@@ -190,7 +230,11 @@ def _bound(covariance: Tensor, *, covariance_epsilon: float, log_epsilon: float)
     """0.5 logdet(S_y - S_yp (S_p + epsilon)^-1 S_py + epsilon) [B] of covariances [B, 2 R^2, 2 R^2], differentiable."""
     count = covariance.shape[-1] // 2
     identity = torch.eye(count, dtype=covariance.dtype, device=covariance.device)
-    label, mixed, probability = covariance[:, :count, :count], covariance[:, :count, count:], covariance[:, count:, count:]
+    label, mixed, probability = (
+        covariance[:, :count, :count],
+        covariance[:, :count, count:],
+        covariance[:, count:, count:],
+    )
     factor = _robust_cholesky(probability + covariance_epsilon * identity)
     explained = torch.linalg.solve_triangular(factor, mixed.mT, upper=False)
     remainder = label - explained.mT @ explained

@@ -3,6 +3,7 @@
 loss = weight * bce + (1 - weight) * rmi. The second term may be negative, and so may the loss: a class without error
 has rmi = 0.5 ln(5e-4) = -3.80.
 """
+
 from __future__ import annotations
 
 from typing import Literal, get_args
@@ -12,7 +13,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from .binary import binary_cross_entropy, binary_terms, pooled_size
-from .pixels import LossError, check_shapes, class_index, computing_dtype, mean_over_pixels, row_blocks, valid_mask, without_autocast
+from .pixels import (
+    LossError,
+    check_shapes,
+    class_index,
+    computing_dtype,
+    mean_over_pixels,
+    row_blocks,
+    valid_mask,
+    without_autocast,
+)
 from .region import region_information
 from .sources import Maps, whole
 
@@ -53,17 +63,35 @@ def rmi_loss(
         if pool == "avg":
             total, error = binary_terms(logits, label, valid, pool_size=pool_size)
             bce = mean_over_pixels(total, valid, valid_pixels=valid_pixels, parts=parts, added=1)
-            one_hot = _label_counts(label, valid, num_classes, pool_size).to(error.dtype) / pool_size**2
+            one_hot = (
+                _label_counts(label, valid, num_classes, pool_size).to(error.dtype) / pool_size**2
+            )
             covered = [_coverage(length, pool_size, label.device) for length in label.shape[1:]]
             offset = covered[0][:, None] * covered[1] * (probability_epsilon / pool_size**2)
         else:
-            bce = binary_cross_entropy(logits, label, ignore_label=ignore_label, valid_pixels=valid_pixels, parts=parts)
-            masked = whole(logits).to(computing_dtype(logits)).sigmoid() * valid[:, None] + probability_epsilon
-            one_hot = functional.one_hot(class_index(label, valid), num_classes).movedim(-1, 1) * valid[:, None]
+            bce = binary_cross_entropy(
+                logits, label, ignore_label=ignore_label, valid_pixels=valid_pixels, parts=parts
+            )
+            masked = (
+                whole(logits).to(computing_dtype(logits)).sigmoid() * valid[:, None]
+                + probability_epsilon
+            )
+            one_hot = (
+                functional.one_hot(class_index(label, valid), num_classes).movedim(-1, 1)
+                * valid[:, None]
+            )
             one_hot, probability = _pool(one_hot.to(masked.dtype), masked, pool, pool_size)
-            error, offset = probability - one_hot, one_hot.new_zeros(one_hot.shape[2:], dtype=torch.float64)
+            error, offset = (
+                probability - one_hot,
+                one_hot.new_zeros(one_hot.shape[2:], dtype=torch.float64),
+            )
         bound = region_information(
-            error, one_hot, offset, radius=radius, covariance_epsilon=covariance_epsilon, log_epsilon=log_epsilon
+            error,
+            one_hot,
+            offset,
+            radius=radius,
+            covariance_epsilon=covariance_epsilon,
+            log_epsilon=log_epsilon,
         )
         return {"bce": bce, "rmi": (bound.mean(0).sum() / radius**2).to(bce.dtype)}
 
@@ -88,7 +116,9 @@ def weighted_rmi_loss(
     return {"bce": weight * terms["bce"], "rmi": (1 - weight) * terms["rmi"]}
 
 
-def check_rmi(*, radius: int = 3, pool: str = "avg", pool_size: int = 4, lambda_way: int = 1, **_: object) -> None:
+def check_rmi(
+    *, radius: int = 3, pool: str = "avg", pool_size: int = 4, lambda_way: int = 1, **_: object
+) -> None:
     """Raise LossError for settings that RMI does not have."""
     if pool not in get_args(Pool):
         raise LossError(f"pool must be one of {', '.join(get_args(Pool))}, not {pool!r}.")
@@ -106,7 +136,9 @@ def _label_counts(label: Tensor, valid: Tensor, num_classes: int, pool_size: int
     column = (torch.arange(width, device=label.device) + pool_size // 2) // pool_size
     inside = (row < rows)[:, None] & (column < columns)
     place = row.clamp(max=rows - 1)[:, None] * columns + column.clamp(max=columns - 1)
-    counts = torch.zeros(images, num_classes * rows * columns, dtype=torch.int32, device=label.device)
+    counts = torch.zeros(
+        images, num_classes * rows * columns, dtype=torch.int32, device=label.device
+    )
     for block, lines in row_blocks((images, 1, height, width), label.device):
         counted = valid[block, lines] & inside[lines]
         index = class_index(label[block, lines], counted).mul_(rows * columns).add_(place[lines])

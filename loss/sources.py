@@ -191,7 +191,12 @@ class _End:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
-        self.shape, self.dtype, self.device, self.size = tensor.shape, tensor.dtype, tensor.device, tensor.shape[2:]
+        self.shape, self.dtype, self.device, self.size = (
+            tensor.shape,
+            tensor.dtype,
+            tensor.device,
+            tensor.shape[2:],
+        )
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.tensor[:, :, start:stop]
@@ -229,7 +234,9 @@ class UpsampledMaps:
 
     def whole(self) -> Tensor:
         source = self.source.whole().to(self.dtype)
-        return functional.interpolate(source, self.size, mode="bilinear", align_corners=self.align_corners)
+        return functional.interpolate(
+            source, self.size, mode="bilinear", align_corners=self.align_corners
+        )
 
     def rows(self, start: int, stop: int) -> Tensor:
         above, below, weight = self._neighbours(start, stop)
@@ -264,7 +271,11 @@ def _with_ends(maps: Any, replace: Callable[[Any], Any]) -> Any:
         if _is_maps(value):
             setattr(result, name, _with_ends(value, replace))
         elif isinstance(value, (tuple, list)) and any(_is_maps(part) for part in value):
-            setattr(result, name, [_with_ends(part, replace) if _is_maps(part) else part for part in value])
+            setattr(
+                result,
+                name,
+                [_with_ends(part, replace) if _is_maps(part) else part for part in value],
+            )
     return result
 
 

@@ -1,4 +1,5 @@
 """Image to prediction. Knows no configuration, no data set and no loss."""
+
 from __future__ import annotations
 
 from .build import MULTISCALE, build_model
@@ -11,6 +12,16 @@ from .trunks import TRUNKS
 from .weights import LoadReport, load_trunk_weights, load_weights
 
 __all__ = [
-    "DECODERS", "MULTISCALE", "TRUNKS", "LoadReport", "ModelError", "Prediction", "build_model", "fuse", "fuse_scales",
-    "load_trunk_weights", "load_weights", "render_rows",
+    "DECODERS",
+    "MULTISCALE",
+    "TRUNKS",
+    "LoadReport",
+    "ModelError",
+    "Prediction",
+    "build_model",
+    "fuse",
+    "fuse_scales",
+    "load_trunk_weights",
+    "load_weights",
+    "render_rows",
 ]

@@ -1,4 +1,5 @@
 """The one function that knows every trunk, decoder and way of combining scales."""
+
 from __future__ import annotations
 
 import difflib
@@ -64,32 +65,56 @@ def build_model(
     if num_classes < 1:
         raise ModelError(f"num_classes is {num_classes}: a model needs at least one class.")
     if decoder_channels is not None and decoder_channels < 1:
-        raise ModelError(f"decoder_channels is {decoder_channels}: a decoder needs at least one channel, or leave it out.")
+        raise ModelError(
+            f"decoder_channels is {decoder_channels}: a decoder needs at least one channel, or leave it out."
+        )
     backbone = build_trunk(
-        trunk, output_stride=output_stride, align_corners=align_corners, activation_checkpointing=activation_checkpointing
+        trunk,
+        output_stride=output_stride,
+        align_corners=align_corners,
+        activation_checkpointing=activation_checkpointing,
     )
     decode = DECODERS[decoder](
-        trunk=backbone, num_classes=num_classes, align_corners=align_corners, head=head, dropout=dropout,
+        trunk=backbone,
+        num_classes=num_classes,
+        align_corners=align_corners,
+        head=head,
+        dropout=dropout,
         channels=decoder_channels,
     )
-    scales = checked_scales(train_scales or DEFAULT_SCALES[multiscale]) if multiscale != "single" else (1.0,)
+    scales = (
+        checked_scales(train_scales or DEFAULT_SCALES[multiscale])
+        if multiscale != "single"
+        else (1.0,)
+    )
     attention: dict[str, object] = {}
     if multiscale == "explicit":
         attention = {
             "softmax": explicit_softmax,
             "attention": _explicit_head(
-                decode.feature_channels, len(scales), attention_channels, attention_dropout,
-                batchnorm=explicit_batchnorm, padded=not explicit_softmax,
+                decode.feature_channels,
+                len(scales),
+                attention_channels,
+                attention_dropout,
+                batchnorm=explicit_batchnorm,
+                padded=not explicit_softmax,
             ),
         }
     elif multiscale != "single":
         inputs = decode.feature_channels * (2 if multiscale == "hierarchical_dual" else 1)
         attention = {
-            "attention": ConvHead(inputs=inputs, outputs=1, channels=attention_channels, dropout=attention_dropout)
+            "attention": ConvHead(
+                inputs=inputs, outputs=1, channels=attention_channels, dropout=attention_dropout
+            )
         }
     model = MULTISCALE[multiscale](
-        trunk=backbone, decoder=decode, num_classes=num_classes, align_corners=align_corners, fuse_at=fuse_at,
-        train_scales=scales, **attention,
+        trunk=backbone,
+        decoder=decode,
+        num_classes=num_classes,
+        align_corners=align_corners,
+        fuse_at=fuse_at,
+        train_scales=scales,
+        **attention,
     )
     if trunk_weights is not None:
         from .pretrained import resolve_weights
@@ -100,9 +125,16 @@ def build_model(
 
 
 MULTISCALE: dict[str, Callable[..., MultiScale]] = {
-    "single": Single, "hierarchical": Hierarchical, "hierarchical_dual": HierarchicalDual, "explicit": Explicit,
+    "single": Single,
+    "hierarchical": Hierarchical,
+    "hierarchical_dual": HierarchicalDual,
+    "explicit": Explicit,
 }
-DEFAULT_SCALES = {"hierarchical": (0.5, 1.0), "hierarchical_dual": (0.5, 1.0), "explicit": (0.5, 1.0, 2.0)}
+DEFAULT_SCALES = {
+    "hierarchical": (0.5, 1.0),
+    "hierarchical_dual": (0.5, 1.0),
+    "explicit": (0.5, 1.0, 2.0),
+}
 
 
 def _explicit_head(
@@ -110,12 +142,18 @@ def _explicit_head(
 ) -> nn.Module:
     """The release's head without batch norm is twice as wide as the one with it."""
     if batchnorm:
-        return ConvHead(inputs=features * scales, outputs=scales, channels=channels, dropout=dropout)
-    return ExplicitHead(inputs=features * scales, outputs=scales, channels=2 * channels, padded=padded)
+        return ConvHead(
+            inputs=features * scales, outputs=scales, channels=channels, dropout=dropout
+        )
+    return ExplicitHead(
+        inputs=features * scales, outputs=scales, channels=2 * channels, padded=padded
+    )
 
 
 def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         near = difflib.get_close_matches(str(value), list(choices), n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ModelError(f"{name} {value!r} is not known{hint}: choose one of {', '.join(choices)}.")
+        raise ModelError(
+            f"{name} {value!r} is not known{hint}: choose one of {', '.join(choices)}."
+        )

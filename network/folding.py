@@ -31,8 +31,12 @@ def prepare_for_inference(model: Model, *, autocast_dtype: torch.dtype | None = 
     probe = torch.randn(1, 3, PROBE, PROBE, generator=torch.Generator().manual_seed(0)).to(first)
     pairs, expected = _pairs(prepared, probe)
     _fold_all(prepared, pairs)
-    if not torch.allclose(prepared(probe).logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
-        prepared = copy.deepcopy(model).eval().requires_grad_(False)  # a convolution fed more than its norm
+    if not torch.allclose(
+        prepared(probe).logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
+    ):
+        prepared = (
+            copy.deepcopy(model).eval().requires_grad_(False)
+        )  # a convolution fed more than its norm
     if autocast_dtype is not None:
         for part in prepared.modules():
             if isinstance(part, nn.Conv2d):
@@ -42,7 +46,9 @@ def prepare_for_inference(model: Model, *, autocast_dtype: torch.dtype | None = 
 
 def _pairs(model: nn.Module, probe: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.Module]], Tensor]:
     """Every (convolution, norm) that a forward pass shows to follow directly upon each other, and the logits of that pass."""
-    makers: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}  # the tensors are kept, so that an id stands for one of them
+    makers: dict[
+        int, tuple[nn.Conv2d, Tensor, int]
+    ] = {}  # the tensors are kept, so that an id stands for one of them
     readers: dict[nn.Module, set[nn.Conv2d | None]] = {}
 
     def after_convolution(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -51,14 +57,20 @@ def _pairs(model: nn.Module, probe: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.Mo
 
     def before_norm(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         maker, output, version = makers.get(id(inputs[0]), (None, inputs[0], 0))
-        changed = output._version != version  # by an operation in place, such as a ReLU between the two
+        changed = (
+            output._version != version
+        )  # by an operation in place, such as a ReLU between the two
         readers.setdefault(part, set()).add(None if changed else maker)
 
     with _hooks(model, after_convolution, before_norm):
         logits = model(probe).logits
     pairs = [(next(iter(sources)), norm) for norm, sources in readers.items() if len(sources) == 1]
     uses = Counter(convolution for convolution, _ in pairs)
-    return [(convolution, norm) for convolution, norm in pairs if convolution is not None and uses[convolution] == 1], logits
+    return [
+        (convolution, norm)
+        for convolution, norm in pairs
+        if convolution is not None and uses[convolution] == 1
+    ], logits
 
 
 @contextmanager
@@ -86,7 +98,11 @@ def _fold_all(model: nn.Module, pairs: list[tuple[nn.Conv2d, nn.Module]]) -> Non
 
 def _fold(convolution: nn.Conv2d, norm: nn.Module) -> None:
     """norm(w * x + b) = (g w) * x + g (b - mean) + shift, where g = scale / sqrt(variance + eps)."""
-    assert isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)) and norm.running_mean is not None and norm.running_var is not None
+    assert (
+        isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+        and norm.running_mean is not None
+        and norm.running_var is not None
+    )
     gain = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         gain = gain * norm.weight.double()

@@ -1,4 +1,5 @@
 """Equation 1 of the paper and its chain over any list of scales."""
+
 from __future__ import annotations
 
 import math
@@ -32,7 +33,12 @@ def maps_of(prediction: Prediction) -> Maps:
 
 def resized(maps: Maps, size: Sequence[int], *, align_corners: bool) -> Maps:
     """Every map at `size` (height, width); those that have it already stay as they are."""
-    return Maps(*(None if raster is None else at_size(raster, size, align_corners=align_corners) for raster in maps))  # type: ignore[arg-type]
+    return Maps(
+        *(
+            None if raster is None else at_size(raster, size, align_corners=align_corners)
+            for raster in maps
+        )
+    )  # type: ignore[arg-type]
 
 
 def scaled_size(size: Sequence[int], scale: float) -> Size:
@@ -43,7 +49,9 @@ def scaled_size(size: Sequence[int], scale: float) -> Size:
 def _scaled(length: int, scale: float) -> int:
     if isinstance(length, int):
         return max(1, math.floor(length * scale))
-    exact = Fraction(scale).limit_denominator(1000)  # a symbolic length (torch.export) knows integers only
+    exact = Fraction(scale).limit_denominator(
+        1000
+    )  # a symbolic length (torch.export) knows integers only
     return length if exact == 1 else length * exact.numerator // exact.denominator
 
 
@@ -51,7 +59,9 @@ def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
     """The scales as floats, or a ModelError when there are none, one is not positive, or one occurs twice."""
     values = tuple(float(scale) for scale in scales)
     if not values or any(not math.isfinite(scale) or scale <= 0 for scale in values):
-        raise ModelError(f"scales {list(scales)} must be one or more positive numbers, such as 0.5 1.0 2.0.")
+        raise ModelError(
+            f"scales {list(scales)} must be one or more positive numbers, such as 0.5 1.0 2.0."
+        )
     if len(set(values)) < len(values):
         raise ModelError(f"scales {list(scales)} name a scale twice: give each scale once.")
     return values
@@ -88,7 +98,11 @@ def chain(scales: Mapping[float, Maps], *, size: Sequence[int], align_corners: b
 
 
 def fuse(
-    lower: Prediction, higher: Prediction, *, size: Sequence[int] | None = None, align_corners: bool = False
+    lower: Prediction,
+    higher: Prediction,
+    *,
+    size: Sequence[int] | None = None,
+    align_corners: bool = False,
 ) -> Prediction:
     """Fuse two adjacent scales: L = U(L_low * a_low) + (1 - U(a_low)) * L_high (paper, equation 1).
 
@@ -97,7 +111,9 @@ def fuse(
     same attention. Constant logits come out unchanged.
     """
     wanted = tuple(size or higher.logits.shape[-2:])
-    return fuse_maps(maps_of(lower), maps_of(higher), size=wanted, align_corners=align_corners).computed()
+    return fuse_maps(
+        maps_of(lower), maps_of(higher), size=wanted, align_corners=align_corners
+    ).computed()
 
 
 def fuse_scales(
@@ -106,4 +122,3 @@ def fuse_scales(
     """Fuse predictions of any list of scales, each at its own size, into one at `size` (see `chain`)."""
     maps = {scale: maps_of(prediction) for scale, prediction in predictions.items()}
     return chain(maps, size=size, align_corners=align_corners).computed()
-

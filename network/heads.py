@@ -1,4 +1,5 @@
 """Convolutional heads, and running them strip by strip."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -13,7 +14,12 @@ FEWEST_ROWS = 16  # ... of no fewer rows than this, because strips share a borde
 
 
 def in_strips(
-    layer: nn.Module | Callable[[Tensor], Tensor], source: Raster, *, halo: int, training: bool, into: Tensor | None = None
+    layer: nn.Module | Callable[[Tensor], Tensor],
+    source: Raster,
+    *,
+    halo: int,
+    training: bool,
+    into: Tensor | None = None,
 ) -> Tensor:
     """`layer` of the whole `source`, `[N, C, H, W]`; in evaluation without gradients, of one strip of rows at a time.
 
@@ -42,10 +48,13 @@ class ConvHead(nn.Module):
 
     halo = 2  # rows around a row that its two 3x3 convolutions see
 
-    def __init__(self, *, inputs: int, outputs: int, channels: int = 256, dropout: float = 0.0) -> None:
+    def __init__(
+        self, *, inputs: int, outputs: int, channels: int = 256, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.hidden = nn.Sequential(
-            ConvNorm(inputs=inputs, outputs=channels, kernel=3), ConvNorm(inputs=channels, outputs=channels, kernel=3)
+            ConvNorm(inputs=inputs, outputs=channels, kernel=3),
+            ConvNorm(inputs=channels, outputs=channels, kernel=3),
         )
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Conv2d(channels, outputs, 1, bias=False)

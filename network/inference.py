@@ -58,10 +58,22 @@ def predict(
     The model is in evaluation mode meanwhile. `predict_label` needs less memory where labels are all that is wanted.
     """
     wish = Wish(
-        scales=_as_tuple(scales), flip=flip, combine=combine, over=over, overlap=overlap, autocast_dtype=autocast_dtype, keep_scales=keep_scales
+        scales=_as_tuple(scales),
+        flip=flip,
+        combine=combine,
+        over=over,
+        overlap=overlap,
+        autocast_dtype=autocast_dtype,
+        keep_scales=keep_scales,
     )
     with _evaluating(model):
-        return _with_fallback(partial(_whole_logits, model, image, wish), _first_tile(image, tile, overlap), image.device, fallback, on_fallback)
+        return _with_fallback(
+            partial(_whole_logits, model, image, wish),
+            _first_tile(image, tile, overlap),
+            image.device,
+            fallback,
+            on_fallback,
+        )
 
 
 @torch.inference_mode()
@@ -84,10 +96,19 @@ def predict_label(
 
     The options are those of `predict`, and so is the result: what `label_and_confidence` makes of its logits.
     """
-    wish = Wish(scales=_as_tuple(scales), flip=flip, combine=combine, over=over, overlap=overlap, autocast_dtype=autocast_dtype)
+    wish = Wish(
+        scales=_as_tuple(scales),
+        flip=flip,
+        combine=combine,
+        over=over,
+        overlap=overlap,
+        autocast_dtype=autocast_dtype,
+    )
     run = partial(_whole_label, model, image, wish, with_confidence)
     with _evaluating(model):
-        return _with_fallback(run, _first_tile(image, tile, overlap), image.device, fallback, on_fallback)
+        return _with_fallback(
+            run, _first_tile(image, tile, overlap), image.device, fallback, on_fallback
+        )
 
 
 @torch.inference_mode()
@@ -117,9 +138,13 @@ class _LabelCanvas:
 
     def __init__(self, logits: Tensor, *, size: Size, with_confidence: bool) -> None:
         count, classes = logits.shape[:2]
-        assert classes <= 255, f"{classes} classes do not fit into 8-bit labels beside the ignore label"
+        assert classes <= 255, (
+            f"{classes} classes do not fit into 8-bit labels beside the ignore label"
+        )
         self.label = torch.empty((count, *size), dtype=torch.uint8, device=logits.device)
-        self.confidence = torch.empty((count, *size), device=logits.device) if with_confidence else None
+        self.confidence = (
+            torch.empty((count, *size), device=logits.device) if with_confidence else None
+        )
 
     def paint(self, piece: Piece) -> None:
         """Confidence is 1 / sum(exp(logits - largest)), the largest of the soft-max."""
@@ -134,7 +159,9 @@ def _row_strips(height: int) -> Iterator[slice]:
     return (slice(start, min(start + STRIP, height)) for start in range(0, height, STRIP))
 
 
-def _whole_label(model: nn.Module, image: Tensor, wish: Wish, with_confidence: bool, tile: Size) -> tuple[Tensor, Tensor | None]:
+def _whole_label(
+    model: nn.Module, image: Tensor, wish: Wish, with_confidence: bool, tile: Size
+) -> tuple[Tensor, Tensor | None]:
     canvas: _LabelCanvas | None = None
     for piece in _pieces(model, image, wish, tile):
         if canvas is None:
@@ -154,10 +181,14 @@ def _whole_logits(model: nn.Module, image: Tensor, wish: Wish, tile: Size) -> Pr
         logits[:, :, piece.rows, piece.columns] = piece.logits
         del piece  # it may be a view of a whole tile
     assert logits is not None
-    return Prediction(logits=logits, attention=kept.attention, scales=kept.scales if wish.keep_scales else None)
+    return Prediction(
+        logits=logits, attention=kept.attention, scales=kept.scales if wish.keep_scales else None
+    )
 
 
-def _pieces(model: nn.Module, image: Tensor, wish: Wish, tile: Size, kept: _KeptScales | None = None) -> Iterator[Piece]:
+def _pieces(
+    model: nn.Module, image: Tensor, wish: Wish, tile: Size, kept: _KeptScales | None = None
+) -> Iterator[Piece]:
     """Finished parts of the logits of whole images."""
     aligned = alignment(wish.scales or tuple(getattr(model, "train_scales", (1.0,))))
     rows, columns = (
@@ -167,7 +198,9 @@ def _pieces(model: nn.Module, image: Tensor, wish: Wish, tile: Size, kept: _Kept
 
     def tile_of(row: Span, column: Span) -> Raster:
         with _autocast(image.device, wish.autocast_dtype):
-            result = answer(model, image[:, :, row.start : row.stop, column.start : column.stop], wish)
+            result = answer(
+                model, image[:, :, row.start : row.stop, column.start : column.stop], wish
+            )
         if kept is not None:
             kept.add(result, row, column)
         return result.logits
@@ -190,10 +223,16 @@ class _KeptScales:
         for scale, part in (result.scales or {}).items():
             before = self.scales.get(scale, Prediction(logits=None))  # type: ignore[arg-type]
             logits = self._added(before.logits, part.logits, scale, row, column)
-            attention = None if part.attention is None else self._added(before.attention, part.attention, scale, row, column)
+            attention = (
+                None
+                if part.attention is None
+                else self._added(before.attention, part.attention, scale, row, column)
+            )
             self.scales[scale] = Prediction(logits=logits, attention=attention)
 
-    def _added(self, canvas: Tensor | None, part: Tensor, scale: float, row: Span, column: Span) -> Tensor:
+    def _added(
+        self, canvas: Tensor | None, part: Tensor, scale: float, row: Span, column: Span
+    ) -> Tensor:
         height, width = (max(1, self.rounded(length * scale)) for length in self.size)
         if canvas is None:
             if (row.stop - row.start, column.stop - column.start) == self.size:
@@ -201,19 +240,29 @@ class _KeptScales:
             canvas = part.new_zeros((*part.shape[:2], height, width))
         top, cut_top, bottom = _places(row, scale, height, last=row.stop == self.size[0])
         left, cut_left, right = _places(column, scale, width, last=column.stop == self.size[1])
-        part = resize(part, (bottom - top, right - left), align_corners=False)  # a scaled tile may be a pixel off
-        canvas[:, :, cut_top:bottom, cut_left:right] = part[:, :, cut_top - top :, cut_left - left :]
+        part = resize(
+            part, (bottom - top, right - left), align_corners=False
+        )  # a scaled tile may be a pixel off
+        canvas[:, :, cut_top:bottom, cut_left:right] = part[
+            :, :, cut_top - top :, cut_left - left :
+        ]
         return canvas
 
 
 def _places(span: Span, scale: float, length: int, *, last: bool) -> tuple[int, int, int]:
     """Where a tile begins, counts from, and ends on the axis of a scaled image of `length` pixels."""
-    start, first, stop = (min(length, round(place * scale)) for place in (span.start, span.first, span.stop))
+    start, first, stop = (
+        min(length, round(place * scale)) for place in (span.start, span.first, span.stop)
+    )
     return start, max(start, first), length if last else stop
 
 
 def _with_fallback(
-    run: Callable[[Size], Result], tile: Size, device: torch.device, fallback: bool, on_fallback: Callable[[str], None] | None
+    run: Callable[[Size], Result],
+    tile: Size,
+    device: torch.device,
+    fallback: bool,
+    on_fallback: Callable[[str], None] | None,
 ) -> Result:
     """`run(tile)`, with tiles half as large whenever memory runs out; every such step is said aloud."""
     while True:
@@ -227,7 +276,9 @@ def _with_fallback(
             torch.cuda.empty_cache()
         smaller = _halved(tile)
         if max(tile) <= SMALLEST_TILE:
-            raise ModelError(f"not even {tile[0]} x {tile[1]} pixels fit into memory at once: use fewer or smaller scales, or another device.")
+            raise ModelError(
+                f"not even {tile[0]} x {tile[1]} pixels fit into memory at once: use fewer or smaller scales, or another device."
+            )
         (on_fallback or _warn)(
             f"memory ran out with {tile[0]} x {tile[1]} pixels at once: trying again with tiles of {smaller[0]} x {smaller[1]}, "
             "which may change the result slightly (set tile to begin with smaller ones)."
@@ -238,7 +289,11 @@ def _with_fallback(
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the memory of the device or of the host ran out."""
     text = str(error).lower()
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "out of memory" in text or "can't allocate memory" in text
+    return (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )
 
 
 def _halved(tile: Size) -> Size:
@@ -253,9 +308,13 @@ def _first_tile(image: Tensor, tile: Sequence[int] | None, overlap: float) -> Si
     if tile is None:
         return height, width
     if len(tile) != 2 or min(tile) < 1:
-        raise ModelError(f"tile {list(tile)} must be a height and a width in pixels, such as 1024 1024.")
+        raise ModelError(
+            f"tile {list(tile)} must be a height and a width in pixels, such as 1024 1024."
+        )
     if overlap >= 1 and overlap >= min(tile):
-        raise ModelError(f"overlap {overlap:g} must be smaller than the tile ({tile[0]} x {tile[1]}): give pixels, or a share below 1.")
+        raise ModelError(
+            f"overlap {overlap:g} must be smaller than the tile ({tile[0]} x {tile[1]}): give pixels, or a share below 1."
+        )
     return min(int(tile[0]), height), min(int(tile[1]), width)
 
 

@@ -1,4 +1,5 @@
 """Names of tensors in other people's checkpoints, and ours (RELEASE.md section 3)."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -24,7 +25,10 @@ AUTHORS_OCR: Pairs = (
     *_unit(f"{_CONTEXT}.f_object.2.|{_CONTEXT}.f_object.3.0.", "decoder.object_attention.key.1"),
     *_unit(f"{_CONTEXT}.f_down.0.|{_CONTEXT}.f_down.1.0.", "decoder.object_attention.value"),
     *_unit(f"{_CONTEXT}.f_up.0.|{_CONTEXT}.f_up.1.0.", "decoder.object_attention.output"),
-    *_unit("ocr.ocr_distri_head.conv_bn_dropout.0.|ocr.ocr_distri_head.conv_bn_dropout.1.0.", "decoder.merge"),
+    *_unit(
+        "ocr.ocr_distri_head.conv_bn_dropout.0.|ocr.ocr_distri_head.conv_bn_dropout.1.0.",
+        "decoder.merge",
+    ),
     ("ocr.cls_head.", "decoder.classifier."),
     *_unit("ocr.aux_head.0.|ocr.aux_head.1.0.", "decoder.aux_head.hidden"),
     ("ocr.aux_head.2.", "decoder.aux_head.classifier."),
@@ -33,8 +37,13 @@ AUTHORS_DEEPLAB: Pairs = (
     ("backbone.layer0.0.", "trunk.conv1."),
     ("backbone.layer0.1.", "trunk.bn1."),
     ("backbone.", "trunk."),
-    *(pair for index in range(4)
-      for pair in _unit(f"aspp.features.{index}.0.|aspp.features.{index}.1.", f"decoder.aspp.branches.{index}")),
+    *(
+        pair
+        for index in range(4)
+        for pair in _unit(
+            f"aspp.features.{index}.0.|aspp.features.{index}.1.", f"decoder.aspp.branches.{index}"
+        )
+    ),
     *_unit("aspp.img_conv.0.|aspp.img_conv.1.", "decoder.aspp.pooled"),
     ("bot_fine.", "decoder.fine."),
     ("bot_aspp.", "decoder.context."),
@@ -54,7 +63,10 @@ ATTENTION_HEADS: dict[str, Pairs] = {
         *_unit("scale_attn.3.|scale_attn.4.", "attention.hidden.1"),
         ("scale_attn.6.", "attention.output."),
     ),
-    "scale_attn.2.weight": (("scale_attn.0.", "attention.hidden."), ("scale_attn.2.", "attention.output.")),
+    "scale_attn.2.weight": (
+        ("scale_attn.0.", "attention.hidden."),
+        ("scale_attn.2.", "attention.output."),
+    ),
 }
 
 
@@ -86,7 +98,9 @@ def to_authors(tensors: Mapping[str, Value], *, multiscale: str) -> dict[str, Va
     last = "scale_attn.conv2.weight" if multiscale == "hierarchical" else "scale_attn.6.weight"
     if "attention.hidden.weight" in tensors:
         last = "scale_attn.2.weight"
-    return renamed(tensors, tuple((ours, theirs) for theirs, ours in decoder + ATTENTION_HEADS[last]))
+    return renamed(
+        tensors, tuple((ours, theirs) for theirs, ours in decoder + ATTENTION_HEADS[last])
+    )
 
 
 def stripped(tensors: Mapping[str, Value], prefixes: Iterable[str]) -> dict[str, Value]:

@@ -1,4 +1,5 @@
 """Small parts every trunk, decoder and way of combining scales is made of."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -67,12 +68,25 @@ class ConvNorm(nn.Module):
     """Convolution, batch norm and (unless `relu=False`) ReLU: `[N, in, H, W]` to `[N, out, H', W']`."""
 
     def __init__(
-        self, *, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, dilation: int = 1, bias: bool = False,
+        self,
+        *,
+        inputs: int,
+        outputs: int,
+        kernel: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        bias: bool = False,
         relu: bool = True,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(
-            inputs, outputs, kernel, stride, padding=dilation * (kernel // 2), dilation=dilation, bias=bias
+            inputs,
+            outputs,
+            kernel,
+            stride,
+            padding=dilation * (kernel // 2),
+            dilation=dilation,
+            bias=bias,
         )
         self.norm = BatchNorm(outputs)
         self.relu = relu
@@ -105,7 +119,16 @@ def normalise_pooled(norm: nn.Module, pooled: Tensor) -> Tensor:
     synchronised = isinstance(norm, nn.SyncBatchNorm) or getattr(norm, "synchronised", False)
     if norm.training and lone and not synchronised:
         assert isinstance(norm, nn.BatchNorm2d)
-        return F.batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+        return F.batch_norm(
+            pooled,
+            norm.running_mean,
+            norm.running_var,
+            norm.weight,
+            norm.bias,
+            False,
+            0.0,
+            norm.eps,
+        )
     return norm(pooled)
 
 
@@ -127,7 +150,9 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-def run_stage(stage: nn.Module, *inputs: Tensor, save_memory: bool, call: Callable | None = None) -> Tensor | list[Tensor]:
+def run_stage(
+    stage: nn.Module, *inputs: Tensor, save_memory: bool, call: Callable | None = None
+) -> Tensor | list[Tensor]:
     """Run a stage; with `save_memory`, in training, keep only its inputs and recompute it in the backward pass.
 
     Running statistics of batch norm are updated by the first forward only. `call` is the function that runs the stage
@@ -137,5 +162,8 @@ def run_stage(stage: nn.Module, *inputs: Tensor, save_memory: bool, call: Callab
     if not (save_memory and stage.training and torch.is_grad_enabled()):
         return function(*inputs)
     return checkpoint(
-        function, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_statistics(stage))
+        function,
+        *inputs,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), frozen_statistics(stage)),
     )

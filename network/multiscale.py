@@ -1,4 +1,5 @@
 """Ways of combining scales: single, hierarchical (the paper's), its dual variant, and explicit attention to scale."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -31,7 +32,12 @@ class MultiScale(Segmenter):
         self.fuse_at = fuse_at
 
     def forward(
-        self, image: Tensor, *, scales: Sequence[float] | None = None, keep_scales: bool | str = False, lazy: bool = False
+        self,
+        image: Tensor,
+        *,
+        scales: Sequence[float] | None = None,
+        keep_scales: bool | str = False,
+        lazy: bool = False,
     ) -> Prediction:
         """Predict a batch of images at all scales and fuse.
 
@@ -45,7 +51,9 @@ class MultiScale(Segmenter):
         low = self.predict_scales(image, chosen, keep_scales=bool(keep_scales))
         size = (image.shape[-2], image.shape[-1])
         own = {
-            scale: resized(maps_of(part), scaled_size(size, scale), align_corners=self.align_corners)
+            scale: resized(
+                maps_of(part), scaled_size(size, scale), align_corners=self.align_corners
+            )
             for scale, part in low.items()
         }
         kept = None
@@ -60,7 +68,9 @@ class MultiScale(Segmenter):
         prediction = Prediction(*fused) if lazy else fused.computed()  # type: ignore[arg-type]
         return prediction._replace(scales=kept)
 
-    def predict_scales(self, image: Tensor, scales: Sequence[float], *, keep_scales: bool) -> dict[float, Prediction]:
+    def predict_scales(
+        self, image: Tensor, scales: Sequence[float], *, keep_scales: bool
+    ) -> dict[float, Prediction]:
         """Each scale's prediction at the resolution of its features."""
         raise NotImplementedError
 
@@ -82,7 +92,9 @@ class Single(MultiScale):
 
     multiscale = "single"
 
-    def predict_scales(self, image: Tensor, scales: Sequence[float], *, keep_scales: bool) -> dict[float, Prediction]:
+    def predict_scales(
+        self, image: Tensor, scales: Sequence[float], *, keep_scales: bool
+    ) -> dict[float, Prediction]:
         if len(scales) > 1:
             raise ModelError(
                 f"a single-scale model cannot fuse scales {list(scales)}: average them with network.inference.predict, "
@@ -104,7 +116,9 @@ class Hierarchical(MultiScale):
         super().__init__(**parts)  # type: ignore[arg-type]
         self.attention = attention
 
-    def predict_scales(self, image: Tensor, scales: Sequence[float], *, keep_scales: bool) -> dict[float, Prediction]:
+    def predict_scales(
+        self, image: Tensor, scales: Sequence[float], *, keep_scales: bool
+    ) -> dict[float, Prediction]:
         """From high to low; in training from low to high as the authors do, for the running statistics of batch norm.
 
         The attention of the highest scale has nothing to decide and is not computed, unless a lone scale is asked to be
@@ -136,9 +150,13 @@ class HierarchicalDual(Hierarchical):
 
     multiscale = "hierarchical_dual"
 
-    def predict_scales(self, image: Tensor, scales: Sequence[float], *, keep_scales: bool) -> dict[float, Prediction]:
+    def predict_scales(
+        self, image: Tensor, scales: Sequence[float], *, keep_scales: bool
+    ) -> dict[float, Prediction]:
         if not self.training:
-            return self._attend_pairs((scale, self.decode_at(image, scale)) for scale in sorted(scales, reverse=True))
+            return self._attend_pairs(
+                (scale, self.decode_at(image, scale)) for scale in sorted(scales, reverse=True)
+            )
         decoded = [(scale, self.decode_at(image, scale)) for scale in sorted(scales)]
         return self._attend_pairs(reversed(decoded))
 
@@ -186,7 +204,9 @@ class Explicit(MultiScale):
         self.attention = attention
         self.softmax = softmax
 
-    def predict_scales(self, image: Tensor, scales: Sequence[float], *, keep_scales: bool) -> dict[float, Prediction]:
+    def predict_scales(
+        self, image: Tensor, scales: Sequence[float], *, keep_scales: bool
+    ) -> dict[float, Prediction]:
         """The scale nearest to 1 first, then the others ascending: the order of the head's inputs (RELEASE.md 2.9)."""
         if len(scales) != len(self.train_scales):
             raise ModelError(
@@ -197,25 +217,39 @@ class Explicit(MultiScale):
         order = [first, *sorted(set(scales) - {first})]
         decoded = {scale: self.decode_at(image, scale) for scale in order}
         size = decoded[first].features.size
-        features = (at_size(part.features, size, align_corners=self.align_corners) for part in decoded.values())
+        features = (
+            at_size(part.features, size, align_corners=self.align_corners)
+            for part in decoded.values()
+        )
         attention = lifted(self.attention(Joined(*features)))
         if self.softmax:
             attention = attention.softmax(dim=1)
         if self.fuse_at == "features":
-            attention = resize(attention, decoded[first].logits.shape[-2:], align_corners=self.align_corners)
-        return {scale: as_prediction(part, attention if scale == first else None) for scale, part in decoded.items()}
+            attention = resize(
+                attention, decoded[first].logits.shape[-2:], align_corners=self.align_corners
+            )
+        return {
+            scale: as_prediction(part, attention if scale == first else None)
+            for scale, part in decoded.items()
+        }
 
     def combine(self, scales: dict[float, Maps], size: tuple[int, int]) -> Maps:
         """Sum over scales of attention times logits, everything resized to one size first."""
         (attended,) = (maps for maps in scales.values() if maps.attention is not None)
         common = size if self.fuse_at == "image" else attended.logits.size
         at_common = {
-            scale: resized(scales[scale], common, align_corners=self.align_corners) for scale in sorted(scales)
+            scale: resized(scales[scale], common, align_corners=self.align_corners)
+            for scale in sorted(scales)
         }
         (attention,) = (maps.attention for maps in at_common.values() if maps.attention is not None)
 
         def summed(rasters: Sequence[Raster]) -> Raster:
-            return Summed(*(Weighted(raster, attention, channel=index) for index, raster in enumerate(rasters)))
+            return Summed(
+                *(
+                    Weighted(raster, attention, channel=index)
+                    for index, raster in enumerate(rasters)
+                )
+            )
 
         aux = [maps.aux for maps in at_common.values() if maps.aux is not None]
         logits = summed([maps.logits for maps in at_common.values()])

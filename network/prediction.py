@@ -1,4 +1,5 @@
 """The one named type that leaves this room."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -11,5 +12,9 @@ class Prediction(NamedTuple):
 
     logits: Tensor  # [N, C, H, W]
     aux: Tensor | None = None  # [N, C, H, W], in training, of decoders with an auxiliary head
-    attention: Tensor | None = None  # [N, 1, H, W] in (0, 1); explicit: [N, S, H, W], ascending scales
-    scales: dict[float, Prediction] | None = None  # on request: each scale at the size of its own scaled image
+    attention: Tensor | None = (
+        None  # [N, 1, H, W] in (0, 1); explicit: [N, S, H, W], ascending scales
+    )
+    scales: dict[float, Prediction] | None = (
+        None  # on request: each scale at the size of its own scaled image
+    )

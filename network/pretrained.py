@@ -59,7 +59,9 @@ def _timm(name: str, trunk: str, notes: str, *, licence: str = "MIT") -> Weights
 def _torchvision(trunk: str, version: int, digits: str, notes: str) -> Weights:
     """torchvision names its files by the first eight digits of their sha256."""
     source = Source(f"https://download.pytorch.org/models/{trunk}-{digits}.pth", digits)
-    return Weights(f"torchvision/{trunk}.imagenet1k_v{version}", trunk, (source,), "BSD-3-Clause", notes)
+    return Weights(
+        f"torchvision/{trunk}.imagenet1k_v{version}", trunk, (source,), "BSD-3-Clause", notes
+    )
 
 
 def _authors(name: str, notes: str) -> Weights:
@@ -76,23 +78,48 @@ WEIGHTS: dict[str, Weights] = {
     weights.name: weights
     for weights in (
         _timm("hrnet_w48.ms_in1k", "hrnet_w48", "the official ImageNet weights, 79.3 % top-1"),
-        _timm("hrnet_w48_ssld.paddle_in1k", "hrnet_w48", "distilled by PaddlePaddle, 83.6 % top-1: the stronger start"),
+        _timm(
+            "hrnet_w48_ssld.paddle_in1k",
+            "hrnet_w48",
+            "distilled by PaddlePaddle, 83.6 % top-1: the stronger start",
+        ),
         _timm("hrnet_w32.ms_in1k", "hrnet_w32", "the official ImageNet weights"),
         _timm("hrnet_w18.ms_in1k", "hrnet_w18", "the official ImageNet weights"),
         _timm("hrnet_w18_ssld.paddle_in1k", "hrnet_w18", "distilled by PaddlePaddle"),
         _timm("hrnet_w18_small.ms_in1k", "hrnet_w18_small", "the official ImageNet weights"),
-        _timm("hrnet_w18_small.gluon_in1k", "hrnet_w18_small", "trained by GluonCV", licence="Apache-2.0"),
+        _timm(
+            "hrnet_w18_small.gluon_in1k",
+            "hrnet_w18_small",
+            "trained by GluonCV",
+            licence="Apache-2.0",
+        ),
         _torchvision("resnet18", 1, "f37072fd", "69.8 % top-1"),
         _torchvision("resnet34", 1, "b627a593", "73.3 % top-1"),
-        _torchvision("resnet50", 1, "0676ba61", "76.1 % top-1; what the authors' ablation started from"),
+        _torchvision(
+            "resnet50", 1, "0676ba61", "76.1 % top-1; what the authors' ablation started from"
+        ),
         _torchvision("resnet50", 2, "11ad3fa6", "80.9 % top-1"),
         _torchvision("resnet101", 1, "63fe2227", "77.4 % top-1"),
         _torchvision("resnet101", 2, "cd907fc2", "81.9 % top-1"),
-        _authors("cityscapes_ocrnet.HRNet_Mscale_outstanding-turtle.pth", "hrnet_w48 + ocr, hierarchical, Cityscapes val 86.92"),
-        _authors("mapillary_ocrnet.HRNet_Mscale_fast-rattlesnake.pth", "hrnet_w48 + ocr, hierarchical, Mapillary val 61.05"),
-        _authors("ocrnet.HRNet_industrious-chicken.pth", "hrnet_w48 + ocr, single, Mapillary: to start Cityscapes from"),
-        _hrnet_ocr("hrnet_ocr_cs_8162_torch11.pth", "hrnet_w48 + ocr, single, Cityscapes val 81.62"),
-        _hrnet_ocr("hrnet_ocr_cs_trainval_8227_torch11.pth", "hrnet_w48 + ocr, single, Cityscapes train and val"),
+        _authors(
+            "cityscapes_ocrnet.HRNet_Mscale_outstanding-turtle.pth",
+            "hrnet_w48 + ocr, hierarchical, Cityscapes val 86.92",
+        ),
+        _authors(
+            "mapillary_ocrnet.HRNet_Mscale_fast-rattlesnake.pth",
+            "hrnet_w48 + ocr, hierarchical, Mapillary val 61.05",
+        ),
+        _authors(
+            "ocrnet.HRNet_industrious-chicken.pth",
+            "hrnet_w48 + ocr, single, Mapillary: to start Cityscapes from",
+        ),
+        _hrnet_ocr(
+            "hrnet_ocr_cs_8162_torch11.pth", "hrnet_w48 + ocr, single, Cityscapes val 81.62"
+        ),
+        _hrnet_ocr(
+            "hrnet_ocr_cs_trainval_8227_torch11.pth",
+            "hrnet_w48 + ocr, single, Cityscapes train and val",
+        ),
     )
 }
 IMAGENET = {
@@ -107,7 +134,13 @@ IMAGENET = {
 }
 
 
-def resolve_weights(name_or_path: str | Path, *, trunk: str, cache_dir: str | Path | None = None, offline: bool | None = None) -> Path:
+def resolve_weights(
+    name_or_path: str | Path,
+    *,
+    trunk: str,
+    cache_dir: str | Path | None = None,
+    offline: bool | None = None,
+) -> Path:
     """The file of weights that a name of WEIGHTS, "imagenet" or a path stands for; fetched into the cache when it is not there.
 
     `trunk` is the trunk that is to be filled. The cache is `cache_dir`, else $HMSA_CACHE, else ~/.cache/hmsa. With
@@ -120,14 +153,18 @@ def resolve_weights(name_or_path: str | Path, *, trunk: str, cache_dir: str | Pa
             return Path(name_or_path)
         raise ModelError(_unknown(str(name_or_path)))
     if weights.trunk not in (None, trunk):
-        raise ModelError(f"the weights {weights.name} were made for the trunk {weights.trunk} and not for {trunk}: give those of {trunk}, or a file.")
+        raise ModelError(
+            f"the weights {weights.name} were made for the trunk {weights.trunk} and not for {trunk}: give those of {trunk}, or a file."
+        )
     folder = Path(cache_dir or os.environ.get("HMSA_CACHE") or Path.home() / ".cache" / "hmsa")
     for target, source in _targets(weights, folder):
         if target.is_file():
             _verify(target, source)
             return target
     if os.environ.get("HMSA_OFFLINE", "") not in ("", "0") if offline is None else offline:
-        raise ModelError(_by_hand(weights, folder, "are not in the cache, and fetching is switched off"))
+        raise ModelError(
+            _by_hand(weights, folder, "are not in the cache, and fetching is switched off")
+        )
     return _fetch(weights, folder)
 
 
@@ -141,7 +178,9 @@ def _registered(name: str, trunk: str) -> Weights | None:
         return WEIGHTS[name]
     if trunk.startswith("timm:") and name.startswith("timm/") and not Path(name).is_file():
         return Weights(name, trunk, _hugging_face(name), "see its page", "named by the user")
-    return next((weights for weights in WEIGHTS.values() if weights.name.partition("/")[2] == name), None)
+    return next(
+        (weights for weights in WEIGHTS.values() if weights.name.partition("/")[2] == name), None
+    )
 
 
 def _of_timm(trunk: str) -> Weights:
@@ -153,13 +192,21 @@ def _of_timm(trunk: str) -> Weights:
         model = trunk.removeprefix("timm:")
         known = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
     if known is None or not known.hf_hub_id:
-        raise ModelError(f"no ImageNet weights are known for the trunk {trunk}: give a file, or leave trunk_weights out.")
-    name = known.hf_hub_id + (f"{known.architecture}.{known.tag}" if known.hf_hub_id.endswith("/") else "")
-    return Weights(name, trunk, _hugging_face(name), known.license or "see its page", "timm's default weights")
+        raise ModelError(
+            f"no ImageNet weights are known for the trunk {trunk}: give a file, or leave trunk_weights out."
+        )
+    name = known.hf_hub_id + (
+        f"{known.architecture}.{known.tag}" if known.hf_hub_id.endswith("/") else ""
+    )
+    return Weights(
+        name, trunk, _hugging_face(name), known.license or "see its page", "timm's default weights"
+    )
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, ["imagenet", *WEIGHTS, *(key.partition("/")[2] for key in WEIGHTS)], n=1)
+    near = difflib.get_close_matches(
+        name, ["imagenet", *WEIGHTS, *(key.partition("/")[2] for key in WEIGHTS)], n=1
+    )
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return f"{name!r} is neither a file nor the name of published weights{hint}: choose imagenet, {', '.join(WEIGHTS)}, or give a path."
 
@@ -170,20 +217,27 @@ def _targets(weights: Weights, folder: Path) -> Iterator[tuple[Path, Source | No
     if not weights.sources:
         yield folder / stem, None
     for source in weights.sources:
-        readable = source.suffix != ".safetensors" or importlib.util.find_spec("safetensors") is not None
+        readable = (
+            source.suffix != ".safetensors" or importlib.util.find_spec("safetensors") is not None
+        )
         if readable:
             yield folder / f"{stem.removesuffix(source.suffix)}{source.suffix}", source
 
 
 def _by_hand(weights: Weights, folder: Path, what: str) -> str:
-    places = [(target, "its publisher" if source is None else source.url) for target, source in _targets(weights, folder)]
+    places = [
+        (target, "its publisher" if source is None else source.url)
+        for target, source in _targets(weights, folder)
+    ]
     target, origin = places[0]
     return f"the weights {weights.name} {what}: get the file from {origin} and save it as {target}, or give the path of a file."
 
 
 def _fetch(weights: Weights, folder: Path) -> Path:
     if not weights.sources:
-        raise ModelError(_by_hand(weights, folder, f"have no public link that works ({weights.licence})"))
+        raise ModelError(
+            _by_hand(weights, folder, f"have no public link that works ({weights.licence})")
+        )
     failures = []
     for target, source in _targets(weights, folder):
         assert source is not None
@@ -192,7 +246,10 @@ def _fetch(weights: Weights, folder: Path) -> Path:
             with _locked(target):
                 if not target.is_file():  # another process may have fetched it meanwhile
                     _download(source, target)
-        except (OSError, http.client.HTTPException) as error:  # URLError is an OSError, and so is a full disk
+        except (
+            OSError,
+            http.client.HTTPException,
+        ) as error:  # URLError is an OSError, and so is a full disk
             failures.append(f"{source.url}: {_reason(error)}")
             continue
         return target
@@ -210,9 +267,19 @@ def _download(source: Source, target: Path) -> None:
     digest = hashlib.sha256()
     handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     try:
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        with (
+            os.fdopen(handle, "wb") as file,
+            urllib.request.urlopen(request, timeout=TIMEOUT_S) as response,
+        ):
             length = int(response.headers.get("Content-Length") or 0)
-            with tqdm(total=length or None, desc=target.name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+            with tqdm(
+                total=length or None,
+                desc=target.name,
+                unit="B",
+                unit_scale=True,
+                leave=False,
+                disable=None,
+            ) as bar:
                 while chunk := response.read(CHUNK):
                     file.write(chunk)
                     digest.update(chunk)
@@ -221,8 +288,12 @@ def _download(source: Source, target: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         if length and received != length:
-            raise http.client.HTTPException(f"the connection broke off after {received} of {length} bytes")
-        _check(digest.hexdigest(), source.sha256, f"what {source.url} sent is not what was published")
+            raise http.client.HTTPException(
+                f"the connection broke off after {received} of {length} bytes"
+            )
+        _check(
+            digest.hexdigest(), source.sha256, f"what {source.url} sent is not what was published"
+        )
         os.chmod(part, 0o644)
         os.replace(part, target)
     finally:

@@ -4,6 +4,7 @@ Fusing at image resolution needs maps of C x H x W numbers that are all interpol
 A raster describes such a map; computing it in strips keeps the memory of evaluation near that of its result, and lets a
 loss run over strips without ever holding full-size logits. Computed whole, it is plain torch on whole tensors.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -48,7 +49,11 @@ class Stored(Raster):
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
         count, channels, height, width = tensor.shape
-        self.shape, self.dtype, self.device = (count, channels, height, width), tensor.dtype, tensor.device
+        self.shape, self.dtype, self.device = (
+            (count, channels, height, width),
+            tensor.dtype,
+            tensor.device,
+        )
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.tensor[:, :, start:stop]
@@ -83,13 +88,17 @@ class Resized(Raster):
         width = self.size[1]
         if rows.shape[3] == width:
             return rows
-        lines = F.interpolate(rows.flatten(1, 2), width, mode="linear", align_corners=self.align_corners)
+        lines = F.interpolate(
+            rows.flatten(1, 2), width, mode="linear", align_corners=self.align_corners
+        )
         return lines.unflatten(1, rows.shape[1:3])
 
     def _neighbours(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
         """For each row of the strip: the source rows above and below it, and the weight of the one below."""
         height, wanted = self.source.size[0], self.size[0]
-        place = torch.arange(start, stop, dtype=self.dtype)  # as exact as `interpolate` is for this dtype
+        place = torch.arange(
+            start, stop, dtype=self.dtype
+        )  # as exact as `interpolate` is for this dtype
         if self.align_corners:
             place = place * ((height - 1) / max(wanted - 1, 1))
         else:
@@ -102,7 +111,9 @@ class Pointwise(Raster):
     """A raster computed pixel by pixel from others of the same height and width."""
 
     def __init__(self, *sources: Raster) -> None:
-        assert all(source.size == sources[0].size for source in sources), [source.size for source in sources]
+        assert all(source.size == sources[0].size for source in sources), [
+            source.size for source in sources
+        ]
         self.sources = sources
         self.shape, self.dtype, self.device = sources[0].shape, sources[0].dtype, sources[0].device
 
@@ -147,14 +158,18 @@ class Joined(Raster):
     """Rasters of one height and width, their channels concatenated, in the dtype of the first."""
 
     def __init__(self, *sources: Raster) -> None:
-        assert all(source.size == sources[0].size for source in sources), [source.size for source in sources]
+        assert all(source.size == sources[0].size for source in sources), [
+            source.size for source in sources
+        ]
         self.sources = sources
         count, _, height, width = sources[0].shape
         self.shape = (count, sum(source.shape[1] for source in sources), height, width)
         self.dtype, self.device = sources[0].dtype, sources[0].device
 
     def rows(self, start: int, stop: int) -> Tensor:
-        return torch.cat([source.rows(start, stop).to(self.dtype) for source in self.sources], dim=1)
+        return torch.cat(
+            [source.rows(start, stop).to(self.dtype) for source in self.sources], dim=1
+        )
 
     def whole(self) -> Tensor:
         return torch.cat([source.whole().to(self.dtype) for source in self.sources], dim=1)
@@ -162,7 +177,9 @@ class Joined(Raster):
 
 def at_size(raster: Raster, size: Sequence[int], *, align_corners: bool) -> Raster:
     """The raster resized to `size` (height, width); itself where it has that size."""
-    return raster if raster.size == tuple(size) else Resized(raster, size, align_corners=align_corners)
+    return (
+        raster if raster.size == tuple(size) else Resized(raster, size, align_corners=align_corners)
+    )
 
 
 def settled(raster: Raster) -> Raster:

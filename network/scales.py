@@ -32,10 +32,14 @@ class Wish:
 
     def __post_init__(self) -> None:
         if self.overlap < 0:
-            raise ModelError(f"overlap {self.overlap:g} is negative: give pixels, or a share of the tile below 1.")
+            raise ModelError(
+                f"overlap {self.overlap:g} is negative: give pixels, or a share of the tile below 1."
+            )
         for name, value, choices in (("combine", self.combine, COMBINE), ("over", self.over, OVER)):
             if value not in choices:
-                raise ModelError(f"{name} {value!r} is not known: choose one of {', '.join(choices)}.")
+                raise ModelError(
+                    f"{name} {value!r} is not known: choose one of {', '.join(choices)}."
+                )
 
 
 class Mirrored(Pointwise):
@@ -120,7 +124,9 @@ def _chain(model: nn.Module, image: Tensor, wish: Wish, over_probabilities: bool
     attention = None
     if wish.keep_scales and prediction.attention is not None:
         attention = compute(_raster(prediction.attention))
-    return Answer(Probabilities(logits) if over_probabilities else logits, attention, prediction.scales)
+    return Answer(
+        Probabilities(logits) if over_probabilities else logits, attention, prediction.scales
+    )
 
 
 def _pool(model: nn.Module, image: Tensor, wish: Wish, over_probabilities: bool) -> Answer:
@@ -141,7 +147,13 @@ def _pool(model: nn.Module, image: Tensor, wish: Wish, over_probabilities: bool)
     return Answer(combined, scales=kept if wish.keep_scales else None)
 
 
-def _run(model: nn.Module, image: Tensor, *, scales: Sequence[float] | None = None, keep_scales: bool | str = False) -> Prediction:
+def _run(
+    model: nn.Module,
+    image: Tensor,
+    *,
+    scales: Sequence[float] | None = None,
+    keep_scales: bool | str = False,
+) -> Prediction:
     options: dict[str, object] = {"lazy": True} if isinstance(model, MultiScale) else {}
     if scales is not None:
         options["scales"] = tuple(scales)
@@ -158,7 +170,10 @@ def _both_ways(straight: Answer, mirrored: Answer) -> Answer:
     """The mean of the answers for an image and for its mirror image, the latter turned back."""
     scales = None
     if straight.scales is not None and mirrored.scales is not None:
-        scales = {scale: _mean_prediction(one, mirrored.scales[scale]) for scale, one in straight.scales.items()}
+        scales = {
+            scale: _mean_prediction(one, mirrored.scales[scale])
+            for scale, one in straight.scales.items()
+        }
     attention = None
     if straight.attention is not None and mirrored.attention is not None:
         attention = _mean_tensor(straight.attention, mirrored.attention)

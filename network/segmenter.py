@@ -1,4 +1,5 @@
 """A trunk and a decoder: image to low-resolution scores, at one scale."""
+
 from __future__ import annotations
 
 from torch import nn
@@ -13,7 +14,13 @@ class Segmenter(nn.Module):
     multiscale: str
 
     def __init__(
-        self, *, trunk: Trunk, decoder: Decoder, num_classes: int, align_corners: bool, train_scales: tuple[float, ...]
+        self,
+        *,
+        trunk: Trunk,
+        decoder: Decoder,
+        num_classes: int,
+        align_corners: bool,
+        train_scales: tuple[float, ...],
     ) -> None:
         super().__init__()
         self.trunk = trunk
@@ -24,4 +31,8 @@ class Segmenter(nn.Module):
 
     def parameters_of_heads(self) -> list[nn.Parameter]:
         """Every parameter outside the trunk, for optimisers that train new layers faster."""
-        return [parameter for name, parameter in self.named_parameters() if not name.startswith("trunk.")]
+        return [
+            parameter
+            for name, parameter in self.named_parameters()
+            if not name.startswith("trunk.")
+        ]

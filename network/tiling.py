@@ -73,7 +73,9 @@ def alignment(scales: Sequence[float]) -> int:
     """Pixels to which starts of tiles must be rounded for all `scales` to see the pixel grid of the whole image."""
     exact = [Fraction(scale).limit_denominator(64) for scale in scales]
     needed = lcm(*((STRIDE / scale).numerator for scale in exact if scale > 0))
-    return needed if needed <= 8 * STRIDE else STRIDE  # a scale such as 0.3 would align to the size of a tile
+    return (
+        needed if needed <= 8 * STRIDE else STRIDE
+    )  # a scale such as 0.3 would align to the size of a tile
 
 
 class Piece(NamedTuple):
@@ -84,7 +86,9 @@ class Piece(NamedTuple):
     logits: Tensor
 
 
-def stitch(tile_of: Callable[[Span, Span], Raster], *, rows: Sequence[Span], columns: Sequence[Span]) -> Iterator[Piece]:
+def stitch(
+    tile_of: Callable[[Span, Span], Raster], *, rows: Sequence[Span], columns: Sequence[Span]
+) -> Iterator[Piece]:
     """Compute tiles row by row and yield finished pieces that cover the image once.
 
     `tile_of(row_span, column_span)` gives the logits of that tile. Of neighbouring tiles only the ramps are held: one
@@ -98,15 +102,23 @@ def stitch(tile_of: Callable[[Span, Span], Raster], *, rows: Sequence[Span], col
             beside = yield from _pieces_of(tile_of(row, column), row, column, beside, seam)
 
 
-def _pieces_of(raster: Raster, row: Span, column: Span, beside: Tensor | None, seam: _Seam) -> Generator[Piece, None, Tensor | None]:
+def _pieces_of(
+    raster: Raster, row: Span, column: Span, beside: Tensor | None, seam: _Seam
+) -> Generator[Piece, None, Tensor | None]:
     """The finished pieces of one tile; returns its ramp to the next one, and leaves that to the next row of tiles in `seam`."""
-    after = _empty(raster, row.last + row.to_after - row.first, column.to_after) if column.to_after else None
+    after = (
+        _empty(raster, row.last + row.to_after - row.first, column.to_after)
+        if column.to_after
+        else None
+    )
     for start, stop in _strips(row):
         strip = raster.rows(start - row.start, stop - row.start)
         held = slice(start - row.first, stop - row.first)
         if after is not None:
             after[:, :, held] = _columns(strip, column, column.last, column.to_after)
-        for begin, part in _blend_beside(strip, column, None if beside is None else beside[:, :, held]):
+        for begin, part in _blend_beside(
+            strip, column, None if beside is None else beside[:, :, held]
+        ):
             yield from seam.join(part, row=row, start=start, begin=begin)
     return after
 
@@ -128,7 +140,9 @@ def _columns(strip: Tensor, column: Span, begin: int, count: int) -> Tensor:
     return strip[..., begin - column.start : begin - column.start + count]
 
 
-def _blend_beside(strip: Tensor, column: Span, beside: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+def _blend_beside(
+    strip: Tensor, column: Span, beside: Tensor | None
+) -> Iterator[tuple[int, Tensor]]:
     """(first column, logits) of the parts of a strip: the ramp shared with the tile before it, and the rest."""
     if beside is not None:
         part = _columns(strip, column, column.first, column.from_before)
@@ -164,7 +178,9 @@ class _Seam:
         if start < row.first + row.from_before:
             assert self.held is not None
             rows = slice(start - row.first, stop - row.first)
-            part = torch.lerp(self.held[:, :, rows, columns], part, ramp(row.from_before, like=part)[rows, None])
+            part = torch.lerp(
+                self.held[:, :, rows, columns], part, ramp(row.from_before, like=part)[rows, None]
+            )
         if start >= row.last:
             if self.held is None:
                 self.held = part.new_empty((*part.shape[:2], self.ramp_rows, self.columns))

@@ -1,4 +1,5 @@
 """Reading files of weights as tensors and plain values, never as code."""
+
 from __future__ import annotations
 
 import contextlib
@@ -41,7 +42,9 @@ def read_file(path: str | Path) -> Mapping[str, object]:
     except Exception as error:  # bytes that are no pickle raise whatever they happen to spell
         raise ModelError(_refusal(path, error)) from error
     if not isinstance(content, Mapping):
-        raise ModelError(f"{path} holds a {type(content).__name__} and no state dict: save model.state_dict() instead.")
+        raise ModelError(
+            f"{path} holds a {type(content).__name__} and no state dict: save model.state_dict() instead."
+        )
     return content
 
 
@@ -50,9 +53,7 @@ def _refusal(path: Path, error: Exception) -> str:
         return f"{path} is damaged or is no checkpoint of PyTorch: fetch it again."
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     what = f" ({found[1]})" if found else ""
-    return (
-        f"{path} is refused, because opening it would run code{what}: use a file that holds only tensors and plain values."
-    )
+    return f"{path} is refused, because opening it would run code{what}: use a file that holds only tensors and plain values."
 
 
 def _is_pickle(path: Path) -> bool:
@@ -66,7 +67,9 @@ def _read_safetensors(path: Path) -> Mapping[str, object]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
-        raise ModelError(f"{path} needs the safetensors library: pip install safetensors.") from error
+        raise ModelError(
+            f"{path} needs the safetensors library: pip install safetensors."
+        ) from error
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

@@ -1,4 +1,5 @@
 """Loading weights: the authors' checkpoints, HRNet-OCR's, ours, bare ones, and trunks trained on ImageNet."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -17,11 +18,22 @@ from .weight_files import read_tensors
 
 Tensors = dict[str, Tensor]
 
-PREFIXES = ("module.", "_orig_mod.", "model.")  # of data parallelism, compilation, and a loss around the model
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+)  # of data parallelism, compilation, and a loss around the model
 NOT_THE_MODEL = ("criterion.", "loss.")  # buffers of losses that were saved along
 # Layers of classification and plain segmentation networks that no trunk here has.
 CLASSIFIERS = (
-    "fc.", "classifier.", "head.", "incre_modules.", "downsamp_modules.", "final_layer.", "last_layer.", "cls_head.",
+    "fc.",
+    "classifier.",
+    "head.",
+    "incre_modules.",
+    "downsamp_modules.",
+    "final_layer.",
+    "last_layer.",
+    "cls_head.",
     "aux_head.",
 )
 COUNTER = "num_batches_tracked"  # absent from old files, and without influence while batch norm has a momentum
@@ -35,7 +47,9 @@ class LoadReport:
     kind: str  # authors, hrnet_ocr, ours, trunk
     loaded: tuple[str, ...]
     reshaped: tuple[str, ...]  # loaded; the shapes differed by dimensions of one only
-    skipped: tuple[str, ...]  # kept their initial values: missing from the file, or of another shape there
+    skipped: tuple[
+        str, ...
+    ]  # kept their initial values: missing from the file, or of another shape there
     missing: tuple[str, ...]  # those of `skipped` that the file does not hold
     unexpected: tuple[str, ...]  # in the file only
 
@@ -105,11 +119,17 @@ def load_trunk_weights(trunk: nn.Module, source: str | Path | Mapping[str, objec
     name = "the state dict" if isinstance(source, Mapping) else str(source)
     kind, tensors = recognise(read_tensors(source), name=name, trunk=trunk)
     if kind != "trunk":
-        tensors = {key.removeprefix("trunk."): value for key, value in tensors.items() if key.startswith("trunk.")}
+        tensors = {
+            key.removeprefix("trunk."): value
+            for key, value in tensors.items()
+            if key.startswith("trunk.")
+        }
     return _load_trunk(trunk, tensors, name=name)
 
 
-def recognise(tensors: Tensors, *, name: str, trunk: nn.Module | None = None) -> tuple[str, Tensors]:
+def recognise(
+    tensors: Tensors, *, name: str, trunk: nn.Module | None = None
+) -> tuple[str, Tensors]:
     """(kind, tensors by our names) of a state dict by anybody's names; for `trunk`, by the names within the trunk.
 
     `trunk` helps to recognise a file of a trunk that is neither HRNet nor ResNet.
@@ -124,13 +144,18 @@ def recognise(tensors: Tensors, *, name: str, trunk: nn.Module | None = None) ->
         return "authors", from_authors(tensors)
     if rooms["ocr_distri_head"]:
         heads = ("conv3x3_ocr.", "ocr_distri_head.", "cls_head.", "aux_head.")
-        prefixed = {("ocr." if key.startswith(heads) else "backbone.") + key: value for key, value in tensors.items()}
+        prefixed = {
+            ("ocr." if key.startswith(heads) else "backbone.") + key: value
+            for key, value in tensors.items()
+        }
         return "hrnet_ocr", from_authors(prefixed)
     tensors = stripped(tensors, ("backbone.", "trunk."))
     if isinstance(trunk, TimmFeatures):
         tensors = trunk.own_names(tensors)
     known = {"conv1.weight", "layer1.0.conv1.weight"} <= set(tensors)
-    if known or (trunk is not None and len(tensors.keys() & trunk.state_dict().keys()) > len(tensors) // 2):
+    if known or (
+        trunk is not None and len(tensors.keys() & trunk.state_dict().keys()) > len(tensors) // 2
+    ):
         return "trunk", tensors
     raise ModelError(
         f"{name} holds {len(tensors)} tensors ({_groups(tensors)}) of no kind known here: give a checkpoint of this "
@@ -160,7 +185,9 @@ def _matched(
             (loaded if given.shape == target.shape else reshaped).append(key)
             copies.append((target, given))
     unexpected = tuple(key for key in tensors if key not in own)
-    report = LoadReport(name, kind, tuple(loaded), tuple(reshaped), tuple(skipped), tuple(missing), unexpected)
+    report = LoadReport(
+        name, kind, tuple(loaded), tuple(reshaped), tuple(skipped), tuple(missing), unexpected
+    )
     return report, copies
 
 
@@ -183,7 +210,11 @@ def _check_classes(model: MultiScale, tensors: Tensors, *, name: str) -> None:
 
 def _check_complete(report: LoadReport) -> None:
     unfit = [key for key in report.skipped if key not in set(report.missing)]
-    counts = ((report.missing, "missing from it"), (unfit, "of another shape"), (report.unexpected, "unexpected"))
+    counts = (
+        (report.missing, "missing from it"),
+        (unfit, "of another shape"),
+        (report.unexpected, "unexpected"),
+    )
     faults = [f"{len(keys)} {what} ({_groups(keys)})" for keys, what in counts if keys]
     if faults:
         raise ModelError(
@@ -210,5 +241,7 @@ def _groups(keys: Iterable[str]) -> str:
     for key in keys:
         groups.setdefault(".".join(key.split(".")[:2]), []).append(key)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-    shown = [f"{group}.* {len(names)}" if len(names) > 1 else names[0] for group, names in ordered[:6]]
+    shown = [
+        f"{group}.* {len(names)}" if len(names) > 1 else names[0] for group, names in ordered[:6]
+    ]
     return ", ".join(shown) + (", ..." if len(groups) > 6 else "")

@@ -5,6 +5,7 @@
 Each benchmark is a file of scripts/benchmarks/ with `add_arguments(parser)` and `run(arguments) -> list of rows`
 (harness.ROW_KEYS). A row may carry a "note", which is printed below the table and not written to the JSON file.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -37,7 +38,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             arguments.json.touch()
         except OSError as error:
-            parser.error(f"--json {arguments.json}: cannot be written ({error.strerror}); name another file")
+            parser.error(
+                f"--json {arguments.json}: cannot be written ({error.strerror}); name another file"
+            )
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     try:
@@ -50,18 +53,29 @@ def main(command_line: Sequence[str] | None = None) -> int:
         if row.get("note"):
             print(f"{row['name']} {row['size']}: {row['note']}")
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps([{key: row[key] for key in ROW_KEYS} for row in rows], indent=2) + "\n")
+        arguments.json.write_text(
+            json.dumps([{key: row[key] for key in ROW_KEYS} for row in rows], indent=2) + "\n"
+        )
     return 0
 
 
 def build_parser(named: str | None) -> argparse.ArgumentParser:
     """The parser of one benchmark's command line; without a name, the one that lists the benchmarks."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: %(default)s)")
-    parser.add_argument("--rounds", type=at_least(1), default=5, help="timed rounds of each side (default: %(default)s)")
-    parser.add_argument("--threads", type=at_least(1), help="torch threads (default: torch's own choice)")
+    parser.add_argument(
+        "--rounds",
+        type=at_least(1),
+        default=5,
+        help="timed rounds of each side (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads", type=at_least(1), help="torch threads (default: torch's own choice)"
+    )
     if named is not None:
         importlib.import_module(f"scripts.benchmarks.{named}").add_arguments(parser)
     return parser
@@ -71,7 +85,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as aligned columns: seconds, MiB and ratios with three significant figures."""
     lines = [list(ROW_KEYS)] + [[_cell(row[key]) for key in ROW_KEYS] for row in rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(ROW_KEYS))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
 
 
 def _cell(value: object) -> str:

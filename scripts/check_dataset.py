@@ -20,7 +20,15 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw
 
-from datasets import DataError, Files, Verification, build_files, find_duplicates, suggest_data, verify_files
+from datasets import (
+    DataError,
+    Files,
+    Verification,
+    build_files,
+    find_duplicates,
+    suggest_data,
+    verify_files,
+)
 from utils.cli import parse_with_overrides, run_door
 from utils.config import Config, ConfigError, load_config
 
@@ -30,12 +38,36 @@ SHOWN_SIZES = 5
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", help="YAML configuration whose data section is checked")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the configuration, e.g. data.root=/data/cityscapes")
-    parser.add_argument("--sample", type=_at_least_one, metavar="N", help="look at N files of each split (default: all; small splits always whole)")
-    parser.add_argument("--workers", type=_at_least_one, default=4, metavar="N", help="threads that decode (default 4)")
-    parser.add_argument("--output", type=Path, default=Path("runs/check_dataset"), metavar="DIR", help="where classes.png goes (default %(default)s)")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="change the configuration, e.g. data.root=/data/cityscapes",
+    )
+    parser.add_argument(
+        "--sample",
+        type=_at_least_one,
+        metavar="N",
+        help="look at N files of each split (default: all; small splits always whole)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_at_least_one,
+        default=4,
+        metavar="N",
+        help="threads that decode (default 4)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/check_dataset"),
+        metavar="DIR",
+        help="where classes.png goes (default %(default)s)",
+    )
     return parse_with_overrides(parser, argv)
 
 
@@ -48,26 +80,51 @@ def _at_least_one(text: str) -> int:
 def splits_of(config: Config) -> dict[str, str]:
     """What is to be checked: role -> name of its split."""
     data = config.data
-    return {"training": data.train_split, "validation": data.val_split, **({} if data.extra is None else {"extra": data.extra.split})}
+    return {
+        "training": data.train_split,
+        "validation": data.val_split,
+        **({} if data.extra is None else {"extra": data.extra.split}),
+    }
 
 
 def list_split(config: Config, role: str) -> Files:
     """The files of a role, as a training would list them."""
     data, extra = config.data, config.data.extra
     if role != "extra" or extra is None:
-        return build_files(dataset=data.dataset, root=data.root, split=splits_of(config)[role], classes=data.classes, cv=data.cv,
-                           max_pixels=data.max_pixels)  # fmt: skip
-    return build_files(dataset=data.dataset, root=data.root, split=extra.split, classes=data.classes, labels=extra.labels, label_root=extra.root,
-                       policy=extra.policy, confidence_threshold=extra.confidence_threshold, mask_border=extra.mask_border,
-                       max_pixels=data.max_pixels)  # fmt: skip
+        return build_files(
+            dataset=data.dataset,
+            root=data.root,
+            split=splits_of(config)[role],
+            classes=data.classes,
+            cv=data.cv,
+            max_pixels=data.max_pixels,
+        )
+    return build_files(
+        dataset=data.dataset,
+        root=data.root,
+        split=extra.split,
+        classes=data.classes,
+        labels=extra.labels,
+        label_root=extra.root,
+        policy=extra.policy,
+        confidence_threshold=extra.confidence_threshold,
+        mask_border=extra.mask_border,
+        max_pixels=data.max_pixels,
+    )
 
 
 def describe(verification: Verification) -> str:
     """Counts and sizes of a split in words."""
     sizes = sorted(verification.sizes.items(), key=lambda item: -item[1])
-    named = ", ".join(f"{height} x {width} ({count})" for (height, width), count in sizes[:SHOWN_SIZES])
+    named = ", ".join(
+        f"{height} x {width} ({count})" for (height, width), count in sizes[:SHOWN_SIZES]
+    )
     rest = f" and {len(sizes) - SHOWN_SIZES} more sizes" if len(sizes) > SHOWN_SIZES else ""
-    looked = "" if verification.checked == verification.total else f", {verification.checked} of them looked at"
+    looked = (
+        ""
+        if verification.checked == verification.total
+        else f", {verification.checked} of them looked at"
+    )
     return f"{verification.split}: {verification.total} images{looked}; height x width: {named or 'none readable'}{rest}"
 
 
@@ -75,12 +132,20 @@ def class_table(found: Sequence[Verification]) -> str:
     """Share of the labelled pixels and number of images of each class, by split."""
     spec = found[0].spec
     width = max(len(name) for name in (*spec.names, "(ignored)"))
-    header = f"{'id':>3}  {'class':<{width}}" + "".join(f"  {item.split[-16:]:>16} {'images':>8}" for item in found)
+    header = f"{'id':>3}  {'class':<{width}}" + "".join(
+        f"  {item.split[-16:]:>16} {'images':>8}" for item in found
+    )
     lines = [header]
     for index, name in enumerate(spec.names):
-        cells = "".join(f"  {_percent(item.counts[index], item.counts.sum()):>16} {item.images_with[index]:>8}" for item in found)
+        cells = "".join(
+            f"  {_percent(item.counts[index], item.counts.sum()):>16} {item.images_with[index]:>8}"
+            for item in found
+        )
         lines.append(f"{index:>3}  {name:<{width}}{cells}")
-    cells = "".join(f"  {_percent(item.ignored, item.ignored + item.counts.sum()):>16} {'':>8}" for item in found)
+    cells = "".join(
+        f"  {_percent(item.ignored, item.ignored + item.counts.sum()):>16} {'':>8}"
+        for item in found
+    )
     return "\n".join([*lines, f"{'':>3}  {'(ignored)':<{width}}{cells}".rstrip()])
 
 
@@ -96,7 +161,12 @@ def draw_chart(found: Sequence[Verification]) -> Image.Image:
     picture = Image.new("RGB", (right + 90, top + row * spec.num_classes + 16), "white")
     draw = ImageDraw.Draw(picture)
     draw.text((12, 10), f"{spec.name}: share of the labelled pixels, logarithmic", fill="black")
-    draw.text((12, 26), "bars from top to bottom: " + ", ".join(f"{item.split} ({item.checked} images)" for item in found), fill="black")
+    draw.text(
+        (12, 26),
+        "bars from top to bottom: "
+        + ", ".join(f"{item.split} ({item.checked} images)" for item in found),
+        fill="black",
+    )
     decades = round(-np.log10(LEAST_SHARE))
     for decade in range(decades + 1):
         x = left + (right - left) * decade / decades
@@ -110,14 +180,25 @@ def draw_chart(found: Sequence[Verification]) -> Image.Image:
     return picture
 
 
-def _draw_bar(draw: ImageDraw.ImageDraw, verification: Verification, index: int, ends: tuple[int, int], y: int, height: int) -> None:
+def _draw_bar(
+    draw: ImageDraw.ImageDraw,
+    verification: Verification,
+    index: int,
+    ends: tuple[int, int],
+    y: int,
+    height: int,
+) -> None:
     share = verification.counts[index] / max(1, verification.counts.sum())
     left, right = ends
     if not share:
         draw.text((left + 4, y - 1), "absent", fill=(200, 0, 0))
         return
     length = (right - left) * max(0.0, 1 - np.log10(share) / np.log10(LEAST_SHARE))
-    draw.rectangle([left, y, left + max(1, length), y + height - 2], fill=verification.spec.classes[index].color, outline=(90, 90, 90))
+    draw.rectangle(
+        [left, y, left + max(1, length), y + height - 2],
+        fill=verification.spec.classes[index].color,
+        outline=(90, 90, 90),
+    )
     draw.text((left + length + 5, y - 1), f"{100 * share:.3g} %", fill=(70, 70, 70))
 
 
@@ -133,7 +214,12 @@ def check(arguments: argparse.Namespace) -> int:
         except DataError as error:
             problems.append(str(error))
             continue
-        verification = verify_files(listed[role], sample=arguments.sample, workers=arguments.workers, progress=sys.stderr.isatty())
+        verification = verify_files(
+            listed[role],
+            sample=arguments.sample,
+            workers=arguments.workers,
+            progress=sys.stderr.isatty(),
+        )
         found.append(verification)
         problems += verification.problems
         print(describe(verification))
@@ -144,7 +230,13 @@ def check(arguments: argparse.Namespace) -> int:
         print(f"\n{class_table(labelled)}\n")
         _save(draw_chart(labelled), arguments.output)
     if found and found[0].sizes:
-        print("a configuration to start from:\n" + yaml.safe_dump({"data": suggest_data(found[0])}, sort_keys=False, default_flow_style=None), end="")
+        print(
+            "a configuration to start from:\n"
+            + yaml.safe_dump(
+                {"data": suggest_data(found[0])}, sort_keys=False, default_flow_style=None
+            ),
+            end="",
+        )
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     print(f"{len(problems)} kinds of faults" if problems else "no faults", flush=True)
@@ -155,12 +247,18 @@ def _shared(listed: dict[str, Files], workers: int) -> list[str]:
     """Sentence on images that training, in either role, shares with validation."""
     sentences = []
     for role in ("training", "extra"):
-        if role in listed and "validation" in listed and listed[role].split != listed["validation"].split:
+        if (
+            role in listed
+            and "validation" in listed
+            and listed[role].split != listed["validation"].split
+        ):
             pairs = find_duplicates(listed[role], listed["validation"], workers=workers)
             if pairs:
                 first, second = pairs[0]
                 splits = f"'{listed[role].split}' and '{listed['validation'].split}'"
-                sentences.append(f"{len(pairs)} images are in both {splits}, the first: {first} and {second}; remove them from one")
+                sentences.append(
+                    f"{len(pairs)} images are in both {splits}, the first: {first} and {second}; remove them from one"
+                )
     return sentences
 
 
@@ -169,7 +267,9 @@ def _save(picture: Image.Image, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         picture.save(folder / "classes.png")
     except OSError as error:
-        raise DataError(f"{folder}: the chart cannot be written there ({error.strerror or error}); set --output DIR") from error
+        raise DataError(
+            f"{folder}: the chart cannot be written there ({error.strerror or error}); set --output DIR"
+        ) from error
     print(f"bar chart: {folder / 'classes.png'}\n")
 
 

@@ -43,7 +43,9 @@ def colour_histogram(files: Files, indices: Sequence[int]) -> NDArray[np.int64]:
         shades = image.astype(np.int64) >> (8 - FINEST_BITS)
         cells = (shades[..., 0] * levels + shades[..., 1]) * levels + shades[..., 2]
         there = label != files.spec.ignore_label
-        counts += np.bincount(cells[there] * classes + label[there], minlength=counts.size).reshape(counts.shape)
+        counts += np.bincount(cells[there] * classes + label[there], minlength=counts.size).reshape(
+            counts.shape
+        )
     return counts
 
 
@@ -51,7 +53,11 @@ def coarser(counts: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
     """A histogram [n ** 3, classes] summed to `bits` bits per channel [(2 ** bits) ** 3, classes]."""
     levels = round(len(counts) ** (1 / 3))
     step, small = levels >> bits, 1 << bits
-    return counts.reshape(small, step, small, step, small, step, -1).sum(axis=(1, 3, 5)).reshape(small**3, -1)
+    return (
+        counts.reshape(small, step, small, step, small, step, -1)
+        .sum(axis=(1, 3, 5))
+        .reshape(small**3, -1)
+    )
 
 
 @dataclass(frozen=True)
@@ -73,10 +79,20 @@ class ColourClassifier:
 
 def fit_table(counts: NDArray[np.int64], *, bits: int, power: float) -> ColourClassifier:
     """The likeliest class of each colour once class frequencies are divided by frequency ** power."""
-    cells, parents = coarser(counts, bits).astype(np.float64), coarser(counts, bits - 1).astype(np.float64)
+    cells, parents = (
+        coarser(counts, bits).astype(np.float64),
+        coarser(counts, bits - 1).astype(np.float64),
+    )
     small = 1 << (bits - 1)
-    shares = (parents + counts.sum(axis=0) / counts.sum()) / (parents.sum(axis=1, keepdims=True) + 1)
-    spread = shares.reshape(small, 1, small, 1, small, 1, -1).repeat(2, axis=1).repeat(2, axis=3).repeat(2, axis=5)
+    shares = (parents + counts.sum(axis=0) / counts.sum()) / (
+        parents.sum(axis=1, keepdims=True) + 1
+    )
+    spread = (
+        shares.reshape(small, 1, small, 1, small, 1, -1)
+        .repeat(2, axis=1)
+        .repeat(2, axis=3)
+        .repeat(2, axis=5)
+    )
     weight = np.where(counts.sum(axis=0) > 0, np.maximum(counts.sum(axis=0), 1) ** -power, 0.0)
     table = ((cells + NEIGHBOURS * spread.reshape(cells.shape)) * weight).argmax(axis=1)
     return ColourClassifier(table=table, bits=bits, power=power)
@@ -92,14 +108,24 @@ def fit(halves: tuple[NDArray[np.int64], NDArray[np.int64]]) -> ColourClassifier
 def evaluate(train: Files, val: Files) -> dict[str, object]:
     """Fit on one split, score on another: `miou`, `pixel_accuracy`, `per_class` (None where absent), `bits` and `power`."""
     if len(train) < 2:
-        raise DataError(f"split {train.split} holds a single image: the classifier is fitted on one half and tuned on the other")
-    classifier = fit((colour_histogram(train, range(0, len(train), 2)), colour_histogram(train, range(1, len(train), 2))))
+        raise DataError(
+            f"split {train.split} holds a single image: the classifier is fitted on one half and tuned on the other"
+        )
+    classifier = fit(
+        (
+            colour_histogram(train, range(0, len(train), 2)),
+            colour_histogram(train, range(1, len(train), 2)),
+        )
+    )
     matrix = classifier.confusion(colour_histogram(val, range(len(val))))
     iou = iou_of(matrix)
     return {
         "miou": mean_of(iou),
         "pixel_accuracy": float(np.trace(matrix) / max(matrix.sum(), 1)),
-        "per_class": {name: None if math.isnan(value) else float(value) for name, value in zip(val.spec.names, iou, strict=True)},
+        "per_class": {
+            name: None if math.isnan(value) else float(value)
+            for name, value in zip(val.spec.names, iou, strict=True)
+        },
         "bits": classifier.bits,
         "power": classifier.power,
     }
@@ -113,7 +139,9 @@ def read_metrics(path: Path, names: Sequence[str]) -> tuple[float, dict[str, flo
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: is no metrics.json of eval.py ({error!r})") from error
     if set(per_class) - set(names):
-        raise DataError(f"{path}: holds the class {min(set(per_class) - set(names))!r}, which this data set has not; give metrics of its own network")
+        raise DataError(
+            f"{path}: holds the class {min(set(per_class) - set(names))!r}, which this data set has not; give metrics of its own network"
+        )
     return miou, per_class
 
 
@@ -121,9 +149,14 @@ def table(colour: dict[str, object], network: tuple[float, dict[str, float | Non
     """IoU in percent per class, of colour alone and of the network, and how far they are apart."""
     per_class = colour["per_class"]
     assert isinstance(per_class, dict) and isinstance(colour["miou"], float)
-    rows = [(name, value, None if network is None else network[1].get(name)) for name, value in per_class.items()]
+    rows = [
+        (name, value, None if network is None else network[1].get(name))
+        for name, value in per_class.items()
+    ]
     rows.append(("mean", colour["miou"], None if network is None else network[0]))
-    lines = [f"{'class':<16}{'colour':>8}" + ("" if network is None else f"{'network':>9}{'gap':>7}")]
+    lines = [
+        f"{'class':<16}{'colour':>8}" + ("" if network is None else f"{'network':>9}{'gap':>7}")
+    ]
     for name, alone, net in rows:
         line = f"{name:<16}{_percent(alone):>8}"
         if network is not None:
@@ -139,9 +172,13 @@ def _percent(value: float | None) -> str:
 
 def main(command_line: Sequence[str] | None = None) -> int:
     """Fit, score, print; exit status 2 for what cannot be read."""
-    parser = argparse.ArgumentParser(description="Score a per-pixel classifier of colours, fitted on the training split.")
+    parser = argparse.ArgumentParser(
+        description="Score a per-pixel classifier of colours, fitted on the training split."
+    )
     parser.add_argument("root", type=Path, help="data set, such as make_demo_data.py draws it")
-    parser.add_argument("--dataset", default="cityscapes", help="kind of data set (default cityscapes)")
+    parser.add_argument(
+        "--dataset", default="cityscapes", help="kind of data set (default cityscapes)"
+    )
     parser.add_argument("--classes", type=Path, help="class list of a folder data set")
     parser.add_argument("--train-split", default="train", help="split to fit on (default train)")
     parser.add_argument("--val-split", default="val", help="split to score (default val)")
@@ -150,7 +187,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
     options = parser.parse_args(command_line)
     try:
         train, val = (
-            build_files(dataset=options.dataset, root=options.root, split=split, classes=options.classes)
+            build_files(
+                dataset=options.dataset, root=options.root, split=split, classes=options.classes
+            )
             for split in (options.train_split, options.val_split)
         )
         network = None if options.metrics is None else read_metrics(options.metrics, val.spec.names)
@@ -162,7 +201,10 @@ def main(command_line: Sequence[str] | None = None) -> int:
         try:
             options.json.write_text(json.dumps(colour, indent=2) + "\n")
         except OSError as error:
-            print(f"error: --json {options.json}: cannot be written ({error.strerror}); name another file", file=sys.stderr)
+            print(
+                f"error: --json {options.json}: cannot be written ({error.strerror}); name another file",
+                file=sys.stderr,
+            )
             return 2
     print(table(colour, network))
     return 0

@@ -7,6 +7,7 @@ train.py says itself which model it belongs to; of other files trunk, decoder an
 paper's), and the number of classes is read from the file. With `--trunk-only` the trunk's tensors are written, by the
 names of its ImageNet files.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -35,7 +36,11 @@ def main(command_line: Sequence[str] | None = None) -> int:
 
     try:
         tensors = convert(
-            arguments.input, trunk=arguments.trunk, decoder=arguments.decoder, multiscale=arguments.multiscale, trunk_only=arguments.trunk_only
+            arguments.input,
+            trunk=arguments.trunk,
+            decoder=arguments.decoder,
+            multiscale=arguments.multiscale,
+            trunk_only=arguments.trunk_only,
         )
         write(tensors, arguments.output)
     except (*USER_ERRORS, OSError) as error:
@@ -47,12 +52,16 @@ def main(command_line: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("input", type=Path, metavar="INPUT")
     parser.add_argument("output", type=_output, metavar="OUTPUT")
     parser.add_argument("--trunk", default="hrnet_w48", help="(default: %(default)s)")
     parser.add_argument("--decoder", choices=DECODERS, default="ocr", help="(default: %(default)s)")
-    parser.add_argument("--multiscale", choices=MULTISCALE, default="hierarchical", help="(default: %(default)s)")
+    parser.add_argument(
+        "--multiscale", choices=MULTISCALE, default="hierarchical", help="(default: %(default)s)"
+    )
     parser.add_argument("--trunk-only", action="store_true", help="leave the heads out")
     return parser
 
@@ -64,7 +73,9 @@ def _output(text: str) -> Path:
     return path
 
 
-def convert(source: Path, *, trunk: str, decoder: str, multiscale: str, trunk_only: bool = False) -> dict[str, Tensor]:
+def convert(
+    source: Path, *, trunk: str, decoder: str, multiscale: str, trunk_only: bool = False
+) -> dict[str, Tensor]:
     """The tensors of `source` by our names, complete for that model. Raises ModelError where they are not."""
     if is_ours(source):
         from assemble import load_model
@@ -77,7 +88,11 @@ def convert(source: Path, *, trunk: str, decoder: str, multiscale: str, trunk_on
         trunk_only = True
     else:
         model = build_model(
-            trunk=trunk, decoder=decoder, multiscale=multiscale, num_classes=_classes(tensors, decoder, source), align_corners=kind == "hrnet_ocr"
+            trunk=trunk,
+            decoder=decoder,
+            multiscale=multiscale,
+            num_classes=_classes(tensors, decoder, source),
+            align_corners=kind == "hrnet_ocr",
         )
     load_weights(model, source)
     return dict((model.trunk if trunk_only else model).state_dict())
@@ -85,10 +100,16 @@ def convert(source: Path, *, trunk: str, decoder: str, multiscale: str, trunk_on
 
 def _classes(tensors: Mapping[str, Tensor], decoder: str, source: Path) -> int:
     """The number of classes, from the last layer of the head."""
-    for name in ("decoder.classifier.weight", "decoder.classifier.output.weight", "decoder.head.output.weight"):
+    for name in (
+        "decoder.classifier.weight",
+        "decoder.classifier.output.weight",
+        "decoder.head.output.weight",
+    ):
         if name in tensors:
             return tensors[name].shape[0]
-    raise ModelError(f"{source} has no class layer of the decoder {decoder}: name the decoder it was trained with.")
+    raise ModelError(
+        f"{source} has no class layer of the decoder {decoder}: name the decoder it was trained with."
+    )
 
 
 def write(tensors: Mapping[str, Tensor], output: Path) -> None:
@@ -112,7 +133,9 @@ def _write_safetensors(tensors: dict[str, Tensor], path: str) -> None:
     try:
         from safetensors.torch import save_file
     except ImportError as error:
-        raise ModelError("writing .safetensors needs the safetensors library: pip install safetensors, or write .pth.") from error
+        raise ModelError(
+            "writing .safetensors needs the safetensors library: pip install safetensors, or write .pth."
+        ) from error
     save_file(tensors, path, metadata={"format": "pt"})
 
 

@@ -1,4 +1,5 @@
 """Counting the bytes of live tensors: what a computation needs at its peak, on any device, the meta device included."""
+
 from __future__ import annotations
 
 import weakref
@@ -22,11 +23,16 @@ class LiveMemory(TorchDispatchMode):
         self.peak = 0
         self._known: dict[int, int] = {}
 
-    def __torch_dispatch__(self, function: Any, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in tensors_in(result):
             storage = tensor.untyped_storage()
-            if storage._cdata not in self._known and all(storage._cdata != given.untyped_storage()._cdata for given in tensors_in((args, kwargs))):
+            if storage._cdata not in self._known and all(
+                storage._cdata != given.untyped_storage()._cdata
+                for given in tensors_in((args, kwargs))
+            ):
                 self._count(storage)
         return result
 

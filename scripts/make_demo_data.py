@@ -68,7 +68,10 @@ class Job:
         """All files of this scene, in the order in which they are written."""
         found = [self.path("leftImg8bit", "leftImg8bit")]
         if self.split in WITH_FINE:
-            found += [self.path("gtFine", "gtFine_labelIds"), self.path("gtFine", "gtFine_instanceIds")]
+            found += [
+                self.path("gtFine", "gtFine_labelIds"),
+                self.path("gtFine", "gtFine_instanceIds"),
+            ]
         if self.split in WITH_COARSE:
             found.append(self.path("gtCoarse", "gtCoarse_labelIds"))
         return found
@@ -77,7 +80,9 @@ class Job:
 def write_scene(job: Job) -> tuple[str, NDArray[np.int64]]:
     """Draw a scene and write its image and labels; returns the split and the pixels of each raw id [256]."""
     cv2.setNumThreads(1)
-    scene = draw_scene(seed=job.seed, split=job.split, index=job.index, height=job.height, width=job.width)
+    scene = draw_scene(
+        seed=job.seed, split=job.split, index=job.index, height=job.height, width=job.width
+    )
     contents: list[NDArray[np.uint8] | NDArray[np.uint16]] = [scene.image[:, :, ::-1]]
     if job.split in WITH_FINE:
         contents += [scene.label, scene.ids]
@@ -120,22 +125,36 @@ def make_demo_data(
 
 def drawing_version() -> str:
     """A hash of the code that draws: scenes of another version are other scenes."""
-    code = b"".join(path.read_bytes() for path in sorted((Path(__file__).parent / "demo_scenes").glob("*.py")))
+    code = b"".join(
+        path.read_bytes() for path in sorted((Path(__file__).parent / "demo_scenes").glob("*.py"))
+    )
     return hashlib.sha256(code).hexdigest()[:12]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Draw a miniature Cityscapes in the official layout.")
-    parser.add_argument("out", type=Path, help="folder to write; a folder that holds another drawing is refused")
+    parser = argparse.ArgumentParser(
+        description="Draw a miniature Cityscapes in the official layout."
+    )
+    parser.add_argument(
+        "out", type=Path, help="folder to write; a folder that holds another drawing is refused"
+    )
     parser.add_argument("--seed", type=at_least(0), default=0, help="scenes are a function of it")
     for split, count in (("train", 192), ("val", 40), ("test", 40), ("extra", 160)):
-        parser.add_argument(f"--{split}", type=at_least(0), default=count, help=f"scenes (default {count})")
+        parser.add_argument(
+            f"--{split}", type=at_least(0), default=count, help=f"scenes (default {count})"
+        )
     parser.add_argument(
-        "--size", type=at_least(64), nargs=2, default=(256, 512), metavar=("HEIGHT", "WIDTH"),
+        "--size",
+        type=at_least(64),
+        nargs=2,
+        default=(256, 512),
+        metavar=("HEIGHT", "WIDTH"),
         help="pixels of an image (default 256 512)",
-    )  # fmt: skip
-    parser.add_argument("--workers", type=at_least(1), default=os.cpu_count() or 1, help="processes")
+    )
+    parser.add_argument(
+        "--workers", type=at_least(1), default=os.cpu_count() or 1, help="processes"
+    )
     return parser.parse_args(arguments)
 
 
@@ -146,7 +165,9 @@ def main(arguments: list[str] | None = None) -> int:
     marker = options.out / "demo.json"
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        if any(options.out.iterdir()) and (not marker.exists() or json.loads(marker.read_text())["recipe"] != recipe):
+        if any(options.out.iterdir()) and (
+            not marker.exists() or json.loads(marker.read_text())["recipe"] != recipe
+        ):
             print(
                 f"error: {options.out} already holds something else than a drawing of {recipe}: choose another folder",
                 file=sys.stderr,
@@ -154,15 +175,31 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         marker.write_text(json.dumps({"recipe": recipe}) + "\n")
     except (OSError, ValueError, KeyError) as error:
-        print(f"error: {options.out} cannot be written ({error}): choose another folder", file=sys.stderr)
+        print(
+            f"error: {options.out} cannot be written ({error}): choose another folder",
+            file=sys.stderr,
+        )
         return 2
-    counts = {"train": options.train, "val": options.val, "test": options.test, "train_extra": options.extra}
+    counts = {
+        "train": options.train,
+        "val": options.val,
+        "test": options.test,
+        "train_extra": options.extra,
+    }
     start = time.perf_counter()
     pixels = make_demo_data(
-        options.out, counts=counts, seed=options.seed, size=tuple(options.size), workers=options.workers
+        options.out,
+        counts=counts,
+        seed=options.seed,
+        size=tuple(options.size),
+        workers=options.workers,
     )
     scenes = ", ".join(f"{count} {split}" for split, count in counts.items())
-    done = f"drawn in {time.perf_counter() - start:.0f} s" if any(map(np.any, pixels.values())) else "all there"
+    done = (
+        f"drawn in {time.perf_counter() - start:.0f} s"
+        if any(map(np.any, pixels.values()))
+        else "all there"
+    )
     print(f"{options.out}: {scenes} scenes of {options.size[0]} x {options.size[1]}, {done}")
     return 0
 

@@ -7,6 +7,7 @@ Everything is counted on the meta device, where tensors have shapes and no conte
 FLOPs are those of convolutions and matrix products, as `torch.utils.flop_counter` counts them. Peak memory is that of
 live tensors in float32 beyond parameters and image; what libraries take for themselves comes on top.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -39,8 +40,15 @@ def main(command_line: Sequence[str] | None = None) -> int:
     try:
         rows = [
             information(
-                trunk=trunk, decoder=decoder, multiscale=multiscale, size=size, batch=arguments.batch, num_classes=arguments.classes,
-                scale_lists=scale_lists, output_stride=arguments.output_stride, activation_checkpointing=arguments.activation_checkpointing,
+                trunk=trunk,
+                decoder=decoder,
+                multiscale=multiscale,
+                size=size,
+                batch=arguments.batch,
+                num_classes=arguments.classes,
+                scale_lists=scale_lists,
+                output_stride=arguments.output_stride,
+                activation_checkpointing=arguments.activation_checkpointing,
             )
             for trunk in arguments.trunks
             for decoder in arguments.decoders
@@ -57,18 +65,54 @@ def main(command_line: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trunks", nargs="+", default=["hrnet_w48", "resnet50"], metavar="NAME",
-                        help=f"{', '.join(TRUNKS)} or timm:<name> (default: %(default)s)")
-    parser.add_argument("--decoders", nargs="+", default=["ocr", "deeplabv3plus"], metavar="NAME", 
-                        help=f"{', '.join(DECODERS)} (default: %(default)s)")
-    parser.add_argument("--multiscale", nargs="+", default=list(MULTISCALE), metavar="NAME", help="default: all")
-    parser.add_argument("--size", nargs=2, type=int, default=(512, 1024), metavar=("H", "W"), help="of the crop and of the image (default: 512 1024)")
-    parser.add_argument("--batch", type=int, default=1, help="images per training step (default: 1)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--trunks",
+        nargs="+",
+        default=["hrnet_w48", "resnet50"],
+        metavar="NAME",
+        help=f"{', '.join(TRUNKS)} or timm:<name> (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--decoders",
+        nargs="+",
+        default=["ocr", "deeplabv3plus"],
+        metavar="NAME",
+        help=f"{', '.join(DECODERS)} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--multiscale", nargs="+", default=list(MULTISCALE), metavar="NAME", help="default: all"
+    )
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        default=(512, 1024),
+        metavar=("H", "W"),
+        help="of the crop and of the image (default: 512 1024)",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=1, help="images per training step (default: 1)"
+    )
     parser.add_argument("--classes", type=int, default=19, help="(default: 19)")
-    parser.add_argument("--scales", nargs="+", type=float, action="append", metavar="S", help="a scale list to evaluate; may be repeated")
-    parser.add_argument("--output-stride", type=int, help="of trunks that can be dilated (default: 8)")
-    parser.add_argument("--activation-checkpointing", action="store_true", help="as runtime.activation_checkpointing")
+    parser.add_argument(
+        "--scales",
+        nargs="+",
+        type=float,
+        action="append",
+        metavar="S",
+        help="a scale list to evaluate; may be repeated",
+    )
+    parser.add_argument(
+        "--output-stride", type=int, help="of trunks that can be dilated (default: 8)"
+    )
+    parser.add_argument(
+        "--activation-checkpointing",
+        action="store_true",
+        help="as runtime.activation_checkpointing",
+    )
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     return parser
 
@@ -91,9 +135,12 @@ def information(
     with only; where a model cannot be evaluated at a list, its entry is None.
     """
     parts: dict[str, Any] = {
-        "trunk": trunk, "decoder": decoder, "num_classes": num_classes, "output_stride": output_stride,
+        "trunk": trunk,
+        "decoder": decoder,
+        "num_classes": num_classes,
+        "output_stride": output_stride,
         "activation_checkpointing": activation_checkpointing,
-    }  # fmt: skip
+    }
     with torch.device("meta"):
         model = build_model(multiscale=multiscale, **parts)
     flops, peak = training_cost(model, size=size, batch=batch)
@@ -102,20 +149,33 @@ def information(
     for scales in scale_lists:
         cost = evaluation_cost(model, size=size, scales=scales)
         evaluation[" ".join(f"{scale:g}" for scale in scales)] = cost and {
-            "flops": cost[0], "ratio": cost[0] / one_scale[0], "peak_bytes": cost[1], "peak_ratio": cost[1] / one_scale[1],
-        }  # fmt: skip
+            "flops": cost[0],
+            "ratio": cost[0] / one_scale[0],
+            "peak_bytes": cost[1],
+            "peak_ratio": cost[1] / one_scale[1],
+        }
     return {
-        "trunk": trunk, "decoder": decoder, "multiscale": multiscale, "size": list(size), "batch": batch,
+        "trunk": trunk,
+        "decoder": decoder,
+        "multiscale": multiscale,
+        "size": list(size),
+        "batch": batch,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training": {
-            "scales": list(model.train_scales), "flops": flops, "ratio": flops / single_flops, "peak_bytes": peak, "peak_ratio": peak / single_peak,
+            "scales": list(model.train_scales),
+            "flops": flops,
+            "ratio": flops / single_flops,
+            "peak_bytes": peak,
+            "peak_ratio": peak / single_peak,
         },
         "evaluation": evaluation,
-    }  # fmt: skip
+    }
 
 
 @cache
-def _single_costs(size: tuple[int, int], batch: int, parts: tuple[tuple[str, Any], ...]) -> tuple[int, int, tuple[int, int]]:
+def _single_costs(
+    size: tuple[int, int], batch: int, parts: tuple[tuple[str, Any], ...]
+) -> tuple[int, int, tuple[int, int]]:
     """(FLOPs, peak bytes) of training the same network with one scale, and those of evaluating it."""
     with torch.device("meta"):
         single = build_model(multiscale="single", **dict(parts))
@@ -143,7 +203,9 @@ def training_cost(model: nn.Module, *, size: tuple[int, int], batch: int) -> tup
         model.zero_grad(set_to_none=True)
 
 
-def evaluation_cost(model: nn.Module, *, size: tuple[int, int], scales: tuple[float, ...]) -> tuple[int, int] | None:
+def evaluation_cost(
+    model: nn.Module, *, size: tuple[int, int], scales: tuple[float, ...]
+) -> tuple[int, int] | None:
     """(FLOPs, peak bytes) of `network.inference.predict` on one image; None where the model does not take these scales."""
     image = torch.empty(1, 3, *size, device="meta")
     try:
@@ -168,10 +230,20 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         line = [row["trunk"], row["decoder"], row["multiscale"], f"{row['parameters'] / 1e6:.2f} M"]
         for cost in (row["training"], *(row["evaluation"][scales] for scales in lists)):
-            line += ["-", "-"] if cost is None else [f"{cost['flops'] / 1e9:,.0f} ({cost['ratio']:.2f}x)", f"{cost['peak_bytes'] / MIB:,.0f}"]
+            line += (
+                ["-", "-"]
+                if cost is None
+                else [
+                    f"{cost['flops'] / 1e9:,.0f} ({cost['ratio']:.2f}x)",
+                    f"{cost['peak_bytes'] / MIB:,.0f}",
+                ]
+            )
         lines.append(line)
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join("  ".join(_padded(cell, widths[column], column) for column, cell in enumerate(line)) for line in lines)
+    return "\n".join(
+        "  ".join(_padded(cell, widths[column], column) for column, cell in enumerate(line))
+        for line in lines
+    )
 
 
 def _padded(cell: str, width: int, column: int) -> str:

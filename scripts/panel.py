@@ -17,14 +17,28 @@ from utils.cli import at_least, parse_with_overrides, run_door
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint of train.py")
     parser.add_argument("--split", help="default: the validation split of its configuration")
-    parser.add_argument("--index", type=int, default=0, help="which image of the split, from 0 (default)")
+    parser.add_argument(
+        "--index", type=int, default=0, help="which image of the split, from 0 (default)"
+    )
     parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="default: eval.scales")
-    parser.add_argument("--width", type=at_least(16), default=420, help="of each picture in pixels (default: %(default)s)")
+    parser.add_argument(
+        "--width",
+        type=at_least(16),
+        default=420,
+        help="of each picture in pixels (default: %(default)s)",
+    )
     parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the configuration, e.g. data.root=/data/cityscapes")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="change the configuration, e.g. data.root=/data/cityscapes",
+    )
     return parse_with_overrides(parser, argv)
 
 
@@ -38,10 +52,19 @@ def main(options: argparse.Namespace) -> int:
     from utils.image_writer import ImageWriter
     from utils.panels import panel
 
-    loaded = assemble.load_model(options.checkpoint, config_file=None, overrides=options.overrides, device=torch.device("cpu"))
-    files = assemble.split_files(loaded.config, options.split or loaded.config.data.val_split, expected=loaded.spec)
+    loaded = assemble.load_model(
+        options.checkpoint,
+        config_file=None,
+        overrides=options.overrides,
+        device=torch.device("cpu"),
+    )
+    files = assemble.split_files(
+        loaded.config, options.split or loaded.config.data.val_split, expected=loaded.spec
+    )
     if not 0 <= options.index < len(files):
-        raise DataError(f"--index: {options.index} is none of the {len(files)} images; choose one from 0 to {len(files) - 1}")
+        raise DataError(
+            f"--index: {options.index} is none of the {len(files)} images; choose one from 0 to {len(files) - 1}"
+        )
     inference = assemble.Inference.of(loaded.config.eval, scales=options.scales)
     found = pictures_of(loaded.model, files, inference, options.index)
     with ImageWriter() as writer:

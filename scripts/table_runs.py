@@ -31,13 +31,38 @@ from utils.cli import at_least, run_door
 from utils.config import load_config
 
 COSMETIC = {
-    "experiment": ("name", "output", "seed"), "data": ("root", "workers"),
+    "experiment": ("name", "output", "seed"),
+    "data": ("root", "workers"),
     "runtime": ("threads", "log_every", "image_every", "checkpoint_minutes"),
-}  # fmt: skip
+}
 
 DRAWINGS = {  # data.root of a recipe: what scripts/make_demo_data.py is asked for
-    "data/table1": ("--size", "192", "384", "--train", "768", "--val", "100", "--test", "100", "--extra", "0"),
-    "data/table2": ("--size", "192", "384", "--train", "192", "--val", "40", "--test", "100", "--extra", "576"),
+    "data/table1": (
+        "--size",
+        "192",
+        "384",
+        "--train",
+        "768",
+        "--val",
+        "100",
+        "--test",
+        "100",
+        "--extra",
+        "0",
+    ),
+    "data/table2": (
+        "--size",
+        "192",
+        "384",
+        "--train",
+        "192",
+        "--val",
+        "40",
+        "--test",
+        "100",
+        "--extra",
+        "576",
+    ),
 }
 
 
@@ -47,15 +72,39 @@ class RunError(RuntimeError):
 
 def table_parser(doc: str | None, *, name: str) -> argparse.ArgumentParser:
     """The command line that the tables share; the recipe of that name has results/NAME as its --output, others have none (`prepare`)."""
-    recipe, output, runs = ROOT / "configs" / "demo" / f"{name}.yaml", ROOT / "results" / name, ROOT / "runs" / name
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=recipe, help="recipe that all rows share (default: %(default)s)")
+    recipe, output, runs = (
+        ROOT / "configs" / "demo" / f"{name}.yaml",
+        ROOT / "results" / name,
+        ROOT / "runs" / name,
+    )
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=recipe,
+        help="recipe that all rows share (default: %(default)s)",
+    )
     parser.add_argument("--split", default="test", help="split to score (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help=f"rows and tables (default, for the default recipe: {output})")
-    parser.add_argument("--runs", type=Path, default=runs, help="run folders (default: %(default)s)")
-    parser.add_argument("--jobs", type=at_least(1), default=2, help="trainings at a time (default: %(default)s)")
-    parser.add_argument("--threads", type=at_least(1), default=1, help="threads of each (default: %(default)s)")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the recipe, e.g. optim.epochs=10")
+    parser.add_argument(
+        "--output", type=Path, help=f"rows and tables (default, for the default recipe: {output})"
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=runs, help="run folders (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--jobs", type=at_least(1), default=2, help="trainings at a time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threads", type=at_least(1), default=1, help="threads of each (default: %(default)s)"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="change the recipe, e.g. optim.epochs=10",
+    )
     parser.set_defaults(published=(recipe, output))
     return parser
 
@@ -71,14 +120,22 @@ def prepare(options: argparse.Namespace) -> str:
     settings = load_config(options.config, options.overrides)
     if options.output is None:
         if options.config.resolve() != recipe or options.overrides or options.split != "test":
-            raise RunError(f"--output: {output} holds the table of {recipe.name} as it is, on the test split; name a folder for this other table")
+            raise RunError(
+                f"--output: {output} holds the table of {recipe.name} as it is, on the test split; name a folder for this other table"
+            )
         options.output = output
-    options.config, options.output, options.runs = options.config.absolute(), options.output.absolute(), options.runs.absolute()
+    options.config, options.output, options.runs = (
+        options.config.absolute(),
+        options.output.absolute(),
+        options.runs.absolute(),
+    )
     for folder in (options.output / "rows", options.runs):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"{folder}: cannot be made ({error.strerror}); name other folders with --output and --runs") from error
+            raise RunError(
+                f"{folder}: cannot be made ({error.strerror}); name other folders with --output and --runs"
+            ) from error
     os.chdir(ROOT)
     drawn = drawing(settings.data.root)
     assemble.split_files(settings, options.split)
@@ -123,12 +180,21 @@ class Run:
 
     def recipe(self) -> str:
         """A hash of all that the result depends on, apart from the seed; what has its default does not count, so that new options change nothing."""
-        resolved = load_config(self.config, self.overrides).model_dump(mode="json", exclude_defaults=True)
+        resolved = load_config(self.config, self.overrides).model_dump(
+            mode="json", exclude_defaults=True
+        )
         for section, names in COSMETIC.items():
             for name in names:
                 resolved.get(section, {}).pop(name, None)
-        (resolved.get("data", {}).get("extra") or {}).pop("root", None)  # a place, not a content: `data_recipe` tells what lies there
-        content = [resolved, [[list(scoring.lists), list(scoring.overrides)] for scoring in self.scorings], self.split, self.data_recipe]
+        (resolved.get("data", {}).get("extra") or {}).pop(
+            "root", None
+        )  # a place, not a content: `data_recipe` tells what lies there
+        content = [
+            resolved,
+            [[list(scoring.lists), list(scoring.overrides)] for scoring in self.scorings],
+            self.split,
+            self.data_recipe,
+        ]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def is_done(self) -> bool:
@@ -154,7 +220,10 @@ def door(name: str, *arguments: str, threads: int, log: Path) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     command = [sys.executable, str(ROOT / name), *arguments]
-    with open(log, "a", encoding="utf-8") as stream, subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream) as child:
+    with (
+        open(log, "a", encoding="utf-8") as stream,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream) as child,
+    ):
         _children.add(child)
         status = child.wait()
         _children.discard(child)
@@ -168,9 +237,19 @@ def drawing(root: str) -> str:
     not a drawn one). What is missing of one of DRAWINGS is drawn now; RunError where that fails."""
     folder = ROOT / root
     if root in DRAWINGS:
-        done = subprocess.run([sys.executable, str(ROOT / "scripts" / "make_demo_data.py"), str(folder), *DRAWINGS[root]], check=False)
+        done = subprocess.run(
+            [
+                sys.executable,
+                str(ROOT / "scripts" / "make_demo_data.py"),
+                str(folder),
+                *DRAWINGS[root],
+            ],
+            check=False,
+        )
         if done.returncode:
-            raise RunError(f"{folder} could not be drawn (the reason stands above); remove it, or draw elsewhere and name that with data.root=")
+            raise RunError(
+                f"{folder} could not be drawn (the reason stands above); remove it, or draw elsewhere and name that with data.root="
+            )
     marker = folder / "demo.json"
     if not marker.is_file():
         return ""
@@ -192,10 +271,22 @@ def perform(run: Run) -> dict[str, Any]:
     if run.is_done():
         return dict(json.loads(run.row.read_text(encoding="utf-8")))
     recipe, folder = run.recipe(), folder_of(run)
-    overrides = [*run.overrides, f"experiment.output={folder}", f"experiment.seed={run.seed}", f"runtime.threads={run.threads}"]
+    overrides = [
+        *run.overrides,
+        f"experiment.output={folder}",
+        f"experiment.seed={run.seed}",
+        f"runtime.threads={run.threads}",
+    ]
     trained, start = folder / "trained.json", time.monotonic()
     if not trained.is_file():
-        door("train.py", str(run.config), "--resume", *overrides, threads=run.threads, log=folder / "stdout.log")
+        door(
+            "train.py",
+            str(run.config),
+            "--resume",
+            *overrides,
+            threads=run.threads,
+            log=folder / "stdout.log",
+        )
         trained.write_text(json.dumps({"train_s": round(time.monotonic() - start, 1)}))
     checkpoint = best_checkpoint(run)
     scored = []
@@ -203,13 +294,41 @@ def perform(run: Run) -> dict[str, Any]:
         output = folder / f"{run.split}-{number}"
         first, *others = scoring.lists
         compare = ["--compare", *others] if others else []
-        door("eval.py", "--checkpoint", str(checkpoint), "--split", run.split, "--scales", *first.split(","), *compare, "--output", str(output),
-             f"runtime.threads={run.threads}", *scoring.overrides, threads=run.threads, log=folder / "stdout.log")  # fmt: skip
+        door(
+            "eval.py",
+            "--checkpoint",
+            str(checkpoint),
+            "--split",
+            run.split,
+            "--scales",
+            *first.split(","),
+            *compare,
+            "--output",
+            str(output),
+            f"runtime.threads={run.threads}",
+            *scoring.overrides,
+            threads=run.threads,
+            log=folder / "stdout.log",
+        )
         scored.append(json.loads((output / "metrics.json").read_text(encoding="utf-8")))
-    compared = [{**entry, "combine": metrics["combine"]} for metrics in scored for entry in metrics["compared"]]
-    row = {"method": run.method, "seed": run.seed, "recipe": recipe, "split": run.split, "images": scored[0]["images"], "commit": commit(),
-           "threads": run.threads, **json.loads(trained.read_text()), "checkpoint_sha256": scored[0]["checkpoint_sha256"],
-           "attention_share": scored[0].get("attention_share"), "scored": compared}  # fmt: skip
+    compared = [
+        {**entry, "combine": metrics["combine"]}
+        for metrics in scored
+        for entry in metrics["compared"]
+    ]
+    row = {
+        "method": run.method,
+        "seed": run.seed,
+        "recipe": recipe,
+        "split": run.split,
+        "images": scored[0]["images"],
+        "commit": commit(),
+        "threads": run.threads,
+        **json.loads(trained.read_text()),
+        "checkpoint_sha256": scored[0]["checkpoint_sha256"],
+        "attention_share": scored[0].get("attention_share"),
+        "scored": compared,
+    }
     run.row.parent.mkdir(parents=True, exist_ok=True)
     run.row.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     return row
@@ -221,7 +340,10 @@ def perform_all(runs: Sequence[Run], *, jobs: int) -> list[dict[str, Any]]:
     Raises RunError for the first failure, after the other runs are done.
     """
     missing = [run for run in runs if not run.is_done()]
-    print(f"{len(runs) - len(missing)} of {len(runs)} rows are there; {len(missing)} to make, {jobs} at a time", flush=True)
+    print(
+        f"{len(runs) - len(missing)} of {len(runs)} rows are there; {len(missing)} to make, {jobs} at a time",
+        flush=True,
+    )
     failures: list[RunError] = []
     running: list[Run] = []
     bar = tqdm(total=len(missing), unit="run", disable=not missing)
@@ -232,7 +354,9 @@ def perform_all(runs: Sequence[Run], *, jobs: int) -> list[dict[str, Any]]:
             try:
                 row = perform(run)
                 best = max(row["scored"], key=lambda entry: entry["miou"])
-                bar.write(f"{run.method} seed {run.seed}: {100 * best['miou']:.1f} % at {best['scales']} after {row['train_s']:.0f} s")
+                bar.write(
+                    f"{run.method} seed {run.seed}: {100 * best['miou']:.1f} % at {best['scales']} after {row['train_s']:.0f} s"
+                )
             except RunError as error:
                 failures.append(error)
                 bar.write(f"{run.method} seed {run.seed}: failed")
@@ -283,5 +407,11 @@ def stage(run: Run) -> str:
 
 def commit() -> str:
     """The checkout's commit, with + where files that git tracks were changed."""
-    described = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=10"], cwd=ROOT, capture_output=True, text=True, check=False)
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+", "--abbrev=10"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return described.stdout.strip() or "unknown"

@@ -1,6 +1,6 @@
 """Write configs/schema.json and configs/classes.schema.json, by which editors complete and check the YAML files.
 
-    python scripts/write_schema.py [--check]
+python scripts/write_schema.py [--check]
 """
 
 from __future__ import annotations
@@ -24,11 +24,28 @@ _CLASS = {
     "required": ["name"],
     "properties": {
         "name": _TEXT,
-        "color": {"type": "array", "items": _BYTE, "minItems": 3, "maxItems": 3, "description": "[red, green, blue]"},
-        "id": {**_BYTE, "description": "Value in the label files; left out: the position in the list"},
-        "ids": {"type": "array", "items": _BYTE, "minItems": 1, "description": "Several values that stand for this class"},
+        "color": {
+            "type": "array",
+            "items": _BYTE,
+            "minItems": 3,
+            "maxItems": 3,
+            "description": "[red, green, blue]",
+        },
+        "id": {
+            **_BYTE,
+            "description": "Value in the label files; left out: the position in the list",
+        },
+        "ids": {
+            "type": "array",
+            "items": _BYTE,
+            "minItems": 1,
+            "description": "Several values that stand for this class",
+        },
         "category": {"type": "string", "description": "Group of classes, for category scores"},
-        "has_instances": {"type": "boolean", "description": "Whether single objects of it are told apart"},
+        "has_instances": {
+            "type": "boolean",
+            "description": "Whether single objects of it are told apart",
+        },
     },
 }
 _IGNORED = {"type": "integer", "minimum": -1, "maximum": 255}
@@ -65,10 +82,20 @@ def schemas() -> dict[Path, str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the files, or with --check say which are out of date (exit status 1)."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 when a file is out of date")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit status 1 when a file is out of date",
+    )
     arguments = parser.parse_args(argv)
-    stale = [path for path, text in schemas().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    stale = [
+        path
+        for path, text in schemas().items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
     for path in stale:
         if not arguments.check:
             path.write_text(schemas()[path], encoding="utf-8")

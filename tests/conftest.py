@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and numpy are imported; subprocesses inherit it
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch and numpy are imported; subprocesses inherit it
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # tensorboard
 

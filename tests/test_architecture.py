@@ -17,11 +17,28 @@ import setuptools
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("network", "datasets", "loss", "utils")
-DOORS = sorted(path.stem for path in ROOT.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
-SCRIPTS = sorted(path for path in (ROOT / "scripts").glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+DOORS = sorted(
+    path.stem for path in ROOT.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
+)
+SCRIPTS = sorted(
+    path
+    for path in (ROOT / "scripts").glob("*.py")
+    if "__main__" in path.read_text(encoding="utf-8")
+)
 # Inside network/, a file may use what stands in an earlier layer or its own, never a later one.
 LAYERS = ("layers", "trunks", "decoders", "segmenter", "multiscale", "build")
-OPTIONAL = ("apex", "amp_C", "timm", "scipy", "safetensors", "onnx", "onnxruntime", "matplotlib", "zstandard", "cityscapesscripts")
+OPTIONAL = (
+    "apex",
+    "amp_C",
+    "timm",
+    "scipy",
+    "safetensors",
+    "onnx",
+    "onnxruntime",
+    "matplotlib",
+    "zstandard",
+    "cityscapesscripts",
+)
 
 
 def files_of(room: str) -> list[Path]:
@@ -58,19 +75,35 @@ def test_rooms_are_islands(room: str) -> None:
     assert [found for path in files for found in forbidden_imports(path, room=room)] == []
 
 
-def test_the_island_test_sees_every_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_island_test_sees_every_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     room = tmp_path / "network" / "trunks"
     room.mkdir(parents=True)
     file = room / "x.py"
-    lines = ["import utils.config", "from datasets import a", "from ... import loss", "from ..layers import b"]
+    lines = [
+        "import utils.config",
+        "from datasets import a",
+        "from ... import loss",
+        "from ..layers import b",
+    ]
     file.write_text("\n".join([*lines, "def f():", "    from hmsa.loss import c"]))
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
-    assert [found.split(": ")[1] for found in forbidden_imports(file, room="network")] == ["utils.config", "datasets", "...loss", "hmsa.loss"]
+    assert [found.split(": ")[1] for found in forbidden_imports(file, room="network")] == [
+        "utils.config",
+        "datasets",
+        "...loss",
+        "hmsa.loss",
+    ]
 
 
 def test_nothing_imports_scripts_or_tests_but_scripts_and_tests() -> None:
     for path in [*ROOT.glob("*.py"), *(file for room in ROOMS for file in files_of(room))]:
-        assert not [module for module, level, _ in imports_of(path) if not level and module.split(".")[0] in ("scripts", "tests")], path
+        assert not [
+            module
+            for module, level, _ in imports_of(path)
+            if not level and module.split(".")[0] in ("scripts", "tests")
+        ], path
 
 
 def layer_of(part: str) -> int | None:
@@ -104,41 +137,75 @@ def packages_in_setup(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_setup_lists_every_folder_with_an_init(monkeypatch: pytest.MonkeyPatch) -> None:
     given = packages_in_setup(monkeypatch)
-    inits = (path.parent.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("__init__.py"))
+    inits = (
+        path.parent.relative_to(ROOT)
+        for room in ROOMS
+        for path in (ROOT / room).rglob("__init__.py")
+    )
     assert sorted(given["packages"]) == sorted("hmsa." + ".".join(folder.parts) for folder in inits)
     for package in given["packages"]:
         room, _, inner = package.removeprefix("hmsa.").partition(".")
-        assert (ROOT / given["package_dir"][f"hmsa.{room}"] / inner.replace(".", "/") / "__init__.py").is_file()
+        assert (
+            ROOT / given["package_dir"][f"hmsa.{room}"] / inner.replace(".", "/") / "__init__.py"
+        ).is_file()
     for room in ROOMS:
         folders = {path.parent for path in files_of(room)}
-        assert all((folder / "__init__.py").is_file() for folder in folders), "a folder with code but no __init__.py is not installed"
+        assert all((folder / "__init__.py").is_file() for folder in folders), (
+            "a folder with code but no __init__.py is not installed"
+        )
 
 
 def test_setup_asks_for_what_the_rooms_import(monkeypatch: pytest.MonkeyPatch) -> None:
     given = packages_in_setup(monkeypatch)
     required = {requirement.split(">")[0].lower() for requirement in given["install_requires"]}
-    assert not [requirement for requirement in given["install_requires"] if "<" in requirement or "==" in requirement], "no upper pins"
+    assert not [
+        requirement
+        for requirement in given["install_requires"]
+        if "<" in requirement or "==" in requirement
+    ], "no upper pins"
     assert "torch>=2.6" in given["install_requires"]
     distribution = {"cv2": "opencv-python-headless", "pil": "pillow", "yaml": "pyyaml"}
     for path in [*ROOT.glob("*.py"), *(file for room in ROOMS for file in files_of(room))]:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:  # at module level only
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            names += (
+                [node.module]
+                if isinstance(node, ast.ImportFrom) and node.module and not node.level
+                else []
+            )
             for name in names:
                 top = name.split(".")[0].lower()
                 own = {*ROOMS, "scripts", *(file.stem for file in ROOT.glob("*.py"))}
                 if top in sys.stdlib_module_names or top in own or top == "setuptools":
                     continue
-                assert distribution.get(top, top) in required, f"{path.relative_to(ROOT)} imports {name}, which setup.py does not ask for"
+                assert distribution.get(top, top) in required, (
+                    f"{path.relative_to(ROOT)} imports {name}, which setup.py does not ask for"
+                )
 
 
 def test_pyproject_names_a_build_system() -> None:
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["build-backend"] == "setuptools.build_meta"
+    assert (
+        tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"][
+            "build-backend"
+        ]
+        == "setuptools.build_meta"
+    )
 
 
 def test_what_is_installed_is_one_directory_that_works_alone(tmp_path: Path) -> None:
     built = tmp_path / "lib"
-    command = [sys.executable, "-W", "ignore", "setup.py", "-q", "build", "--build-base", str(tmp_path / "base"), "--build-lib", str(built)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "setup.py",
+        "-q",
+        "build",
+        "--build-base",
+        str(tmp_path / "base"),
+        "--build-lib",
+        str(built),
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
     assert [entry.name for entry in built.iterdir()] == ["hmsa"]
     code = """
@@ -151,7 +218,15 @@ from hmsa.utils.metrics import ConfusionMatrix
 print(build_model.__module__, sorted({"network", "datasets", "loss", "utils"} & set(sys.modules)))
 """
     environment = {**os.environ, "PYTHONPATH": str(built), "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert result.stdout.strip() == "hmsa.network.build []", result.stderr
 
 
@@ -176,17 +251,29 @@ sys.meta_path.insert(0, Blocker())
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment}
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
 
 
 @pytest.mark.parametrize("obstacle", [ABSENT, BLOCKED], ids=["absent", "blocked"])
 @pytest.mark.parametrize("room", ROOMS)
-def test_every_module_imports_without_cuda_and_without_optional_packages(room: str, obstacle: str) -> None:
+def test_every_module_imports_without_cuda_and_without_optional_packages(
+    room: str, obstacle: str
+) -> None:
     modules = []
     for path in files_of(room):
         parts = path.relative_to(ROOT).with_suffix("").parts
         modules.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
-    code = obstacle + f"""
+    code = (
+        obstacle
+        + f"""
 import importlib
 for name in {modules!r}:
     importlib.import_module(name)
@@ -198,14 +285,22 @@ if "torch" in sys.modules:
     assert not torch.cuda.is_available() and not torch.cuda.is_initialized()
 print("imported", len({modules!r}))
 """
+    )
     result = run_python(code)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["imported", str(len(modules))]
 
 
-@pytest.mark.parametrize(("obstacle", "words"), [(ABSENT, "No module named 'scipy'"), (BLOCKED, "scipy is blocked")], ids=["absent", "blocked"])
+@pytest.mark.parametrize(
+    ("obstacle", "words"),
+    [(ABSENT, "No module named 'scipy'"), (BLOCKED, "scipy is blocked")],
+    ids=["absent", "blocked"],
+)
 def test_the_obstacles_obstruct(obstacle: str, words: str) -> None:
-    result = run_python(obstacle + "\nimport json\ntry:\n    import scipy\nexcept ImportError as error:\n    print(error)\n")
+    result = run_python(
+        obstacle
+        + "\nimport json\ntry:\n    import scipy\nexcept ImportError as error:\n    print(error)\n"
+    )
     assert result.stdout.strip() == words
 
 
@@ -259,8 +354,12 @@ def test_only_one_file_of_each_kind_knows_its_secret() -> None:
     users = [
         path.relative_to(ROOT).as_posix()
         for path in [*ROOT.glob("*.py"), *(file for room in ROOMS for file in files_of(room))]
-        if any(not level and (module == "torch.distributed" or module.startswith("torch.distributed.")) for module, level, _ in imports_of(path))
-        or "torch.distributed." in path.read_text(encoding="utf-8").replace("`torch.distributed`", "")
+        if any(
+            not level and (module == "torch.distributed" or module.startswith("torch.distributed."))
+            for module, level, _ in imports_of(path)
+        )
+        or "torch.distributed."
+        in path.read_text(encoding="utf-8").replace("`torch.distributed`", "")
     ]
     assert users == ["utils/processes.py"]
 
@@ -268,20 +367,39 @@ def test_only_one_file_of_each_kind_knows_its_secret() -> None:
 def test_rooms_never_see_a_configuration() -> None:
     """Fields cross as arguments: nothing in a room but utils/config*.py and the command line names the configuration's types."""
     for path in (file for room in ROOMS for file in files_of(room)):
-        if path.name.startswith("config") or path.name == "cli.py":  # reading one from a command line is what cli.py is for
+        if (
+            path.name.startswith("config") or path.name == "cli.py"
+        ):  # reading one from a command line is what cli.py is for
             continue
-        names = {node.id for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)}
+        names = {
+            node.id
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Name)
+        }
         modules = {module for module, level, _ in imports_of(path) if level}
-        assert "load_config" not in names and not {module for module in modules if module.startswith("config")} - {"config_errors"}, path
+        assert "load_config" not in names and not {
+            module for module in modules if module.startswith("config")
+        } - {"config_errors"}, path
 
 
 def test_weights_are_only_read_as_plain_tensors() -> None:
     """No torch.load without weights_only=True, and no unpickling, anywhere that ships."""
-    for path in [*ROOT.glob("*.py"), *(file for folder in (*ROOMS, "scripts") for file in (ROOT / folder).rglob("*.py"))]:
+    for path in [
+        *ROOT.glob("*.py"),
+        *(file for folder in (*ROOMS, "scripts") for file in (ROOT / folder).rglob("*.py")),
+    ]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
             place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
-            assert called not in ("pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load", "dill.load"), f"{place}: {called}"
+            assert called not in (
+                "pickle.load",
+                "pickle.loads",
+                "pickle.Unpickler",
+                "joblib.load",
+                "dill.load",
+            ), f"{place}: {called}"
             if called == "torch.load":
-                safe = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}.get("weights_only")
+                safe = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}.get(
+                    "weights_only"
+                )
                 assert safe == "True", f"{place}: torch.load without weights_only=True"

@@ -22,7 +22,10 @@ from utils.config_models import LossName
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-EXAMPLES = {match[1]: match[2] for match in re.finditer(r"```python\n# (\S+\.py)\n(.*?)```", TEXT, re.DOTALL)}
+EXAMPLES = {
+    match[1]: match[2]
+    for match in re.finditer(r"```python\n# (\S+\.py)\n(.*?)```", TEXT, re.DOTALL)
+}
 
 
 @pytest.fixture
@@ -45,22 +48,45 @@ def example() -> Iterator[Callable[[str], types.ModuleType]]:
 
 
 def test_every_example_is_used_here() -> None:
-    assert set(EXAMPLES) == {"network/trunks/plain.py", "network/decoders/linear.py", "datasets/flat.py", "loss/focal.py"}
+    assert set(EXAMPLES) == {
+        "network/trunks/plain.py",
+        "network/decoders/linear.py",
+        "datasets/flat.py",
+        "loss/focal.py",
+    }
     assert not [file for file in EXAMPLES if (ROOT / file).exists()]
 
 
 @pytest.mark.parametrize("multiscale", ["single", "hierarchical", "explicit"])
-def test_a_trunk_and_a_decoder_of_ones_own(multiscale: str, example: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trunk_and_a_decoder_of_ones_own(
+    multiscale: str, example: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain, linear = example("network/trunks/plain.py"), example("network/decoders/linear.py")
-    monkeypatch.setitem(TRUNKS, "plain", lambda *, output_stride, align_corners, activation_checkpointing: plain.Plain())
     monkeypatch.setitem(
-        DECODERS, "linear",
-        lambda *, trunk, num_classes, align_corners, head, dropout, channels: linear.Linear(trunk_channels=trunk.channels, num_classes=num_classes),
-    )  # fmt: skip
+        TRUNKS,
+        "plain",
+        lambda *, output_stride, align_corners, activation_checkpointing: plain.Plain(),
+    )
+    monkeypatch.setitem(
+        DECODERS,
+        "linear",
+        lambda *, trunk, num_classes, align_corners, head, dropout, channels: linear.Linear(
+            trunk_channels=trunk.channels, num_classes=num_classes
+        ),
+    )
     for decoder in ("linear", "deeplabv3plus", "ocr", "fcn"):
-        model = build_model(trunk="plain", decoder=decoder, multiscale=multiscale, num_classes=4, attention_channels=8).eval()
+        model = build_model(
+            trunk="plain",
+            decoder=decoder,
+            multiscale=multiscale,
+            num_classes=4,
+            attention_channels=8,
+        ).eval()
         with torch.no_grad():
-            prediction = model(torch.randn(1, 3, 67, 90), scales=(0.5, 1.0, 2.0) if multiscale != "single" else None)
+            prediction = model(
+                torch.randn(1, 3, 67, 90),
+                scales=(0.5, 1.0, 2.0) if multiscale != "single" else None,
+            )
         assert prediction.logits.shape == (1, 4, 67, 90) and prediction.logits.isfinite().all()
 
 
@@ -72,7 +98,9 @@ def test_a_data_set_of_ones_own(example: Callable[[str], Any], tmp_path: Path) -
         Image.fromarray(np.zeros((2, 3), np.uint8)).save(tmp_path / "train" / name)
     found = flat.find_flat(tmp_path, "train", spec=spec)
     assert found.names == ["x", "y"]
-    assert (found.images, found.labels) == tuple([f"train/{name}.{kind}.png" for name in "xy"] for kind in ("image", "label"))
+    assert (found.images, found.labels) == tuple(
+        [f"train/{name}.{kind}.png" for name in "xy"] for kind in ("image", "label")
+    )
     (tmp_path / "train" / "x.label.png").unlink()
     for split in ("train", "val"):
         with pytest.raises(DataError):
@@ -84,14 +112,23 @@ def test_a_loss_of_ones_own(example: Callable[[str], Any], monkeypatch: pytest.M
     logits = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     label = torch.randint(0, 3, (2, 4, 5))
     label[0, 0] = 255
-    torch.testing.assert_close(focal(logits, label, gamma=0.0), cross_entropy(logits, label, ignore_index=255))
+    torch.testing.assert_close(
+        focal(logits, label, gamma=0.0), cross_entropy(logits, label, ignore_index=255)
+    )
     assert focal(logits, label) < focal(logits, label, gamma=0.0)
     assert torch.autograd.gradcheck(lambda values: focal(values, label), logits)
     assert focal(logits, torch.full_like(label, 255)) == 0
-    halves = [focal(part, own, valid_pixels=(label != 255).sum(), parts=2) for part, own in zip(logits.split(1), label.split(1), strict=True)]
+    halves = [
+        focal(part, own, valid_pixels=(label != 255).sum(), parts=2)
+        for part, own in zip(logits.split(1), label.split(1), strict=True)
+    ]
     torch.testing.assert_close(torch.stack(halves).mean(), focal(logits, label))
     assert set(LOSSES) == set(LossName.__args__)
-    monkeypatch.setitem(LOSSES, "cross_entropy", lambda *arguments, class_weights, image_weights, **rest: focal(*arguments, **rest))
+    monkeypatch.setitem(
+        LOSSES,
+        "cross_entropy",
+        lambda *arguments, class_weights, image_weights, **rest: focal(*arguments, **rest),
+    )
     prediction = types.SimpleNamespace(logits=logits, aux=None, scales=None)
     terms = build_criterion(main="cross_entropy", num_classes=3)(prediction, label)
     torch.testing.assert_close(sum(terms.values()), focal(logits, label))

@@ -17,20 +17,33 @@ from utils.processes import join
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = json.loads((ROOT / "tests" / "data" / "paper_values.json").read_text(encoding="utf-8"))
 # Table 2's rows are the single, teacher and student recipes recombined, and a release teacher is a teacher.
-RECIPES = sorted(name for name in (*TABLE["recipes"], *TABLE["deviations"]) if "/table2/" not in name)
-PARAMETERS = {"ocr hierarchical": 72_143_430, "ocr single": 70_372_678}  # RELEASE section 3, 19 classes
+RECIPES = sorted(
+    name for name in (*TABLE["recipes"], *TABLE["deviations"]) if "/table2/" not in name
+)
+PARAMETERS = {
+    "ocr hierarchical": 72_143_430,
+    "ocr single": 70_372_678,
+}  # RELEASE section 3, 19 classes
 
 
 @pytest.fixture(scope="session")
 def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Miniatures of Cityscapes with coarse labels, of a teacher's labels, and of Mapillary Vistas 1.2."""
     folder = tmp_path_factory.mktemp("recipes")
-    cities = {"train": {"aachen": 3, "bremen": 2}, "val": {"lindau": 1}, "train_extra": {"bayreuth": 3}}
+    cities = {
+        "train": {"aachen": 3, "bremen": 2},
+        "val": {"lindau": 1},
+        "train_extra": {"bayreuth": 3},
+    }
     names = [f"bayreuth/bayreuth_{number:06d}_000019_leftImg8bit" for number in range(3)]
     return {
         "cityscapes": make_cityscapes(folder / "cityscapes", cities),
-        "autolabels": make_auto_labels(folder / "autolabels", names, form="ids", manifest=True, complete=True, label_ids="raw"),
-        "mapillary": make_mapillary(folder / "mapillary", version="1.2", splits={"training": 4, "validation": 1}),
+        "autolabels": make_auto_labels(
+            folder / "autolabels", names, form="ids", manifest=True, complete=True, label_ids="raw"
+        ),
+        "mapillary": make_mapillary(
+            folder / "mapillary", version="1.2", splits={"training": 4, "validation": 1}
+        ),
     }
 
 
@@ -48,8 +61,18 @@ def test_recipe_builds_in_full_on_the_meta_device(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipe_takes_a_training_step(name: str, trees: dict[str, Path], tmp_path: Path) -> None:
     family = load_config(ROOT / name).data.dataset
-    overrides = [f"data.root={trees[family]}", f"experiment.output={tmp_path}", f"data.cache_dir={tmp_path}", "data.workers=0"]
-    overrides += ["model.trunk_weights=null", "model.init_from=null", "data.crop=[64, 96]", "data.class_uniform.tile=16"]
+    overrides = [
+        f"data.root={trees[family]}",
+        f"experiment.output={tmp_path}",
+        f"data.cache_dir={tmp_path}",
+        "data.workers=0",
+    ]
+    overrides += [
+        "model.trunk_weights=null",
+        "model.init_from=null",
+        "data.crop=[64, 96]",
+        "data.class_uniform.tile=16",
+    ]
     plain = load_config(ROOT / name)
     if plain.data.long_edge is not None:
         overrides.append("data.long_edge=40")
@@ -63,20 +86,34 @@ def test_recipe_takes_a_training_step(name: str, trees: dict[str, Path], tmp_pat
     processes.close()
     assert not stop and all(torch.isfinite(term) for term in totals.values())
     assert {"rmi", "bce"} <= set(totals)
-    wanted = [] if config.model.multiscale == "single" else [f"attention_{scale:g}" for scale in config.model.train_scales]
-    assert list(attention) == wanted and (not wanted or float(sum(attention.values())) == pytest.approx(1, abs=1e-3))
+    wanted = (
+        []
+        if config.model.multiscale == "single"
+        else [f"attention_{scale:g}" for scale in config.model.train_scales]
+    )
+    assert list(attention) == wanted and (
+        not wanted or float(sum(attention.values())) == pytest.approx(1, abs=1e-3)
+    )
     assert ("aux" in totals) == (config.model.decoder == "ocr")
-    assert len([term for term in totals if term.startswith("scale_")]) == (len(config.model.train_scales) if config.loss.scale_weight else 0)
-    moved = sum(not torch.equal(old, new) for old, new in zip(before, job.model.parameters(), strict=True))
+    assert len([term for term in totals if term.startswith("scale_")]) == (
+        len(config.model.train_scales) if config.loss.scale_weight else 0
+    )
+    moved = sum(
+        not torch.equal(old, new) for old, new in zip(before, job.model.parameters(), strict=True)
+    )
     assert moved > 0.9 * len(before)
 
 
 @pytest.mark.parametrize(("what", "compiled"), [("off", []), ("trunk", ["trunk"]), ("model", [""])])
 def test_compiling_in_place_keeps_the_keys(what: str, compiled: list[str]) -> None:
-    config = load_config(ROOT / "configs/mapillary/deeplabv3plus_r50_hierarchical.yaml", ["model.trunk_weights=null"])
+    config = load_config(
+        ROOT / "configs/mapillary/deeplabv3plus_r50_hierarchical.yaml", ["model.trunk_weights=null"]
+    )
     with torch.device("meta"):
         model = assemble.model_from(config, num_classes=3, trunk_weights=False)
     keys = list(model.state_dict())
     assemble.compile_in_place(model, what)
     assert list(model.state_dict()) == keys
-    assert [name for name, module in model.named_modules() if module._compiled_call_impl is not None] == compiled
+    assert [
+        name for name, module in model.named_modules() if module._compiled_call_impl is not None
+    ] == compiled

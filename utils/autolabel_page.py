@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .charts import confusion_chart
-from .page import Cell, Row, bar, legend, number, percent, section, settings_section, swatch, table, tiles
+from .page import (
+    Cell,
+    Row,
+    bar,
+    legend,
+    number,
+    percent,
+    section,
+    settings_section,
+    swatch,
+    table,
+    tiles,
+)
 from .scores import divide, iou_of
 
 if TYPE_CHECKING:
@@ -32,7 +44,13 @@ def sections(report: AutolabelReport) -> list[tuple[str, str, str]]:
         ("panels", "Examples", _panels(report)),
         ("cost", "Cost", _cost(report)),
         ("failed", "Failed images", _failed(report)),
-        ("settings", "Settings", settings_section(report.settings, checkpoint=report.checkpoint, sha256=report.checkpoint_sha256)),
+        (
+            "settings",
+            "Settings",
+            settings_section(
+                report.settings, checkpoint=report.checkpoint, sha256=report.checkpoint_sha256
+            ),
+        ),
     ]
     return [part for part in parts if part[2]]
 
@@ -55,35 +73,81 @@ def _name(report: AutolabelReport, index: int) -> Cell:
 def _kept(report: AutolabelReport) -> str:
     kept = report.kept
     share = divide(kept, kept.sum())
-    head = ["class", "threshold", *([] if report.predicted is None else ["", "kept %", "predicted pixels"]), "labelled pixels", "of all labels %"]
+    head = [
+        "class",
+        "threshold",
+        *([] if report.predicted is None else ["", "kept %", "predicted pixels"]),
+        "labelled pixels",
+        "of all labels %",
+    ]
     rows: list[Row] = []
     for index, name in enumerate(report.names):
-        row: Row = [_name(report, index), number(f"{report.thresholds.get(name, report.threshold):.3g}")]
+        row: Row = [
+            _name(report, index),
+            number(f"{report.thresholds.get(name, report.threshold):.3g}"),
+        ]
         if report.predicted is not None:
             part = float(divide(kept[index], report.predicted[index]))
-            row += [Cell(bar(part), "grow"), number(percent(part)), number(f"{int(report.predicted[index]):,}")]
-        rows.append([*row, number(f"{int(kept[index]):,}"), number(percent(float(share[index]), 2))])
+            row += [
+                Cell(bar(part), "grow"),
+                number(percent(part)),
+                number(f"{int(report.predicted[index]):,}"),
+            ]
+        rows.append(
+            [*row, number(f"{int(kept[index]):,}"), number(percent(float(share[index]), 2))]
+        )
     foot: Row = ["all", ""]
     if report.predicted is not None:
         whole = float(divide(kept.sum(), report.predicted.sum()))
-        foot += [Cell(bar(whole)), number(percent(whole)), number(f"{int(report.predicted.sum()):,}")]
+        foot += [
+            Cell(bar(whole)),
+            number(percent(whole)),
+            number(f"{int(report.predicted.sum()):,}"),
+        ]
     lead = "A pixel keeps its class where the largest probability reaches the threshold of that class; the others are ignored in training."
-    return section("kept", "Kept", table(head, rows, kind="full", foot=[*foot, number(f"{int(kept.sum()):,}"), ""]), lead=lead)
+    return section(
+        "kept",
+        "Kept",
+        table(head, rows, kind="full", foot=[*foot, number(f"{int(kept.sum()):,}"), ""]),
+        lead=lead,
+    )
 
 
 def _before_and_after(report: AutolabelReport) -> str:
     if report.human is None:
         return ""
     before, after = divide(report.human, report.human.sum()), divide(report.kept, report.kept.sum())
-    top = max(float(np.nanmax(values)) if not np.isnan(values).all() else 0.0 for values in (before, after)) or 1.0
+    top = (
+        max(
+            float(np.nanmax(values)) if not np.isnan(values).all() else 0.0
+            for values in (before, after)
+        )
+        or 1.0
+    )
     rows: list[Row] = []
     for index in range(len(report.names)):
         grown = float(divide(report.kept[index], report.human[index]))
         both = bar(before[index] / top) + bar(after[index] / top)
         counts = [number(f"{int(values[index]):,}") for values in (report.human, report.kept)]
         shares = [number(percent(float(values[index]), 2)) for values in (before, after)]
-        rows.append([_name(report, index), Cell(both, "grow pair"), *shares, *counts, number("–" if np.isnan(grown) else f"{grown:.2f}x")])
-    head = ["class", "", "by hand %", "automatic %", "by hand, pixels", "automatic, pixels", "change"]
+        rows.append(
+            [
+                _name(report, index),
+                Cell(both, "grow pair"),
+                *shares,
+                *counts,
+                number("–" if np.isnan(grown) else f"{grown:.2f}x"),
+            ]
+        )
+    head = [
+        "class",
+        "",
+        "by hand %",
+        "automatic %",
+        "by hand, pixels",
+        "automatic, pixels",
+        "change",
+    ]
     lead = "Distribution of the labels: those drawn by hand (upper, grey) and the automatic ones (lower) of the same images."
     return section("before", "Before and after", table(head, rows, kind="full"), lead=lead)
 
@@ -92,7 +156,11 @@ def _agreement(report: AutolabelReport) -> str:
     if report.agreement is None:
         return ""
     matrix = report.agreement
-    iou, by_hand, automatic = iou_of(matrix), divide(np.diag(matrix), matrix.sum(axis=1)), divide(np.diag(matrix), matrix.sum(axis=0))
+    iou, by_hand, automatic = (
+        iou_of(matrix),
+        divide(np.diag(matrix), matrix.sum(axis=1)),
+        divide(np.diag(matrix), matrix.sum(axis=0)),
+    )
     rows: list[Row] = [
         [
             _name(report, index),
@@ -105,18 +173,37 @@ def _agreement(report: AutolabelReport) -> str:
         for index in range(len(report.names))
     ]
     right = percent(float(divide(np.trace(matrix), matrix.sum())))
-    head = ["class", "", "of the hand's pixels %", "of the automatic pixels %", "IoU %", "pixels of both"]
+    head = [
+        "class",
+        "",
+        "of the hand's pixels %",
+        "of the automatic pixels %",
+        "IoU %",
+        "pixels of both",
+    ]
     foot: Row = ["all", "", number(right), number(right), "", number(f"{int(matrix.sum()):,}")]
-    lead = "Where a pixel has both a label drawn by hand and an automatic one: how often they agree."
-    chart = "<h3>Drawn by hand (rows), labelled automatically (columns)</h3>" + confusion_chart(matrix, report.names)
-    return section("agreement", "Agreement", table(head, rows, kind="full", foot=foot), chart, lead=lead)
+    lead = (
+        "Where a pixel has both a label drawn by hand and an automatic one: how often they agree."
+    )
+    chart = "<h3>Drawn by hand (rows), labelled automatically (columns)</h3>" + confusion_chart(
+        matrix, report.names
+    )
+    return section(
+        "agreement", "Agreement", table(head, rows, kind="full", foot=foot), chart, lead=lead
+    )
 
 
 def _panels(report: AutolabelReport) -> str:
     if not report.panels:
         return ""
     colours = legend(zip(report.names, report.colors, strict=False))
-    return section("panels", "Examples", colours, *(example.html() for example in report.panels), lead="Black pixels have no label.")
+    return section(
+        "panels",
+        "Examples",
+        colours,
+        *(example.html() for example in report.panels),
+        lead="Black pixels have no label.",
+    )
 
 
 def _cost(report: AutolabelReport) -> str:
@@ -126,16 +213,31 @@ def _cost(report: AutolabelReport) -> str:
     lines = [("hard labels (PNG), on disk", report.hard_bytes)]
     if report.confidence_bytes:
         lines.append(("confidence (8-bit PNG), on disk", report.confidence_bytes))
-    lines += [("hard labels, uncompressed", report.pixels), ("soft labels, float32 for each class", soft)]
+    lines += [
+        ("hard labels, uncompressed", report.pixels),
+        ("soft labels, float32 for each class", soft),
+    ]
     rows: list[Row] = []
     for name, size in lines:
         ratio = size / report.hard_bytes
         times_hard = f"{ratio:.3g}" if ratio < 1000 else f"{ratio:,.0f}"
-        rows.append([name, number(bytes_text(size)), number(bytes_text(size / max(report.images, 1))), number(times_hard)])
+        rows.append(
+            [
+                name,
+                number(bytes_text(size)),
+                number(bytes_text(size / max(report.images, 1))),
+                number(times_hard),
+            ]
+        )
     parts = [table(["what is kept", "bytes", "per image", "times the hard labels"], rows)]
     if report.reading_seconds:
-        times: list[Row] = [[name, number(f"{1000 * seconds:.1f}")] for name, seconds in report.reading_seconds.items()]
-        parts.append("<h3>Reading in training</h3>" + table(["what is read", "ms per image"], times))
+        times: list[Row] = [
+            [name, number(f"{1000 * seconds:.1f}")]
+            for name, seconds in report.reading_seconds.items()
+        ]
+        parts.append(
+            "<h3>Reading in training</h3>" + table(["what is read", "ms per image"], times)
+        )
     lead = "Soft labels take images x height x width x classes x 4 bytes: 3.2 TB for the paper's 20,000 images of 1024 x 2048 with 19 classes."
     return section("cost", "Cost", *parts, lead=lead)
 
@@ -151,4 +253,8 @@ def bytes_text(size: float) -> str:
 def _failed(report: AutolabelReport) -> str:
     if not report.failed:
         return ""
-    return section("failed", "Failed images", table(["image", "reason"], [[name, reason] for name, reason in report.failed]))
+    return section(
+        "failed",
+        "Failed images",
+        table(["image", "reason"], [[name, reason] for name, reason in report.failed]),
+    )

@@ -46,7 +46,12 @@ def encode_label(ids: np.ndarray, record: Mapping[str, Any]) -> bytes:
     """PNG bytes of uint8 ids [H, W] with `record` (plain values) as a text chunk."""
     data = encode_png(ids)
     text = KEYWORD + b"\0" + json.dumps(record, sort_keys=True).encode("latin-1")
-    chunk = struct.pack(">I", len(text)) + b"tEXt" + text + struct.pack(">I", zlib.crc32(b"tEXt" + text))
+    chunk = (
+        struct.pack(">I", len(text))
+        + b"tEXt"
+        + text
+        + struct.pack(">I", zlib.crc32(b"tEXt" + text))
+    )
     return data[:_HEADER_END] + chunk + data[_HEADER_END:]
 
 
@@ -63,7 +68,9 @@ def read_record(path: Path) -> dict[str, Any] | None:
         (length,) = struct.unpack(">I", data[position : position + 4])
         kind, body = data[position + 4 : position + 8], data[position + 8 : position + 8 + length]
         end = position + 12 + length
-        if end > len(data) or struct.unpack(">I", data[end - 4 : end])[0] != zlib.crc32(kind + body):
+        if end > len(data) or struct.unpack(">I", data[end - 4 : end])[0] != zlib.crc32(
+            kind + body
+        ):
             return None
         if kind == b"tEXt" and body.startswith(KEYWORD + b"\0"):
             record = json.loads(body[len(KEYWORD) + 1 :])
@@ -76,12 +83,20 @@ def read_record(path: Path) -> dict[str, Any] | None:
 def label_name(name: str, *, label_ids: str) -> str:
     """File name of the label of image `name`: Cityscapes names become *_gtAuto_labelIds (or *_labelTrainIds), others keep theirs."""
     kind = "labelIds" if label_ids == "raw" else "labelTrainIds"
-    return f"{name.removesuffix(CITYSCAPES_SUFFIX)}_gtAuto_{kind}.png" if name.endswith(CITYSCAPES_SUFFIX) else f"{name}.png"
+    return (
+        f"{name.removesuffix(CITYSCAPES_SUFFIX)}_gtAuto_{kind}.png"
+        if name.endswith(CITYSCAPES_SUFFIX)
+        else f"{name}.png"
+    )
 
 
 def confidence_name(name: str) -> str:
     """File name of the confidence image of image `name`: 8 bits, floor(255 x the largest probability), before any threshold."""
-    return f"{name.removesuffix(CITYSCAPES_SUFFIX)}_gtAuto_confidence.png" if name.endswith(CITYSCAPES_SUFFIX) else f"{name}_confidence.png"
+    return (
+        f"{name.removesuffix(CITYSCAPES_SUFFIX)}_gtAuto_confidence.png"
+        if name.endswith(CITYSCAPES_SUFFIX)
+        else f"{name}_confidence.png"
+    )
 
 
 def failure_path(label: Path) -> Path:
@@ -91,7 +106,10 @@ def failure_path(label: Path) -> Path:
 
 def write_failure(label: Path, *, made_with: str, why: str) -> None:
     """Note why an image has no label; the next run tries it again."""
-    write_file(failure_path(label), (json.dumps({"made_with": made_with, "why": why}, sort_keys=True) + "\n").encode())
+    write_file(
+        failure_path(label),
+        (json.dumps({"made_with": made_with, "why": why}, sort_keys=True) + "\n").encode(),
+    )
 
 
 def read_failure(label: Path, *, made_with: str) -> str:
@@ -107,7 +125,10 @@ def agreement_of(human: np.ndarray, label: np.ndarray, *, classes: int) -> list[
     """[human class, automatic class, pixels] wherever both uint8 [H, W] have a label, those that occur, in order."""
     both = (human < classes) & (label < classes)
     counts = np.bincount(human[both].astype(np.int32) * classes + label[both], minlength=classes**2)
-    return [[int(pair) // classes, int(pair) % classes, int(counts[pair])] for pair in np.flatnonzero(counts)]
+    return [
+        [int(pair) // classes, int(pair) % classes, int(counts[pair])]
+        for pair in np.flatnonzero(counts)
+    ]
 
 
 @dataclass(frozen=True)
@@ -132,11 +153,15 @@ class Tree:
 
     def write(self, folder: Path) -> None:
         """images.jsonl, then manifest.json, which therefore never speaks of lines that are not there."""
-        write_file(folder / ENTRIES, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+        write_file(
+            folder / ENTRIES, "".join(json.dumps(line) + "\n" for line in self.lines).encode()
+        )
         write_file(folder / MANIFEST, (json.dumps(self.manifest, indent=2) + "\n").encode())
 
 
-def compile_tree(folder: Path, settings: Mapping[str, Any], entries: Sequence[Entry], names: Sequence[str]) -> Tree:
+def compile_tree(
+    folder: Path, settings: Mapping[str, Any], entries: Sequence[Entry], names: Sequence[str]
+) -> Tree:
     """Read what the label files of `entries` say of themselves; `names` are the classes."""
     made_with = fingerprint(settings)
     records, lines, missing, sizes = [], [], [], {"labels": 0, "confidence": 0}
@@ -144,15 +169,26 @@ def compile_tree(folder: Path, settings: Mapping[str, Any], entries: Sequence[En
         path = folder / entry.label
         record = read_record(path)
         beside = None if entry.confidence is None else folder / entry.confidence
-        if record is None or record["made_with"] != made_with or (beside is not None and not beside.is_file()):
+        if (
+            record is None
+            or record["made_with"] != made_with
+            or (beside is not None and not beside.is_file())
+        ):
             missing.append({"image": entry.image, "why": read_failure(path, made_with=made_with)})
             continue
         records.append(record)
         sizes["labels"] += path.stat().st_size
         sizes["confidence"] += 0 if beside is None else beside.stat().st_size
-        lines.append({"image": entry.image, "label": entry.label, "confidence": entry.confidence,
-                      "kept": round(sum(_kept(record)) / sum(record["predicted"]), 6), "mean_confidence": record["mean_confidence"],
-                      "counts": dict(zip(names, record["counts"], strict=True))})  # fmt: skip
+        lines.append(
+            {
+                "image": entry.image,
+                "label": entry.label,
+                "confidence": entry.confidence,
+                "kept": round(sum(_kept(record)) / sum(record["predicted"]), 6),
+                "mean_confidence": record["mean_confidence"],
+                "counts": dict(zip(names, record["counts"], strict=True)),
+            }
+        )
     compared = [record for record in records if record.get("human") is not None]
     agreement = None
     if any("human" in record for record in records):
@@ -161,10 +197,15 @@ def compile_tree(folder: Path, settings: Mapping[str, Any], entries: Sequence[En
             for human, automatic, pixels in record["agreement"]:
                 agreement[human, automatic] += pixels
     return Tree(
-        manifest=manifest(settings, records, missing, names, sizes=sizes, agreement=agreement), lines=lines,
-        predicted=_sums([record["predicted"] for record in records], len(names)), counts=_sums([record["counts"] for record in records], len(names)),
-        human=None if agreement is None else _sums([record["human"] for record in compared], len(names)), agreement=agreement,
-    )  # fmt: skip
+        manifest=manifest(settings, records, missing, names, sizes=sizes, agreement=agreement),
+        lines=lines,
+        predicted=_sums([record["predicted"] for record in records], len(names)),
+        counts=_sums([record["counts"] for record in records], len(names)),
+        human=None
+        if agreement is None
+        else _sums([record["human"] for record in compared], len(names)),
+        agreement=agreement,
+    )
 
 
 def _kept(record: Mapping[str, Any]) -> list[int]:
@@ -177,28 +218,61 @@ def _sums(rows: Sequence[Sequence[int]], classes: int) -> np.ndarray:
 
 
 def manifest(
-    settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, str]], names: Sequence[str], *,
-    sizes: Mapping[str, int] | None = None, agreement: np.ndarray | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    settings: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+    failures: Sequence[Mapping[str, str]],
+    names: Sequence[str],
+    *,
+    sizes: Mapping[str, int] | None = None,
+    agreement: np.ndarray | None = None,
+) -> dict[str, Any]:
     """What manifest.json says of a tree: settings, whether it is complete, failures, per-class pixels and kept shares, mean confidence.
 
     `sizes` are bytes of the files. `agreement` int64 [C, C] (rows human) adds how the labels compare with those drawn by people.
     """
-    kept, predicted = _sums([_kept(record) for record in records], len(names)), _sums([record["predicted"] for record in records], len(names))
+    kept, predicted = (
+        _sums([_kept(record) for record in records], len(names)),
+        _sums([record["predicted"] for record in records], len(names)),
+    )
     written = _sums([record["counts"] for record in records], len(names))
     total = int(predicted.sum())
-    confidence = sum(record["mean_confidence"] * sum(record["predicted"]) for record in records) / max(total, 1)
-    per_class = {name: {"predicted": int(before), "kept": int(after), "kept_share": round(int(after) / int(before), 6) if before else None,
-                        "labels": int(final)} for name, before, after, final in zip(names, predicted, kept, written, strict=True)}
-    content = {"format": "hmsa-autolabel", "version": 1, **settings, "complete": not failures, "images": ENTRIES, "labelled": len(records),
-               "failures": list(failures), "pixels": total, "kept_share": round(int(kept.sum()) / max(total, 1), 6),
-               "mean_confidence": round(confidence, 6), "per_class": per_class}
+    confidence = sum(
+        record["mean_confidence"] * sum(record["predicted"]) for record in records
+    ) / max(total, 1)
+    per_class = {
+        name: {
+            "predicted": int(before),
+            "kept": int(after),
+            "kept_share": round(int(after) / int(before), 6) if before else None,
+            "labels": int(final),
+        }
+        for name, before, after, final in zip(names, predicted, kept, written, strict=True)
+    }
+    content = {
+        "format": "hmsa-autolabel",
+        "version": 1,
+        **settings,
+        "complete": not failures,
+        "images": ENTRIES,
+        "labelled": len(records),
+        "failures": list(failures),
+        "pixels": total,
+        "kept_share": round(int(kept.sum()) / max(total, 1), 6),
+        "mean_confidence": round(confidence, 6),
+        "per_class": per_class,
+    }
     if sizes is not None:
         content["bytes"] = {**sizes, "soft_labels": total * len(names) * 4}
     if agreement is not None:
-        drawn = _sums([record["human"] for record in records if record.get("human") is not None], len(names))
+        drawn = _sums(
+            [record["human"] for record in records if record.get("human") is not None], len(names)
+        )
         compared = sum(record.get("human") is not None for record in records)
-        content["human"] = {"images": compared, "labels": dict(zip(names, drawn.tolist(), strict=True)), "agreement": agreement.tolist()}
+        content["human"] = {
+            "images": compared,
+            "labels": dict(zip(names, drawn.tolist(), strict=True)),
+            "agreement": agreement.tolist(),
+        }
     return content
 
 

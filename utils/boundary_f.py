@@ -48,7 +48,9 @@ class BoundaryF:
     counting it as perfect).
     """
 
-    def __init__(self, num_classes: int, *, ignore_label: int = 255, threshold: float = 0.008) -> None:
+    def __init__(
+        self, num_classes: int, *, ignore_label: int = 255, threshold: float = 0.008
+    ) -> None:
         assert 0 < threshold < 1
         self.num_classes = num_classes
         self.ignore_label = ignore_label

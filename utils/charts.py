@@ -18,13 +18,28 @@ def confusion_chart(matrix: np.ndarray, names: Sequence[str]) -> str:
     cell = 34 if count <= 20 else 22 if count <= 40 else 14
     margin = 8 + round(6.4 * max(len(name) for name in names))
     size = margin + cell * count
-    parts = [f'<svg viewBox="0 0 {size + 4} {size + 4}" width="{size + 4}" role="img" aria-label="confusion matrix">']
+    parts = [
+        f'<svg viewBox="0 0 {size + 4} {size + 4}" width="{size + 4}" role="img" aria-label="confusion matrix">'
+    ]
     for row, name in enumerate(names):
         middle = margin + (row + 0.5) * cell
-        parts.append(f'<text x="{margin - 6}" y="{middle + 4:.1f}" text-anchor="end">{escape(name)}</text>')
-        parts.append(f'<text transform="translate({middle + 4:.1f} {margin - 6}) rotate(-90)">{escape(name)}</text>')
+        parts.append(
+            f'<text x="{margin - 6}" y="{middle + 4:.1f}" text-anchor="end">{escape(name)}</text>'
+        )
+        parts.append(
+            f'<text transform="translate({middle + 4:.1f} {margin - 6}) rotate(-90)">{escape(name)}</text>'
+        )
         for column in range(count):
-            parts.append(_square(shares[row, column], name, names[column], margin + column * cell, margin + row * cell, cell))
+            parts.append(
+                _square(
+                    shares[row, column],
+                    name,
+                    names[column],
+                    margin + column * cell,
+                    margin + row * cell,
+                    cell,
+                )
+            )
     return '<div class="wide">' + "".join(parts) + "</svg></div>"
 
 
@@ -44,23 +59,38 @@ def _square(share: float, label: str, predicted: str, x: float, y: float, cell: 
 
 def heat_ramp() -> str:
     """The colour scale of heat maps, from its low to its high end."""
-    stops = ",".join(f"rgb({red},{green},{blue})" for red, green, blue in heat_colours()[::15].tolist())
+    stops = ",".join(
+        f"rgb({red},{green},{blue})" for red, green, blue in heat_colours()[::15].tolist()
+    )
     return f'<span class="ramp" style="background:linear-gradient(90deg,{stops})"></span>'
 
 
-def shaded_table(corner: str, columns: Sequence[str], rows: Sequence[tuple[Cell, Sequence[float]]], *, ends: Sequence[str] = ()) -> str:
+def shaded_table(
+    corner: str,
+    columns: Sequence[str],
+    rows: Sequence[tuple[Cell, Sequence[float]]],
+    *,
+    ends: Sequence[str] = (),
+) -> str:
     """A table of fractions, each cell shaded by its value; nan is a dash. `ends`, HTML for each row, stands at its end."""
     lines: list[Row] = [[name, *(_shade(value) for value in values)] for name, values in rows]
     if not ends:
         return table([corner, *columns], lines, kind="shade")
-    return table([corner, *columns, ""], [[*line, Cell(end, "grow")] for line, end in zip(lines, ends, strict=True)], kind="shade full")
+    return table(
+        [corner, *columns, ""],
+        [[*line, Cell(end, "grow")] for line, end in zip(lines, ends, strict=True)],
+        kind="shade full",
+    )
 
 
 def stacked_bar(parts: Sequence[tuple[float, Sequence[int]]]) -> str:
     """Fractions and their RGB colours, one after the other in one bar; nothing where they are nan."""
     if any(np.isnan(value) for value, _ in parts):
         return ""
-    pieces = "".join(f'<span style="width:{100 * value:.1f}%;background:rgb({color[0]},{color[1]},{color[2]})"></span>' for value, color in parts)
+    pieces = "".join(
+        f'<span style="width:{100 * value:.1f}%;background:rgb({color[0]},{color[1]},{color[2]})"></span>'
+        for value, color in parts
+    )
     return f'<span class="bar stack">{pieces}</span>'
 
 
@@ -69,4 +99,7 @@ def _shade(value: float) -> Cell:
         return Cell("–", "heat")
     strength = f"color-mix(in srgb,var(--accent) {100 * value:.0f}%,transparent)"
     ink = ";color:var(--paper)" if value > 0.62 else ""
-    return Cell(f'<span style="display:block;margin:-4px -8px;padding:4px 8px;background:{strength}{ink}">{100 * value:.0f}</span>', "heat")
+    return Cell(
+        f'<span style="display:block;margin:-4px -8px;padding:4px 8px;background:{strength}{ink}">{100 * value:.0f}</span>',
+        "heat",
+    )

@@ -55,7 +55,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error}); nothing that was there is lost") from error
+        raise CheckpointError(
+            f"{path}: cannot be written ({error.strerror or error}); nothing that was there is lost"
+        ) from error
     _sync_folder(path.parent)
 
 
@@ -84,15 +86,19 @@ def save_checkpoint(path: Path, content: Mapping[str, Any], *, sidecar: bool = T
             os.fsync(raw.fileno())
         digest = file.digest.hexdigest()
         if sidecar:
-            write_atomically(path.with_name(path.name + ".sha256"), f"{digest}  {path.name}\n".encode())
+            write_atomically(
+                path.with_name(path.name + ".sha256"), f"{digest}  {path.name}\n".encode()
+            )
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         cause = error if isinstance(error, OSError) else file.failure if file is not None else None
         if cause is None:
             raise
-        raise CheckpointError(f"{path}: the checkpoint cannot be written ({cause.strerror or cause}); the earlier checkpoints are untouched: "
-                              "free some space or choose another experiment.output, then start again with --resume") from error
+        raise CheckpointError(
+            f"{path}: the checkpoint cannot be written ({cause.strerror or cause}); the earlier checkpoints are untouched: "
+            "free some space or choose another experiment.output, then start again with --resume"
+        ) from error
     _sync_folder(path.parent)
     return digest
 
@@ -109,17 +115,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises CheckpointError when the file is missing, damaged, would run code, or is not of this project (see network.load_weights for those).
     """
     if path.is_dir():
-        raise CheckpointError(f"{path}: is a folder; name the file in it, such as checkpoints/best.pt of a run")
+        raise CheckpointError(
+            f"{path}: is a folder; name the file in it, such as checkpoints/best.pt of a run"
+        )
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no pickle raise whatever they happen to spell
         if isinstance(error, pickle.UnpicklingError) and _is_pickle(path):
-            raise CheckpointError(f"{path}: refused, since it holds more than tensors and plain values and could run code when read") from error
-        raise CheckpointError(f"{path}: damaged or not a PyTorch checkpoint; take another one of the run's checkpoints") from error
+            raise CheckpointError(
+                f"{path}: refused, since it holds more than tensors and plain values and could run code when read"
+            ) from error
+        raise CheckpointError(
+            f"{path}: damaged or not a PyTorch checkpoint; take another one of the run's checkpoints"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: carries no hmsa configuration; name one with --config so that the network can be built for these weights")
+        raise CheckpointError(
+            f"{path}: carries no hmsa configuration; name one with --config so that the network can be built for these weights"
+        )
     return content
 
 

@@ -19,7 +19,9 @@ SAME_SIGNAL_SECONDS = 5.0
 OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)+=")
 
 
-def run_door(main: Callable[[], int], *, user_errors: Callable[[], tuple[type[Exception], ...]]) -> int:
+def run_door(
+    main: Callable[[], int], *, user_errors: Callable[[], tuple[type[Exception], ...]]
+) -> int:
     """Run `main` and return the exit status: its own, 2 for a user error (one sentence on stderr), 130 for Ctrl-C.
 
     `user_errors` is called only when something was raised, so that it may import the rooms whose error classes it names.
@@ -37,7 +39,9 @@ def run_door(main: Callable[[], int], *, user_errors: Callable[[], tuple[type[Ex
         return 2
 
 
-def parse_with_overrides(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_with_overrides(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> argparse.Namespace:
     """Parse a command line whose `overrides` (section.key=value) may stand anywhere: `--scales 0.5 1 data.root=x`, too."""
     given = list(sys.argv[1:] if argv is None else argv)
     overrides = [word for word in given if OVERRIDE.match(word)]
@@ -98,7 +102,10 @@ class StopSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            if number == signal.SIGTERM and time.monotonic() - self.received_at > SAME_SIGNAL_SECONDS:
+            if (
+                number == signal.SIGTERM
+                and time.monotonic() - self.received_at > SAME_SIGNAL_SECONDS
+            ):
                 os._exit(128 + number)
             return
         self.received, self.received_at = number, time.monotonic()

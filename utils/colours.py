@@ -8,7 +8,11 @@ import numpy as np
 
 # OKLab (Ottosson 2020): cone responses from Lab, then linear sRGB from their cubes.
 _LAB_TO_CONES = np.array(
-    [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
+    [
+        [1, 0.3963377774, 0.2158037573],
+        [1, -0.1055613458, -0.0638541728],
+        [1, -0.0894841775, -1.2914855480],
+    ]
 )
 _CONES_TO_RGB = np.array(
     [
@@ -25,12 +29,16 @@ def oklch(lightness: np.ndarray, chroma: np.ndarray, hue: np.ndarray) -> np.ndar
     rgb = np.zeros((*lightness.shape, 3))
     todo = np.ones(lightness.shape, dtype=bool)
     for share in np.linspace(1, 0, 201):
-        lab = np.stack([lightness, share * chroma * np.cos(hue), share * chroma * np.sin(hue)], axis=-1)
+        lab = np.stack(
+            [lightness, share * chroma * np.cos(hue), share * chroma * np.sin(hue)], axis=-1
+        )
         linear = (lab @ _LAB_TO_CONES.T) ** 3 @ _CONES_TO_RGB.T
         fits = todo & ((linear >= -1e-4) & (linear <= 1 + 1e-4)).all(axis=-1)
         rgb[fits] = linear[fits].clip(0, 1)
         todo &= ~fits
-    curved = np.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * np.maximum(rgb, 1e-9) ** (1 / 2.4) - 0.055)
+    curved = np.where(
+        rgb <= 0.0031308, 12.92 * rgb, 1.055 * np.maximum(rgb, 1e-9) ** (1 / 2.4) - 0.055
+    )
     return (curved * 255).round().astype(np.uint8)
 
 

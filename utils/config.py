@@ -22,7 +22,15 @@ from .config_models import Sections
 from .config_sources import Origin, Tree, read_overrides, read_tree
 from .yaml_loader import KeyPath, dotted, write_yaml
 
-__all__ = ["Config", "ConfigError", "ConfigField", "dump", "iter_fields", "json_schema", "load_config"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "ConfigField",
+    "dump",
+    "iter_fields",
+    "json_schema",
+    "load_config",
+]
 
 
 class Config(Sections):
@@ -33,7 +41,13 @@ class Config(Sections):
         return self.model_dump(mode="json")
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str = "configuration") -> Self:
+    def from_dict(
+        cls,
+        values: Mapping[str, Any],
+        overrides: Sequence[str] = (),
+        *,
+        source: str = "configuration",
+    ) -> Self:
         """Check plain values, with `section.key=value` overrides on top; `source` names them in a ConfigError."""
         tree = Tree(dict(values), {(): Origin(source)}, [])
         return cls._checked(tree.merged(read_overrides(overrides)))
@@ -50,7 +64,10 @@ class Config(Sections):
             for item in items:
                 path = tuple(item["loc"])
                 broken.append(path)
-                told_below = any(len(other["loc"]) > len(path) and other["loc"][: len(path)] == path for other in items)
+                told_below = any(
+                    len(other["loc"]) > len(path) and other["loc"][: len(path)] == path
+                    for other in items
+                )
                 if dotted(path) not in known and not told_below:
                     mistakes.append(tree.mistake(path, describe(item, cls)))
         repaired = config if config is not None else cls._without(tree, broken)
@@ -60,7 +77,9 @@ class Config(Sections):
                 if not any(_overlap(path, other) for path in paths for other in wrong):
                     mistakes.append(tree.mistake(tuple(paths[0].split(".")), message))
         if mistakes:
-            raise ConfigError(sorted(mistakes, key=lambda mistake: (mistake.file, mistake.line or 0)))
+            raise ConfigError(
+                sorted(mistakes, key=lambda mistake: (mistake.file, mistake.line or 0))
+            )
         assert config is not None
         return config
 
@@ -111,7 +130,9 @@ def iter_fields(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[C
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    options = (
+        typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    )
     for option in options:
         if isinstance(option, type) and issubclass(option, BaseModel):
             return option
@@ -122,8 +143,14 @@ def json_schema() -> dict[str, Any]:
     """JSON Schema of a configuration file, for editors."""
     schema = _tidy(Config.model_json_schema())
     name = {"type": "string", "minLength": 1}
-    base = {"anyOf": [name, {"type": "array", "items": name}], "description": "File or files to inherit, relative to this one; later ones win"}
-    header = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "hmsa configuration"}
+    base = {
+        "anyOf": [name, {"type": "array", "items": name}],
+        "description": "File or files to inherit, relative to this one; later ones win",
+    }
+    header = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "hmsa configuration",
+    }
     return {**header, **schema, "properties": {"base": base, **schema["properties"]}}
 
 
@@ -134,8 +161,15 @@ def _tidy(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     if len(schema.get("allOf", ())) == 1:  # before pydantic 2.9: a reference with a description
-        schema = {**schema["allOf"][0], **{key: value for key, value in schema.items() if key != "allOf"}}
-    return {key: _tidy(schema[key]) for key in sorted(schema, key=_rank) if not (key == "title" and isinstance(schema[key], str))}
+        schema = {
+            **schema["allOf"][0],
+            **{key: value for key, value in schema.items() if key != "allOf"},
+        }
+    return {
+        key: _tidy(schema[key])
+        for key in sorted(schema, key=_rank)
+        if not (key == "title" and isinstance(schema[key], str))
+    }
 
 
 def _rank(key: str) -> int:

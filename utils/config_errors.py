@@ -41,6 +41,6 @@ def nearest(word: str, choices: Iterable[str]) -> str | None:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """" (did you mean 'x'?)" for the nearest choice, or nothing."""
+    """ " (did you mean 'x'?)" for the nearest choice, or nothing."""
     found = nearest(word, choices)
     return f" (did you mean '{found}'?)" if found is not None else ""

@@ -69,19 +69,33 @@ def describe(error: Mapping[str, Any], root: type[BaseModel]) -> str:
     if inner is not None:
         return str(inner)
     teller = _RANGES.get(kind)
-    return teller(value, context) if teller is not None else f"{error['msg'][0].lower()}{error['msg'][1:]}, got {shown(value)}"
+    return (
+        teller(value, context)
+        if teller is not None
+        else f"{error['msg'][0].lower()}{error['msg'][1:]}, got {shown(value)}"
+    )
 
 
 _RANGES: dict[str, Callable[[Any, Mapping[str, Any]], str]] = {
     "finite_number": lambda value, context: f"expected a finite number, got {shown(value)}",
-    "greater_than": lambda value, context: f"must be greater than {context['gt']:g}, got {shown(value)}",
-    "greater_than_equal": lambda value, context: f"must be at least {context['ge']:g}, got {shown(value)}",
+    "greater_than": lambda value, context: (
+        f"must be greater than {context['gt']:g}, got {shown(value)}"
+    ),
+    "greater_than_equal": lambda value, context: (
+        f"must be at least {context['ge']:g}, got {shown(value)}"
+    ),
     "less_than": lambda value, context: f"must be less than {context['lt']:g}, got {shown(value)}",
-    "less_than_equal": lambda value, context: f"must be at most {context['le']:g}, got {shown(value)}",
+    "less_than_equal": lambda value, context: (
+        f"must be at most {context['le']:g}, got {shown(value)}"
+    ),
     "missing": lambda value, context: f"a value is missing; got only {shown(value)}",
     "string_too_short": lambda value, context: "must not be empty",
-    "too_long": lambda value, context: f"has {len(value)} values, at most {context['max_length']} are meant: {shown(value)}",
-    "too_short": lambda value, context: f"needs at least {context['min_length']} value(s), got {shown(value)}",
+    "too_long": lambda value, context: (
+        f"has {len(value)} values, at most {context['max_length']} are meant: {shown(value)}"
+    ),
+    "too_short": lambda value, context: (
+        f"needs at least {context['min_length']} value(s), got {shown(value)}"
+    ),
 }
 
 
@@ -100,7 +114,11 @@ def shown(value: Any) -> str:
 
 def _hint(kind: str, value: Any) -> str:
     if not isinstance(value, str):
-        return "; quote it to make it text" if kind == "string_type" and isinstance(value, (int, float)) else ""
+        return (
+            "; quote it to make it text"
+            if kind == "string_type" and isinstance(value, (int, float))
+            else ""
+        )
     if value.lower() in ("none", "null"):
         return "; write null for none"
     if kind == "bool_type" and value.lower() in ("yes", "on", "true", "no", "off", "false"):
@@ -139,8 +157,12 @@ def _names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+    options = (
+        typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    )
+    return [
+        option for option in options if isinstance(option, type) and issubclass(option, BaseModel)
+    ]
 
 
 def _model_at(path: tuple[str | int, ...], root: type[BaseModel]) -> type[BaseModel] | None:
@@ -153,7 +175,9 @@ def _model_at(path: tuple[str | int, ...], root: type[BaseModel]) -> type[BaseMo
 
 def _choices(path: tuple[str | int, ...], root: type[BaseModel]) -> tuple[Any, ...]:
     """The choices of the Literal at `path`, through mappings, lists, unions and annotations."""
-    depth = next(length for length in range(len(path), -1, -1) if _model_at(path[:length], root) is not None)
+    depth = next(
+        length for length in range(len(path), -1, -1) if _model_at(path[:length], root) is not None
+    )
     model = _model_at(path[:depth], root)
     assert model is not None
     return tuple(_literals(model.model_fields[str(path[depth])].annotation))

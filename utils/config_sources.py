@@ -39,7 +39,11 @@ class Tree:
     def merged(self, over: Tree) -> Tree:
         """This tree with `over` on top: mappings join key by key, everything else is replaced."""
         values = _joined(self.values, over.values)
-        kept = {path: origin for path, origin in self.origins.items() if not _replaced(path, over.values)}
+        kept = {
+            path: origin
+            for path, origin in self.origins.items()
+            if not _replaced(path, over.values)
+        }
         return Tree(values, {**over.origins, **kept}, [*self.mistakes, *over.mistakes])
 
     def without(self, paths: Iterable[KeyPath]) -> Tree:
@@ -60,7 +64,13 @@ class Tree:
 
 def _joined(base: Any, over: Any) -> Any:
     if isinstance(base, dict) and isinstance(over, dict):
-        return {**base, **{key: _joined(base[key], value) if key in base else value for key, value in over.items()}}
+        return {
+            **base,
+            **{
+                key: _joined(base[key], value) if key in base else value
+                for key, value in over.items()
+            },
+        }
     return over
 
 
@@ -99,7 +109,11 @@ def _read(path: Path, chain: tuple[Path, ...]) -> Tree:
     if document.value is not None and not isinstance(document.value, dict):
         message = "holds no options; write sections such as 'optim:' with options below"
         raise ConfigError([*document.mistakes, Mistake(message, file=file)])
-    origins = {place: Origin(file, line) for place, line in document.lines.items() if place and place[0] != BASE}
+    origins = {
+        place: Origin(file, line)
+        for place, line in document.lines.items()
+        if place and place[0] != BASE
+    }
     own = Tree(dict(document.value or {}), {(): Origin(file), **origins}, list(document.mistakes))
     at = Origin(file, document.lines.get((BASE,)))
     inherited = Tree({}, {}, [])
@@ -113,7 +127,14 @@ def _base_names(named: Any, own: Tree, at: Origin) -> list[str]:
     if names is None:
         return []
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        own.mistakes.append(Mistake("expected a file name or a list of file names", path=BASE, file=at.file, line=at.line))
+        own.mistakes.append(
+            Mistake(
+                "expected a file name or a list of file names",
+                path=BASE,
+                file=at.file,
+                line=at.line,
+            )
+        )
         return []
     return names
 
@@ -131,7 +152,9 @@ def _read_base(name: str, chain: tuple[Path, ...], own: Tree, at: Origin) -> Tre
         try:
             return _read(path, chain)
         except ConfigError as error:
-            own.mistakes.extend(replace(mistake, path=mistake.path or BASE) for mistake in error.mistakes)
+            own.mistakes.extend(
+                replace(mistake, path=mistake.path or BASE) for mistake in error.mistakes
+            )
             return Tree({}, {}, [])
     own.mistakes.append(Mistake(problem, path=BASE, file=at.file, line=at.line))
     return Tree({}, {}, [])
@@ -144,17 +167,24 @@ def read_overrides(overrides: Sequence[str]) -> Tree:
         name, equals, value_text = text.partition("=")
         path: KeyPath = tuple(name.strip().split("."))
         if not equals or not all(path):
-            tree.mistakes.append(Mistake(f"'{text}' is no override; write section.key=value", file=COMMAND_LINE))
+            tree.mistakes.append(
+                Mistake(f"'{text}' is no override; write section.key=value", file=COMMAND_LINE)
+            )
             continue
         try:
             document = parse_yaml(value_text, source=COMMAND_LINE)
         except ConfigError as error:
-            tree.mistakes.extend(Mistake(mistake.message, path=dotted(path), file=COMMAND_LINE) for mistake in error.mistakes)
+            tree.mistakes.extend(
+                Mistake(mistake.message, path=dotted(path), file=COMMAND_LINE)
+                for mistake in error.mistakes
+            )
             continue
         for mistake in document.mistakes:
             place = f"{dotted(path)}.{mistake.path}".rstrip(".")
             tree.mistakes.append(Mistake(mistake.message, path=place, file=COMMAND_LINE))
-        places: dict[KeyPath, Origin] = {path[:length]: Origin(COMMAND_LINE) for length in range(1, len(path) + 1)}
+        places: dict[KeyPath, Origin] = {
+            path[:length]: Origin(COMMAND_LINE) for length in range(1, len(path) + 1)
+        }
         tree = tree.merged(Tree(_nested(path, document.value), places, []))
     return tree
 

@@ -43,15 +43,29 @@ def describe_network(model: Any, crop: Tensor) -> list[str]:
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        trained, single = (count_flops(partial(model, crop, scales=scales)) for scales in (model.train_scales, (1.0,)))
+        trained, single = (
+            count_flops(partial(model, crop, scales=scales))
+            for scales in (model.train_scales, (1.0,))
+        )
     model.train(was_training)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return [f"parameters    {parameters:,}",
-            f"FLOPs         {trained / 1e9:.1f} G forward for a crop of {tuple(crop.shape[2:])}, {trained / single:.2f} x one scale"]
+    return [
+        f"parameters    {parameters:,}",
+        f"FLOPs         {trained / 1e9:.1f} G forward for a crop of {tuple(crop.shape[2:])}, {trained / single:.2f} x one scale",
+    ]
 
 
-def describe_step(terms: Mapping[str, Tensor], *, seconds: float, images: int, loading_s: float, device: torch.device) -> list[str]:
+def describe_step(
+    terms: Mapping[str, Tensor],
+    *,
+    seconds: float,
+    images: int,
+    loading_s: float,
+    device: torch.device,
+) -> list[str]:
     """Three lines on a first step of `images` images over all ranks that took `seconds`: speed, peak memory, loss terms."""
-    return [f"training      {images / seconds:.2f} images/s in the first step of {images}; its images took {loading_s:.1f} s to load",
-            f"peak memory   {peak_memory_mib(device):.0f} MiB on {device}, one validation batch included",
-            "loss          " + ", ".join(f"{name} {float(term):.4f}" for name, term in terms.items())]  # fmt: skip
+    return [
+        f"training      {images / seconds:.2f} images/s in the first step of {images}; its images took {loading_s:.1f} s to load",
+        f"peak memory   {peak_memory_mib(device):.0f} MiB on {device}, one validation batch included",
+        "loss          " + ", ".join(f"{name} {float(term):.4f}" for name, term in terms.items()),
+    ]

@@ -42,6 +42,8 @@ class WeightAverage:
     def load_state_dict(self, values: dict[str, Tensor]) -> None:
         """Take over saved values; the keys must be the model's."""
         if values.keys() != self.values.keys():
-            raise ValueError("the checkpoint's averaged weights belong to another model; start anew or set optim.ema_decay to null")
+            raise ValueError(
+                "the checkpoint's averaged weights belong to another model; start anew or set optim.ema_decay to null"
+            )
         for key, value in values.items():
             self.values[key].copy_(value)

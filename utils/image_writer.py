@@ -33,11 +33,15 @@ class ImageWriter:
         self._failure: BaseException | None = None
         self._closed = False
         names = [f"image-writer-{number}" for number in range(workers)]
-        self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
+        self._threads = [
+            threading.Thread(target=self._work, name=name, daemon=True) for name in names
+        ]
         for thread in self._threads:
             thread.start()
 
-    def submit(self, path: Path | str, array: np.ndarray, palette: np.ndarray | None = None) -> None:
+    def submit(
+        self, path: Path | str, array: np.ndarray, palette: np.ndarray | None = None
+    ) -> None:
         """Write `array` as PNG (see `utils.png.encode_png`) to `path`, whole or not at all.
 
         The caller must not change the array afterwards. Raises the first failure so far: ImageWriteError.
@@ -70,7 +74,9 @@ class ImageWriter:
 
     def _work(self) -> None:
         while (job := self._queue.get()) is not None:
-            if self._failure is None:  # after a failure the queue is only emptied, so that nobody waits for a place
+            if (
+                self._failure is None
+            ):  # after a failure the queue is only emptied, so that nobody waits for a place
                 self._do(job)
 
     def _do(self, job: _Job) -> None:
@@ -84,7 +90,10 @@ class ImageWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if kind is None:
             self.close()

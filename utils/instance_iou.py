@@ -37,7 +37,9 @@ def read_instances(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as file:
             if file.mode not in ("I", "I;16", "L"):
-                raise MetricsError(f"{path}: mode {file.mode} is no instance map; expected 16-bit or 32-bit grey")
+                raise MetricsError(
+                    f"{path}: mode {file.mode} is no instance map; expected 16-bit or 32-bit grey"
+                )
             return np.array(file).astype(np.int32)
     except (OSError, SyntaxError) as error:
         raise MetricsError(f"{path}: cannot be read as an instance map ({error})") from error
@@ -75,7 +77,9 @@ class InstanceIoU:
         Raises MetricsError for a map of another size or with an id beyond raw id 255.
         """
         if predicted.shape != instances.shape:
-            raise MetricsError(f"the instance map is {instances.shape} where the prediction is {predicted.shape}")
+            raise MetricsError(
+                f"the instance map is {instances.shape} where the prediction is {predicted.shape}"
+            )
         inside = instances > 1000
         ids, which, sizes = np.unique(instances[inside], return_inverse=True, return_counts=True)
         if ids.size and ids[-1] >= 256_000:

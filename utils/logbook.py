@@ -74,7 +74,9 @@ class Logbook:
             from torch.utils.tensorboard import SummaryWriter
 
             threading.excepthook = _quiet_about(OSError, threading.excepthook)
-            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+            self.board = SummaryWriter(
+                str(self.folder / "tensorboard"), purge_step=first_step + 1 if first_step else None
+            )
             self.board.add_text("config", f"```yaml\n{configuration}\n```")
         except (ImportError, OSError, RuntimeError, AttributeError) as error:
             logger.warning("TensorBoard is off for this run (%s)", error)
@@ -92,11 +94,20 @@ class Logbook:
 
     def _tell_of_lone_scale(self, step: int, values: Mapping[str, Any]) -> None:
         """Warn once when one scale has all the attention: the model pays for scales that it no longer learns from."""
-        lone = [name.removeprefix("attention_") for name, value in values.items() if name.startswith("attention_") and (value or 0) > LONE]
+        lone = [
+            name.removeprefix("attention_")
+            for name, value in values.items()
+            if name.startswith("attention_") and (value or 0) > LONE
+        ]
         if lone and not self.lone_scale_told:
             self.lone_scale_told = True
-            logger.warning("attention: by step %d scale %s has all of it (over %g on average) and the other scales are computed in vain; if it stays "
-                           "so, try a lower optim.lr, a longer optim.warmup_steps, or model.explicit_batchnorm=true", step, lone[0], LONE)
+            logger.warning(
+                "attention: by step %d scale %s has all of it (over %g on average) and the other scales are computed in vain; if it stays "
+                "so, try a lower optim.lr, a longer optim.warmup_steps, or model.explicit_batchnorm=true",
+                step,
+                lone[0],
+                LONE,
+            )
 
     def picture(self, name: str, step: int, draw: Callable[[], np.ndarray]) -> None:
         """A uint8 RGB picture [H, W, 3] for TensorBoard, drawn only where it is written."""
@@ -123,13 +134,19 @@ class Logbook:
         try:
             yield
         except OSError as error:
-            raise RunError(f"{self.folder / name}: cannot be written ({error.strerror or error}); the checkpoints are untouched: free some space or "
-                           "choose another experiment.output, then start again with --resume") from error
+            raise RunError(
+                f"{self.folder / name}: cannot be written ({error.strerror or error}); the checkpoints are untouched: free some space or "
+                "choose another experiment.output, then start again with --resume"
+            ) from error
 
     def _forget_after(self, step: int, to_validate: bool) -> None:
         if not self.path.is_file():
             return
-        kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _is_before(line, step, to_validate)]
+        kept = [
+            line
+            for line in self.path.read_text(encoding="utf-8").splitlines()
+            if _is_before(line, step, to_validate)
+        ]
         write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
 
 
@@ -149,7 +166,9 @@ def _is_before(line: str, step: int, to_validate: bool) -> bool:
     """Whether a row was written before a checkpoint of `step` that is still `to_validate`; a line that a kill cut off never was."""
     try:
         row = json.loads(line)
-        return row["step"] < step or row["step"] == step and not (to_validate and row["kind"] == "val")
+        return (
+            row["step"] < step or row["step"] == step and not (to_validate and row["kind"] == "val")
+        )
     except (json.JSONDecodeError, KeyError, TypeError):
         return False
 

@@ -38,8 +38,12 @@ class ConfusionMatrix:
     any order of the images, any batching and any number of processes.
     """
 
-    def __init__(self, num_classes: int, ignore_label: int = 255, device: torch.device | str = "cpu") -> None:
-        assert num_classes > 0 and not 0 <= ignore_label < num_classes, f"ignore label {ignore_label} is a class"
+    def __init__(
+        self, num_classes: int, ignore_label: int = 255, device: torch.device | str = "cpu"
+    ) -> None:
+        assert num_classes > 0 and not 0 <= ignore_label < num_classes, (
+            f"ignore label {ignore_label} is a class"
+        )
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
@@ -50,20 +54,33 @@ class ConfusionMatrix:
         Raises MetricsError naming the value where a label is neither a class nor `ignore_label`, or a prediction no
         class. Nothing of the two tensors is counted then.
         """
-        assert predicted.shape == label.shape, f"predicted {tuple(predicted.shape)} against label {tuple(label.shape)}"
-        assert not (predicted.is_floating_point() or label.is_floating_point()), "class ids are integers"
+        assert predicted.shape == label.shape, (
+            f"predicted {tuple(predicted.shape)} against label {tuple(label.shape)}"
+        )
+        assert not (predicted.is_floating_point() or label.is_floating_point()), (
+            "class ids are integers"
+        )
         if label.numel() == 0:
             return
-        predicted, label = predicted.to(self.matrix.device).reshape(-1), label.to(self.matrix.device).reshape(-1)
+        predicted, label = (
+            predicted.to(self.matrix.device).reshape(-1),
+            label.to(self.matrix.device).reshape(-1),
+        )
         self._check_predicted(predicted)
         both_bytes = predicted.dtype == label.dtype == torch.uint8
-        self.matrix += self._count_bytes(predicted, label) if both_bytes else self._count(predicted, label)
+        self.matrix += (
+            self._count_bytes(predicted, label) if both_bytes else self._count(predicted, label)
+        )
 
     def _count_bytes(self, predicted: Tensor, label: Tensor) -> Tensor:
         """One bin for each of the 256 * C pairs, so that neither ignored nor wrong labels need a mask."""
-        narrow = torch.int16 if 256 * self.num_classes <= torch.iinfo(torch.int16).max else torch.int32
+        narrow = (
+            torch.int16 if 256 * self.num_classes <= torch.iinfo(torch.int16).max else torch.int32
+        )
         pairs = label.to(narrow).mul_(self.num_classes).add_(predicted)
-        counts = torch.bincount(pairs, minlength=256 * self.num_classes).reshape(256, self.num_classes)
+        counts = torch.bincount(pairs, minlength=256 * self.num_classes).reshape(
+            256, self.num_classes
+        )
         surplus = counts[self.num_classes :].sum(dim=1).tolist()
         for value, pixels in enumerate(surplus, start=self.num_classes):
             if pixels and value != self.ignore_label:
@@ -75,7 +92,12 @@ class ConfusionMatrix:
         low, high = (int(value) for value in label.masked_fill(ignored, 0).aminmax())
         if low < 0 or high >= self.num_classes:
             raise self._bad_label(low if low < 0 else high)
-        pairs = label.long().masked_fill(ignored, self.num_classes).mul_(self.num_classes).add_(predicted)
+        pairs = (
+            label.long()
+            .masked_fill(ignored, self.num_classes)
+            .mul_(self.num_classes)
+            .add_(predicted)
+        )
         counts = torch.bincount(pairs, minlength=(self.num_classes + 1) * self.num_classes)
         return counts.reshape(self.num_classes + 1, self.num_classes)[: self.num_classes]
 
@@ -100,7 +122,9 @@ class ConfusionMatrix:
         """Replace the counts by their sum over processes; `all_reduce` sums int64 [C, C], None is a single process."""
         if all_reduce is not None:
             reduced = all_reduce(self.matrix)
-            assert reduced.dtype == torch.int64 and reduced.shape == self.matrix.shape, "counts are summed as int64"
+            assert reduced.dtype == torch.int64 and reduced.shape == self.matrix.shape, (
+                "counts are summed as int64"
+            )
             self.matrix = reduced
 
     def numpy(self) -> np.ndarray:
@@ -147,7 +171,9 @@ def category_iou(matrix: np.ndarray | Tensor, categories: Sequence[str | None]) 
     of its prediction (the Cityscapes category score, RELEASE 5.3). Classes without one still count as mistakes.
     """
     counts = matrix.cpu().numpy() if isinstance(matrix, Tensor) else np.asarray(matrix)
-    assert counts.shape == (len(categories), len(categories)), f"{counts.shape} for {len(categories)} classes"
+    assert counts.shape == (len(categories), len(categories)), (
+        f"{counts.shape} for {len(categories)} classes"
+    )
     scores = {}
     for name in dict.fromkeys(category for category in categories if category is not None):
         member = np.array([category == name for category in categories])
@@ -163,19 +189,33 @@ class ImageScores:
     """
 
     def __init__(
-        self, *, names: Sequence[str], to_train: np.ndarray, categories: Sequence[str | None], ignore_label: int, with_instances: bool
+        self,
+        *,
+        names: Sequence[str],
+        to_train: np.ndarray,
+        categories: Sequence[str | None],
+        ignore_label: int,
+        with_instances: bool,
     ) -> None:
         """`to_train` uint8 [256] maps raw ids to the C classes called `names`, whose groups are `categories`."""
         self.boundary = BoundaryF(len(names), ignore_label=ignore_label)
-        self.instances = InstanceIoU(names=names, to_train=to_train, categories=categories) if with_instances else None
+        self.instances = (
+            InstanceIoU(names=names, to_train=to_train, categories=categories)
+            if with_instances
+            else None
+        )
 
-    def update(self, predicted: np.ndarray, label: np.ndarray, label_path: Path | None = None) -> None:
+    def update(
+        self, predicted: np.ndarray, label: np.ndarray, label_path: Path | None = None
+    ) -> None:
         """Add one image: train ids uint8 [H, W] of prediction and label, and the label file that an instance map lies beside."""
         self.boundary.update(predicted, label)
         if self.instances is not None:
             instances = None if label_path is None else instances_path(label_path)
             if instances is None:
-                raise MetricsError(f"{label_path}: has no instance map (*_instanceIds.png) beside it, which other labels of the split have")
+                raise MetricsError(
+                    f"{label_path}: has no instance map (*_instanceIds.png) beside it, which other labels of the split have"
+                )
             self.instances.update(predicted, read_instances(instances))
 
     def state(self) -> tuple[np.ndarray, np.ndarray | None]:

@@ -27,23 +27,45 @@ class SkippedSteps:
         """A good step ends the row."""
         self.in_a_row = 0
 
-    def note(self, step: int, batches: Sequence[Mapping[str, Any]], terms: Mapping[str, Tensor], *, own: bool) -> None:
+    def note(
+        self,
+        step: int,
+        batches: Sequence[Mapping[str, Any]],
+        terms: Mapping[str, Tensor],
+        *,
+        own: bool,
+    ) -> None:
         """Log the images of the ranks whose loss was bad (`own`), of all where only the gradient was; after `limit` steps in a row write the
         batches and raise RunError."""
         self.in_a_row += 1
-        gathered = self.processes.gather((own, [name for batch in batches for name in batch["names"]]))
+        gathered = self.processes.gather(
+            (own, [name for batch in batches for name in batch["names"]])
+        )
         guilty = [names for at_fault, names in gathered if at_fault]
-        found = ", ".join(name for names in guilty or [names for _, names in gathered] for name in names)
+        found = ", ".join(
+            name for names in guilty or [names for _, names in gathered] for name in names
+        )
         if self.processes.is_main:  # the others would say the same
-            logger.warning("step %d skipped on all ranks, the %s is not finite; images: %s", step, "loss" if guilty else "gradient", found)
+            logger.warning(
+                "step %d skipped on all ranks, the %s is not finite; images: %s",
+                step,
+                "loss" if guilty else "gradient",
+                found,
+            )
         if self.in_a_row < self.limit:
             return
-        kept = max(self.processes.gather(self._dump(step, batches, terms) if own or not guilty else ""))
+        kept = max(
+            self.processes.gather(self._dump(step, batches, terms) if own or not guilty else "")
+        )
         with self.processes.agreement(RunError):
-            raise RunError(f"the loss or its gradient was not finite in {self.in_a_row} steps in a row (images: {found}); {kept}the checkpoints are "
-                           "intact: lower optim.lr, set optim.clip_norm or runtime.precision=fp32, and go on with --resume")
+            raise RunError(
+                f"the loss or its gradient was not finite in {self.in_a_row} steps in a row (images: {found}); {kept}the checkpoints are "
+                "intact: lower optim.lr, set optim.clip_norm or runtime.precision=fp32, and go on with --resume"
+            )
 
-    def _dump(self, step: int, batches: Sequence[Mapping[str, Any]], terms: Mapping[str, Tensor]) -> str:
+    def _dump(
+        self, step: int, batches: Sequence[Mapping[str, Any]], terms: Mapping[str, Tensor]
+    ) -> str:
         """Keep this rank's batches, as plain values, for a look at them; a full disk only leaves them out."""
         file = self.folder / f"not-finite-rank{self.processes.rank}.pt"
         try:

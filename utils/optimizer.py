@@ -19,8 +19,15 @@ class OptimizerError(ValueError):
     """The optimiser asked for cannot be had; the message says why and what to do."""
 
 
-def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float, decay_norm_and_bias: bool = True,
-                     head_parameters: Iterable[nn.Parameter] = (), head_lr_multiplier: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    decay_norm_and_bias: bool = True,
+    head_parameters: Iterable[nn.Parameter] = (),
+    head_lr_multiplier: float = 1.0,
+) -> list[dict[str, Any]]:
     """Groups of trainable parameters by (head or trunk, decayed or not); every parameter is in exactly one, empty groups are left out.
 
     `decay_norm_and_bias` false exempts batch-norm scales and all biases (one-dimensional parameters) from weight decay.
@@ -30,13 +37,30 @@ def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float, decay_
     for parameter in model.parameters():
         if parameter.requires_grad:
             decayed = decay_norm_and_bias or parameter.ndim > 1
-            groups.setdefault((id(parameter) in heads and head_lr_multiplier != 1.0, decayed), []).append(parameter)
-    return [{"params": parameters, "lr": lr * (head_lr_multiplier if head else 1.0), "base_lr": lr * (head_lr_multiplier if head else 1.0),
-             "weight_decay": weight_decay if decayed else 0.0} for (head, decayed), parameters in groups.items()]
+            groups.setdefault(
+                (id(parameter) in heads and head_lr_multiplier != 1.0, decayed), []
+            ).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": lr * (head_lr_multiplier if head else 1.0),
+            "base_lr": lr * (head_lr_multiplier if head else 1.0),
+            "weight_decay": weight_decay if decayed else 0.0,
+        }
+        for (head, decayed), parameters in groups.items()
+    ]
 
 
-def build_optimizer(groups: list[dict[str, Any]], *, optimizer: str = "sgd", backend: str = "auto", momentum: float = 0.9,
-                    nesterov: bool = False, betas: tuple[float, float] = (0.9, 0.999), scaled: bool = False) -> torch.optim.Optimizer:
+def build_optimizer(
+    groups: list[dict[str, Any]],
+    *,
+    optimizer: str = "sgd",
+    backend: str = "auto",
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    betas: tuple[float, float] = (0.9, 0.999),
+    scaled: bool = False,
+) -> torch.optim.Optimizer:
     """An optimiser over `groups`.
 
     `backend`: torch (a loop), foreach, fused, apex, or auto = foreach when a GradScaler is in use (`scaled`) or on CPU, fused on CUDA otherwise.
@@ -45,8 +69,12 @@ def build_optimizer(groups: list[dict[str, Any]], *, optimizer: str = "sgd", bac
     """
     if backend == "apex" or optimizer == "lamb":
         if backend not in ("apex", "auto"):
-            raise OptimizerError("optim.optimizer: 'lamb' exists in NVIDIA apex only; set optim.backend to apex, or optim.optimizer to sgd or adamw")
-        return _apex_optimizer(groups, optimizer=optimizer, momentum=momentum, nesterov=nesterov, betas=betas)
+            raise OptimizerError(
+                "optim.optimizer: 'lamb' exists in NVIDIA apex only; set optim.backend to apex, or optim.optimizer to sgd or adamw"
+            )
+        return _apex_optimizer(
+            groups, optimizer=optimizer, momentum=momentum, nesterov=nesterov, betas=betas
+        )
     on_cuda = any(parameter.is_cuda for group in groups for parameter in group["params"])
     if backend == "auto":
         backend = "fused" if on_cuda and not scaled else "foreach"
@@ -63,7 +91,9 @@ def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
     """Give every parameter a momentum buffer of zeros; with dampening 0 the first step is then the same as without."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter, memory_format=torch.preserve_format))
+            optimizer.state[parameter].setdefault(
+                "momentum_buffer", torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            )
 
 
 def apex_problem() -> str | None:
@@ -71,9 +101,13 @@ def apex_problem() -> str | None:
     found = importlib.util.find_spec("apex")
     if found is None:
         return "NVIDIA apex is not installed (build it from its source repository; the PyPI package called apex is unrelated)"
-    if not any((Path(folder) / "optimizers").is_dir() for folder in found.submodule_search_locations or ()):
-        return ("the installed package 'apex' is not NVIDIA's but the unrelated Pyramid toolkit of that name from PyPI "
-                f"({_version('apex')}); uninstall it and build NVIDIA apex from its source repository")
+    if not any(
+        (Path(folder) / "optimizers").is_dir() for folder in found.submodule_search_locations or ()
+    ):
+        return (
+            "the installed package 'apex' is not NVIDIA's but the unrelated Pyramid toolkit of that name from PyPI "
+            f"({_version('apex')}); uninstall it and build NVIDIA apex from its source repository"
+        )
     if importlib.util.find_spec("amp_C") is None:
         return "NVIDIA apex was installed without its CUDA extensions; build it again with APEX_CPP_EXT=1 APEX_CUDA_EXT=1"
     try:
@@ -90,11 +124,19 @@ def _version(package: str) -> str:
         return "no version known"
 
 
-def _apex_optimizer(groups: list[dict[str, Any]], *, optimizer: str, momentum: float, nesterov: bool,
-                    betas: tuple[float, float]) -> torch.optim.Optimizer:
+def _apex_optimizer(
+    groups: list[dict[str, Any]],
+    *,
+    optimizer: str,
+    momentum: float,
+    nesterov: bool,
+    betas: tuple[float, float],
+) -> torch.optim.Optimizer:
     problem = apex_problem()
     if problem is not None:
-        raise OptimizerError(f"optim.backend: apex was asked for but {problem}; or set optim.backend to auto")
+        raise OptimizerError(
+            f"optim.backend: apex was asked for but {problem}; or set optim.backend to auto"
+        )
     kind = getattr(importlib.import_module("apex.optimizers"), _APEX_CLASS[optimizer])
     if optimizer == "sgd":
         return kind(groups, lr=groups[0]["lr"], momentum=momentum, nesterov=nesterov)
@@ -110,7 +152,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
     return float(optimizer.param_groups[0]["lr"])
 
 
-def scaled_learning_rate(lr: float, *, batch: int, reference_batch: int | None, scaling: str) -> float:
+def scaled_learning_rate(
+    lr: float, *, batch: int, reference_batch: int | None, scaling: str
+) -> float:
     """`lr` for a global batch of `batch` images when it was chosen for `reference_batch`: none, linear or sqrt scaling."""
     if reference_batch is None or scaling == "none":
         return lr

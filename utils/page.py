@@ -43,12 +43,19 @@ class Picture:
         """
         height = max(1, round(array.shape[0] * width / array.shape[1]))
         shrink = array.shape[1] > width
-        small = np.asarray(cv2.resize(array, (width, height), interpolation=cv2.INTER_NEAREST) if shrink else array, dtype=np.uint8)
+        small = np.asarray(
+            cv2.resize(array, (width, height), interpolation=cv2.INTER_NEAREST)
+            if shrink
+            else array,
+            dtype=np.uint8,
+        )
         codes = small.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
         colours, ids = np.unique(codes, return_inverse=True)
         if len(colours) > _COLOURS_OF_A_DRAWING:
             return cls.photo(caption, array, width=width)
-        palette = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(np.uint8)
+        palette = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1).astype(
+            np.uint8
+        )
         data = encode_png(ids.reshape(codes.shape).astype(np.uint8), palette=palette, level=9)
         return cls(caption, data, "image/png", small.shape[1], small.shape[0])
 
@@ -104,7 +111,11 @@ def swatch(color: Sequence[int]) -> str:
 
 def legend(entries: Iterable[tuple[str, Sequence[int]]]) -> str:
     """Names beside squares of their colours, in a line."""
-    return '<p class="legend">' + "".join(f"<span>{swatch(color)}{escape(name)}</span>" for name, color in entries) + "</p>"
+    return (
+        '<p class="legend">'
+        + "".join(f"<span>{swatch(color)}{escape(name)}</span>" for name, color in entries)
+        + "</p>"
+    )
 
 
 def bar(value: float | None) -> str:
@@ -114,16 +125,32 @@ def bar(value: float | None) -> str:
     return f'<span class="bar"><span style="width:{100 * min(max(float(value), 0), 1):.1f}%"></span></span>'
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str | Cell]], *, kind: str = "", foot: Sequence[str | Cell] = ()) -> str:
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str | Cell]],
+    *,
+    kind: str = "",
+    foot: Sequence[str | Cell] = (),
+) -> str:
     """A table; cells that are text are escaped, `Cell`s are taken as they are. A heading stands as the cells below it do."""
 
     def line(cells: Sequence[str | Cell], tag: str = "td") -> str:
         parts = (cell if isinstance(cell, Cell) else Cell(escape(cell)) for cell in cells)
-        return "<tr>" + "".join(f'<{tag} class="{part.kind}">{part.html}</{tag}>' for part in parts) + "</tr>"
+        return (
+            "<tr>"
+            + "".join(f'<{tag} class="{part.kind}">{part.html}</{tag}>' for part in parts)
+            + "</tr>"
+        )
 
     body = list(rows)
-    kinds = [cell.kind if isinstance(cell, Cell) else "" for cell in body[0]] if body else [""] * len(head)
-    heading = [Cell(escape(name), which.split(" ")[0]) for name, which in zip(head, kinds, strict=True)]
+    kinds = (
+        [cell.kind if isinstance(cell, Cell) else "" for cell in body[0]]
+        if body
+        else [""] * len(head)
+    )
+    heading = [
+        Cell(escape(name), which.split(" ")[0]) for name, which in zip(head, kinds, strict=True)
+    ]
     end = f"<tfoot>{line(foot)}</tfoot>" if foot else ""
     lines = "".join(line(row) for row in body)
     return f'<div class="wide"><table class="{kind}"><thead>{line(heading, "th")}</thead><tbody>{lines}</tbody>{end}</table></div>'
@@ -147,21 +174,31 @@ def folded(summary: str, content: str) -> str:
 
 def tiles(facts: Mapping[str, str]) -> str:
     """Headline figures as tiles, name and value; the first stands out."""
-    cells = "".join(f'<div class="fact"><b>{escape(value)}</b><span>{escape(name)}</span></div>' for name, value in facts.items())
+    cells = "".join(
+        f'<div class="fact"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
+        for name, value in facts.items()
+    )
     return f'<div class="facts">{cells}</div>'
 
 
 def settings_section(settings: Mapping[str, Any], *, checkpoint: str, sha256: str) -> str:
     """The checkpoint's hash and every setting, nested ones by group."""
     rows = [("file", checkpoint), ("sha256", sha256)]
-    named: list[Row] = [[name, Cell(f"<code>{escape(value)}</code>")] for name, value in rows if value]
+    named: list[Row] = [
+        [name, Cell(f"<code>{escape(value)}</code>")] for name, value in rows if value
+    ]
     parts = ["<h3>Checkpoint</h3>", table(["", ""], named, kind="plain")] if named else []
     groups: dict[str, list[Row]] = {}
     for key, value in _flat(settings):
         group, _, name = key.rpartition(".") if "." in key else ("", "", key)
         groups.setdefault(group, []).append([name, Cell(f"<code>{escape(_plain(value))}</code>")])
-    shown = "".join(f"<div><h3>{escape(group or 'settings')}</h3>{table(['', ''], pairs, kind='plain')}</div>" for group, pairs in groups.items())
-    return section("settings", "Settings", *parts, f'<div class="settings">{shown}</div>' if shown else "")
+    shown = "".join(
+        f"<div><h3>{escape(group or 'settings')}</h3>{table(['', ''], pairs, kind='plain')}</div>"
+        for group, pairs in groups.items()
+    )
+    return section(
+        "settings", "Settings", *parts, f'<div class="settings">{shown}</div>' if shown else ""
+    )
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -14,7 +14,11 @@ _INK, _PAPER = (38, 38, 38), 255
 
 
 def panel(
-    tiles: Sequence[tuple[str, np.ndarray]], *, columns: int | None = None, width: int | None = None, gap: int = 8
+    tiles: Sequence[tuple[str, np.ndarray]],
+    *,
+    columns: int | None = None,
+    width: int | None = None,
+    gap: int = 8,
 ) -> np.ndarray:
     """Captioned pictures uint8 [h, w, 3] on white, in rows of `columns` (default: all in one row).
 
@@ -73,12 +77,16 @@ def with_colour_bar(picture: np.ndarray, low: float = 0.0, high: float = 1.0) ->
     canvas[:, width + gap : width + gap + bar] = heat_colours()[steps][:, None]
     drawing = Image.fromarray(canvas)
     brush = ImageDraw.Draw(drawing)
-    for mark, middle in zip(marks, np.linspace(letters / 2, height - 1 - letters / 2, 5), strict=True):
+    for mark, middle in zip(
+        marks, np.linspace(letters / 2, height - 1 - letters / 2, 5), strict=True
+    ):
         brush.text((width + 2 * gap + bar, middle), mark, fill=_INK, font=font, anchor="lm")
     return np.array(drawing)
 
 
-def legend(entries: Sequence[tuple[str, Sequence[int]]], *, width: int, letters: int = 14) -> np.ndarray:
+def legend(
+    entries: Sequence[tuple[str, Sequence[int]]], *, width: int, letters: int = 14
+) -> np.ndarray:
     """Names beside squares of their colours, in as many columns as fit into `width` pixels."""
     font = ImageFont.load_default(size=letters)
     cell = letters * 2 + int(max(font.getlength(name) for name, _ in entries)) + letters
@@ -90,6 +98,16 @@ def legend(entries: Sequence[tuple[str, Sequence[int]]], *, width: int, letters:
     for number, (name, colour) in enumerate(entries):
         left, top = (number % columns) * (width // columns), line // 4 + (number // columns) * line
         red, green, blue = (int(value) for value in colour)
-        brush.rectangle((left, top, left + letters, top + letters), fill=(red, green, blue), outline=(150, 150, 150))
-        brush.text((left + round(1.5 * letters), top + letters / 2), name, fill=_INK, font=font, anchor="lm")
+        brush.rectangle(
+            (left, top, left + letters, top + letters),
+            fill=(red, green, blue),
+            outline=(150, 150, 150),
+        )
+        brush.text(
+            (left + round(1.5 * letters), top + letters / 2),
+            name,
+            fill=_INK,
+            font=font,
+            anchor="lm",
+        )
     return np.array(drawing)

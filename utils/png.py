@@ -21,7 +21,9 @@ import numpy as np
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY, _RGB, _PALETTE = 0, 2, 3  # colour types of the PNG specification
 _ROW_ABOVE = 2  # filter type "up"
-_MACHINE = os.urandom(4).hex()  # jobs in containers on several nodes share a folder, and often their process numbers too
+_MACHINE = os.urandom(
+    4
+).hex()  # jobs in containers on several nodes share a folder, and often their process numbers too
 
 
 class ImageWriteError(OSError):
@@ -33,8 +35,12 @@ def encode_png(array: np.ndarray, *, palette: np.ndarray | None = None, level: i
 
     `level` is zlib's, 1 (fast) to 9 (small). The bytes depend on the arguments alone.
     """
-    assert array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3), f"{array.shape} is no picture"
-    assert array.size and array.dtype in (np.uint8, np.uint16), f"{array.shape} {array.dtype} is no picture"
+    assert array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3), (
+        f"{array.shape} is no picture"
+    )
+    assert array.size and array.dtype in (np.uint8, np.uint16), (
+        f"{array.shape} {array.dtype} is no picture"
+    )
     kind = _RGB if array.ndim == 3 else _GREY if palette is None else _PALETTE
     assert array.dtype == np.uint8 or kind == _GREY, "16 bits are for grey pictures"
     height, width = array.shape[:2]
@@ -42,12 +48,19 @@ def encode_png(array: np.ndarray, *, palette: np.ndarray | None = None, level: i
     table = b""
     if palette is not None:
         colours = np.asarray(palette, dtype=np.uint8)
-        assert kind == _PALETTE and colours.ndim == 2 and colours.shape[1] == 3 and int(array.max()) < len(colours) <= 256
+        assert (
+            kind == _PALETTE
+            and colours.ndim == 2
+            and colours.shape[1] == 3
+            and int(array.max()) < len(colours) <= 256
+        )
         table = _chunk(b"PLTE", colours.tobytes())
     strategy = zlib.Z_DEFAULT_STRATEGY if kind == _RGB else zlib.Z_RLE
     packer = zlib.compressobj(level, zlib.DEFLATED, zlib.MAX_WBITS, 9, strategy)
     body = packer.compress(_filtered(array)) + packer.flush()
-    return _SIGNATURE + _chunk(b"IHDR", header) + table + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+    return (
+        _SIGNATURE + _chunk(b"IHDR", header) + table + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")
+    )
 
 
 def _filtered(array: np.ndarray) -> bytes:
@@ -62,7 +75,12 @@ def _filtered(array: np.ndarray) -> bytes:
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
+    return (
+        struct.pack(">I", len(data))
+        + name
+        + data
+        + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
+    )
 
 
 def is_temporary(path: Path) -> bool:
@@ -90,7 +108,9 @@ def write_file_with(path: Path | str, write: Callable[[Path], object]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         reason = error.strerror or str(error)
-        raise ImageWriteError(f"{path}: cannot be written ({reason}); make room or choose another folder") from error
+        raise ImageWriteError(
+            f"{path}: cannot be written ({reason}); make room or choose another folder"
+        ) from error
 
 
 def write_file(path: Path | str, data: bytes) -> None:
@@ -98,6 +118,8 @@ def write_file(path: Path | str, data: bytes) -> None:
     write_file_with(path, lambda temporary: temporary.write_bytes(data))
 
 
-def write_png(path: Path | str, array: np.ndarray, *, palette: np.ndarray | None = None, level: int = 1) -> None:
+def write_png(
+    path: Path | str, array: np.ndarray, *, palette: np.ndarray | None = None, level: int = 1
+) -> None:
     """Write `array` (see `encode_png`) to `path`, whole or not at all. Raises ImageWriteError."""
     write_file(path, encode_png(array, palette=palette, level=level))

@@ -11,8 +11,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def prefetch(function: Callable[[Item], Result], items: Iterable[Item], *, workers: int = 2,
-             depth: int = 4) -> Iterator[tuple[Item, Result | Exception]]:
+def prefetch(
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int = 2, depth: int = 4
+) -> Iterator[tuple[Item, Result | Exception]]:
     """(item, function(item)) in the order of `items`, at most `depth` ahead of the consumer; an exception stands where a result would."""
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     iterator = iter(items)

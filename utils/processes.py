@@ -62,7 +62,12 @@ class Processes:
 
     def any(self, *flags: bool | Tensor) -> list[bool]:
         """For each flag whether it is true on at least one rank. One collective and one host read for all of them."""
-        stacked = torch.stack([torch.as_tensor(flag, device=self.device).to(torch.uint8).reshape(()) for flag in flags])
+        stacked = torch.stack(
+            [
+                torch.as_tensor(flag, device=self.device).to(torch.uint8).reshape(())
+                for flag in flags
+            ]
+        )
         if self.world_size > 1:
             dist.all_reduce(stacked, op=dist.ReduceOp.MAX)
         return [bool(flag) for flag in stacked.tolist()]
@@ -100,20 +105,37 @@ class Processes:
             raise failure
         raise AgreedError(messages[failed[0]], silent=self.rank != failed[0]) from failure
 
-    def wrap(self, model: nn.Module, *, static_graph: bool = False, find_unused_parameters: bool = False) -> nn.Module:
+    def wrap(
+        self, model: nn.Module, *, static_graph: bool = False, find_unused_parameters: bool = False
+    ) -> nn.Module:
         """`model` under DistributedDataParallel, or as it is when alone. Buffers are not broadcast: synchronised BN keeps them equal."""
         if self.world_size == 1:
             return model
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters  # since torch 2.14
-        options: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-        return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True, static_graph=static_graph,
-                                       find_unused_parameters=find_unused_parameters, **options)
+        renamed = (
+            "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        )  # since torch 2.14
+        options: dict[str, Any] = {
+            "forward_sync_buffers" if renamed else "broadcast_buffers": False
+        }
+        return DistributedDataParallel(
+            model,
+            device_ids=device_ids,
+            gradient_as_bucket_view=True,
+            static_graph=static_graph,
+            find_unused_parameters=find_unused_parameters,
+            **options,
+        )
 
     def __enter__(self) -> Processes:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Leave the group. A rank that only lost contact with a failing one ends here, so that the other's traceback is the one to read."""
         if self.world_size > 1 and error is not None and lost_contact(error):
             end_after(error)
@@ -141,16 +163,22 @@ def join(*, device: str = "auto", timeout_minutes: float = 30.0) -> Processes:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     use_cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
     if use_cuda and not torch.cuda.is_available():
-        raise ProcessError("runtime.device: 'cuda' was asked for but torch sees no CUDA device; use runtime.device=cpu or auto")
+        raise ProcessError(
+            "runtime.device: 'cuda' was asked for but torch sees no CUDA device; use runtime.device=cpu or auto"
+        )
     if use_cuda and local_rank >= torch.cuda.device_count():
-        raise ProcessError(f"process {local_rank} of this node has no GPU of its own ({torch.cuda.device_count()} visible); "
-                           f"start torchrun with --nproc-per-node {torch.cuda.device_count()} or fewer")
+        raise ProcessError(
+            f"process {local_rank} of this node has no GPU of its own ({torch.cuda.device_count()} visible); "
+            f"start torchrun with --nproc-per-node {torch.cuda.device_count()} or fewer"
+        )
     place = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")
     if use_cuda:
         torch.cuda.set_device(place)
     if world_size > 1:
         _initialise("nccl" if use_cuda else "gloo", timeout_minutes)
-    return Processes(rank=launched_rank(), world_size=world_size, local_rank=local_rank, device=place)
+    return Processes(
+        rank=launched_rank(), world_size=world_size, local_rank=local_rank, device=place
+    )
 
 
 def _initialise(backend: str, timeout_minutes: float) -> None:
@@ -160,12 +188,18 @@ def _initialise(backend: str, timeout_minutes: float) -> None:
         store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
         store.set_timeout(timeout)
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
-            store = dist.PrefixStore(agreed_round(store, rank, world_size, timeout_s=timeout.total_seconds()), store)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+            store = dist.PrefixStore(
+                agreed_round(store, rank, world_size, timeout_s=timeout.total_seconds()), store
+            )
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=timeout
+        )
     except (ValueError, RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ProcessError(f"the other processes could not be reached at {address} ({reason}); check MASTER_ADDR and MASTER_PORT, the "
-                           "firewall between the nodes, and that every node was started") from error
+        raise ProcessError(
+            f"the other processes could not be reached at {address} ({reason}); check MASTER_ADDR and MASTER_PORT, the "
+            "firewall between the nodes, and that every node was started"
+        ) from error
 
 
 def agreed_round(store: dist.Store, rank: int, world_size: int, *, timeout_s: float) -> str:
@@ -189,7 +223,9 @@ def agreed_round(store: dist.Store, rank: int, world_size: int, *, timeout_s: fl
             if store.check([f"hmsa/agreed/{own}/{other}"]):
                 missing.remove(other)
         if missing and time.monotonic() > deadline:
-            raise RuntimeError(f"rank {', '.join(map(str, sorted(missing)))} did not come within {timeout_s:g} s")
+            raise RuntimeError(
+                f"rank {', '.join(map(str, sorted(missing)))} did not come within {timeout_s:g} s"
+            )
         time.sleep(0.01)
     return own
 
@@ -199,7 +235,14 @@ def lost_contact(error: BaseException) -> bool:
     if isinstance(error, dist.DistError):
         return True
     text = str(error)
-    signs = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "gloo/transport", "NCCL")
+    signs = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Broken pipe",
+        "Timed out waiting",
+        "gloo/transport",
+        "NCCL",
+    )
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
 
 
@@ -223,7 +266,9 @@ class _SynchronisedNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, image: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         channels = image.shape[1]
         wide = image.to(torch.promote_types(image.dtype, torch.float32))
         count = wide.new_tensor(image.numel() // max(channels, 1)).reshape(1)
@@ -239,7 +284,9 @@ class _SynchronisedNorm(torch.autograd.Function):
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance, total)
         scale = weight.to(wide.dtype)
-        result = nn.functional.batch_norm(wide, mean, variance, scale, bias.to(wide.dtype), training=False, eps=eps)
+        result = nn.functional.batch_norm(
+            wide, mean, variance, scale, bias.to(wide.dtype), training=False, eps=eps
+        )
         return result.to(image.dtype), mean, variance, total
 
     @staticmethod
@@ -257,7 +304,12 @@ class _SynchronisedNorm(torch.autograd.Function):
         mean_gradient, mean_product = (sums / total).chunk(2)
         inner = wide - mean_gradient.view(shape) - normalised * mean_product.view(shape)
         result = inner * (inverse * weight.to(mean.dtype)).view(shape)
-        return result.to(gradient.dtype), weight_gradient.to(weight.dtype), bias_gradient.to(weight.dtype), None
+        return (
+            result.to(gradient.dtype),
+            weight_gradient.to(weight.dtype),
+            bias_gradient.to(weight.dtype),
+            None,
+        )
 
 
 class SynchronisedBatchNorm(nn.BatchNorm2d):
@@ -271,16 +323,24 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name nn.Module calls it by
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(input)
-        result, mean, variance, total = _SynchronisedNorm.apply(input, self.weight, self.bias, self.eps)
+        result, mean, variance, total = _SynchronisedNorm.apply(
+            input, self.weight, self.bias, self.eps
+        )
         if self.track_running_stats:
             self._update(mean.detach(), variance.detach(), total.detach())
         return result
 
     @torch.no_grad()
     def _update(self, mean: Tensor, variance: Tensor, total: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert (
+            self.running_mean is not None
+            and self.running_var is not None
+            and self.num_batches_tracked is not None
+        )
         self.num_batches_tracked.add_(1)
-        momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        momentum = (
+            self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        )
         unbiased = variance * (total / (total - 1).clamp(min=1))
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
@@ -318,5 +378,9 @@ def recorded(main: Callable[[], int]) -> Callable[[], int]:
 def end_after(error: BaseException) -> None:
     """On a rank that only lost contact with a failing one: one line instead of a second traceback, then leave at once."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    print(f"rank {launched_rank()}: another process went away, stopping ({reason[:160]})", file=sys.stderr, flush=True)
+    print(
+        f"rank {launched_rank()}: another process went away, stopping ({reason[:160]})",
+        file=sys.stderr,
+        flush=True,
+    )
     os._exit(1)

@@ -27,11 +27,40 @@ class _Lines:
         self.stream.flush()
 
 
-def progress_bar(*, total: int, unit: str, show: bool, desc: str | None = None, initial: int = 0, leave: bool = True) -> tqdm:
+def progress_bar(
+    *,
+    total: int,
+    unit: str,
+    show: bool,
+    desc: str | None = None,
+    initial: int = 0,
+    leave: bool = True,
+) -> tqdm:
     """A bar on stderr for `total` things called `unit`, of which `initial` are done; `leave` keeps it on the terminal at its end."""
     if sys.stderr.isatty():
-        return tqdm(total=total, unit=unit, desc=desc, initial=initial, leave=leave, disable=not show, dynamic_ncols=True, smoothing=0.1)
-    line = "{desc}{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+        return tqdm(
+            total=total,
+            unit=unit,
+            desc=desc,
+            initial=initial,
+            leave=leave,
+            disable=not show,
+            dynamic_ncols=True,
+            smoothing=0.1,
+        )
+    line = (
+        "{desc}{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+    )
     head = None if desc is None else f"{desc}: "  # as tqdm.set_description writes it
-    return tqdm(total=total, unit=unit, desc=head, initial=initial, disable=not show, file=_Lines(sys.stderr), bar_format=line, smoothing=0.1,
-                mininterval=LOG_SECONDS, maxinterval=LOG_SECONDS)
+    return tqdm(
+        total=total,
+        unit=unit,
+        desc=head,
+        initial=initial,
+        disable=not show,
+        file=_Lines(sys.stderr),
+        bar_format=line,
+        smoothing=0.1,
+        mininterval=LOG_SECONDS,
+        maxinterval=LOG_SECONDS,
+    )

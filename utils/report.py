@@ -17,7 +17,14 @@ from . import autolabel_page, evaluation_page
 from .page import Example, Picture, page
 from .png import write_file
 
-__all__ = ["AutolabelReport", "ComparedRow", "EvaluationReport", "Example", "Picture", "write_report"]
+__all__ = [
+    "AutolabelReport",
+    "ComparedRow",
+    "EvaluationReport",
+    "Example",
+    "Picture",
+    "write_report",
+]
 
 
 @dataclass(frozen=True)

@@ -29,15 +29,27 @@ class RunFolder:
         Raises RunError when it cannot be written, or when it holds a run and `resume` is false: nothing is ever overwritten unasked.
         """
         if self.holds_a_run() and not resume:
-            raise RunError(f"{self.folder}: holds a run already; add --resume to go on with it, or choose another folder with experiment.output=DIR")
+            raise RunError(
+                f"{self.folder}: holds a run already; add --resume to go on with it, or choose another folder with experiment.output=DIR"
+            )
         make_writable(self.checkpoints.folder, setting="experiment.output=DIR")
         self.checkpoints.remove_leftovers()
 
     def next_commands(self) -> str:
         """What to do with a finished training, as a command to copy."""
         newest = self.checkpoints.steps()
-        weights = self.checkpoints.best if self.checkpoints.best.is_file() else newest[-1] if newest else None
-        return "" if weights is None else f"evaluate it: python eval.py --checkpoint {weights} --output {self.folder / 'eval'}"
+        weights = (
+            self.checkpoints.best
+            if self.checkpoints.best.is_file()
+            else newest[-1]
+            if newest
+            else None
+        )
+        return (
+            ""
+            if weights is None
+            else f"evaluate it: python eval.py --checkpoint {weights} --output {self.folder / 'eval'}"
+        )
 
 
 def make_writable(folder: Path, *, setting: str) -> None:
@@ -48,4 +60,6 @@ def make_writable(folder: Path, *, setting: str) -> None:
         probe.write_bytes(b"x")
         probe.unlink()
     except OSError as error:
-        raise RunError(f"{folder}: cannot be written ({error.strerror or error}); choose another folder with {setting}") from error
+        raise RunError(
+            f"{folder}: cannot be written ({error.strerror or error}); choose another folder with {setting}"
+        ) from error

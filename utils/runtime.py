@@ -14,10 +14,14 @@ def check_torch_version() -> None:
     """Refuse torch below 2.6: reading a checkpoint there can run code even with weights_only (CVE-2025-32434)."""
     major, minor = (int(part) for part in torch.__version__.split(".")[:2])
     if (major, minor) < (2, 6):
-        raise RuntimeError(f"torch {torch.__version__} is too old: checkpoints can run code when read (CVE-2025-32434); install torch>=2.6")
+        raise RuntimeError(
+            f"torch {torch.__version__} is too old: checkpoints can run code when read (CVE-2025-32434); install torch>=2.6"
+        )
 
 
-def prepare_runtime(*, threads: int | None = None, deterministic: bool = False, tf32: bool = False, seed: int = 0) -> None:
+def prepare_runtime(
+    *, threads: int | None = None, deterministic: bool = False, tf32: bool = False, seed: int = 0
+) -> None:
     """Set threads, determinism and TF32, and seed torch. `deterministic` makes an operation without a deterministic kernel an error."""
     check_torch_version()
     if threads is not None:

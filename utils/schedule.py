@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 
-def build_schedule(*, schedule: str, epochs: int, steps_per_epoch: int, poly_exponent: float = 2.0, schedule_per: str = "step",
-                   warmup_steps: int = 0, poly_step: int = 110, rescale: float = 1.0, repoly: float = 1.5,
-                   rescale_epoch: int = 0) -> Callable[[int], float]:
+def build_schedule(
+    *,
+    schedule: str,
+    epochs: int,
+    steps_per_epoch: int,
+    poly_exponent: float = 2.0,
+    schedule_per: str = "step",
+    warmup_steps: int = 0,
+    poly_step: int = 110,
+    rescale: float = 1.0,
+    repoly: float = 1.5,
+    rescale_epoch: int = 0,
+) -> Callable[[int], float]:
     """Factor of the base learning rate at a step (0-based optimiser steps).
 
     poly: (1 - t)^poly_exponent with t the fraction of training done (METHOD section 4; the paper does not state the unit: `schedule_per`
@@ -15,7 +25,9 @@ def build_schedule(*, schedule: str, epochs: int, steps_per_epoch: int, poly_exp
     `rescale_epoch`, then rescale * (1 - (e - r) / (E - r))^repoly (RELEASE 1.10). constant: 1. The first `warmup_steps` rise linearly.
     """
     if schedule not in ("poly", "poly2", "scl_poly", "constant"):
-        raise ValueError(f"optim.schedule: unknown schedule '{schedule}'; choose poly, poly2, scl_poly or constant")
+        raise ValueError(
+            f"optim.schedule: unknown schedule '{schedule}'; choose poly, poly2, scl_poly or constant"
+        )
     total = float(epochs)
 
     def progress(step: int) -> float:

@@ -9,7 +9,9 @@ class MetricsError(ValueError):
     """A label, a prediction or an instance map cannot be counted; the message names the value."""
 
 
-def divide(part: np.ndarray | np.integer | float, whole: np.ndarray | np.integer | float) -> np.ndarray:
+def divide(
+    part: np.ndarray | np.integer | float, whole: np.ndarray | np.integer | float
+) -> np.ndarray:
     """part / whole in float64, nan where `whole` is not positive."""
     parts, wholes = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     there = wholes > 0

@@ -19,7 +19,11 @@ from PIL import Image
 from .png import ImageWriteError, is_temporary, write_file_with
 
 # Images of the official splits; another number is a part, which the server refuses.
-OFFICIAL_COUNTS = {("cityscapes", "test"): 1525, ("cityscapes", "val"): 500, ("mapillary", "test"): 5000}
+OFFICIAL_COUNTS = {
+    ("cityscapes", "test"): 1525,
+    ("cityscapes", "val"): 500,
+    ("mapillary", "test"): 5000,
+}
 _CITYSCAPES_NAME = re.compile(r"[^_/]+_\d{6}_\d{6}")
 _TIMESTAMP = (1980, 1, 1, 0, 0, 0)  # the same predictions make the same bytes
 _PROBLEMS_SHOWN = 20
@@ -46,7 +50,9 @@ class Submission:
         if self.benchmark == "cityscapes":
             found = _CITYSCAPES_NAME.match(stem)
             if found is None:
-                raise SubmissionError(f"{name}: is no Cityscapes name; expected CITY_123456_123456, as the server does")
+                raise SubmissionError(
+                    f"{name}: is no Cityscapes name; expected CITY_123456_123456, as the server does"
+                )
             return f"{found.group()}_labelIds.png"
         if self.benchmark == "mapillary":
             return f"{stem}.png"
@@ -72,28 +78,39 @@ class Submission:
             if file in expected:
                 found.append(f"{file}: stands for both '{expected[file]}' and '{name}'")
             expected[file] = name
-        files = [path for path in self.folder.rglob("*") if path.is_file() and not is_temporary(path)]
+        files = [
+            path for path in self.folder.rglob("*") if path.is_file() and not is_temporary(path)
+        ]
         there = {path.relative_to(self.folder).as_posix() for path in files}
-        found += [f"{file}: is not the prediction of any of the {len(images)} images" for file in there - set(expected)]
+        found += [
+            f"{file}: is not the prediction of any of the {len(images)} images"
+            for file in there - set(expected)
+        ]
         for file, name in expected.items():
             if file not in there:
                 found.append(f"{file}: is missing (image '{name}')")
             else:
-                found += [f"{file}: {fault}" for fault in self._faults(self.folder / file, images[name])]
+                found += [
+                    f"{file}: {fault}" for fault in self._faults(self.folder / file, images[name])
+                ]
         return sorted(found)
 
     def _faults(self, path: Path, image: Path | tuple[int, int]) -> list[str]:
         try:
             with Image.open(path) as picture:
                 if picture.format != "PNG" or picture.mode != "L":
-                    return [f"is {picture.format} of mode {picture.mode} where 8-bit grey PNG is wanted"]
+                    return [
+                        f"is {picture.format} of mode {picture.mode} where 8-bit grey PNG is wanted"
+                    ]
                 ids = np.array(picture)
         except (OSError, SyntaxError) as error:
             return [f"cannot be read ({error})"]
         faults = []
         height, width = image if isinstance(image, tuple) else _size_of(image)
         if ids.shape != (height, width):
-            faults.append(f"is {ids.shape[0]} x {ids.shape[1]} where the image is {height} x {width} (height x width)")
+            faults.append(
+                f"is {ids.shape[0]} x {ids.shape[1]} where the image is {height} x {width} (height x width)"
+            )
         strange = np.setdiff1d(np.unique(ids), np.asarray(list(self.raw_ids)))
         if strange.size:
             named = ", ".join(str(value) for value in strange[:5])
@@ -105,7 +122,9 @@ class Submission:
         official = OFFICIAL_COUNTS.get((self.benchmark, self.split))
         if official is None or official == count:
             return None
-        return f"{count} images, where the official {self.benchmark} {self.split} split has {official}"
+        return (
+            f"{count} images, where the official {self.benchmark} {self.split} split has {official}"
+        )
 
     def zip(self, target: Path, images: Mapping[str, Path | tuple[int, int]]) -> str | None:
         """Check everything, then write `target` whole or not at all; returns `note`, raises SubmissionError.
@@ -116,14 +135,22 @@ class Submission:
         problems = self.problems(images)
         if problems:
             shown = "; ".join(problems[:_PROBLEMS_SHOWN])
-            more = f"; and {len(problems) - _PROBLEMS_SHOWN} more" if len(problems) > _PROBLEMS_SHOWN else ""
+            more = (
+                f"; and {len(problems) - _PROBLEMS_SHOWN} more"
+                if len(problems) > _PROBLEMS_SHOWN
+                else ""
+            )
             raise SubmissionError(f"{self.folder}: cannot be handed in: {shown}{more}")
         files = sorted(self.file_name(name) for name in images)
 
         def pack(temporary: Path) -> None:
-            with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:  # PNG is compressed already
+            with zipfile.ZipFile(
+                temporary, "w", zipfile.ZIP_STORED
+            ) as archive:  # PNG is compressed already
                 for file in files:
-                    archive.writestr(zipfile.ZipInfo(file, _TIMESTAMP), (self.folder / file).read_bytes())
+                    archive.writestr(
+                        zipfile.ZipInfo(file, _TIMESTAMP), (self.folder / file).read_bytes()
+                    )
 
         try:
             write_file_with(target, pack)

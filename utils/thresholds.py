@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BINS = 1 << 16  # of the probability: a power of two, so that p x BINS and k / BINS are exact in float32
+BINS = (
+    1 << 16
+)  # of the probability: a power of two, so that p x BINS and k / BINS are exact in float32
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,14 @@ class HardLabel:
 
     def to_host(self) -> HardLabel:
         """The same on the host, or on its way there: `wait` before reading it. Nothing here waits for a GPU."""
-        parts = (self.label, self.confidence, self.predicted, self.kept, self.confidence_sum, self.not_numbers)
+        parts = (
+            self.label,
+            self.confidence,
+            self.predicted,
+            self.kept,
+            self.confidence_sum,
+            self.not_numbers,
+        )
         copies = [part.to("cpu", non_blocking=True) for part in parts]
         event = None
         if self.label.is_cuda:
@@ -56,7 +65,9 @@ class HardLabel:
         return round(int(self.confidence_sum) / BINS / self.label.numel(), 6)
 
 
-def hard_label(label: Tensor, confidence: Tensor, *, thresholds: Tensor, ignore_label: int) -> HardLabel:
+def hard_label(
+    label: Tensor, confidence: Tensor, *, thresholds: Tensor, ignore_label: int
+) -> HardLabel:
     """`label` uint8 [H, W], ignored wherever `confidence` float [H, W] is below (or not above nor equal to) its class's threshold, float32 [C].
 
     Works on the device of its arguments.
@@ -67,9 +78,13 @@ def hard_label(label: Tensor, confidence: Tensor, *, thresholds: Tensor, ignore_
     safe = confidence.masked_fill(not_a_number, 0)
     counts = _count(label.long() + classes * kept, bins=2 * classes).view(2, classes)
     return HardLabel(
-        label=label.masked_fill(~kept, ignore_label), confidence=(safe * 255).to(torch.uint8), predicted=counts.sum(0), kept=counts[1],
-        confidence_sum=(safe * BINS).to(torch.int32).sum(dtype=torch.int64), not_numbers=not_a_number.sum(),
-    )  # fmt: skip
+        label=label.masked_fill(~kept, ignore_label),
+        confidence=(safe * 255).to(torch.uint8),
+        predicted=counts.sum(0),
+        kept=counts[1],
+        confidence_sum=(safe * BINS).to(torch.int32).sum(dtype=torch.int64),
+        not_numbers=not_a_number.sum(),
+    )
 
 
 def confidence_histogram(label: Tensor, confidence: Tensor, *, classes: int) -> Tensor:
@@ -81,18 +96,26 @@ def confidence_histogram(label: Tensor, confidence: Tensor, *, classes: int) -> 
 def _count(codes: Tensor, *, bins: int) -> Tensor:
     """How often each of 0 .. bins - 1 occurs, int64 [bins]. torch.bincount would make a GPU's queue run dry: it asks for the largest value first."""
     codes = codes.reshape(-1)
-    return torch.zeros(bins, dtype=torch.int64, device=codes.device).scatter_add_(0, codes, torch.ones_like(codes))
+    return torch.zeros(bins, dtype=torch.int64, device=codes.device).scatter_add_(
+        0, codes, torch.ones_like(codes)
+    )
 
 
-def quantile_thresholds(histogram: np.ndarray, *, keep_share: float, at_most: np.ndarray) -> np.ndarray:
+def quantile_thresholds(
+    histogram: np.ndarray, *, keep_share: float, at_most: np.ndarray
+) -> np.ndarray:
     """Threshold of each class, float64 [C]: `at_most` [C], or lower where that is needed to keep `keep_share` of the pixels of the class.
 
     `histogram` is that of `confidence_histogram`, summed over images. The threshold is the largest multiple of 1 / BINS that keeps the share, which
     is exact: pixels at or above it are those of its bin and the bins above. A class without a pixel keeps `at_most`. With `at_most` 1 the thresholds
     are those of class-balanced self-training (Zou et al. 2018, equation 9); with 0.9, classes of which the network is sure stay at the paper's.
     """
-    at_least = histogram[:, ::-1].cumsum(axis=1)[:, ::-1]  # pixels at or above each bin's lower edge
+    at_least = histogram[:, ::-1].cumsum(axis=1)[
+        :, ::-1
+    ]  # pixels at or above each bin's lower edge
     wanted = np.ceil(keep_share * histogram.sum(axis=1) - 1e-9)
-    bins = (at_least >= wanted[:, None]).sum(axis=1) - 1  # at_least falls from left to right: the last bin that still keeps enough
+    bins = (at_least >= wanted[:, None]).sum(
+        axis=1
+    ) - 1  # at_least falls from left to right: the last bin that still keeps enough
     thresholds = np.where(wanted > 0, bins / BINS, at_most)
     return np.minimum(thresholds, at_most)

@@ -33,13 +33,26 @@ class Trace:
         if self.profiler is not None:
             self.profiler.step()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """End; a training shorter than the record leaves what there is of it."""
         if self.profiler is not None:
             self.profiler.stop()
 
     def _write(self, profiler: Any) -> None:
         profiler.export_chrome_trace(str(self.file))
-        logger.info("profile of %d steps: %s (open it at ui.perfetto.dev)\n%s", RECORDED, self.file,
-                    profiler.key_averages().table(sort_by="self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total",
-                                                  row_limit=15))
+        logger.info(
+            "profile of %d steps: %s (open it at ui.perfetto.dev)\n%s",
+            RECORDED,
+            self.file,
+            profiler.key_averages().table(
+                sort_by="self_device_time_total"
+                if torch.cuda.is_available()
+                else "self_cpu_time_total",
+                row_limit=15,
+            ),
+        )

@@ -39,9 +39,13 @@ class Progress:
         batch - 1 images are seen twice, the learning rate goes on from the same part of the training, and a step averages over other images.
         """
         if self.batch not in (0, batch):
-            logger.info("this run took %d images a step and now takes %d: it goes on at the same place, but not as if it had not stopped "
-                        "(set data.batch_size or optim.accumulate so that their product with the number of processes is %d)",
-                        self.batch, batch, self.batch)  # fmt: skip
+            logger.info(
+                "this run took %d images a step and now takes %d: it goes on at the same place, but not as if it had not stopped "
+                "(set data.batch_size or optim.accumulate so that their product with the number of processes is %d)",
+                self.batch,
+                batch,
+                self.batch,
+            )
             self.step_in_epoch = self.step_in_epoch * self.batch // batch
         self.batch = batch
 
@@ -52,14 +56,24 @@ class Progress:
     def summary(self) -> str:
         """What was done and how good the best of it was, in one line."""
         skipped = f", {self.skipped_steps} of them skipped" if self.skipped_steps else ""
-        best = f"best val mIoU {100 * self.best_miou:.1f} % after epoch {self.best_epoch}" if self.best_epoch >= 0 else "no validation gave an mIoU"
+        best = (
+            f"best val mIoU {100 * self.best_miou:.1f} % after epoch {self.best_epoch}"
+            if self.best_epoch >= 0
+            else "no validation gave an mIoU"
+        )
         return f"{self.epoch} epochs, {self.step} steps{skipped}; {best}"
 
 
 class TrainingState:
     """Model, optimiser, scaler, averaged weights and progress, saved and loaded together. Random numbers need no state: see seed_step."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, average: WeightAverage | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        average: WeightAverage | None,
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.scaler = scaler
@@ -85,7 +99,9 @@ class TrainingState:
     def gradient_norm(self) -> Tensor:
         """Norm of all gradients, a scalar on the device; takes a GradScaler's factor out of them first."""
         self.scaler.unscale_(self.optimizer)
-        return torch.nn.utils.get_total_norm([parameter.grad for parameter in self.model.parameters() if parameter.grad is not None])
+        return torch.nn.utils.get_total_norm(
+            [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        )
 
     def overflow_is_usual(self) -> bool:
         """Whether a gradient may be infinite only because a GradScaler tries how large its factor can be; it then skips the step itself."""
@@ -123,12 +139,17 @@ class TrainingState:
         rates = [(group["base_lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(content["optimizer"])
         for group, (base_lr, weight_decay) in zip(self.optimizer.param_groups, rates, strict=True):
-            group["base_lr"], group["weight_decay"] = base_lr, weight_decay  # the configuration's word counts, also when it was changed
+            group["base_lr"], group["weight_decay"] = (
+                base_lr,
+                weight_decay,
+            )  # the configuration's word counts, also when it was changed
         if content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
         if self.average is not None:
             if content["ema"] is None:
-                raise ValueError("the checkpoint has no averaged weights; set optim.ema_decay to null or start anew")
+                raise ValueError(
+                    "the checkpoint has no averaged weights; set optim.ema_decay to null or start anew"
+                )
             self.average.load_state_dict(content["ema"])
         self.progress = Progress(**content["progress"])
 
@@ -147,9 +168,13 @@ def restore(state: TrainingState, checkpoints: CheckpointFolder, processes: Proc
             state.load(load_checkpoint(path))
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"{path}: does not fit this configuration ({reason}); resume with the run's own config.yaml, or train "
-                                  "into another experiment.output") from error
-    logger.info("going on from %s: epoch %d, step %d", path, state.progress.epoch, state.progress.step)
+            raise CheckpointError(
+                f"{path}: does not fit this configuration ({reason}); resume with the run's own config.yaml, or train "
+                "into another experiment.output"
+            ) from error
+    logger.info(
+        "going on from %s: epoch %d, step %d", path, state.progress.epoch, state.progress.step
+    )
 
 
 class BufferGuard:

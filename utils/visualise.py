@@ -34,7 +34,11 @@ def colorize(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
 
 
 def overlay(
-    image: np.ndarray, label: np.ndarray, palette: np.ndarray, alpha: float = 0.5, ignore_label: int | None = None
+    image: np.ndarray,
+    label: np.ndarray,
+    palette: np.ndarray,
+    alpha: float = 0.5,
+    ignore_label: int | None = None,
 ) -> np.ndarray:
     """`image` uint8 [H, W, 3] tinted by the colours of `label` [H, W]; `alpha` is the share of the colour.
 
@@ -55,7 +59,10 @@ def heat(attention: np.ndarray, low: float = 0.0, high: float = 1.0) -> np.ndarr
 
 
 def error_map(
-    predicted: np.ndarray, label: np.ndarray, ignore_label: int = 255, image: np.ndarray | None = None
+    predicted: np.ndarray,
+    label: np.ndarray,
+    ignore_label: int = 255,
+    image: np.ndarray | None = None,
 ) -> np.ndarray:
     """Wrong pixels red, ignored ones black, right ones light grey, or the pale grey `image` when it is given."""
     if image is None:
@@ -68,7 +75,9 @@ def error_map(
     return picture
 
 
-def scale_shares(attentions: Mapping[float, np.ndarray | None], size: tuple[int, int]) -> dict[float, np.ndarray]:
+def scale_shares(
+    attentions: Mapping[float, np.ndarray | None], size: tuple[int, int]
+) -> dict[float, np.ndarray]:
     """The weight of every scale at every pixel, float32 [H, W] each; over the scales they sum to 1 (paper, figure 3).
 
     `attentions` maps every scale to its attention [h, w] of any size; that of the largest is not used and may be None.
@@ -79,9 +88,13 @@ def scale_shares(attentions: Mapping[float, np.ndarray | None], size: tuple[int,
     shares = {order[0]: np.ones(size, dtype=np.float32)}
     for scale in order[1:]:
         attention = attentions[scale]
-        assert attention is not None, f"scale {scale:g} has no attention: only the largest scale may lack it"
+        assert attention is not None, (
+            f"scale {scale:g} has no attention: only the largest scale may lack it"
+        )
         values = np.asarray(attention, dtype=np.float32)
-        own = np.asarray(cv2.resize(values, (size[1], size[0]), interpolation=cv2.INTER_LINEAR), dtype=np.float32)
+        own = np.asarray(
+            cv2.resize(values, (size[1], size[0]), interpolation=cv2.INTER_LINEAR), dtype=np.float32
+        )
         shares = {larger: share * (1 - own) for larger, share in shares.items()}
         shares[scale] = own
     return {scale: shares[scale] for scale in attentions}
@@ -107,5 +120,7 @@ def scale_map(shares: Mapping[float, np.ndarray]) -> np.ndarray:
     """Which scale each region trusts: the colours of `colours.scale_colours`, mixed by the weights of `scale_shares`."""
     order = sorted(shares)
     colours = scale_colours(len(order)).astype(np.float32)
-    mixed = sum(shares[scale][..., None] * colour for scale, colour in zip(order, colours, strict=True))
+    mixed = sum(
+        shares[scale][..., None] * colour for scale, colour in zip(order, colours, strict=True)
+    )
     return np.asarray(mixed).round().clip(0, 255).astype(np.uint8)

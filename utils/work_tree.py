@@ -35,7 +35,9 @@ def write_once(path: Path, data: bytes) -> bytes:
             except OSError:  # a file system without hard links
                 os.replace(temporary, path)
         except OSError as error:
-            raise ImageWriteError(f"{path}: cannot be written ({error.strerror or error}); make room or choose another folder") from error
+            raise ImageWriteError(
+                f"{path}: cannot be written ({error.strerror or error}); make room or choose another folder"
+            ) from error
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -51,18 +53,28 @@ def claim(folder: Path, settings: Mapping[str, Any], targets: Iterable[Path]) ->
     ours = (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
     if not path.exists():
         stranger = next((target for target in targets if target.exists()), None)
-        if stranger is not None and not path.exists():  # a job beside this one may have claimed the folder meanwhile
-            raise AutolabelError(f"{stranger}: is there already and was not made by autolabel.py; choose another --output")
+        if (
+            stranger is not None and not path.exists()
+        ):  # a job beside this one may have claimed the folder meanwhile
+            raise AutolabelError(
+                f"{stranger}: is there already and was not made by autolabel.py; choose another --output"
+            )
     theirs = write_once(path, ours)
     if theirs != ours:
-        raise AutolabelError(f"{folder}: holds labels made with other settings ({_differing(theirs, settings)}); choose another --output, or delete "
-                             "the folder")  # fmt: skip
+        raise AutolabelError(
+            f"{folder}: holds labels made with other settings ({_differing(theirs, settings)}); choose another --output, or delete "
+            "the folder"
+        )
 
 
 def _differing(theirs: bytes, settings: Mapping[str, Any]) -> str:
     try:
         other = json.loads(theirs)
-        return ", ".join(key for key in sorted(settings.keys() | other.keys()) if settings.get(key) != other.get(key))
+        return ", ".join(
+            key
+            for key in sorted(settings.keys() | other.keys())
+            if settings.get(key) != other.get(key)
+        )
     except (ValueError, AttributeError):
         return f"{SETTINGS} cannot be read"
 
@@ -74,7 +86,9 @@ def alone(folder: Path, part: int, parts: int) -> Iterator[None]:
     AutolabelError while another job holds a part that shares a file with this one. On file systems without locks nothing is held: files are
     written whole and are the same whoever writes them, so that two jobs would only do the same work twice.
     """
-    message = f"{folder}: another job is writing here right now; wait for it, or choose another --output"
+    message = (
+        f"{folder}: another job is writing here right now; wait for it, or choose another --output"
+    )
     own = folder / f".lock-{part}-of-{parts}"
     with _opened(own) as file:
         if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -101,7 +115,9 @@ def _opened(path: Path) -> IO[str]:
     try:
         return open(path, "a")
     except OSError as error:
-        raise ImageWriteError(f"{path}: cannot be written ({error.strerror or error}); make room or choose another folder") from error
+        raise ImageWriteError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or choose another folder"
+        ) from error
 
 
 def _lock(file: IO[str], how: int) -> bool:

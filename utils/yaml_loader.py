@@ -52,22 +52,36 @@ def read_yaml(path: str | Path) -> Document:
     except FileNotFoundError:
         raise ConfigError([Mistake("no such file", file=str(path))]) from None
     except IsADirectoryError:
-        raise ConfigError([Mistake("is a folder where a YAML file was expected", file=str(path))]) from None
+        raise ConfigError(
+            [Mistake("is a folder where a YAML file was expected", file=str(path))]
+        ) from None
     except OSError as error:
-        raise ConfigError([Mistake(f"cannot be read ({error.strerror or error})", file=str(path))]) from None
+        raise ConfigError(
+            [Mistake(f"cannot be read ({error.strerror or error})", file=str(path))]
+        ) from None
     return parse_yaml(content, source=str(path))
 
 
 def parse_yaml(text: str | bytes, *, source: str) -> Document:
     """Parse YAML text; `source` names it in errors. Raises ConfigError where the text is no YAML or passes a limit."""
     if len(text) > MAX_BYTES:
-        raise ConfigError([Mistake(f"is larger than {MAX_BYTES >> 20} MiB; this is no configuration", file=source)])
+        raise ConfigError(
+            [
+                Mistake(
+                    f"is larger than {MAX_BYTES >> 20} MiB; this is no configuration", file=source
+                )
+            ]
+        )
     composer: _Composer | None = None
     try:
         composer = _Composer(text, source)
         node = composer.get_single_node()
     except yaml.reader.ReaderError as error:
-        what = "is not UTF-8 text" if error.encoding == "utf-8" else f"holds a character that YAML forbids (position {error.position})"
+        what = (
+            "is not UTF-8 text"
+            if error.encoding == "utf-8"
+            else f"holds a character that YAML forbids (position {error.position})"
+        )
         raise ConfigError([Mistake(what, file=source)]) from None
     except yaml.MarkedYAMLError as error:
         raise ConfigError([_syntax_mistake(error, source)]) from None
@@ -101,7 +115,9 @@ def parse_scalar(text: str) -> Any:
         sign = text[0] if text[0] in "+-" else ""
         stripped = text.lstrip("+-").lstrip("0")
         plain = sign + ("0" + stripped if not stripped[:1].isdigit() else stripped)
-        raise ValueError(f"'{text}' has leading zeros, which YAML readers take differently; write {plain} or quote it: \"{text}\"")
+        raise ValueError(
+            f"'{text}' has leading zeros, which YAML readers take differently; write {plain} or quote it: \"{text}\""
+        )
     return text
 
 
@@ -128,13 +144,17 @@ class _Composer(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             self.aliases += 1
             if self.aliases > MAX_ALIASES:
-                raise ConfigError([Mistake(f"more than {MAX_ALIASES} aliases", file=self.source, line=line)])
+                raise ConfigError(
+                    [Mistake(f"more than {MAX_ALIASES} aliases", file=self.source, line=line)]
+                )
         elif getattr(event, "tag", None) is not None:
             message = f"the tag {_short_tag(event.tag)} is not allowed; write the plain value"
             self.mistakes.append(Mistake(message, file=self.source, line=line))
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise ConfigError([Mistake(f"nested more than {MAX_DEPTH} deep", file=self.source, line=line)])
+            raise ConfigError(
+                [Mistake(f"nested more than {MAX_DEPTH} deep", file=self.source, line=line)]
+            )
         node = super().compose_node(parent, index)
         self.depth -= 1
         assert node is not None
@@ -191,17 +211,25 @@ class _Reader:
                 continue
             key = key_node.value
             if key == "<<" and key_node.style is None:
-                self.note(key_node, "merge keys (<<) are not read; use 'base: FILE' to inherit", path)
+                self.note(
+                    key_node, "merge keys (<<) are not read; use 'base: FILE' to inherit", path
+                )
                 continue
             if key in mapping:
-                self.note(key_node, f"duplicate key (it stands in line {self.lines[(*path, key)]} already)", (*path, key))
+                self.note(
+                    key_node,
+                    f"duplicate key (it stands in line {self.lines[(*path, key)]} already)",
+                    (*path, key),
+                )
                 continue
             self.lines[(*path, key)] = key_node.start_mark.line + 1
             mapping[key] = self.value(value_node, (*path, key))
         return mapping
 
     def note(self, node: Node, message: str, path: KeyPath) -> None:
-        self.mistakes.append(Mistake(message, path=dotted(path), file=self.source, line=node.start_mark.line + 1))
+        self.mistakes.append(
+            Mistake(message, path=dotted(path), file=self.source, line=node.start_mark.line + 1)
+        )
 
     def stop(self, node: Node, message: str) -> None:
         raise ConfigError([Mistake(message, file=self.source, line=node.start_mark.line + 1)])
@@ -236,8 +264,16 @@ class _Dumper(yaml.SafeDumper):
 
 
 _FIRST = list("-+.0123456789")
-for _pattern, _characters in ((_INTEGER, _FIRST), (_BASED_INTEGER, ["0"]), (_FLOAT, _FIRST), (_NOT_FINITE, _FIRST), (_LEADING_ZERO, _FIRST)):
-    _Dumper.add_implicit_resolver("!not-text", re.compile(rf"^(?:{_pattern.pattern})$"), _characters)
+for _pattern, _characters in (
+    (_INTEGER, _FIRST),
+    (_BASED_INTEGER, ["0"]),
+    (_FLOAT, _FIRST),
+    (_NOT_FINITE, _FIRST),
+    (_LEADING_ZERO, _FIRST),
+):
+    _Dumper.add_implicit_resolver(
+        "!not-text", re.compile(rf"^(?:{_pattern.pattern})$"), _characters
+    )
 
 
 def _represent_list(dumper: _Dumper, values: list[Any]) -> Node:
@@ -256,7 +292,9 @@ def _represent_float(dumper: _Dumper, value: float) -> Node:
 
 def _represent_text(dumper: _Dumper, value: str) -> Node:
     # Line separators survive in double quotes only, as escapes.
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if value.isprintable() else '"')
+    return dumper.represent_scalar(
+        "tag:yaml.org,2002:str", value, style=None if value.isprintable() else '"'
+    )
 
 
 _Dumper.add_representer(str, _represent_text)

@@ -1,4 +1,5 @@
 """Decoders by name."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -12,21 +13,62 @@ from .ocr import OCR
 __all__ = ["DECODERS", "Decoded", "Decoder"]
 
 
-def _ocr(*, trunk: Trunk, num_classes: int, align_corners: bool, head: str, dropout: float, channels: int | None) -> Decoder:
+def _ocr(
+    *,
+    trunk: Trunk,
+    num_classes: int,
+    align_corners: bool,
+    head: str,
+    dropout: float,
+    channels: int | None,
+) -> Decoder:
     width = channels or 512
-    return OCR(trunk_channels=trunk.channels, num_classes=num_classes, head=head, dropout=dropout, channels=width, key_channels=max(1, width // 2))
-
-
-def _deeplabv3plus(*, trunk: Trunk, num_classes: int, align_corners: bool, head: str, dropout: float, channels: int | None) -> Decoder:
-    width = channels or 256
-    return DeepLabV3Plus(
-        trunk_channels=trunk.channels, trunk_stride=trunk.stride, fine_channels=trunk.fine_channels,
-        num_classes=num_classes, align_corners=align_corners, head=head, channels=width, bottleneck_channels=max(1, 48 * width // 256),
+    return OCR(
+        trunk_channels=trunk.channels,
+        num_classes=num_classes,
+        head=head,
+        dropout=dropout,
+        channels=width,
+        key_channels=max(1, width // 2),
     )
 
 
-def _fcn(*, trunk: Trunk, num_classes: int, align_corners: bool, head: str, dropout: float, channels: int | None) -> Decoder:
+def _deeplabv3plus(
+    *,
+    trunk: Trunk,
+    num_classes: int,
+    align_corners: bool,
+    head: str,
+    dropout: float,
+    channels: int | None,
+) -> Decoder:
+    width = channels or 256
+    return DeepLabV3Plus(
+        trunk_channels=trunk.channels,
+        trunk_stride=trunk.stride,
+        fine_channels=trunk.fine_channels,
+        num_classes=num_classes,
+        align_corners=align_corners,
+        head=head,
+        channels=width,
+        bottleneck_channels=max(1, 48 * width // 256),
+    )
+
+
+def _fcn(
+    *,
+    trunk: Trunk,
+    num_classes: int,
+    align_corners: bool,
+    head: str,
+    dropout: float,
+    channels: int | None,
+) -> Decoder:
     return FCN(trunk_channels=trunk.channels, num_classes=num_classes, channels=channels or 256)
 
 
-DECODERS: dict[str, Callable[..., Decoder]] = {"ocr": _ocr, "deeplabv3plus": _deeplabv3plus, "fcn": _fcn}
+DECODERS: dict[str, Callable[..., Decoder]] = {
+    "ocr": _ocr,
+    "deeplabv3plus": _deeplabv3plus,
+    "fcn": _fcn,
+}

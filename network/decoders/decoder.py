@@ -1,4 +1,5 @@
 """What a decoder is: features of a trunk in, low-resolution scores out."""
+
 from __future__ import annotations
 
 from typing import NamedTuple

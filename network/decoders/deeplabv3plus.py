@@ -1,4 +1,5 @@
 """DeepLab V3+ (Chen et al., 2018) as the authors' ablation network builds it (RELEASE.md 2.7)."""
+
 from __future__ import annotations
 
 import torch.nn.functional as F
@@ -31,7 +32,9 @@ class PyramidPooling(nn.Module):
         """A 1x1 convolution (`weight`) of the concatenated branches, image pooling first, without concatenating them."""
         of_pooled, *of_branches = weight.chunk(len(self.branches) + 1, dim=1)
         pooled = self.pooled.conv(tensor.mean(dim=(2, 3), keepdim=True))
-        total = F.conv2d(normalise_pooled(self.pooled.norm, pooled).relu(), of_pooled)  # one pixel for all positions
+        total = F.conv2d(
+            normalise_pooled(self.pooled.norm, pooled).relu(), of_pooled
+        )  # one pixel for all positions
         for branch, of_branch in zip(self.branches, of_branches, strict=True):
             total = F.conv2d(branch(tensor), of_branch).add_(total)
         return total
@@ -46,8 +49,16 @@ class DeepLabV3Plus(Decoder):
     classifiers = ("head.output",)
 
     def __init__(
-        self, *, trunk_channels: int, trunk_stride: int, fine_channels: int, num_classes: int, align_corners: bool,
-        channels: int = 256, bottleneck_channels: int = 48, head: str = "release",
+        self,
+        *,
+        trunk_channels: int,
+        trunk_stride: int,
+        fine_channels: int,
+        num_classes: int,
+        align_corners: bool,
+        channels: int = 256,
+        bottleneck_channels: int = 48,
+        head: str = "release",
     ) -> None:
         super().__init__()
         self.align_corners = align_corners
@@ -63,6 +74,10 @@ class DeepLabV3Plus(Decoder):
     def forward(self, features: Features, *, with_aux: bool) -> Decoded:
         context = Stored(self.aspp(features.semantic.whole(), weight=self.context.weight))
         fine = Stored(self.fine(features.fine.whole()))
-        merged = settled(Joined(fine, at_size(context, fine.size, align_corners=self.align_corners)))
+        merged = settled(
+            Joined(fine, at_size(context, fine.size, align_corners=self.align_corners))
+        )
         logits = in_strips(self.head, merged, halo=ConvHead.halo, training=self.training)
-        return Decoded(logits=logits, aux=None, features=features.semantic if self.attend_trunk else merged)
+        return Decoded(
+            logits=logits, aux=None, features=features.semantic if self.attend_trunk else merged
+        )

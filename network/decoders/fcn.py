@@ -1,4 +1,5 @@
 """The paper's plain semantic head, straight on the trunk's features (section 3.1)."""
+
 from __future__ import annotations
 
 from ..heads import ConvHead, in_strips

@@ -1,4 +1,5 @@
 """Object-contextual representations (Yuan et al., 2020) with the auxiliary head that finds the regions (RELEASE.md 2.2)."""
+
 from __future__ import annotations
 
 from torch import Tensor, nn
@@ -43,7 +44,8 @@ class ObjectAttention(nn.Module):
 
         def embedding() -> nn.Sequential:
             return nn.Sequential(
-                ConvNorm(inputs=channels, outputs=key_channels), ConvNorm(inputs=key_channels, outputs=key_channels)
+                ConvNorm(inputs=channels, outputs=key_channels),
+                ConvNorm(inputs=key_channels, outputs=key_channels),
             )
 
         self.query = embedding()
@@ -57,7 +59,9 @@ class ObjectAttention(nn.Module):
 
     def forward(self, pixels: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         query = self.query(pixels)
-        with full_precision(pixels):  # query times key passes the largest fp16 number, and bf16 blurs the soft-max
+        with full_precision(
+            pixels
+        ):  # query times key passes the largest fp16 number, and bf16 blurs the soft-max
             similarity = lifted(keys).transpose(1, 2) @ lifted(query).flatten(2)
             weights = (similarity * keys.shape[1] ** -0.5).softmax(dim=1)
             context = lifted(values) @ weights
@@ -68,8 +72,14 @@ class OCR(Decoder):
     """Main logits from features enriched by object context, auxiliary logits from the trunk's features."""
 
     def __init__(
-        self, *, trunk_channels: int, num_classes: int, channels: int = 512, key_channels: int = 256,
-        dropout: float = 0.05, head: str = "release",
+        self,
+        *,
+        trunk_channels: int,
+        num_classes: int,
+        channels: int = 512,
+        key_channels: int = 256,
+        dropout: float = 0.05,
+        head: str = "release",
     ) -> None:
         super().__init__()
         self.feature_channels = channels
@@ -93,8 +103,12 @@ class OCR(Decoder):
             return self._merge(self.object_attention(strip, keys, values), strip)
 
         into = pixels if frugal() and not self.training else None
-        merged = self.dropout(in_strips(enrich, Stored(pixels), halo=0, training=self.training, into=into))
-        return Decoded(logits=self.classifier(merged), aux=aux if with_aux else None, features=Stored(merged))
+        merged = self.dropout(
+            in_strips(enrich, Stored(pixels), halo=0, training=self.training, into=into)
+        )
+        return Decoded(
+            logits=self.classifier(merged), aux=aux if with_aux else None, features=Stored(merged)
+        )
 
     def _merge(self, context: Tensor, pixels: Tensor) -> Tensor:
         """1x1 convolution of [context, pixels], BN and ReLU, without holding the concatenation."""

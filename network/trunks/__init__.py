@@ -1,4 +1,5 @@
 """Trunks by name."""
+
 from __future__ import annotations
 
 import difflib
@@ -12,15 +13,23 @@ from .trunk import Features, Trunk
 __all__ = ["TRUNKS", "Features", "Trunk", "build_trunk"]
 
 
-def _hrnet(*, name: str, output_stride: int | None, align_corners: bool, activation_checkpointing: bool) -> Trunk:
+def _hrnet(
+    *, name: str, output_stride: int | None, align_corners: bool, activation_checkpointing: bool
+) -> Trunk:
     return hrnet.HRNet(
-        size=hrnet.SIZES[name], align_corners=align_corners, activation_checkpointing=activation_checkpointing
+        size=hrnet.SIZES[name],
+        align_corners=align_corners,
+        activation_checkpointing=activation_checkpointing,
     )
 
 
-def _resnet(*, name: str, output_stride: int | None, align_corners: bool, activation_checkpointing: bool) -> Trunk:
+def _resnet(
+    *, name: str, output_stride: int | None, align_corners: bool, activation_checkpointing: bool
+) -> Trunk:
     return resnet.ResNet(
-        name=name, output_stride=output_stride or 8, activation_checkpointing=activation_checkpointing
+        name=name,
+        output_stride=output_stride or 8,
+        activation_checkpointing=activation_checkpointing,
     )
 
 
@@ -29,20 +38,30 @@ TRUNKS.update({name: partial(_resnet, name=name) for name in resnet.NAMES})
 
 
 def build_trunk(
-    name: str, *, output_stride: int | None = None, align_corners: bool = False, activation_checkpointing: bool = False
+    name: str,
+    *,
+    output_stride: int | None = None,
+    align_corners: bool = False,
+    activation_checkpointing: bool = False,
 ) -> Trunk:
     """The trunk of that name: one of TRUNKS, or `timm:<name>` where timm is installed. Raises ModelError."""
     if name.startswith("timm:"):
         from .timm_features import TimmFeatures
 
         return TimmFeatures(
-            name=name.removeprefix("timm:"), output_stride=output_stride, align_corners=align_corners,
+            name=name.removeprefix("timm:"),
+            output_stride=output_stride,
+            align_corners=align_corners,
             activation_checkpointing=activation_checkpointing,
         )
     if name not in TRUNKS:
         near = difflib.get_close_matches(name, list(TRUNKS), n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ModelError(f"trunk {name!r} is not known{hint}: choose one of {', '.join(TRUNKS)}, or timm:<name>.")
+        raise ModelError(
+            f"trunk {name!r} is not known{hint}: choose one of {', '.join(TRUNKS)}, or timm:<name>."
+        )
     return TRUNKS[name](
-        output_stride=output_stride, align_corners=align_corners, activation_checkpointing=activation_checkpointing
+        output_stride=output_stride,
+        align_corners=align_corners,
+        activation_checkpointing=activation_checkpointing,
     )

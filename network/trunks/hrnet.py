@@ -3,6 +3,7 @@
 Parameter names and shapes are those of the official ImageNet files and of timm. Unlike timm's classification networks,
 exchange units upsample bilinearly, as every published segmentation HRNet does.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -30,7 +31,9 @@ SIZES = {
     "hrnet_w48": HRNetSize(modules=(1, 4, 3), blocks=4, width=48),
     "hrnet_w32": HRNetSize(modules=(1, 4, 3), blocks=4, width=32),
     "hrnet_w18": HRNetSize(modules=(1, 4, 3), blocks=4, width=18),
-    "hrnet_w18_small": HRNetSize(modules=(1, 1, 1), blocks=2, width=16, first_blocks=1, first_channels=32),
+    "hrnet_w18_small": HRNetSize(
+        modules=(1, 1, 1), blocks=2, width=16, first_blocks=1, first_channels=32
+    ),
 }
 
 
@@ -68,7 +71,9 @@ class Bottleneck(nn.Module):
         self.bn3 = BatchNorm(outputs)
         self.downsample = None
         if inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), BatchNorm(outputs))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, bias=False), BatchNorm(outputs)
+            )
 
     def forward(self, tensor: Tensor) -> Tensor:
         residual = F.relu(self.bn1(self.conv1(tensor)), inplace=True)
@@ -83,13 +88,20 @@ def exchange_path(*, source: int, target: int, channels: list[int]) -> nn.Module
     if source == target:
         return nn.Identity()
     if source > target:  # coarser: 1x1, then the bilinear upsampling of `Exchange.forward`
-        return nn.Sequential(nn.Conv2d(channels[source], channels[target], 1, bias=False), BatchNorm(channels[target]))
+        return nn.Sequential(
+            nn.Conv2d(channels[source], channels[target], 1, bias=False),
+            BatchNorm(channels[target]),
+        )
     steps: list[nn.Module] = []
-    for step in range(source, target):  # finer: one 3x3 of stride 2 per level; channels change in the last one
+    for step in range(
+        source, target
+    ):  # finer: one 3x3 of stride 2 per level; channels change in the last one
         last = step == target - 1
         outputs = channels[target] if last else channels[source]
         layers: list[nn.Module] = [conv3x3(channels[source], outputs, stride=2), BatchNorm(outputs)]
-        steps.append(nn.Sequential(*layers) if last else nn.Sequential(*layers, nn.ReLU(inplace=True)))
+        steps.append(
+            nn.Sequential(*layers) if last else nn.Sequential(*layers, nn.ReLU(inplace=True))
+        )
     return nn.Sequential(*steps)
 
 
@@ -100,16 +112,22 @@ class Exchange(nn.Module):
         super().__init__()
         self.align_corners = align_corners
         self.branches = nn.ModuleList(
-            nn.Sequential(*(BasicBlock(channels=width) for _ in range(blocks))) for width in channels
+            nn.Sequential(*(BasicBlock(channels=width) for _ in range(blocks)))
+            for width in channels
         )
         count = len(channels)
         self.fuse_layers = nn.ModuleList(
-            nn.ModuleList(exchange_path(source=source, target=target, channels=channels) for source in range(count))
+            nn.ModuleList(
+                exchange_path(source=source, target=target, channels=channels)
+                for source in range(count)
+            )
             for target in range(count)
         )
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
-        tensors = tuple(branch(tensor) for branch, tensor in zip(self.branches, tensors, strict=True))
+        tensors = tuple(
+            branch(tensor) for branch, tensor in zip(self.branches, tensors, strict=True)
+        )
         fused = []
         for target, paths in enumerate(self.fuse_layers):
             assert isinstance(paths, nn.ModuleList)
@@ -118,7 +136,9 @@ class Exchange(nn.Module):
             for source, path in enumerate(paths):
                 part = path(tensors[source])
                 if source > target:
-                    part = resize(part, size, align_corners=self.align_corners).to(tensors[target].dtype)
+                    part = resize(part, size, align_corners=self.align_corners).to(
+                        tensors[target].dtype
+                    )
                 total = part if total is None else total + part
             assert total is not None
             fused.append(F.relu(total))
@@ -132,9 +152,15 @@ def transition(*, inputs: list[int], outputs: list[int]) -> nn.ModuleList:
         if index < len(inputs) and inputs[index] == width:
             layers.append(nn.Identity())
         elif index < len(inputs):
-            layers.append(nn.Sequential(conv3x3(inputs[index], width), BatchNorm(width), nn.ReLU(inplace=True)))
+            layers.append(
+                nn.Sequential(
+                    conv3x3(inputs[index], width), BatchNorm(width), nn.ReLU(inplace=True)
+                )
+            )
         else:
-            step = nn.Sequential(conv3x3(inputs[-1], width, stride=2), BatchNorm(width), nn.ReLU(inplace=True))
+            step = nn.Sequential(
+                conv3x3(inputs[-1], width, stride=2), BatchNorm(width), nn.ReLU(inplace=True)
+            )
             layers.append(nn.Sequential(step))
     return nn.ModuleList(layers)
 
@@ -144,7 +170,13 @@ class HRNet(Trunk):
 
     fine_stride = stride = 4
 
-    def __init__(self, *, size: HRNetSize, align_corners: bool = False, activation_checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        size: HRNetSize,
+        align_corners: bool = False,
+        activation_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         self.align_corners = align_corners
         self.activation_checkpointing = activation_checkpointing
@@ -157,12 +189,17 @@ class HRNet(Trunk):
         self.bn2 = BatchNorm(64)
         first = [Bottleneck(inputs=64, channels=size.first_channels)]
         wide = 4 * size.first_channels
-        first += [Bottleneck(inputs=wide, channels=size.first_channels) for _ in range(size.first_blocks - 1)]
+        first += [
+            Bottleneck(inputs=wide, channels=size.first_channels)
+            for _ in range(size.first_blocks - 1)
+        ]
         self.layer1 = nn.Sequential(*first)
 
         def stage(modules: int, branches: int) -> nn.Sequential:
             parts = (
-                Exchange(channels=widths[:branches], blocks=size.blocks, align_corners=align_corners)
+                Exchange(
+                    channels=widths[:branches], blocks=size.blocks, align_corners=align_corners
+                )
                 for _ in range(modules)
             )
             return nn.Sequential(*parts)
@@ -190,11 +227,17 @@ class HRNet(Trunk):
         tensor = run_stage(self.layer1, self.stem(image), save_memory=self.activation_checkpointing)
         assert isinstance(tensor, Tensor)
         branches = [tensor]
-        stages = ((self.transition1, self.stage2), (self.transition2, self.stage3), (self.transition3, self.stage4))
+        stages = (
+            (self.transition1, self.stage2),
+            (self.transition2, self.stage3),
+            (self.transition3, self.stage4),
+        )
         for transitions, modules in stages:
             sources = branches + [branches[-1]] * (len(transitions) - len(branches))
             branches = [layer(source) for layer, source in zip(transitions, sources, strict=True)]
             branches = self._run_modules(branches, modules)
         size = branches[0].shape[-2:]
-        merged = (at_size(Stored(branch), size, align_corners=self.align_corners) for branch in branches)
+        merged = (
+            at_size(Stored(branch), size, align_corners=self.align_corners) for branch in branches
+        )
         return Features(fine=Stored(branches[0]), semantic=settled(Joined(*merged)))

@@ -1,4 +1,5 @@
 """ResNets from torchvision with dilation instead of the last strides (output stride 8 or 16; RELEASE.md 2.7)."""
+
 from __future__ import annotations
 
 from torch import Tensor, nn
@@ -25,18 +26,34 @@ class ResNet(Trunk):
 
     fine_stride = 4
 
-    def __init__(self, *, name: str, output_stride: int = 8, activation_checkpointing: bool = False) -> None:
+    def __init__(
+        self, *, name: str, output_stride: int = 8, activation_checkpointing: bool = False
+    ) -> None:
         super().__init__()
         if output_stride not in DILATIONS:
-            raise ModelError(f"output_stride {output_stride} of {name} is not known: choose 8 or 16.")
+            raise ModelError(
+                f"output_stride {output_stride} of {name} is not known: choose 8 or 16."
+            )
         import torchvision  # here, because it takes seconds that a door without a ResNet need not wait
 
         source = getattr(torchvision.models, name)(weights=None, norm_layer=BatchNorm)
         self.stride = output_stride
         self.activation_checkpointing = activation_checkpointing
-        self.conv1, self.bn1, self.relu, self.maxpool = source.conv1, source.bn1, source.relu, source.maxpool
-        self.layer1, self.layer2, self.layer3, self.layer4 = source.layer1, source.layer2, source.layer3, source.layer4
-        for layer, dilation in zip((self.layer3, self.layer4), DILATIONS[output_stride], strict=True):
+        self.conv1, self.bn1, self.relu, self.maxpool = (
+            source.conv1,
+            source.bn1,
+            source.relu,
+            source.maxpool,
+        )
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            source.layer1,
+            source.layer2,
+            source.layer3,
+            source.layer4,
+        )
+        for layer, dilation in zip(
+            (self.layer3, self.layer4), DILATIONS[output_stride], strict=True
+        ):
             if dilation > 1:
                 dilate(layer, dilation)
         self.channels = source.fc.in_features

@@ -1,4 +1,5 @@
 """What a trunk is: image in, two feature maps out."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -25,4 +26,3 @@ class Trunk(nn.Module):
 
     def forward(self, image: Tensor) -> Features:
         raise NotImplementedError
-

@@ -4,6 +4,7 @@ A benchmark gives two *builders*: module-level functions `build(**arguments)` th
 workload, a callable without arguments that does one round and returns its result. Builders are importable by name,
 because on the CPU each one's peak memory is measured in a fresh process.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -23,7 +24,17 @@ import torch
 
 Workload = Callable[[], Any]
 Builder = Callable[..., Workload]
-ROW_KEYS = ("name", "ours_s", "baseline_s", "ratio", "ours_mib", "baseline_mib", "memory_ratio", "device", "size")
+ROW_KEYS = (
+    "name",
+    "ours_s",
+    "baseline_s",
+    "ratio",
+    "ours_mib",
+    "baseline_mib",
+    "memory_ratio",
+    "device",
+    "size",
+)
 MIB = 2**20
 
 
@@ -69,9 +80,14 @@ def compare(
     ours_mib = peak_extra_mib(ours, arguments=arguments, device=device) if memory else None
     baseline_mib = peak_extra_mib(baseline, arguments=arguments, device=device) if memory else None
     return row(
-        name=name, size=size, device=device, ours_s=ours_s, baseline_s=baseline_s, ours_mib=ours_mib,
+        name=name,
+        size=size,
+        device=device,
+        ours_s=ours_s,
+        baseline_s=baseline_s,
+        ours_mib=ours_mib,
         baseline_mib=baseline_mib,
-    )  # fmt: skip
+    )
 
 
 def row(
@@ -119,12 +135,16 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu"
 
 
-def require_close(ours: torch.Tensor, baseline: torch.Tensor, *, relative: float, what: str) -> None:
+def require_close(
+    ours: torch.Tensor, baseline: torch.Tensor, *, relative: float, what: str
+) -> None:
     """Raise Disagreement unless |ours - baseline| <= relative * |baseline| in the Euclidean norm."""
     difference = torch.linalg.vector_norm(ours.double() - baseline.double()).item()
     bound = relative * torch.linalg.vector_norm(baseline.double()).item()
     if not difference <= bound:
-        raise Disagreement(f"{what}: ours differs from the baseline by {difference:.3e}, more than {bound:.3e}.")
+        raise Disagreement(
+            f"{what}: ours differs from the baseline by {difference:.3e}, more than {bound:.3e}."
+        )
 
 
 def peak_extra_mib(build: Builder, *, arguments: Mapping[str, Any], device: str = "cpu") -> float:
@@ -133,14 +153,18 @@ def peak_extra_mib(build: Builder, *, arguments: Mapping[str, Any], device: str 
         return _peak_of_allocator(build(**arguments), device)
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    child = context.Process(target=_report_peak, args=(send, build, dict(arguments), torch.get_num_threads()))
+    child = context.Process(
+        target=_report_peak, args=(send, build, dict(arguments), torch.get_num_threads())
+    )
     child.start()
     send.close()
     try:
         return float(receive.recv())
     except EOFError as error:
         child.join()
-        raise RuntimeError(f"the process that measures {build.__name__} ended with {child.exitcode}.") from error
+        raise RuntimeError(
+            f"the process that measures {build.__name__} ended with {child.exitcode}."
+        ) from error
     finally:
         child.join()
 
@@ -160,7 +184,9 @@ def _report_peak(send: Any, build: Builder, arguments: dict[str, Any], threads: 
     torch.set_num_threads(threads)
     _map_large_blocks()
     workload = build(**arguments)
-    if _reset_peak_resident():  # a first round pays for libraries and thread pools; its garbage goes back to the system
+    if (
+        _reset_peak_resident()
+    ):  # a first round pays for libraries and thread pools; its garbage goes back to the system
         workload()
         gc.collect()
         _return_free_memory()
@@ -183,7 +209,9 @@ def _reset_peak_resident() -> bool:
 
 def _map_large_blocks() -> None:
     """Let glibc map every block of 128 KiB or more by itself, so that holes in the heap, which differ from run to run, count for neither side."""
-    _of_malloc("mallopt", -3, 128 * 2**10)  # M_MMAP_THRESHOLD; setting it also stops glibc from moving it
+    _of_malloc(
+        "mallopt", -3, 128 * 2**10
+    )  # M_MMAP_THRESHOLD; setting it also stops glibc from moving it
 
 
 def _return_free_memory() -> None:
@@ -203,7 +231,10 @@ def _resident_mib() -> float:
 
 def _peak_resident_mib() -> float:
     kibibytes_per_unit = 2**10 if sys.platform == "darwin" else 1
-    return _status_mib("VmHWM:") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / kibibytes_per_unit / 2**10
+    return (
+        _status_mib("VmHWM:")
+        or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / kibibytes_per_unit / 2**10
+    )
 
 
 def _status_mib(field: str) -> float | None:

@@ -21,9 +21,22 @@ AUTHORS = "the authors' build: 0.11 s an image, on another machine"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes, and how much is drawn."""
-    parser.add_argument("--image", type=size_text("HxW"), default="1024x2048", metavar="HxW", help="size of the labels (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=6, help="labels drawn, all of them a round (default: %(default)s)")
-    parser.add_argument("--tile", type=int, default=1024, help="side of the tiles (default: %(default)s)")
+    parser.add_argument(
+        "--image",
+        type=size_text("HxW"),
+        default="1024x2048",
+        metavar="HxW",
+        help="size of the labels (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        default=6,
+        help="labels drawn, all of them a round (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tile", type=int, default=1024, help="side of the tiles (default: %(default)s)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -37,7 +50,12 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
         def ours(point: str) -> None:
             for index in range(len(files)):
-                class_places(files.read_label(index), tile=tile, point=point, num_classes=files.spec.num_classes)
+                class_places(
+                    files.read_label(index),
+                    tile=tile,
+                    point=point,
+                    num_classes=files.spec.num_classes,
+                )
 
         workloads = (
             lambda: ours("pixel"),
@@ -45,17 +63,23 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             lambda: [centroids_by_loop(files, index, tile) for index in range(len(files))],
             lambda: [files.read_label(index) for index in range(len(files))],
         )
-        pixel_s, centroid_s, loop_s, decoding_s = (s / len(files) for s in time_alternately(workloads, rounds=arguments.rounds))
+        pixel_s, centroid_s, loop_s, decoding_s = (
+            s / len(files) for s in time_alternately(workloads, rounds=arguments.rounds)
+        )
     size = f"{arguments.image} tile {arguments.tile}"
     rows = [
         row(name=f"index {point}", size=size, device="cpu", ours_s=ours_s, baseline_s=loop_s)
         for point, ours_s in (("pixel", pixel_s), ("centroid", centroid_s))
     ]
-    rows[0]["note"] = f"reading and checking the label takes {1e3 * decoding_s:.1f} ms, {decoding_s / pixel_s:.0%} of ours; {AUTHORS}"
+    rows[0]["note"] = (
+        f"reading and checking the label takes {1e3 * decoding_s:.1f} ms, {decoding_s / pixel_s:.0%} of ours; {AUTHORS}"
+    )
     return rows
 
 
-def centroids_by_loop(files: Files, index: int, tile: tuple[int, int]) -> list[tuple[int, int, int]]:
+def centroids_by_loop(
+    files: Files, index: int, tile: tuple[int, int]
+) -> list[tuple[int, int, int]]:
     """(class, y, x) of every class in every whole tile: a mask and its mean row and column for one class after another."""
     label = files.spec.to_train[np.array(Image.open(str(files.label_path(index))))]
     found = []
@@ -73,7 +97,9 @@ def require_equal(files: Files, tile: tuple[int, int]) -> None:
     """Our centroids are the loop's, and our pixels belong to the same classes."""
     for index in range(len(files)):
         label = files.read_label(index)
-        places = class_places(label, tile=tile, point="centroid", num_classes=files.spec.num_classes)
+        places = class_places(
+            label, tile=tile, point="centroid", num_classes=files.spec.num_classes
+        )
         loop = centroids_by_loop(files, index, tile)
         if [(int(p["class"]), int(p["y"]), int(p["x"])) for p in places] != loop:
             raise Disagreement(f"index: the centroids of label {index} differ from the loop's.")

@@ -24,7 +24,14 @@ IGNORE = 255
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes of the label maps and the numbers of classes."""
-    parser.add_argument("--size", nargs=2, type=int, default=(1024, 2048), metavar=("HEIGHT", "WIDTH"), help="(default: 1024 2048)")
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=int,
+        default=(1024, 2048),
+        metavar=("HEIGHT", "WIDTH"),
+        help="(default: 1024 2048)",
+    )
     parser.add_argument("--classes", nargs="+", type=int, default=(19, 66), help="(default: 19 66)")
 
 
@@ -36,11 +43,30 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for classes in arguments.classes:
         inputs = {"height": height, "width": width, "classes": classes, "device": arguments.device}
         size = f"{height}x{width}x{classes}"
-        rows.append(compare(name="confusion", size=size, ours=count_ours, baseline=count_masked, arguments=inputs, check=require_equal, **common))
+        rows.append(
+            compare(
+                name="confusion",
+                size=size,
+                ours=count_ours,
+                baseline=count_masked,
+                arguments=inputs,
+                check=require_equal,
+                **common,
+            )
+        )
     inputs = {"height": height, "width": width, "classes": 19}
     size = f"{height}x{width}"
-    rows.append(compare(name="label_png", size=size, ours=encode_ours, baseline=encode_opencv, arguments=inputs, check=require_same_picture,
-                        rounds=arguments.rounds))  # fmt: skip
+    rows.append(
+        compare(
+            name="label_png",
+            size=size,
+            ours=encode_ours,
+            baseline=encode_opencv,
+            arguments=inputs,
+            check=require_same_picture,
+            rounds=arguments.rounds,
+        )
+    )
     ours, theirs = (len(build(**inputs)()) for build in (encode_ours, encode_opencv))
     rows[-1]["note"] = f"{ours} bytes against {theirs}"
     return rows
@@ -49,10 +75,19 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def made_up(height: int, width: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """(predicted, label), uint8 [H, W]."""
     rng = np.random.default_rng(0)
-    coarse = rng.integers(0, classes, (math.ceil(height / 32), math.ceil(width / 32))).astype(np.uint8)
+    coarse = rng.integers(0, classes, (math.ceil(height / 32), math.ceil(width / 32))).astype(
+        np.uint8
+    )
     label = np.kron(coarse, np.ones((32, 32), dtype=np.uint8))[:height, :width].copy()
     predicted = cv2.medianBlur(np.roll(label, 3, axis=1), 9)
-    wrong = cv2.resize(rng.random((height // 16, width // 16)).astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST) < 0.1
+    wrong = (
+        cv2.resize(
+            rng.random((height // 16, width // 16)).astype(np.float32),
+            (width, height),
+            interpolation=cv2.INTER_NEAREST,
+        )
+        < 0.1
+    )
     predicted[wrong] = (predicted[wrong] + 1) % classes
     label[rng.random(label.shape) < 0.05] = IGNORE
     return predicted, label
@@ -60,7 +95,9 @@ def made_up(height: int, width: int, classes: int) -> tuple[np.ndarray, np.ndarr
 
 def count_ours(*, height: int, width: int, classes: int, device: str) -> Workload:
     """ConfusionMatrix.update."""
-    predicted, label = (torch.from_numpy(array).to(device) for array in made_up(height, width, classes))
+    predicted, label = (
+        torch.from_numpy(array).to(device) for array in made_up(height, width, classes)
+    )
 
     def count() -> torch.Tensor:
         matrix = ConfusionMatrix(classes, ignore_label=IGNORE, device=device)
@@ -72,7 +109,9 @@ def count_ours(*, height: int, width: int, classes: int, device: str) -> Workloa
 
 def count_masked(*, height: int, width: int, classes: int, device: str) -> Workload:
     """What metric libraries do: take the valid pixels, number the pairs in int64, count them."""
-    predicted, label = (torch.from_numpy(array).to(device) for array in made_up(height, width, classes))
+    predicted, label = (
+        torch.from_numpy(array).to(device) for array in made_up(height, width, classes)
+    )
 
     def count() -> torch.Tensor:
         flat_predicted, flat_label = predicted.flatten(), label.flatten()
@@ -103,6 +142,9 @@ def require_equal(ours: torch.Tensor, baseline: torch.Tensor) -> None:
 
 def require_same_picture(ours: bytes, baseline: bytes) -> None:
     """Both files hold the same ids."""
-    first, second = (cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED) for data in (ours, baseline))
+    first, second = (
+        cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+        for data in (ours, baseline)
+    )
     if first is None or second is None or not np.array_equal(first, second):
         raise Disagreement("the two PNG files hold different ids.")

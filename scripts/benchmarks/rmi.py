@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from loss import rmi_loss
-from scripts.benchmarks.harness import MIB, Workload, compare, require_close, size_text, time_alternately
+from scripts.benchmarks.harness import (
+    MIB,
+    Workload,
+    compare,
+    require_close,
+    size_text,
+    time_alternately,
+)
 from tests.loss.direct_rmi import direct_rmi_loss
 
 SIZES = ("1x19x512x1024", "1x65x512x928")
@@ -18,7 +25,14 @@ AUTHORS = {"1x19x512x1024": "0.49 s and 410 MiB", "1x19x1024x2048": "2.0 s"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes as NxCxHxW."""
-    parser.add_argument("--sizes", nargs="+", type=size_text("NxCxHxW"), default=list(SIZES), metavar="NxCxHxW", help="default: %(default)s")
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=size_text("NxCxHxW"),
+        default=list(SIZES),
+        metavar="NxCxHxW",
+        help="default: %(default)s",
+    )
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -37,8 +51,12 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             device=arguments.device,
             rounds=arguments.rounds,
         )
-        (floor_s,) = time_alternately((build_floor(**inputs),), device=arguments.device, rounds=arguments.rounds)
-        authors = f"; the authors' version: {AUTHORS[size]} on two quiet cores" if size in AUTHORS else ""
+        (floor_s,) = time_alternately(
+            (build_floor(**inputs),), device=arguments.device, rounds=arguments.rounds
+        )
+        authors = (
+            f"; the authors' version: {AUTHORS[size]} on two quiet cores" if size in AUTHORS else ""
+        )
         row["note"] = (
             f"floor {1e3 * floor_s:.1f} ms and {4 * torch.Size(shape).numel() / MIB:.0f} MiB (the gradient); "
             f"ours takes {row['ours_s'] / floor_s:.1f} times as long{authors}"
@@ -87,8 +105,12 @@ def _inputs(shape: tuple[int, ...], device: str) -> tuple[Tensor, Tensor]:
     """Random logits, and labels in blocks in which every class occurs (none is cheap) and 5 % of the pixels are ignored."""
     images, classes, height, width = shape
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.randint(classes, (images, -(-height // 16), -(-width // 16)), generator=generator, dtype=torch.uint8)
-    label = coarse.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :height, :width].contiguous()
+    coarse = torch.randint(
+        classes, (images, -(-height // 16), -(-width // 16)), generator=generator, dtype=torch.uint8
+    )
+    label = (
+        coarse.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :height, :width].contiguous()
+    )
     label[torch.rand(label.shape, generator=generator) < 0.05] = 255
     logits = 3 * torch.randn(shape, generator=generator)
     return logits.to(device).requires_grad_(), label.to(device)

@@ -29,7 +29,14 @@ Result = tuple[Tensor, ...]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes of the image-size logits as NxCxHxW."""
-    parser.add_argument("--sizes", nargs="+", type=size_text("NxCxHxW"), default=list(SIZES), metavar="NxCxHxW", help="default: %(default)s")
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        type=size_text("NxCxHxW"),
+        default=list(SIZES),
+        metavar="NxCxHxW",
+        help="default: %(default)s",
+    )
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -40,10 +47,16 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for name, (ours, baseline) in BUILDERS.items():
             rows.append(
                 compare(
-                    name=name, size=size, ours=ours, baseline=baseline, arguments=inputs, check=partial(agree, name),
-                    device=arguments.device, rounds=arguments.rounds,
+                    name=name,
+                    size=size,
+                    ours=ours,
+                    baseline=baseline,
+                    arguments=inputs,
+                    check=partial(agree, name),
+                    device=arguments.device,
+                    rounds=arguments.rounds,
                 )
-            )  # fmt: skip
+            )
     return rows
 
 
@@ -57,13 +70,17 @@ def agree(name: str, ours: Result, baseline: Result) -> None:
 def ours_ce(*, shape: tuple[int, ...], device: str) -> Workload:
     """Cross-entropy in blocks."""
     low, label = _map(shape, 4, device), _label(shape, device)
-    return _workload(lambda: cross_entropy(at_size(low, shape[2:], align_corners=False), label), low)
+    return _workload(
+        lambda: cross_entropy(at_size(low, shape[2:], align_corners=False), label), low
+    )
 
 
 def torchs_ce(*, shape: tuple[int, ...], device: str) -> Workload:
     """torch.nn.functional.interpolate and cross_entropy."""
     low, label = _map(shape, 4, device), _label(shape, device).long()
-    return _workload(lambda: functional.cross_entropy(_interpolated(low, shape), label, ignore_index=255), low)
+    return _workload(
+        lambda: functional.cross_entropy(_interpolated(low, shape), label, ignore_index=255), low
+    )
 
 
 def ours_rmi(*, shape: tuple[int, ...], device: str) -> Workload:
@@ -97,13 +114,18 @@ BUILDERS: dict[str, tuple[Callable[..., Workload], Callable[..., Workload]]] = {
 
 def _fusion(shape: tuple[int, ...], device: str, read: Callable[[Any], Any]) -> Workload:
     low, high = _map(shape, 8, device), _map(shape, 4, device)
-    attention, label = _map((shape[0], 1, *shape[2:]), 8, device, attention=True), _label(shape, device)
+    attention, label = (
+        _map((shape[0], 1, *shape[2:]), 8, device, attention=True),
+        _label(shape, device),
+    )
     half = (shape[2] // 2, shape[3] // 2)
 
     def loss() -> Tensor:
         lower = resized(Maps(Stored(low), None, Stored(attention)), half, align_corners=False)
         higher = resized(Maps(Stored(high)), shape[2:], align_corners=False)
-        return _rmi(read(fuse_maps(lower, higher, size=shape[2:], align_corners=False).logits), label)
+        return _rmi(
+            read(fuse_maps(lower, higher, size=shape[2:], align_corners=False).logits), label
+        )
 
     return _workload(loss, low, high, attention)
 
@@ -137,7 +159,11 @@ def _label(shape: tuple[int, ...], device: str) -> Tensor:
     """Labels in blocks, 5 % of the pixels ignored."""
     generator = torch.Generator().manual_seed(0)
     number, classes, height, width = shape
-    coarse = torch.randint(classes, (number, -(-height // 16), -(-width // 16)), generator=generator, dtype=torch.uint8)
-    label = coarse.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :height, :width].contiguous()
+    coarse = torch.randint(
+        classes, (number, -(-height // 16), -(-width // 16)), generator=generator, dtype=torch.uint8
+    )
+    label = (
+        coarse.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :height, :width].contiguous()
+    )
     label[torch.rand(label.shape, generator=generator) < 0.05] = 255
     return label.to(device)

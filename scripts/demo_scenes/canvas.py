@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 Colour = tuple[float, float, float]
 Points = NDArray[np.float64]
 
-SUPERSAMPLING = 2  # canvas pixels per image pixel and axis: the image is anti-aliased, the label stays hard
+SUPERSAMPLING = (
+    2  # canvas pixels per image pixel and axis: the image is anti-aliased, the label stays hard
+)
 SHIFT = 4  # fractional bits of polygon corners
 FAR_OUTSIDE = 20_000.0  # corners are clamped to this many canvas pixels: opencv counts in int32
 
@@ -34,7 +36,10 @@ class Camera:
         """World points [n, 3] with z > 0 to canvas points [n, 2]."""
         z = points[:, 2]
         return np.stack(
-            [self.centre_x + self.focal * points[:, 0] / z, self.horizon + self.focal * (self.height - points[:, 1]) / z],
+            [
+                self.centre_x + self.focal * points[:, 0] / z,
+                self.horizon + self.focal * (self.height - points[:, 1]) / z,
+            ],
             axis=1,
         )
 
@@ -56,21 +61,28 @@ class Camera:
         """Canvas pixels per metre at distance z."""
         return self.focal / max(z, self.near)
 
-    def homography(self, origin: Points, u: Points, v: Points, texels_per_metre: float) -> NDArray[np.float64]:
+    def homography(
+        self, origin: Points, u: Points, v: Points, texels_per_metre: float
+    ) -> NDArray[np.float64]:
         """Texture pixels (u, v) on the plane ``origin + u + v`` (metres) to canvas pixels."""
         intrinsic = np.array(
-            [[self.focal, 0, self.centre_x], [0, -self.focal, self.horizon], [0, 0, 1.0]], dtype=np.float64
+            [[self.focal, 0, self.centre_x], [0, -self.focal, self.horizon], [0, 0, 1.0]],
+            dtype=np.float64,
         )
         shift = np.array([0, self.height, 0])
         plane = np.stack([u / texels_per_metre, v / texels_per_metre, origin - shift], axis=1)
         return intrinsic @ plane
 
 
-def value_noise(height: int, width: int, cell: float, rng: np.random.Generator) -> NDArray[np.float32]:
+def value_noise(
+    height: int, width: int, cell: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
     """Smooth noise [height, width] of about unit deviation, with blobs of ``cell`` pixels."""
     rows, columns = max(2, round(height / cell)), max(2, round(width / cell))
     coarse = rng.standard_normal((rows, columns), dtype=np.float32)
-    return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+    return np.asarray(
+        cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), np.float32
+    )
 
 
 class Canvas:
@@ -129,12 +141,18 @@ class Canvas:
         x0, y0, x1, y1 = box
         field = strength * self.noises[noise][y0:y1, x0:x1]
         if gradient:
-            field = field + np.linspace(-gradient / 2, gradient / 2, y1 - y0, dtype=np.float32)[:, None]
+            field = (
+                field + np.linspace(-gradient / 2, gradient / 2, y1 - y0, dtype=np.float32)[:, None]
+            )
         patch = np.clip(field[:, :, None] + np.asarray(colour, np.float32), 0, 255).astype(np.uint8)
         self._paste(patch, points, box)
 
     def texture(
-        self, points: Points, ident: int | None, texture: NDArray[np.uint8], matrix: NDArray[np.float64]
+        self,
+        points: Points,
+        ident: int | None,
+        texture: NDArray[np.uint8],
+        matrix: NDArray[np.float64],
     ) -> None:
         """Fill a polygon [n, 2] with a texture [h, w, 3] seen through ``matrix`` (texture to canvas pixels)."""
         box = self._box(points)
@@ -143,7 +161,11 @@ class Canvas:
         x0, y0, x1, y1 = box
         moved = np.array([[1, 0, -x0], [0, 1, -y0], [0, 0, 1.0]]) @ matrix
         patch = cv2.warpPerspective(
-            texture, moved, (x1 - x0, y1 - y0), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+            texture,
+            moved,
+            (x1 - x0, y1 - y0),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
         )
         self._paste(np.asarray(patch, np.uint8), points, box)
         if ident is not None:
@@ -155,9 +177,15 @@ class Canvas:
         if box is None:
             return
         x0, y0, x1, y1 = box
-        self._paste(np.asarray(cv2.convertScaleAbs(self.image[y0:y1, x0:x1], alpha=factor), np.uint8), points, box)
+        self._paste(
+            np.asarray(cv2.convertScaleAbs(self.image[y0:y1, x0:x1], alpha=factor), np.uint8),
+            points,
+            box,
+        )
 
-    def line(self, points: Points, ident: int | None, colour: Colour | None, *, thickness: float) -> None:
+    def line(
+        self, points: Points, ident: int | None, colour: Colour | None, *, thickness: float
+    ) -> None:
         """Polyline [n, 2] of ``thickness`` canvas pixels (at least one), with square ends."""
         for a, b in zip(points[:-1], points[1:], strict=True):
             along = b - a
@@ -168,11 +196,17 @@ class Canvas:
             self.polygon(np.stack([a + half, b + half, b - half, a - half]), ident, colour)
 
     def ellipse(
-        self, centre: tuple[float, float], axes: tuple[float, float], ident: int | None, colour: Colour | None
+        self,
+        centre: tuple[float, float],
+        axes: tuple[float, float],
+        ident: int | None,
+        colour: Colour | None,
     ) -> None:
         """Filled upright ellipse; ``axes`` are the half axes in canvas pixels."""
         turn = np.linspace(0, 2 * np.pi, 20, endpoint=False)
-        ring = np.stack([centre[0] + axes[0] * np.cos(turn), centre[1] + axes[1] * np.sin(turn)], axis=1)
+        ring = np.stack(
+            [centre[0] + axes[0] * np.cos(turn), centre[1] + axes[1] * np.sin(turn)], axis=1
+        )
         self.polygon(ring, ident, colour)
 
     def finish(self) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
@@ -180,7 +214,11 @@ class Canvas:
         size = (self.width // SUPERSAMPLING, self.height // SUPERSAMPLING)
         image = cv2.resize(self.image, size, interpolation=cv2.INTER_AREA)
         a, b, c, d = (self.ids[row::2, column::2] for row in (0, 1) for column in (0, 1))
-        ids = np.where((a == b) | (a == c) | (a == d), a, np.where((b == c) | (b == d), b, np.where(c == d, c, a)))
+        ids = np.where(
+            (a == b) | (a == c) | (a == d),
+            a,
+            np.where((b == c) | (b == d), b, np.where(c == d, c, a)),
+        )
         return np.asarray(image, np.uint8), ids
 
     def _box(self, points: Points) -> tuple[int, int, int, int] | None:
@@ -190,7 +228,9 @@ class Canvas:
         x1, y1 = np.ceil(np.clip(points.max(axis=0) + 1, 0, (self.width, self.height))).astype(int)
         return (int(x0), int(y0), int(x1), int(y1)) if x1 > x0 and y1 > y0 else None
 
-    def _paste(self, patch: NDArray[np.uint8], points: Points, box: tuple[int, int, int, int]) -> None:
+    def _paste(
+        self, patch: NDArray[np.uint8], points: Points, box: tuple[int, int, int, int]
+    ) -> None:
         x0, y0, x1, y1 = box
         mask = np.zeros((y1 - y0, x1 - x0), np.uint8)
         cv2.fillPoly(mask, [_fixed_point(points - (x0, y0))], 255, shift=SHIFT)

@@ -9,9 +9,16 @@ from numpy.typing import NDArray
 from scripts.demo_scenes import ids
 
 CONFUSED = {  # what an annotator in a hurry takes for what
-    ids.BUS: ids.TRAIN, ids.TRAIN: ids.BUS, ids.TRUCK: ids.BUS, ids.WALL: ids.BUILDING, ids.FENCE: ids.WALL,
-    ids.TERRAIN: ids.VEGETATION, ids.SIDEWALK: ids.ROAD, ids.RIDER: ids.PERSON, ids.MOTORCYCLE: ids.BICYCLE,
-}  # fmt: skip
+    ids.BUS: ids.TRAIN,
+    ids.TRAIN: ids.BUS,
+    ids.TRUCK: ids.BUS,
+    ids.WALL: ids.BUILDING,
+    ids.FENCE: ids.WALL,
+    ids.TERRAIN: ids.VEGETATION,
+    ids.SIDEWALK: ids.ROAD,
+    ids.RIDER: ids.PERSON,
+    ids.MOTORCYCLE: ids.BICYCLE,
+}
 CONFUSION, FORGOTTEN = 0.1, 0.18  # probability per polygon
 
 
@@ -45,7 +52,9 @@ def _polygons(
     found: list[tuple[float, NDArray[np.int32]]] = []
     for contour in cv2.findContours(inner, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:
         area = float(cv2.contourArea(contour))
-        thick = 4 * area / (cv2.arcLength(contour, True) + 1e-6)  # the side of a square with this area and outline
+        thick = (
+            4 * area / (cv2.arcLength(contour, True) + 1e-6)
+        )  # the side of a square with this area and outline
         if area < 60 * unit**2 or (thick < 5 * unit and rng.random() < 0.9):
             continue
         corners = cv2.approxPolyDP(contour, unit * float(rng.uniform(2.0, 4.0)), True)[:, 0]

@@ -17,11 +17,40 @@ from scripts.demo_scenes.traffic import Street
 
 # Share of the scenes that hold a thing. Rare classes of the real streets are frequent here: a miniature is small.
 FREQUENCIES = {
-    "crossing": 0.3, "bus": 0.45, "truck": 0.5, "train": 0.42, "hero": 0.3, "motorcycle": 0.6, "bicycle": 0.75, "person": 0.92,
-    "wall": 0.65, "fence": 0.65, "hedge": 0.4, "terrain": 0.8, "divider": 0.35, "light": 0.75, "sign": 0.8, "board": 0.3,
-    "box": 0.25, "street_tree": 0.6, "ego": 0.6, "crosswalk": 0.3, "kerb_twin": 0.2, "slabs": 0.6, "terrain_twin": 0.2,
-}  # fmt: skip
-BANDS = (4.0, 7.0, 11.0, 16.0, 23.0, 33.0, 48.0, 80.0)  # metres ahead at which the ground is cut, for the haze
+    "crossing": 0.3,
+    "bus": 0.45,
+    "truck": 0.5,
+    "train": 0.42,
+    "hero": 0.3,
+    "motorcycle": 0.6,
+    "bicycle": 0.75,
+    "person": 0.92,
+    "wall": 0.65,
+    "fence": 0.65,
+    "hedge": 0.4,
+    "terrain": 0.8,
+    "divider": 0.35,
+    "light": 0.75,
+    "sign": 0.8,
+    "board": 0.3,
+    "box": 0.25,
+    "street_tree": 0.6,
+    "ego": 0.6,
+    "crosswalk": 0.3,
+    "kerb_twin": 0.2,
+    "slabs": 0.6,
+    "terrain_twin": 0.2,
+}
+BANDS = (
+    4.0,
+    7.0,
+    11.0,
+    16.0,
+    23.0,
+    33.0,
+    48.0,
+    80.0,
+)  # metres ahead at which the ground is cut, for the haze
 GOLDEN = 0.6180339887498949
 
 
@@ -79,11 +108,14 @@ def draw_scene(*, seed: int, split: str, index: int, height: int, width: int) ->
 def _draw_sky(stage: Stage) -> None:
     canvas, horizon = stage.canvas, int(stage.camera.horizon)
     share = np.linspace(0, 1, max(horizon, 2), dtype=np.float32)[:, None] ** 1.4
-    column = np.asarray(stage.zenith, np.float32) * (1 - share) + np.asarray(stage.haze, np.float32) * share
-    sky = np.repeat(column[:, None, :], canvas.width, axis=1)
-    clouds = value_noise(sky.shape[0], canvas.width, 70 * canvas.unit, stage.texture_rng) + 0.5 * value_noise(
-        sky.shape[0], canvas.width, 26 * canvas.unit, stage.texture_rng
+    column = (
+        np.asarray(stage.zenith, np.float32) * (1 - share)
+        + np.asarray(stage.haze, np.float32) * share
     )
+    sky = np.repeat(column[:, None, :], canvas.width, axis=1)
+    clouds = value_noise(
+        sky.shape[0], canvas.width, 70 * canvas.unit, stage.texture_rng
+    ) + 0.5 * value_noise(sky.shape[0], canvas.width, 26 * canvas.unit, stage.texture_rng)
     sky += (np.clip(clouds - 0.3, 0, 1.2) * 22 * (1 - share * 0.7))[:, :, None]
     canvas.image[: sky.shape[0]] = np.clip(sky, 0, 255).astype(np.uint8)
     canvas.image[horizon:] = np.asarray(stage.ground, np.uint8)
@@ -91,7 +123,16 @@ def _draw_sky(stage: Stage) -> None:
 
 
 def _strip(
-    stage: Stage, x0: float, x1: float, z0: float, z1: float, ident: int | None, colour: Colour, *, noise: str = "grain", strength: float = 4.0
+    stage: Stage,
+    x0: float,
+    x1: float,
+    z0: float,
+    z1: float,
+    ident: int | None,
+    colour: Colour,
+    *,
+    noise: str = "grain",
+    strength: float = 4.0,
 ) -> None:
     """A rectangle on the ground, band by band: each is seen through its own share of air."""
     cuts = [z0, *(z for z in BANDS if z0 < z < z1), z1]
@@ -105,14 +146,18 @@ def _roughen_ground(stage: Stage) -> None:
     canvas, camera = stage.canvas, stage.camera
     texels, extent = 9.0, 44.0
     side = round(texels * extent)
-    grain = 4.0 * value_noise(side, side, 2, stage.texture_rng) + 4.0 * value_noise(side, side, 16, stage.texture_rng)
+    grain = 4.0 * value_noise(side, side, 2, stage.texture_rng) + 4.0 * value_noise(
+        side, side, 16, stage.texture_rng
+    )
     origin, ahead = np.array([-extent / 2, 0.0, 0.0]), np.array([0.0, 0.0, 1.0])
     matrix = camera.homography(origin, np.array([1.0, 0.0, 0.0]), ahead, texels)
     top = int(camera.horizon + camera.focal * camera.height / extent)
     if top >= canvas.height:
         return
     moved = np.array([[1, 0, 0], [0, 1, -top], [0, 0, 1.0]]) @ matrix
-    seen = cv2.warpPerspective(grain, moved, (canvas.width, canvas.height - top), borderMode=cv2.BORDER_REFLECT)
+    seen = cv2.warpPerspective(
+        grain, moved, (canvas.width, canvas.height - top), borderMode=cv2.BORDER_REFLECT
+    )
     ground = canvas.image[top:].astype(np.float32) + seen[:, :, None]
     canvas.image[top:] = np.clip(ground, 0, 255).astype(np.uint8)
 
@@ -121,7 +166,11 @@ def _ground_colours(stage: Stage, wanted: frozenset[str]) -> tuple[Colour, Colou
     rng, road = stage.rng, stage.ground
     red, green, blue = shifted(road, float(rng.uniform(0, 20)))
     pavement = road if "kerb_twin" in wanted else (red + 24.0, green + 4.0, blue - 12.0)
-    terrain = shifted(road, float(rng.normal(0, 5))) if "terrain_twin" in wanted else stage.green(grass=True)
+    terrain = (
+        shifted(road, float(rng.normal(0, 5)))
+        if "terrain_twin" in wanted
+        else stage.green(grass=True)
+    )
     return road, pavement, terrain
 
 
@@ -150,7 +199,15 @@ def _draw_street(stage: Stage, wanted: frozenset[str]) -> None:
     if "divider" in wanted:
         half = float(rng.uniform(0.5, 1.1))
         soil = rng.random() < 0.5
-        _strip(stage, -half, half, near, 160, ids.TERRAIN if soil else ids.SIDEWALK, terrain if soil else pavement)
+        _strip(
+            stage,
+            -half,
+            half,
+            near,
+            160,
+            ids.TERRAIN if soil else ids.SIDEWALK,
+            terrain if soil else pavement,
+        )
         for x in (-half, half):
             _kerb(stage, x, road, near)
     for side in (-1, 1):
@@ -168,7 +225,9 @@ def _draw_street(stage: Stage, wanted: frozenset[str]) -> None:
         _draw_row(stage, Line((lined[side], 1.0), (lined[side], depth), (side, 0)), wanted)
         if verges[side] and rng.random() < 0.6:
             before = Line((lined[side], 4.0), (lined[side], depth * 0.6), (side, 0))
-            structures.draw_trees(stage, before, out=-verges[side] / 2, every=float(rng.uniform(6, 12)))
+            structures.draw_trees(
+                stage, before, out=-verges[side] / 2, every=float(rng.uniform(6, 12))
+            )
     traffic.fill_street(stage, Street(edges[-1], edges[1], lines[-1], lines[1], depth), wanted)
 
 
@@ -192,7 +251,15 @@ def _draw_marks(stage: Stage, edges: dict[int, float], wanted: frozenset[str]) -
             _strip(stage, -0.08, 0.08, float(z), float(z) + 3, None, paint)
     for side in (-1, 1):
         if rng.random() < 0.4:
-            _strip(stage, edges[side] - side * 0.7, edges[side] - side * 0.58, stage.camera.near, 80, None, paint)
+            _strip(
+                stage,
+                edges[side] - side * 0.7,
+                edges[side] - side * 0.58,
+                stage.camera.near,
+                80,
+                None,
+                paint,
+            )
     if "crosswalk" in wanted:
         start = float(rng.uniform(6, 16))
         for x in np.arange(edges[-1] + 0.4, edges[1] - 0.6, 1.1):
@@ -207,7 +274,10 @@ def _draw_row(stage: Stage, line: Line, wanted: frozenset[str], *, far_away: boo
     cuts = [0.0]
     while cuts[-1] < line.length - 4:
         cuts.append(min(cuts[-1] + float(rng.uniform(8, 18)), line.length))
-    stretches = [(start, end, str(rng.choice(kinds, p=weights / weights.sum()))) for start, end in zip(cuts, cuts[1:], strict=False)]
+    stretches = [
+        (start, end, str(rng.choice(kinds, p=weights / weights.sum())))
+        for start, end in zip(cuts, cuts[1:], strict=False)
+    ]
     for start, end, kind in reversed(stretches):
         structures.draw_segment(stage, line.cut(start, end), kind)
 
@@ -224,7 +294,15 @@ def _draw_crossing(stage: Stage, wanted: frozenset[str]) -> None:
     if "divider" in wanted:
         middle = (traffic.KERB_NEAR + kerb_z) / 2
         soil = rng.random() < 0.5
-        _strip(stage, -80, 80, middle - 0.6, middle + 0.6, ids.TERRAIN if soil else ids.SIDEWALK, terrain if soil else pavement)
+        _strip(
+            stage,
+            -80,
+            80,
+            middle - 0.6,
+            middle + 0.6,
+            ids.TERRAIN if soil else ids.SIDEWALK,
+            terrain if soil else pavement,
+        )
     for z in (traffic.KERB_NEAR, kerb_z):
         _strip(stage, -80, 80, z - 0.1, z + 0.1, ids.SIDEWALK, shifted(road, 30))
     _roughen_ground(stage)
@@ -233,7 +311,15 @@ def _draw_crossing(stage: Stage, wanted: frozenset[str]) -> None:
         _draw_slabs(stage, -30, 30, kerb_z + 0.2, kerb_z + 2.2)
     if "divider" not in wanted:
         for x in np.arange(-30, 30, 6.5):
-            _strip(stage, float(x), float(x) + 3, (traffic.KERB_NEAR + kerb_z) / 2, (traffic.KERB_NEAR + kerb_z) / 2 + 0.15, None, (212, 210, 204))
+            _strip(
+                stage,
+                float(x),
+                float(x) + 3,
+                (traffic.KERB_NEAR + kerb_z) / 2,
+                (traffic.KERB_NEAR + kerb_z) / 2 + 0.15,
+                None,
+                (212, 210, 204),
+            )
     _draw_row(stage, Line((-60, row_z + 25), (60, row_z + 25), (0, 1)), wanted, far_away=True)
     _draw_row(stage, Line((-45, row_z), (45, row_z), (0, 1)), wanted)
     if "street_tree" in wanted:
@@ -249,7 +335,9 @@ def _draw_margins(stage: Stage, *, ego: bool) -> None:
         rise = canvas.height * float(rng.uniform(0.05, 0.1))
         x = np.linspace(0, canvas.width, 24)
         bow = canvas.height - rise * np.clip(1 - (2 * x / canvas.width - 1) ** 4, 0, 1)
-        outline = np.vstack([np.column_stack([x, bow]), [[canvas.width, canvas.height + 2], [0, canvas.height + 2]]])
+        outline = np.vstack(
+            [np.column_stack([x, bow]), [[canvas.width, canvas.height + 2], [0, canvas.height + 2]]]
+        )
         colour = scaled(stage.paint("car"), 0.6)
         canvas.polygon(outline, ids.EGO_VEHICLE, colour, gradient=-46.0)
     margin = max(2, round(canvas.height / 128))
@@ -261,11 +349,17 @@ def _develop(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.u
     """Exposure, colour temperature, contrast, vignette and sensor noise of one photograph."""
     height, width = image.shape[:2]
     photo = image.astype(np.float32) / 255
-    warmth, exposure, gamma = rng.uniform(-0.05, 0.05), rng.uniform(0.88, 1.1), rng.uniform(0.92, 1.08)
+    warmth, exposure, gamma = (
+        rng.uniform(-0.05, 0.05),
+        rng.uniform(0.88, 1.1),
+        rng.uniform(0.92, 1.08),
+    )
     tint = np.array([1 + warmth, 1 + rng.uniform(-0.03, 0.03), 1 - warmth], np.float32)
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     vignette = (1 - 0.16 * (x**2 + y**2) / 2).astype(np.float32)
     photo = np.power(np.clip(photo * tint * vignette[:, :, None], 0, 1), gamma) * exposure
-    noise = cv2.resize(rng.standard_normal((height // 2, width // 2, 3), dtype=np.float32), (width, height))
+    noise = cv2.resize(
+        rng.standard_normal((height // 2, width // 2, 3), dtype=np.float32), (width, height)
+    )
     photo += noise * float(rng.uniform(0.002, 0.008))
     return np.clip(photo * 255 + 0.5, 0, 255).astype(np.uint8)

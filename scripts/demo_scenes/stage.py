@@ -56,13 +56,22 @@ class Stage:
     a scene is the same at every size.
     """
 
-    def __init__(self, *, canvas: Canvas, camera: Camera, rng: np.random.Generator, texture_rng: np.random.Generator) -> None:
+    def __init__(
+        self,
+        *,
+        canvas: Canvas,
+        camera: Camera,
+        rng: np.random.Generator,
+        texture_rng: np.random.Generator,
+    ) -> None:
         self.canvas, self.camera, self.rng, self.texture_rng = canvas, camera, rng, texture_rng
         zenith, horizon = SKIES[rng.integers(len(SKIES))]
         self.zenith, self.haze = zenith, horizon
         self.visibility = float(rng.choice([90.0, 160.0, 400.0]))
         self.sun_side = int(rng.choice([-1, 1]))
-        self.houses = [PAINTS["building"][index] for index in rng.permutation(len(PAINTS["building"]))[:3]]
+        self.houses = [
+            PAINTS["building"][index] for index in rng.permutation(len(PAINTS["building"]))[:3]
+        ]
         self.ground = GREYS[rng.integers(len(GREYS))]
         self.windows = WindowStyle(
             width=float(rng.uniform(0.9, 1.6)),
@@ -76,7 +85,9 @@ class Stage:
     def paint(self, kind: str, *, spread: float = 9.0) -> Colour:
         """A paint for a kind of thing, a little off; buildings, and the twins among the others, share those of the scene."""
         twin = kind == "building" or self.rng.random() < TWINS.get(kind, 0.0)
-        return shifted(_pick(self.rng, self.houses if twin else PAINTS[kind]), self.rng.normal(0, spread))
+        return shifted(
+            _pick(self.rng, self.houses if twin else PAINTS[kind]), self.rng.normal(0, spread)
+        )
 
     def green(self, *, grass: bool = False) -> Colour:
         """A colour of leaves or of grass."""
@@ -85,7 +96,9 @@ class Stage:
     def hazed(self, colour: Colour, z: float, *, light: float = 1.0) -> Colour:
         """The colour lit by ``light`` and seen through z metres of air."""
         share = 1 - float(np.exp(-max(z, 0.0) / self.visibility))
-        red, green, blue = (c * light * (1 - share) + h * share for c, h in zip(colour, self.haze, strict=True))
+        red, green, blue = (
+            c * light * (1 - share) + h * share for c, h in zip(colour, self.haze, strict=True)
+        )
         return red, green, blue
 
     def face(
@@ -107,7 +120,12 @@ class Stage:
         lit = None if colour is None else self.hazed(colour, z, light=light)
         fade = float(np.exp(-z / self.visibility))
         self.canvas.polygon(
-            self.camera.project(clipped), ident, lit, noise=noise, strength=strength * fade, gradient=gradient * fade
+            self.camera.project(clipped),
+            ident,
+            lit,
+            noise=noise,
+            strength=strength * fade,
+            gradient=gradient * fade,
         )
 
     def shadow(self, points: Points, factor: float) -> None:
@@ -117,7 +135,13 @@ class Stage:
             self.canvas.shade(self.camera.project(clipped), factor)
 
     def sheet(
-        self, origin: Points, u: Points, v: Points, ident: int | None, texture: NDArray[np.uint8], texels: float
+        self,
+        origin: Points,
+        u: Points,
+        v: Points,
+        ident: int | None,
+        texture: NDArray[np.uint8],
+        texels: float,
     ) -> None:
         """Fill the parallelogram spanned by u and v (metres) at ``origin`` with a texture whose row 0 lies at v = 0."""
         corners = np.stack([origin, origin + u, origin + u + v, origin + v])
@@ -130,7 +154,10 @@ class Stage:
             texture = np.clip(texture.astype(np.float32) * share + haze, 0, 255).astype(np.uint8)
         unit_u, unit_v = u / np.linalg.norm(u), v / np.linalg.norm(v)
         self.canvas.texture(
-            self.camera.project(clipped), ident, texture, self.camera.homography(origin, unit_u, unit_v, texels)
+            self.camera.project(clipped),
+            ident,
+            texture,
+            self.camera.homography(origin, unit_u, unit_v, texels),
         )
 
     def texels(self, points: Points) -> float:

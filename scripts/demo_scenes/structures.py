@@ -44,13 +44,29 @@ class Line:
         return abs(self.outward[1]) > abs(self.outward[0])
 
 
-def _panel(stage: Stage, line: Line, ident: int, texture: np.ndarray, texels: float, *, low: float, high: float) -> None:
+def _panel(
+    stage: Stage,
+    line: Line,
+    ident: int,
+    texture: np.ndarray,
+    texels: float,
+    *,
+    low: float,
+    high: float,
+) -> None:
     top, end, foot = line.at(0, up=high), line.at(line.length, up=high), line.at(0, up=low)
     stage.sheet(top, end - top, foot - top, ident, texture, texels)
 
 
 def _corners(line: Line, high: float, low: float = 0.0) -> Points:
-    return np.stack([line.at(0, up=low), line.at(line.length, up=low), line.at(line.length, up=high), line.at(0, up=high)])
+    return np.stack(
+        [
+            line.at(0, up=low),
+            line.at(line.length, up=low),
+            line.at(line.length, up=high),
+            line.at(0, up=high),
+        ]
+    )
 
 
 def _lit(stage: Stage, line: Line, texture: np.ndarray) -> np.ndarray:
@@ -63,23 +79,40 @@ def draw_building(stage: Stage, line: Line, *, height: float, depth: float = 9.0
     rng, style = stage.rng, stage.windows
     colour = stage.paint("building")
     blind = rng.random() < 0.2
-    near = Line(line.start, tuple(line.at(0, out=depth)[[0, 2]]), (-line.outward[1], -line.outward[0]))
+    near = Line(
+        line.start, tuple(line.at(0, out=depth)[[0, 2]]), (-line.outward[1], -line.outward[0])
+    )
     parts = [line] if line.frontal else [near, line]
     if rng.random() < 0.55:
         _draw_roof(stage, line, height, depth)
     for part in parts:
         texels = stage.texels(_corners(part, height))
-        texture, texels = surfaces.plain(part.length, height, texels, colour, style.grain, stage.texture_rng)
+        texture, texels = surfaces.plain(
+            part.length, height, texels, colour, style.grain, stage.texture_rng
+        )
         storey = float(rng.uniform(2.0, 2.9)) + style.height * 0.3
         if blind or (part is near and rng.random() < 0.5):
-            surfaces.joints(texture, texels, colour, every=float(rng.uniform(1.2, 2.6)), rows=bool(rng.random() < 0.4))
+            surfaces.joints(
+                texture,
+                texels,
+                colour,
+                every=float(rng.uniform(1.2, 2.6)),
+                rows=bool(rng.random() < 0.4),
+            )
         else:
             rows = max(1, int((height - 1.2) / storey))
             surfaces.windows(texture, texels, style, colour, rng, top=0.7, pitch=storey, rows=rows)
         if part is line and rng.random() < 0.6:
             surfaces.stripe(texture, texels, scaled(colour, 0.74), top=height - 0.5, height=0.5)
             left = float(rng.uniform(0.1, 0.8)) * part.length
-            surfaces.door(texture, texels, scaled(stage.paint("building"), 0.55), left=left, width=1.3, height=2.2)
+            surfaces.door(
+                texture,
+                texels,
+                scaled(stage.paint("building"), 0.55),
+                left=left,
+                width=1.3,
+                height=2.2,
+            )
         surfaces.stripe(texture, texels, scaled(colour, 1.14), top=0.0, height=0.28)
         _panel(stage, part, ids.BUILDING, _lit(stage, part, texture), texels, low=0.0, high=height)
 
@@ -89,13 +122,21 @@ def _draw_roof(stage: Stage, line: Line, height: float, depth: float) -> None:
     ridge_out, eaves = depth / 2, -0.3
     quad = np.stack(
         [
-            line.at(0, out=eaves, up=height), line.at(line.length, out=eaves, up=height),
-            line.at(line.length, out=ridge_out, up=height + rise), line.at(0, out=ridge_out, up=height + rise),
+            line.at(0, out=eaves, up=height),
+            line.at(line.length, out=eaves, up=height),
+            line.at(line.length, out=ridge_out, up=height + rise),
+            line.at(0, out=ridge_out, up=height + rise),
         ]
-    )  # fmt: skip
+    )
     stage.face(quad, ids.BUILDING, colour, strength=4.0)
     if not line.frontal:
-        gable = np.stack([line.at(0, up=height), line.at(0, out=ridge_out, up=height + rise), line.at(0, out=depth, up=height)])
+        gable = np.stack(
+            [
+                line.at(0, up=height),
+                line.at(0, out=ridge_out, up=height + rise),
+                line.at(0, out=depth, up=height),
+            ]
+        )
         stage.face(gable, ids.BUILDING, scaled(colour, 0.8), strength=3.0)
 
 
@@ -103,12 +144,23 @@ def draw_wall(stage: Stage, line: Line, *, height: float) -> None:
     """A free-standing wall: the plaster and the joints of a blind facade, but not its height."""
     colour = stage.paint("wall")
     texture, texels = surfaces.plain(
-        line.length, height, stage.texels(_corners(line, height)), colour, stage.windows.grain, stage.texture_rng
+        line.length,
+        height,
+        stage.texels(_corners(line, height)),
+        colour,
+        stage.windows.grain,
+        stage.texture_rng,
     )
     if stage.rng.random() < 0.65:
         surfaces.courses(texture, texels, colour, every=float(stage.rng.uniform(0.4, 0.6)))
     else:
-        surfaces.joints(texture, texels, colour, every=float(stage.rng.uniform(1.2, 2.8)), rows=bool(stage.rng.random() < 0.4))
+        surfaces.joints(
+            texture,
+            texels,
+            colour,
+            every=float(stage.rng.uniform(1.2, 2.8)),
+            rows=bool(stage.rng.random() < 0.4),
+        )
     surfaces.stripe(texture, texels, scaled(colour, 1.16), top=0.0, height=0.16)
     _panel(stage, line, ids.WALL, _lit(stage, line, texture), texels, low=0.0, high=height)
 
@@ -128,14 +180,18 @@ def draw_fence(stage: Stage, line: Line, *, height: float) -> None:
         stage.face(band, ids.FENCE, colour)
 
 
-def _bar(stage: Stage, foot: Points, head: Points, colour: tuple[float, float, float], width: float) -> None:
+def _bar(
+    stage: Stage, foot: Points, head: Points, colour: tuple[float, float, float], width: float
+) -> None:
     z = float(foot[2])
     if z <= stage.camera.near or z > 70:
         return
     ends = stage.camera.project(np.stack([foot, head]))
     if ends[:, 0].max() < -20 or ends[:, 0].min() > stage.canvas.width + 20:
         return
-    stage.canvas.line(ends, ids.FENCE, stage.hazed(colour, z), thickness=max(1.0, width * stage.camera.scale(z)))
+    stage.canvas.line(
+        ends, ids.FENCE, stage.hazed(colour, z), thickness=max(1.0, width * stage.camera.scale(z))
+    )
 
 
 def draw_hedge(stage: Stage, line: Line, *, height: float) -> None:
@@ -146,7 +202,13 @@ def draw_hedge(stage: Stage, line: Line, *, height: float) -> None:
     for spot in sorted(spots, key=lambda point: -point[2]):
         if spot[2] > stage.camera.near + 0.5:
             width = step * float(stage.rng.uniform(1.3, 2.0))
-            figures.draw_bush(stage, x=float(spot[0]), z=float(spot[2]), width=width, height=height * float(stage.rng.uniform(0.8, 1.2)))
+            figures.draw_bush(
+                stage,
+                x=float(spot[0]),
+                z=float(spot[2]),
+                width=width,
+                height=height * float(stage.rng.uniform(0.8, 1.2)),
+            )
 
 
 def draw_trees(stage: Stage, line: Line, *, out: float, every: float) -> None:
@@ -164,9 +226,15 @@ def draw_segment(stage: Stage, line: Line, kind: str) -> None:
         draw_building(stage, line, height=float(rng.uniform(5.5, 16.0)))
         return
     if rng.random() < 0.6:
-        draw_trees(stage, line, out=float(rng.uniform(2.0, 6.0)), every=float(rng.uniform(4.0, 8.0)))
+        draw_trees(
+            stage, line, out=float(rng.uniform(2.0, 6.0)), every=float(rng.uniform(4.0, 8.0))
+        )
     elif rng.random() < 0.5:
-        behind = Line(tuple(line.at(0, out=8.0)[[0, 2]]), tuple(line.at(line.length, out=8.0)[[0, 2]]), line.outward)
+        behind = Line(
+            tuple(line.at(0, out=8.0)[[0, 2]]),
+            tuple(line.at(line.length, out=8.0)[[0, 2]]),
+            line.outward,
+        )
         draw_building(stage, behind, height=float(rng.uniform(5.0, 9.0)))
     if kind == "wall":
         draw_wall(stage, line, height=float(rng.uniform(1.9, 3.4)))

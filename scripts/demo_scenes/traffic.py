@@ -86,8 +86,12 @@ def fill_street(stage: Stage, street: Street, wanted: frozenset[str]) -> None:
     for kind in ("train", "bus", "truck"):
         if kind in wanted:
             side = int(rng.choice([-1, 1]))
-            near = LENGTHS[kind] / 2 + (rng.uniform(2.0, 16.0) if kind != "train" else rng.uniform(0.0, 14.0))
-            _along(crowd, street, kind, side, float(near)) or _along(crowd, street, kind, -side, float(near))
+            near = LENGTHS[kind] / 2 + (
+                rng.uniform(2.0, 16.0) if kind != "train" else rng.uniform(0.0, 14.0)
+            )
+            _along(crowd, street, kind, side, float(near)) or _along(
+                crowd, street, kind, -side, float(near)
+            )
     if "hero" in wanted:
         _crossing_hero(crowd, street, str(rng.choice(["bus", "truck", "train"])))
     for _ in range(int(rng.integers(2, 5))):
@@ -96,7 +100,9 @@ def fill_street(stage: Stage, street: Street, wanted: frozenset[str]) -> None:
         if rng.random() < 0.6:
             edge = street.left + 1.0 if side < 0 else street.right - 1.0
             for z in np.arange(rng.uniform(5, 12), 45, rng.uniform(5.6, 8.0)):
-                crowd.vehicle("car", Pose(edge, float(z), float(rng.choice([0, np.pi]))), f"parked{side}")
+                crowd.vehicle(
+                    "car", Pose(edge, float(z), float(rng.choice([0, np.pi]))), f"parked{side}"
+                )
     _furnish(crowd, street, wanted)
     _people(crowd, street, wanted)
     crowd.paint()
@@ -110,7 +116,9 @@ def _along(crowd: Crowd, street: Street, kind: str, side: int, z: float) -> bool
 def _crossing_hero(crowd: Crowd, street: Street, kind: str) -> None:
     rng = crowd.stage.rng
     z = float(rng.uniform(6.5, 10.5))
-    x = float(rng.choice([-1, 1]) * (rng.uniform(9.0, 15.0) if kind == "train" else rng.uniform(2.5, 6.0)))
+    x = float(
+        rng.choice([-1, 1]) * (rng.uniform(9.0, 15.0) if kind == "train" else rng.uniform(2.5, 6.0))
+    )
     pose = Pose(x, z, float(np.pi / 2 * rng.choice([-1, 1])))
     if crowd.claim("lane-1", z - 2, z + 2) and crowd.claim("lane1", z - 2, z + 2):
         crowd.add(z - 1.2, partial(DRAW_VEHICLE[kind], crowd.stage, pose))
@@ -120,7 +128,10 @@ def _furnish(crowd: Crowd, street: Street, wanted: frozenset[str]) -> None:
     stage, rng = crowd.stage, crowd.stage.rng
     side = int(rng.choice([-1, 1]))
     for z in np.arange(rng.uniform(5, 12), street.depth, rng.uniform(9, 16)):
-        crowd.add(float(z), partial(figures.draw_lamp_post, stage, x=street.pavement(side, 0.12), z=float(z)))
+        crowd.add(
+            float(z),
+            partial(figures.draw_lamp_post, stage, x=street.pavement(side, 0.12), z=float(z)),
+        )
     for name, draw, count in (
         ("light", figures.draw_traffic_light, (2, 5)),
         ("sign", figures.draw_sign, (2, 6)),
@@ -143,8 +154,20 @@ def _people(crowd: Crowd, street: Street, wanted: frozenset[str]) -> None:
     if "person" in wanted:
         for _ in range(int(rng.integers(4, 11))):
             z = float(rng.uniform(4.0, 16.0) if rng.random() < 0.5 else rng.uniform(12.0, 50.0))
-            share = float(rng.uniform(0.15, 0.85)) if rng.random() < 0.8 else float(rng.uniform(-0.9, 0.1))
-            crowd.add(z, partial(figures.draw_person, stage, x=street.pavement(int(rng.choice([-1, 1])), share), z=z))
+            share = (
+                float(rng.uniform(0.15, 0.85))
+                if rng.random() < 0.8
+                else float(rng.uniform(-0.9, 0.1))
+            )
+            crowd.add(
+                z,
+                partial(
+                    figures.draw_person,
+                    stage,
+                    x=street.pavement(int(rng.choice([-1, 1])), share),
+                    z=z,
+                ),
+            )
     for name, draw in (("bicycle", figures.draw_bicycle), ("motorcycle", figures.draw_motorcycle)):
         if name not in wanted:
             continue
@@ -158,13 +181,20 @@ def _people(crowd: Crowd, street: Street, wanted: frozenset[str]) -> None:
 def fill_crossing(stage: Stage, row_z: float, wanted: frozenset[str]) -> None:
     """Put the wanted things onto a road that crosses the view and ends at a row of houses at ``row_z``."""
     rng, crowd = stage.rng, Crowd(stage)
-    lanes = {"near": KERB_NEAR + float(rng.uniform(1.7, 2.4)), "far": float(max(KERB_NEAR + 5.2, row_z - 7.0))}
+    lanes = {
+        "near": KERB_NEAR + float(rng.uniform(1.7, 2.4)),
+        "far": float(max(KERB_NEAR + 5.2, row_z - 7.0)),
+    }
     order = [kind for kind in ("train", "bus", "truck") if kind in wanted]
     for index, kind in enumerate(order):
         lane = ("near", "far")[(index + int(rng.integers(2))) % 2]
         reach = 0.55 * lanes[lane]
-        pose = Pose(float(rng.uniform(-reach, reach)), lanes[lane], float(np.pi / 2 * rng.choice([-1, 1])))
-        crowd.vehicle(kind, pose, lane) or crowd.vehicle(kind, Pose(pose.x, lanes["far"], pose.heading), "far")
+        pose = Pose(
+            float(rng.uniform(-reach, reach)), lanes[lane], float(np.pi / 2 * rng.choice([-1, 1]))
+        )
+        crowd.vehicle(kind, pose, lane) or crowd.vehicle(
+            kind, Pose(pose.x, lanes["far"], pose.heading), "far"
+        )
     for lane, z in lanes.items():
         for _ in range(int(rng.integers(1, 4))):
             x = float(rng.uniform(-0.7, 0.7) * z)
@@ -180,7 +210,11 @@ def fill_crossing(stage: Stage, row_z: float, wanted: frozenset[str]) -> None:
     ):
         if name in wanted:
             for _ in range(int(rng.integers(*count))):
-                z = float(verge + rng.uniform(0.0, 1.5)) if rng.random() < 0.75 else float(rng.uniform(5.2, KERB_NEAR - 0.3))
+                z = (
+                    float(verge + rng.uniform(0.0, 1.5))
+                    if rng.random() < 0.75
+                    else float(rng.uniform(5.2, KERB_NEAR - 0.3))
+                )
                 crowd.add(z, partial(draw, stage, x=float(rng.uniform(-0.65, 0.65) * z), z=z))
     for x in np.arange(rng.uniform(-width, -width + 8), width, rng.uniform(7, 12)):
         crowd.add(verge, partial(figures.draw_lamp_post, stage, x=float(x), z=verge))
@@ -188,8 +222,18 @@ def fill_crossing(stage: Stage, row_z: float, wanted: frozenset[str]) -> None:
         if name in wanted:
             for _ in range(int(rng.integers(2, 5))):
                 ridden = bool(rng.random() < 0.55)
-                z = float(rng.uniform(5.4, KERB_NEAR + 0.6) if ridden else verge + rng.uniform(0.2, 1.4))
-                crowd.add(z, partial(rider, stage, x=float(rng.uniform(-0.6, 0.6) * z), z=z, ridden=ridden))
+                z = float(
+                    rng.uniform(5.4, KERB_NEAR + 0.6) if ridden else verge + rng.uniform(0.2, 1.4)
+                )
+                crowd.add(
+                    z,
+                    partial(rider, stage, x=float(rng.uniform(-0.6, 0.6) * z), z=z, ridden=ridden),
+                )
     if "board" in wanted:
-        crowd.add(verge, partial(figures.draw_sign_board, stage, x=float(rng.uniform(-0.3, 0.3) * verge), z=verge))
+        crowd.add(
+            verge,
+            partial(
+                figures.draw_sign_board, stage, x=float(rng.uniform(-0.3, 0.3) * verge), z=verge
+            ),
+        )
     crowd.paint()

@@ -35,13 +35,17 @@ def golden(data_folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("tile", [128, 256, 512, 1024])
-def test_centroids_are_the_releases(golden: tuple[dict[str, Any], dict[str, np.ndarray]], tile: int) -> None:
+def test_centroids_are_the_releases(
+    golden: tuple[dict[str, Any], dict[str, np.ndarray]], tile: int
+) -> None:
     """Map by map and tile by tile, in the release's order, [x, y] truncated; whole tiles only; at 1024 none at all."""
     expected, maps = golden
     found: dict[str, list[Any]] = {}
     for name, label in maps.items():
         for place in class_places(label, tile=(tile, tile), point="centroid", num_classes=19):
-            found.setdefault(str(place["class"]), []).append([name, [int(place["x"]), int(place["y"])], int(place["class"])])
+            found.setdefault(str(place["class"]), []).append(
+                [name, [int(place["x"]), int(place["y"])], int(place["class"])]
+            )
     reference = expected["tiles"][str(tile)]
     assert {key: len(value) for key, value in found.items()} == reference["counts_per_class"]
     if "centroids" in reference:
@@ -49,7 +53,9 @@ def test_centroids_are_the_releases(golden: tuple[dict[str, Any], dict[str, np.n
         assert sum(map(len, found.values())) > 100
 
 
-def by_loop(label: np.ndarray, tile: tuple[int, int], num_classes: int) -> list[tuple[int, set[tuple[int, ...]]]]:
+def by_loop(
+    label: np.ndarray, tile: tuple[int, int], num_classes: int
+) -> list[tuple[int, set[tuple[int, ...]]]]:
     """Per tile and class in order: the class and the pixels of it that lie nearest to its centre of mass, written as plainly as possible."""
     found = []
     for top in range(0, label.shape[0], tile[0]):
@@ -60,15 +66,31 @@ def by_loop(label: np.ndarray, tile: tuple[int, int], num_classes: int) -> list[
                 if len(pixels):
                     distance = ((pixels - pixels.mean(0)) ** 2).sum(1)
                     nearest = distance.min()
-                    found.append((class_id, {tuple(pixel) for pixel in (pixels[distance <= nearest + 1e-6] + (top, left)).tolist()}))
+                    found.append(
+                        (
+                            class_id,
+                            {
+                                tuple(pixel)
+                                for pixel in (
+                                    pixels[distance <= nearest + 1e-6] + (top, left)
+                                ).tolist()
+                            },
+                        )
+                    )
     return found
 
 
 @given(
-    label=hnp.arrays(np.uint8, st.tuples(st.integers(1, 25), st.integers(1, 25)), elements=st.sampled_from([0, 1, 2, 3, 255])),
+    label=hnp.arrays(
+        np.uint8,
+        st.tuples(st.integers(1, 25), st.integers(1, 25)),
+        elements=st.sampled_from([0, 1, 2, 3, 255]),
+    ),
     tile=st.tuples(st.integers(1, 30), st.integers(1, 30)),
 )
-def test_places_are_the_nearest_pixels_of_their_class(label: np.ndarray, tile: tuple[int, int]) -> None:
+def test_places_are_the_nearest_pixels_of_their_class(
+    label: np.ndarray, tile: tuple[int, int]
+) -> None:
     """Any label, any tile, partial tiles and images smaller than a tile included, against a plain loop."""
     places = class_places(label, tile=tile, point="pixel", num_classes=4)
     expected = by_loop(label, tile, 4)
@@ -82,8 +104,15 @@ def test_a_ring_gets_a_pixel_of_its_own() -> None:
     """The centre of mass of a ring lies outside it; the release's centroid is there, ours is on the ring."""
     y, x = np.mgrid[:41, :41]
     label = ((np.hypot(y - 20, x - 20) > 12) & (np.hypot(y - 20, x - 20) < 16)).astype(np.uint8)
-    ring, centroid = (class_places(label, tile=(41, 41), point=point, num_classes=2)[1] for point in ("pixel", "centroid"))
-    assert label[ring["y"], ring["x"]] == 1 and label[centroid["y"], centroid["x"]] == 0 and (centroid["y"], centroid["x"]) == (20, 20)
+    ring, centroid = (
+        class_places(label, tile=(41, 41), point=point, num_classes=2)[1]
+        for point in ("pixel", "centroid")
+    )
+    assert (
+        label[ring["y"], ring["x"]] == 1
+        and label[centroid["y"], centroid["x"]] == 0
+        and (centroid["y"], centroid["x"]) == (20, 20)
+    )
 
 
 def test_a_frame_of_1080_by_1920_is_covered_fully(make_files: MakeFiles) -> None:
@@ -92,7 +121,10 @@ def test_a_frame_of_1080_by_1920_is_covered_fully(make_files: MakeFiles) -> None
     label[1070:, :500], label[30:40, 1900:], label[1075:, 1915:] = 1, 2, 3
     index = build_class_index(make_files([label]), tile=1024)
     assert index.counts().tolist() == [4, 1, 1, 1]
-    assert [(int(p["y"]) >= 1070, int(p["x"]) >= 1900) for p in (index.pool(1)[0], index.pool(2)[0], index.pool(3)[0])] == [
+    assert [
+        (int(p["y"]) >= 1070, int(p["x"]) >= 1900)
+        for p in (index.pool(1)[0], index.pool(2)[0], index.pool(3)[0])
+    ] == [
         (True, False),
         (False, True),
         (True, True),
@@ -101,13 +133,24 @@ def test_a_frame_of_1080_by_1920_is_covered_fully(make_files: MakeFiles) -> None
 
 def test_index_of_files(make_files: MakeFiles) -> None:
     """Sorted by class then image; absent classes are empty pools, not errors; the second run reads the same from the cache."""
-    labels = [np.full((20, 30), 2, dtype=np.uint8), np.zeros((20, 30), dtype=np.uint8), np.full((8, 8), 255, dtype=np.uint8)]
+    labels = [
+        np.full((20, 30), 2, dtype=np.uint8),
+        np.zeros((20, 30), dtype=np.uint8),
+        np.full((8, 8), 255, dtype=np.uint8),
+    ]
     labels[0][3:5, 4:6] = 0
     files = make_files(labels)
     for _ in range(2):
         index = build_class_index(files, tile=(16, 16))
-        assert index.num_classes == 4 and index.counts().tolist() == [1 + 4, 0, 4, 0] and len(index.pool(3)) == 0
-        assert index.pool(0)["image"].tolist() == [0, 1, 1, 1, 1] and (index.pool(2)["image"] == 0).all()
+        assert (
+            index.num_classes == 4
+            and index.counts().tolist() == [1 + 4, 0, 4, 0]
+            and len(index.pool(3)) == 0
+        )
+        assert (
+            index.pool(0)["image"].tolist() == [0, 1, 1, 1, 1]
+            and (index.pool(2)["image"] == 0).all()
+        )
     assert len(list((files.root / ".hmsa").glob("class_index-*.npz"))) == 1
 
 
@@ -115,7 +158,9 @@ def test_several_processes_give_the_index_of_one(make_files: MakeFiles, tmp_path
     """Order included."""
     rng = np.random.default_rng(0)
     files = make_files([rng.integers(0, 4, (12, 12), dtype=np.uint8) for _ in range(40)])
-    one, two = (build_class_index(files, tile=8, cache_dir=tmp_path / str(n), workers=n) for n in (1, 2))
+    one, two = (
+        build_class_index(files, tile=8, cache_dir=tmp_path / str(n), workers=n) for n in (1, 2)
+    )
     assert np.array_equal(one.places, two.places) and np.array_equal(one.bounds, two.bounds)
 
 
@@ -143,16 +188,26 @@ class Counted:
         monkeypatch.setattr(room, "_join", join)
 
 
-def test_cache_is_rebuilt_when_anything_that_matters_changes(make_files: MakeFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_is_rebuilt_when_anything_that_matters_changes(
+    make_files: MakeFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tile, point, a label's content, the list of files, the reading of ids: each its own index. The same again, or moved elsewhere: not built."""
-    files, built = make_files([np.zeros((16, 16), dtype=np.uint8) for _ in range(3)]), Counted(monkeypatch)
+    files, built = (
+        make_files([np.zeros((16, 16), dtype=np.uint8) for _ in range(3)]),
+        Counted(monkeypatch),
+    )
 
     def build(changed: Files = files, **options: Any) -> int:
         build_class_index(changed, **{"tile": 8, "cache_dir": tmp_path / "cache", **options})
         return built.times
 
     assert build() == 1 and build() == 1
-    assert build(tile=16) == 2 and build(tile=(8, 16)) == 3 and build(point="centroid") == 4 and build(files.subset([0, 1])) == 5
+    assert (
+        build(tile=16) == 2
+        and build(tile=(8, 16)) == 3
+        and build(point="centroid") == 4
+        and build(files.subset([0, 1])) == 5
+    )
     assert build(replace(files, spec=replace(files.spec, classes=files.spec.classes[::-1]))) == 6
     assert build(replace(files, policy=LabelPolicy(classes={"class 0": "drop"}))) == 7
     path = files.label_path(1)
@@ -175,8 +230,12 @@ def test_a_damaged_index_is_built_again(make_files: MakeFiles, tmp_path: Path) -
     whole = path.read_bytes()
     for damage in (b"", whole[: len(whole) // 2], b"x" * 100, whole[:-30] + b"\0" * 30):
         path.write_bytes(damage)
-        assert np.array_equal(build_class_index(files, tile=8, cache_dir=tmp_path).places, expected.places)
-        assert path.read_bytes() == whole or np.array_equal(np.load(path)["places"], expected.places)
+        assert np.array_equal(
+            build_class_index(files, tile=8, cache_dir=tmp_path).places, expected.places
+        )
+        assert path.read_bytes() == whole or np.array_equal(
+            np.load(path)["places"], expected.places
+        )
 
 
 def _start_together(files: Files, folder: Path, log: Path, rank: int) -> None:
@@ -194,9 +253,15 @@ def _start_together(files: Files, folder: Path, log: Path, rank: int) -> None:
 
 def test_ranks_that_start_together_build_once(make_files: MakeFiles, tmp_path: Path) -> None:
     """By a file lock alone."""
-    files, log = make_files([np.zeros((16, 16), dtype=np.uint8) for _ in range(3)]), tmp_path / "log"
+    files, log = (
+        make_files([np.zeros((16, 16), dtype=np.uint8) for _ in range(3)]),
+        tmp_path / "log",
+    )
     context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=_start_together, args=(files, tmp_path / "cache", log, rank)) for rank in range(4)]
+    ranks = [
+        context.Process(target=_start_together, args=(files, tmp_path / "cache", log, rank))
+        for rank in range(4)
+    ]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -213,7 +278,9 @@ def test_confidence_threshold_is_honoured(make_files: MakeFiles, tmp_path: Path)
     confidence = np.full((16, 16), 250, dtype=np.uint8)
     confidence[:, 8:15] = 100
     Image.fromarray(confidence).save(files.root / "000.confidence.png")
-    files = replace(files, confidence=pack(["000.confidence.png"]), policy=LabelPolicy(confidence_threshold=0.9))
+    files = replace(
+        files, confidence=pack(["000.confidence.png"]), policy=LabelPolicy(confidence_threshold=0.9)
+    )
     index = build_class_index(files, tile=16, cache_dir=tmp_path)
     assert index.counts().tolist() == [1, 1, 0, 0] and index.pool(1)["x"].tolist() == [15]
 
@@ -221,9 +288,13 @@ def test_confidence_threshold_is_honoured(make_files: MakeFiles, tmp_path: Path)
 def test_user_mistakes(make_files: MakeFiles, tmp_path: Path) -> None:
     """A sentence each."""
     files = make_files([np.zeros((8, 8), dtype=np.uint8)])
-    with pytest.raises(DataError, match=r"data\.class_uniform\.tile must be at least 1 pixel, not 0"):
+    with pytest.raises(
+        DataError, match=r"data\.class_uniform\.tile must be at least 1 pixel, not 0"
+    ):
         build_class_index(files, tile=0)
-    with pytest.raises(DataError, match=r"data\.class_uniform\.point must be pixel or centroid, not 'middle'"):
+    with pytest.raises(
+        DataError, match=r"data\.class_uniform\.point must be pixel or centroid, not 'middle'"
+    ):
         build_class_index(files, point="middle")
     with pytest.raises(DataError, match="has no labels"):
         build_class_index(replace(files, labels=None))
@@ -235,22 +306,37 @@ def test_user_mistakes(make_files: MakeFiles, tmp_path: Path) -> None:
 def test_quotas_are_the_releases(golden: tuple[dict[str, Any], dict[str, np.ndarray]]) -> None:
     """Per class and random counts of the authors' epochs; where they lose the absent class's share, ours goes to the present ones."""
     expected, maps = golden
-    places = [class_places(label, tile=(256, 256), point="centroid", num_classes=19) for label in maps.values()]
+    places = [
+        class_places(label, tile=(256, 256), point="centroid", num_classes=19)
+        for label in maps.values()
+    ]
     stacked = np.concatenate(places)
     order = np.argsort(stacked["class"], kind="stable")
-    index = room.ClassIndex(places=stacked[order], bounds=np.searchsorted(stacked["class"][order], np.arange(20)))
+    index = room.ClassIndex(
+        places=stacked[order], bounds=np.searchsorted(stacked["class"][order], np.arange(20))
+    )
     for name, reference in expected["build_epoch"].items():
-        fraction, images = (float(part) for part in name.replace("pct", "").replace("nimg", "").split("_"))
+        fraction, images = (
+            float(part) for part in name.replace("pct", "").replace("nimg", "").split("_")
+        )
         entries = EpochPlan(int(images), index, fraction, seed=1).entries(0)
         assert len(entries) == images
         random = entries[entries["class"] < 0]
-        assert len(random) == reference["n_random_entries"] and len(np.unique(random["image"])) == reference["n_random_distinct"]
+        assert (
+            len(random) == reference["n_random_entries"]
+            and len(np.unique(random["image"])) == reference["n_random_distinct"]
+        )
         counts = np.bincount(entries["class"][entries["class"] >= 0], minlength=19)
         share = reference["per_class"].get("0", 0)
-        present = np.array([str(c) in reference["per_class"] for c in range(19)]) if share else counts > 0
+        present = (
+            np.array([str(c) in reference["per_class"] for c in range(19)]) if share else counts > 0
+        )
         assert counts.sum() == 19 * share and (counts[~present] == 0).all()
         assert all(share <= counts[c] <= share + 1 + share // 18 for c in np.flatnonzero(present))
         for class_id, repetition in (reference["repetition"] or {}).items():
             mine = entries[entries["class"] == int(class_id)]
             visits = np.unique(mine[["image", "y", "x"]], return_counts=True)[1]
-            assert visits.max() - visits.min() <= 1 and repetition["max_rep"] - repetition["min_rep"] <= 1
+            assert (
+                visits.max() - visits.min() <= 1
+                and repetition["max_rep"] - repetition["min_rep"] <= 1
+            )

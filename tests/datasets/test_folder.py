@@ -46,7 +46,11 @@ def test_label_settings_follow_what_decides_the_label(tmp_path: Path) -> None:
     plain = listed(tmp_path).label_settings()
     assert plain == listed(tmp_path).label_settings()
     assert plain != listed(tmp_path, mask_border=True).label_settings()
-    write_class_list(tmp_path / "other.yaml", ["b", "a", "c"], classes=[{"name": "b", "id": 1}, {"name": "a", "id": 0}, {"name": "c", "id": 2}])
+    write_class_list(
+        tmp_path / "other.yaml",
+        ["b", "a", "c"],
+        classes=[{"name": "b", "id": 1}, {"name": "a", "id": 0}, {"name": "c", "id": 2}],
+    )
     assert plain != listed(tmp_path, classes=tmp_path / "other.yaml").label_settings()
 
 
@@ -81,8 +85,13 @@ def test_links_that_lead_in_circles_end(tmp_path: Path) -> None:
         listed(tmp_path)
 
 
-@pytest.mark.parametrize(("where", "said"), [("labels", "image in .*images/train without label in .*labels/train: .*b.jpg"),
-                                             ("images", "label in .*labels/train without image in .*images/train: .*b.png")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("labels", "image in .*images/train without label in .*labels/train: .*b.jpg"),
+        ("images", "label in .*labels/train without image in .*images/train: .*b.png"),
+    ],
+)
 def test_image_without_label_and_label_without_image(tmp_path: Path, where: str, said: str) -> None:
     make_folder(tmp_path, {"train": ["a", "b"]})
     next((tmp_path / where / "train").glob("b.*")).unlink()
@@ -107,15 +116,24 @@ def test_two_images_of_one_name(tmp_path: Path) -> None:
 
 def test_missing_root_split_and_images_are_told_with_what_is_there(tmp_path: Path) -> None:
     make_folder(tmp_path, {"train": ["a"]})
-    with pytest.raises(DataError, match=r"data root .*/nowhere does not exist .*classes\.yaml, images/, labels/.*set data\.root"):
+    with pytest.raises(
+        DataError,
+        match=r"data root .*/nowhere does not exist .*classes\.yaml, images/, labels/.*set data\.root",
+    ):
         listed(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"data root .*classes\.yaml is not a folder"):
         listed(tmp_path / "classes.yaml")
-    with pytest.raises(DataError, match=r"image folder of split 'vall' .*images/vall does not exist .*images holds train/"):
+    with pytest.raises(
+        DataError,
+        match=r"image folder of split 'vall' .*images/vall does not exist .*images holds train/",
+    ):
         listed(tmp_path, "vall")
     (tmp_path / "images/empty").mkdir()
     touch(tmp_path / "images/empty/readme.md")
-    with pytest.raises(DataError, match=r"split 'empty' is empty: no image .* below .*images/empty, which holds readme\.md"):
+    with pytest.raises(
+        DataError,
+        match=r"split 'empty' is empty: no image .* below .*images/empty, which holds readme\.md",
+    ):
         listed(tmp_path, "empty")
 
 
@@ -124,7 +142,10 @@ def test_a_split_without_label_folder_has_no_labels(tmp_path: Path) -> None:
     save(tmp_path / "images/test/x.jpg", photo())
     files = listed(tmp_path, "test")
     assert files.labels is None and files.label_path(0) is None
-    with pytest.raises(DataError, match="split 'test' .* has no labels: it can be predicted, but neither trained on nor scored"):
+    with pytest.raises(
+        DataError,
+        match="split 'test' .* has no labels: it can be predicted, but neither trained on nor scored",
+    ):
         files.require_labels()
     with pytest.raises(DataError, match="has no labels"):
         files.read_label(0)
@@ -138,7 +159,10 @@ def test_images_only_needs_no_labels(tmp_path: Path) -> None:
 
 
 def test_glob_pairs_by_what_the_wildcards_match(tmp_path: Path) -> None:
-    write_class_list(tmp_path / "classes.yaml", layout={"images": "{split}/**/rgb_*.png", "labels": "masks/{split}/**/*_L.png"})
+    write_class_list(
+        tmp_path / "classes.yaml",
+        layout={"images": "{split}/**/rgb_*.png", "labels": "masks/{split}/**/*_L.png"},
+    )
     for name in ("x/1", "x/2", "y/1", "3"):
         folder, _, base = name.rpartition("/")
         save(tmp_path / "train" / folder / f"rgb_{base}.png", photo())
@@ -147,7 +171,9 @@ def test_glob_pairs_by_what_the_wildcards_match(tmp_path: Path) -> None:
     files = listed(tmp_path)
     assert [files.name(i) for i in range(4)] == ["3", "x/1", "x/2", "y/1"]
     assert files.label_path(1) == tmp_path / "masks/train/x/1_L.png"
-    with pytest.raises(DataError, match=r"split 'val' is empty: no file matches .*val/\*\*/rgb_\*\.png"):
+    with pytest.raises(
+        DataError, match=r"split 'val' is empty: no file matches .*val/\*\*/rgb_\*\.png"
+    ):
         listed(tmp_path, "val")
 
 
@@ -157,7 +183,9 @@ def test_globs_whose_wildcards_cannot_tell_files_apart(tmp_path: Path) -> None:
     layout = Layout(images="in/**/*_*.png", labels="in/**/*_*.png")
     assert listed(tmp_path, layout=layout).name(0) == "a/b/c"
     save(tmp_path / "in/a/b/_c.png", photo())
-    with pytest.raises(DataError, match=r"in/a/b/_c\.png and in/a/b_c\.png cannot be told apart .*'a/b/c'"):
+    with pytest.raises(
+        DataError, match=r"in/a/b/_c\.png and in/a/b_c\.png cannot be told apart .*'a/b/c'"
+    ):
         listed(tmp_path, layout=layout)
 
 
@@ -172,7 +200,9 @@ def test_globs_whose_wildcards_cannot_tell_files_apart(tmp_path: Path) -> None:
         ("a.c/*.png", "abc/x.png", None),
     ],
 )
-def test_globs_as_regular_expressions(pattern: str, path: str, groups: tuple[str, ...] | None) -> None:
+def test_globs_as_regular_expressions(
+    pattern: str, path: str, groups: tuple[str, ...] | None
+) -> None:
     match = glob_to_regex(pattern).fullmatch(path)
     assert (None if match is None else match.groups()) == groups
 
@@ -204,10 +234,22 @@ def test_list_file_with_images_only_spaces_and_absolute_paths(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("images/all/a.jpg labels/all/a.png more\n", "line 1: .* does not name 'image label' or 'image'"),
-        ("images/all/a.jpg labels/all/a.png\nimages/all/b.jpg\n", "line 2: .* as many files as the lines above"),
-        ("images/all/zz.jpg labels/all/a.png\n", r"1 of the files listed do not exist below .*: images/all/zz\.jpg"),
-        ("images/all/a.jpg labels/all/a.png\nimages/all/a.jpg labels/all/a.png\n", r"listed more than once: images/all/a\.jpg"),
+        (
+            "images/all/a.jpg labels/all/a.png more\n",
+            "line 1: .* does not name 'image label' or 'image'",
+        ),
+        (
+            "images/all/a.jpg labels/all/a.png\nimages/all/b.jpg\n",
+            "line 2: .* as many files as the lines above",
+        ),
+        (
+            "images/all/zz.jpg labels/all/a.png\n",
+            r"1 of the files listed do not exist below .*: images/all/zz\.jpg",
+        ),
+        (
+            "images/all/a.jpg labels/all/a.png\nimages/all/a.jpg labels/all/a.png\n",
+            r"listed more than once: images/all/a\.jpg",
+        ),
         ("# nothing\n", "list file names no image"),
     ],
 )
@@ -229,7 +271,10 @@ def test_list_file_mistakes(tmp_path: Path, text: str, said: str) -> None:
         ({"policy": {"a": "union"}}, "joins automatic labels with others"),
         ({"confidence_threshold": 0.5}, "joins automatic labels with others"),
         ({"labels": "auto", "confidence_threshold": 1.5}, "threshold 1.5 must lie between 0 and 1"),
-        ({"labels": "auto", "policy": {"a": "onion"}}, r"'onion' is none of auto, human, union, drop \(did you mean 'union'\?\)"),
+        (
+            {"labels": "auto", "policy": {"a": "onion"}},
+            r"'onion' is none of auto, human, union, drop \(did you mean 'union'\?\)",
+        ),
         ({"labels": "auto", "policy": {"d": "union"}}, "'d' is not a class of toy"),
     ],
 )
@@ -243,7 +288,13 @@ def test_image_files_from_folders_files_globs_and_lists(tmp_path: Path) -> None:
     for name in ("in/x/1.png", "in/2.jpg", "more/3.png", "more/4.jpg", "list/deep/5.png"):
         save(tmp_path / name, photo())
     (tmp_path / "list/names.txt").write_text("deep/5.png\n")
-    inputs = [tmp_path / "in", tmp_path / "more/3.png", f"{tmp_path}/more/*.jpg", tmp_path / "list/names.txt", str(tmp_path / "in/2.jpg")]
+    inputs = [
+        tmp_path / "in",
+        tmp_path / "more/3.png",
+        f"{tmp_path}/more/*.jpg",
+        tmp_path / "list/names.txt",
+        str(tmp_path / "in/2.jpg"),
+    ]
     files = image_files(inputs, spec=toy_spec())
     assert [files.name(i) for i in range(len(files))] == ["2", "x/1", "3", "4", "deep/5"]
     assert files.labels is None and files.image_path(1) == tmp_path / "in/x/1.png"
@@ -253,12 +304,16 @@ def test_image_files_from_folders_files_globs_and_lists(tmp_path: Path) -> None:
 def test_image_files_keep_every_image_apart(tmp_path: Path) -> None:
     for name in ("one/a.png", "one/a.jpg", "one/b.png", "two/b.png", "deep/two/b.png"):
         save(tmp_path / name, photo())
-    files = image_files([tmp_path / "one", tmp_path / "two", tmp_path / "deep/two"], spec=toy_spec())
+    files = image_files(
+        [tmp_path / "one", tmp_path / "two", tmp_path / "deep/two"], spec=toy_spec()
+    )
     names = [files.name(i) for i in range(len(files))]
     assert names == ["a.jpg", "a.png", "one/b.png", "two/b.png.1", "two/b.png.2"]
 
 
-def test_image_files_below_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_files_below_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(tmp_path / "in/1.png", photo())
     monkeypatch.chdir(tmp_path)
     files = image_files(["in"], spec=toy_spec())
@@ -266,8 +321,14 @@ def test_image_files_below_the_working_folder(tmp_path: Path, monkeypatch: pytes
     assert files.image_path(0) == tmp_path / "in/1.png"
 
 
-@pytest.mark.parametrize(("given", "said"), [("absent", "no such image, folder or list"), ("empty", "no image .* which holds nothing"),
-                                             ("*.png", "no file matches this pattern")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("absent", "no such image, folder or list"),
+        ("empty", "no image .* which holds nothing"),
+        ("*.png", "no file matches this pattern"),
+    ],
+)
 def test_image_files_that_are_not_there(tmp_path: Path, given: str, said: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=said):

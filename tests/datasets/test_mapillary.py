@@ -19,17 +19,28 @@ def listed(root: Path, split: str, **options: object) -> Files:
     return build_files(dataset="mapillary", root=root, split=split, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("version", "classes", "place"), [("1.2", 65, "labels"), ("2.0", 123, "v2.0/labels")])
+@pytest.mark.parametrize(
+    ("version", "classes", "place"), [("1.2", 65, "labels"), ("2.0", 123, "v2.0/labels")]
+)
 def test_packages(tmp_path: Path, version: str, classes: int, place: str) -> None:
     make_mapillary(tmp_path, version=version, splits=SPLITS)
     train = listed(tmp_path, "train")
-    assert (len(train), train.spec.num_classes, train.spec.name) == (3, classes, f"mapillary-v{version}")
+    assert (len(train), train.spec.num_classes, train.spec.name) == (
+        3,
+        classes,
+        f"mapillary-v{version}",
+    )
     assert train.name(2) == "img002"
     assert train.label_path(2) == tmp_path / "training" / place / "img002.png"
     image = train.read_image(2)
     assert image.shape == (32, 40, 3)
     own = train.read_label(2, image_size=image.shape[:2])
-    assert set(np.unique(own)) == {0, 1, classes - 1, 255}  # the last class counts, unlabeled is ignored
+    assert set(np.unique(own)) == {
+        0,
+        1,
+        classes - 1,
+        255,
+    }  # the last class counts, unlabeled is ignored
     assert train.spec.to_raw[255] == classes
     assert len(listed(tmp_path, "val")) == len(listed(tmp_path, "validation")) == 2
     assert len(listed(tmp_path, "trainval")) == 5
@@ -57,7 +68,9 @@ def test_labels_of_another_version_are_refused(tmp_path: Path) -> None:
 
 def test_names_categories_colours_and_instances(tmp_path: Path) -> None:
     config = mapillary_config("1.2", 66)
-    config["labels"][0].update(name="animal--ground-animal", readable="Ground Animal", color=[0, 192, 0])
+    config["labels"][0].update(
+        name="animal--ground-animal", readable="Ground Animal", color=[0, 192, 0]
+    )
     config["labels"][1].update(readable="Twice")
     config["labels"][2].update(readable="Twice")
     path = tmp_path / "config.json"
@@ -65,17 +78,35 @@ def test_names_categories_colours_and_instances(tmp_path: Path) -> None:
     spec, version = load_mapillary_spec(path)
     assert version == "1.2"
     first = spec.classes[0]
-    assert (first.name, first.category, first.color, first.has_instances, first.raw_ids) == ("Ground_Animal", "animal", (0, 192, 0), True, (0,))
+    assert (first.name, first.category, first.color, first.has_instances, first.raw_ids) == (
+        "Ground_Animal",
+        "animal",
+        (0, 192, 0),
+        True,
+        (0,),
+    )
     assert spec.names[1:4] == ("object--kind-1", "object--kind-2", "Kind_3")
 
 
-@pytest.mark.parametrize(("name", "count", "version"), [("config.json", 66, "1.2"), ("config.json", 124, "2.0"), ("config_v1.2.json", 66, "1.2")])
+@pytest.mark.parametrize(
+    ("name", "count", "version"),
+    [("config.json", 66, "1.2"), ("config.json", 124, "2.0"), ("config_v1.2.json", 66, "1.2")],
+)
 def test_version_without_a_key(tmp_path: Path, name: str, count: int, version: str) -> None:
     (tmp_path / name).write_text(json.dumps(mapillary_config(None, count)))
     assert load_mapillary_spec(tmp_path / name)[1] == version
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"labels": 3}', '{"labels": [{"name": "x"}]}', '{"labels": [{"name": "x", "color": [1, 2]}]}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"labels": 3}',
+        '{"labels": [{"name": "x"}]}',
+        '{"labels": [{"name": "x", "color": [1, 2]}]}',
+    ],
+)
 def test_foreign_json_is_refused(tmp_path: Path, text: str) -> None:
     make_mapillary(tmp_path, version="1.2", splits={"training": 1})
     (tmp_path / "config.json").write_text(text)
@@ -87,7 +118,9 @@ def test_mistakes_name_places(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no config_v2\.0\.json or .* in .*, which holds nothing"):
         listed(tmp_path, "train")
     make_mapillary(tmp_path, version="1.2", splits={"training": 2})
-    with pytest.raises(DataError, match=r"image folder of split 'val' .*validation/images does not exist"):
+    with pytest.raises(
+        DataError, match=r"image folder of split 'val' .*validation/images does not exist"
+    ):
         listed(tmp_path, "val")
     with pytest.raises(DataError, match="has no split 'foo'"):
         listed(tmp_path, "foo")

@@ -28,8 +28,12 @@ def test_values(image: torch.Tensor) -> None:
     assert torch.allclose(normalise(image, dtype=torch.float64), expected, rtol=0, atol=1e-14)
     assert torch.allclose(normalise(image).double(), expected, rtol=0, atol=1e-6)
     for dtype in (torch.bfloat16, torch.float16):
-        assert normalise(image, dtype=dtype).dtype == dtype and torch.equal(normalise(image, dtype=dtype), normalise(image).to(dtype))
-    assert normalise(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))[0, :, 0, 0].tolist() == pytest.approx([-2.1179, -2.0357, -1.8044], abs=1e-4)
+        assert normalise(image, dtype=dtype).dtype == dtype and torch.equal(
+            normalise(image, dtype=dtype), normalise(image).to(dtype)
+        )
+    assert normalise(torch.zeros(1, 3, 2, 2, dtype=torch.uint8))[
+        0, :, 0, 0
+    ].tolist() == pytest.approx([-2.1179, -2.0357, -1.8044], abs=1e-4)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
@@ -37,9 +41,18 @@ def test_layouts(image: torch.Tensor, channels_last: bool) -> None:
     """Channels first, last, or a view of either; the memory format asked for; the input untouched."""
     kept = image.clone()
     memory = torch.channels_last if channels_last else torch.contiguous_format
-    for given in (image, image.permute(0, 2, 3, 1), image.permute(0, 2, 3, 1).contiguous(), image.to(memory_format=torch.channels_last)):
+    for given in (
+        image,
+        image.permute(0, 2, 3, 1),
+        image.permute(0, 2, 3, 1).contiguous(),
+        image.to(memory_format=torch.channels_last),
+    ):
         made = normalise(given, channels_last=channels_last)
-        assert made.shape == image.shape and made.is_contiguous(memory_format=memory) and torch.allclose(made.double(), reference(image), atol=1e-6)
+        assert (
+            made.shape == image.shape
+            and made.is_contiguous(memory_format=memory)
+            and torch.allclose(made.double(), reference(image), atol=1e-6)
+        )
     assert torch.equal(image, kept)
 
 
@@ -54,7 +67,10 @@ def test_first_use_in_inference_mode_does_not_harm_training() -> None:
     layer = torch.nn.Conv2d(3, 2, 1)
     layer(normalise(image)).sum().backward()
     assert layer.weight.grad is not None and layer.weight.grad.abs().sum() > 0
-    assert not any(constant.is_inference() for constant in normalisation._constants(torch.device("cpu"), torch.float32))
+    assert not any(
+        constant.is_inference()
+        for constant in normalisation._constants(torch.device("cpu"), torch.float32)
+    )
 
 
 def test_floats_are_refused() -> None:

@@ -45,7 +45,9 @@ def test_lossless_photos_come_out_as_rgb(tmp_path: Path, suffix: str) -> None:
 def test_jpeg_photo_equals_pillows_decoding_nearly(tmp_path: Path) -> None:
     smooth = np.linspace(0, 255, 24 * 32 * 3).reshape(24, 32, 3).astype(np.uint8)
     path = save(tmp_path / "a.jpg", smooth, quality=95)
-    assert np.abs(read_image(path).astype(int) - np.asarray(Image.open(path)).astype(int)).max() <= 3
+    assert (
+        np.abs(read_image(path).astype(int) - np.asarray(Image.open(path)).astype(int)).max() <= 3
+    )
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
@@ -56,7 +58,9 @@ def test_grey_alpha_and_palette_photos_become_rgb(tmp_path: Path, mode: str) -> 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_exif_orientation_is_obeyed_by_size_and_pixels(tmp_path: Path, form: str, orientation: int) -> None:
+def test_exif_orientation_is_obeyed_by_size_and_pixels(
+    tmp_path: Path, form: str, orientation: int
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = write(tmp_path / "a", encoded(photo(), form, exif=exif))
@@ -74,16 +78,24 @@ def test_size_is_read_from_the_header_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [0.3, 0.7, 0.999])
 def test_truncated_photo(tmp_path: Path, form: str, kept: float) -> None:
     data = encoded(photo((64, 64)), form)
-    refused(write(tmp_path / "a", data[: int(kept * len(data))]), "image is truncated", as_label=False)
+    refused(
+        write(tmp_path / "a", data[: int(kept * len(data))]), "image is truncated", as_label=False
+    )
 
 
 def test_truncated_progressive_jpeg_with_a_whole_thumbnail_inside(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x9286] = b"\xff\xd8" + b"thumbnail" + b"\xff\xd9"
     whole = encoded(photo((64, 64)), "JPEG", progressive=True, exif=exif)
-    assert read_image(write(tmp_path / "whole.jpg", whole + b"trailing bytes of some camera")).shape == (64, 64, 3)
+    assert read_image(
+        write(tmp_path / "whole.jpg", whole + b"trailing bytes of some camera")
+    ).shape == (64, 64, 3)
     for kept in (0.4, 0.6, 0.9):
-        refused(write(tmp_path / "cut.jpg", whole[: int(kept * len(whole))]), "image is truncated", as_label=False)
+        refused(
+            write(tmp_path / "cut.jpg", whole[: int(kept * len(whole))]),
+            "image is truncated",
+            as_label=False,
+        )
 
 
 def test_damaged_png_photo(tmp_path: Path) -> None:
@@ -96,15 +108,23 @@ def test_damaged_png_photo(tmp_path: Path) -> None:
 def test_missing_empty_and_foreign_files(tmp_path: Path, as_label: bool) -> None:
     refused(tmp_path / "absent.png", "does not exist", as_label=as_label)
     refused(write(tmp_path / "empty.png", b""), r"is empty \(0 bytes\)", as_label=as_label)
-    refused(write(tmp_path / "text.png", b"hello, this is no picture"), "is not an image", as_label=as_label)
+    refused(
+        write(tmp_path / "text.png", b"hello, this is no picture"),
+        "is not an image",
+        as_label=as_label,
+    )
     (tmp_path / "folder.png").mkdir()
     refused(tmp_path / "folder.png", "cannot be read", as_label=as_label)
 
 
 @pytest.mark.parametrize("as_label", [True, False])
-def test_a_header_of_60000_by_60000_is_refused_before_decoding(tmp_path: Path, as_label: bool) -> None:
+def test_a_header_of_60000_by_60000_is_refused_before_decoding(
+    tmp_path: Path, as_label: bool
+) -> None:
     path = write(tmp_path / "bomb.png", png_with_size(60_000, 60_000))
-    assert "data.max_pixels" in str(refused(path, "declares 60000 x 60000 pixels", as_label=as_label))
+    assert "data.max_pixels" in str(
+        refused(path, "declares 60000 x 60000 pixels", as_label=as_label)
+    )
     assert DEFAULT_MAX_PIXELS < 60_000**2
 
 
@@ -131,19 +151,35 @@ def test_label_maps_raw_ids_of_cityscapes(tmp_path: Path) -> None:
     result = read_label(save(tmp_path / "a.png", raw), spec=CITYSCAPES)
     assert np.array_equal(result, CITYSCAPES.to_train[raw])
     assert set(np.unique(result)) == {*range(19), 255}
-    assert read_label(save(tmp_path / "b.png", np.full((2, 2), 255, np.uint8)), spec=CITYSCAPES).tolist() == [[255, 255]] * 2  # -1 in 8 bits
+    assert (
+        read_label(
+            save(tmp_path / "b.png", np.full((2, 2), 255, np.uint8)), spec=CITYSCAPES
+        ).tolist()
+        == [[255, 255]] * 2
+    )  # -1 in 8 bits
     refused(save(tmp_path / "c.png", np.full((2, 2), 34, np.uint8)), "value 34", spec=CITYSCAPES)
 
 
 def test_label_of_train_ids(tmp_path: Path) -> None:
     values = np.array([[0, 18, 255]], dtype=np.uint8)
-    assert np.array_equal(read_label(save(tmp_path / "a.png", values), spec=CITYSCAPES, label_ids="train"), values)
-    refused(save(tmp_path / "b.png", values + np.uint8(8)), "raw ids where train ids were announced", spec=CITYSCAPES, label_ids="train")
+    assert np.array_equal(
+        read_label(save(tmp_path / "a.png", values), spec=CITYSCAPES, label_ids="train"), values
+    )
+    refused(
+        save(tmp_path / "b.png", values + np.uint8(8)),
+        "raw ids where train ids were announced",
+        spec=CITYSCAPES,
+        label_ids="train",
+    )
 
 
 def test_palette_label_keeps_its_indices(tmp_path: Path) -> None:
     values = label()
-    path = save(tmp_path / "a.png", values, palette=bytes(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8)))
+    path = save(
+        tmp_path / "a.png",
+        values,
+        palette=bytes(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8)),
+    )
     assert np.array_equal(read_label(path, spec=toy_spec()), values)
 
 
@@ -160,7 +196,9 @@ def test_labels_of_fewer_bits_keep_their_ids(tmp_path: Path, bits: int, palette:
             Image.fromarray(values * 255).convert("1").save(path)
         else:
             path.write_bytes(_grey_png(values, bits))
-            assert cv2.imread(str(path), cv2.IMREAD_UNCHANGED).max() == 255  # what a careless reader would take for an id
+            assert (
+                cv2.imread(str(path), cv2.IMREAD_UNCHANGED).max() == 255
+            )  # what a careless reader would take for an id
     assert np.array_equal(read_label(path, spec=toy_spec(2**bits)), values)
 
 
@@ -170,26 +208,41 @@ def _grey_png(values: np.ndarray, bits: int) -> bytes:
     import zlib
 
     per_byte = 8 // bits
-    weights = np.array([2 ** (bits * (per_byte - 1 - place)) for place in range(per_byte)], dtype=np.uint8)
+    weights = np.array(
+        [2 ** (bits * (per_byte - 1 - place)) for place in range(per_byte)], dtype=np.uint8
+    )
     packed = (values.reshape(values.shape[0], -1, per_byte) * weights).sum(axis=2).astype(np.uint8)
     rows = b"".join(b"\0" + row.tobytes() for row in packed)
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_other_lossless_label_formats(tmp_path: Path) -> None:
     for suffix in ("tif", "bmp"):
-        assert np.array_equal(read_label(save(tmp_path / f"a.{suffix}", label()), spec=toy_spec()), label())
+        assert np.array_equal(
+            read_label(save(tmp_path / f"a.{suffix}", label()), spec=toy_spec()), label()
+        )
 
 
 def test_label_of_another_size_names_both(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", label((24, 32)))
     assert read_label(path, spec=toy_spec(), image_size=(24, 32)).shape == (24, 32)
-    refused(path, r"label has 24 x 32 pixels \(height x width\) but its image 48 x 64", image_size=(48, 64))
+    refused(
+        path,
+        r"label has 24 x 32 pixels \(height x width\) but its image 48 x 64",
+        image_size=(48, 64),
+    )
     refused(path, "exchanged", image_size=(32, 24))
 
 
@@ -204,10 +257,15 @@ def test_truncated_or_damaged_label(tmp_path: Path, kept: float) -> None:
 
 def test_rgb_labels_and_their_likely_causes(tmp_path: Path) -> None:
     spec = toy_spec()
-    refused(save(tmp_path / "palette.png", spec.palette[label()]), "colours of the classes, not their ids")
+    refused(
+        save(tmp_path / "palette.png", spec.palette[label()]),
+        "colours of the classes, not their ids",
+    )
     refused(save(tmp_path / "equal.png", np.dstack([label()] * 3)), "all equal: save one of them")
     refused(save(tmp_path / "photo.png", photo((64, 64))), "images and labels swapped")
-    refused(save(tmp_path / "mask.png", np.dstack([label() * 50, label() * 20, label()])), "an RGB mask")
+    refused(
+        save(tmp_path / "mask.png", np.dstack([label() * 50, label() * 20, label()])), "an RGB mask"
+    )
     refused(save(tmp_path / "alpha.png", label(), mode="LA"), r"2 channels \(LA\)")
     refused(save(tmp_path / "photo.jpg", photo()), "JPEG of colours .are images and labels swapped")
     refused(save(tmp_path / "grey.jpg", label()), "lossy compression changes ids")
@@ -216,8 +274,13 @@ def test_rgb_labels_and_their_likely_causes(tmp_path: Path) -> None:
 
 
 def test_sixteen_bit_labels(tmp_path: Path) -> None:
-    refused(save(tmp_path / "instances.png", label().astype(np.uint16) + 24_000), r"largest value 24002.*labelIds")
-    refused(save(tmp_path / "wide.png", label().astype(np.uint16)), r"16 or more bits.*save it as 8-bit")
+    refused(
+        save(tmp_path / "instances.png", label().astype(np.uint16) + 24_000),
+        r"largest value 24002.*labelIds",
+    )
+    refused(
+        save(tmp_path / "wide.png", label().astype(np.uint16)), r"16 or more bits.*save it as 8-bit"
+    )
 
 
 @pytest.mark.parametrize(
@@ -227,12 +290,17 @@ def test_sixteen_bit_labels(tmp_path: Path) -> None:
         ((1, 2, 3), "ids counted from 1 to 3 instead of from 0"),
         ((0, 1, 2, 3), "one class more than the 3 that the class list names"),
         ((0, 7, 8, 11, 26), "raw ids of Cityscapes"),
-        (tuple(range(0, 254, 3)), "grey photograph, or a label that was resized with interpolation"),
+        (
+            tuple(range(0, 254, 3)),
+            "grey photograph, or a label that was resized with interpolation",
+        ),
         ((0, 1, 2, 255), "255 for ignore"),
         ((0, 90), "a label of another data set"),
     ],
 )
-def test_values_outside_the_classes_and_their_likely_causes(tmp_path: Path, values: tuple[int, ...], said: str) -> None:
+def test_values_outside_the_classes_and_their_likely_causes(
+    tmp_path: Path, values: tuple[int, ...], said: str
+) -> None:
     path = save(tmp_path / "a.png", label(values=values))
     error = refused(path, said, spec=toy_spec(3, raw_ignore=100, known_raw_ids=()))
     assert "ids 0-2; ignored: 100" in str(error)
@@ -252,10 +320,18 @@ def test_counts_name_every_pixel_of_a_faulty_value(tmp_path: Path) -> None:
 )
 @settings(max_examples=300)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about the damage done
-def test_whatever_is_damaged_ends_in_a_data_error_or_an_image(form: str, changes: list[tuple[float, int]], kept: float) -> None:
+def test_whatever_is_damaged_ends_in_a_data_error_or_an_image(
+    form: str, changes: list[tuple[float, int]], kept: float
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = bytearray(encoded(label((12, 16)), form, **({"exif": exif} if form in ("PNG", "JPEG", "TIFF", "WEBP") else {})))
+    data = bytearray(
+        encoded(
+            label((12, 16)),
+            form,
+            **({"exif": exif} if form in ("PNG", "JPEG", "TIFF", "WEBP") else {}),
+        )
+    )
     for place, value in changes:
         data[int(place * len(data))] = value
     with tempfile.TemporaryDirectory() as folder:
@@ -263,7 +339,12 @@ def test_whatever_is_damaged_ends_in_a_data_error_or_an_image(form: str, changes
         with contextlib.suppress(DataError):
             assert read_image(path, max_pixels=10_000).ndim == 3
         with contextlib.suppress(DataError):
-            assert set(np.unique(read_label(path, spec=toy_spec(), max_pixels=10_000))) <= {0, 1, 2, 255}
+            assert set(np.unique(read_label(path, spec=toy_spec(), max_pixels=10_000))) <= {
+                0,
+                1,
+                2,
+                255,
+            }
         with contextlib.suppress(DataError):
             assert len(image_size(path)) == 2
 
@@ -275,7 +356,12 @@ def test_data_error_travels_between_processes() -> None:
 
 @pytest.mark.parametrize(
     ("size", "long_edge", "expected"),
-    [((30, 40), 20, (15, 20)), ((40, 30), 80, (80, 60)), ((7, 1000), 10, (1, 10)), ((5, 5), 5, (5, 5))],
+    [
+        ((30, 40), 20, (15, 20)),
+        ((40, 30), 80, (80, 60)),
+        ((7, 1000), 10, (1, 10)),
+        ((5, 5), 5, (5, 5)),
+    ],
 )
 def test_resize_long_edge(size: tuple[int, int], long_edge: int, expected: tuple[int, int]) -> None:
     values = label(size, values=(3, 200))

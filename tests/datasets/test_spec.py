@@ -19,7 +19,11 @@ from tests.datasets.trees import toy_spec, write_class_list
 
 def test_every_export_exists_and_is_itself() -> None:
     for name in datasets.__all__:
-        assert getattr(datasets, name).__name__ == name if callable(getattr(datasets, name)) else getattr(datasets, name) is not None
+        assert (
+            getattr(datasets, name).__name__ == name
+            if callable(getattr(datasets, name))
+            else getattr(datasets, name) is not None
+        )
     with pytest.raises(AttributeError):
         _ = datasets.nothing_of_the_kind
 
@@ -31,7 +35,12 @@ def test_cityscapes_table_against_cityscapesscripts() -> None:
     for train_id, own in enumerate(CITYSCAPES.classes):
         theirs = scored[train_id]
         assert (own.name, own.color, own.raw_ids, own.category, own.has_instances) == (
-            theirs.name, theirs.color, (theirs.id,), theirs.category, theirs.hasInstances)  # fmt: skip
+            theirs.name,
+            theirs.color,
+            (theirs.id,),
+            theirs.category,
+            theirs.hasInstances,
+        )
     assert set(CITYSCAPES.known_raw_ids) == {item.id for item in labels if item.ignoreInEval}
     for item in labels:
         assert CITYSCAPES.to_train[item.id % 256] == (255 if item.ignoreInEval else item.trainId)
@@ -45,14 +54,20 @@ def test_cityscapes_writes_raw_ids_and_zero_for_ignore() -> None:
 
 @given(st.permutations(range(6)))
 def test_any_permutation_of_ids_maps_and_returns(ids: list[int]) -> None:
-    spec = DatasetSpec("p", tuple(ClassInfo(str(i), (i, i, i), (raw,)) for i, raw in enumerate(ids)), known_raw_ids=(255,))
+    spec = DatasetSpec(
+        "p",
+        tuple(ClassInfo(str(i), (i, i, i), (raw,)) for i, raw in enumerate(ids)),
+        known_raw_ids=(255,),
+    )
     values = np.array([*range(6), 255], dtype=np.uint8)
     assert spec.to_train[np.array(ids)].tolist() == list(range(6))
     assert np.array_equal(spec.to_raw[spec.to_train[values]], values)
 
 
 def test_several_ids_for_one_class() -> None:
-    spec = DatasetSpec("m", (ClassInfo("x", (1, 2, 3), (4, 9)), ClassInfo("y", (1, 2, 4), (0,))), raw_ignore=7)
+    spec = DatasetSpec(
+        "m", (ClassInfo("x", (1, 2, 3), (4, 9)), ClassInfo("y", (1, 2, 4), (0,))), raw_ignore=7
+    )
     assert spec.to_train[[4, 9, 0, 7]].tolist() == [0, 0, 1, 255]
     assert spec.to_raw[[0, 1, 255]].tolist() == [4, 0, 7]
 
@@ -68,12 +83,24 @@ def test_travels_as_plain_values_and_by_pickle() -> None:
     ("classes", "options", "said"),
     [
         ((), {}, "0 classes"),
-        ((ClassInfo("a", (0, 0, 0), (0,)), ClassInfo("a", (0, 0, 1), (1,))), {}, "name 'a' occurs more than once"),
-        ((ClassInfo("a", (0, 0, 0), (0,)), ClassInfo("b", (0, 0, 1), (0,))), {}, "id 0 occurs more than once"),
+        (
+            (ClassInfo("a", (0, 0, 0), (0,)), ClassInfo("a", (0, 0, 1), (1,))),
+            {},
+            "name 'a' occurs more than once",
+        ),
+        (
+            (ClassInfo("a", (0, 0, 0), (0,)), ClassInfo("b", (0, 0, 1), (0,))),
+            {},
+            "id 0 occurs more than once",
+        ),
         ((ClassInfo("a", (0, 0, 0), (300,)),), {}, "needs ids from 0 to 255"),
         ((ClassInfo("a", (0, 0, 999), (0,)),), {}, "needs a colour"),
         ((ClassInfo("a", (0, 0, 0), (255,)),), {}, "both a class and ignore"),
-        ((ClassInfo("a", (0, 0, 0), (255,)),), {"raw_ignore": 0, "known_raw_ids": (-1,)}, "both a class and ignore"),
+        (
+            (ClassInfo("a", (0, 0, 0), (255,)),),
+            {"raw_ignore": 0, "known_raw_ids": (-1,)},
+            "both a class and ignore",
+        ),
         ((ClassInfo("a", (0, 0, 0), (0,)),), {"ignore_label": 0}, "ignore label 0"),
     ],
 )
@@ -98,7 +125,9 @@ def test_class_list_of_camvid_form(tmp_path: Path) -> None:
 
 def test_class_list_with_ids_several_ignores_and_no_colors(tmp_path: Path) -> None:
     path = tmp_path / "classes.yaml"
-    path.write_text("ignore: [11, 255]\nclasses:\n  - {name: road, ids: [5, 3]}\n  - {name: sky, id: 9, category: high}\n")
+    path.write_text(
+        "ignore: [11, 255]\nclasses:\n  - {name: road, ids: [5, 3]}\n  - {name: sky, id: 9, category: high}\n"
+    )
     spec, _ = load_class_list(path)
     assert spec.name == tmp_path.name
     assert spec.to_train[[5, 3, 9, 11, 255]].tolist() == [0, 0, 1, 255, 255]
@@ -117,7 +146,10 @@ def test_class_list_may_ignore_minus_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("classes: [{name: a, colour: [1, 2, 3]}]", r"classes\[0\]: unknown key 'colour' \(did you mean 'color'\?\)"),
+        (
+            "classes: [{name: a, colour: [1, 2, 3]}]",
+            r"classes\[0\]: unknown key 'colour' \(did you mean 'color'\?\)",
+        ),
         ("clases: [{name: a}]", r"unknown key 'clases' \(did you mean 'classes'\?\)"),
         ("classes: [{name: a}, {name: a}]", "name 'a' occurs more than once"),
         ("classes: [{name: a, id: 1}, {name: b, id: 1}]", "id 1 occurs more than once"),
@@ -130,15 +162,23 @@ def test_class_list_may_ignore_minus_one(tmp_path: Path) -> None:
         ("- a", "must hold the keys"),
         ("classes: [{name: a, name: b}]", "key 'name' is given twice"),
         ("ignore: 0\nclasses: [{name: a, id: 0}]", "id 0 is both a class and ignore"),
-        ("classes: [{name: a}]\nlayout: {list: x.txt, images: y}", "give either list, or images and labels"),
-        ("classes: [{name: a}]\nlayout: {lists: x.txt}", r"layout: unknown key 'lists' \(did you mean 'list'\?\)"),
+        (
+            "classes: [{name: a}]\nlayout: {list: x.txt, images: y}",
+            "give either list, or images and labels",
+        ),
+        (
+            "classes: [{name: a}]\nlayout: {lists: x.txt}",
+            r"layout: unknown key 'lists' \(did you mean 'list'\?\)",
+        ),
         ("x: &a [1]\nclasses: *a", "aliases have no place"),
         ("classes: [", "not valid YAML"),
         ("classes: [!!python/name:os.system {}]", "not valid YAML"),
         ("[" * 4000, "nested too deeply"),
     ],
 )
-def test_class_list_mistakes_are_named_with_file_and_key(tmp_path: Path, text: str, said: str) -> None:
+def test_class_list_mistakes_are_named_with_file_and_key(
+    tmp_path: Path, text: str, said: str
+) -> None:
     path = tmp_path / "classes.yaml"
     path.write_text(text)
     with pytest.raises(DataError, match=said) as caught:

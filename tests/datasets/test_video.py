@@ -13,7 +13,9 @@ import pytest
 from datasets import ClassInfo, DataError, DatasetSpec, Files, build_eval_loader, image_files
 from datasets.video import KEPT_FRAMES
 
-SPEC = DatasetSpec(name="two", classes=(ClassInfo("a", (0, 0, 0), (0,)), ClassInfo("b", (9, 9, 9), (1,))))
+SPEC = DatasetSpec(
+    name="two", classes=(ClassInfo("a", (0, 0, 0), (0,)), ClassInfo("b", (9, 9, 9), (1,)))
+)
 FRAMES, HEIGHT, WIDTH = 21, 48, 64
 
 
@@ -42,10 +44,20 @@ def files(tmp_path: Path) -> Files:
 
 
 def test_a_video_is_its_frames(files: Files) -> None:
-    assert [files.name(index) for index in range(len(files))] == [f"clip/{number:06d}" for number in range(FRAMES)]
-    assert [number_of(files.read_image(index)) for index in range(len(files))] == list(range(FRAMES))
+    assert [files.name(index) for index in range(len(files))] == [
+        f"clip/{number:06d}" for number in range(FRAMES)
+    ]
+    assert [number_of(files.read_image(index)) for index in range(len(files))] == list(
+        range(FRAMES)
+    )
     assert files.image_size(3) == (HEIGHT, WIDTH)
-    assert [number_of(files.read_image(index)) for index in (20, 3, 4, 0, 19)] == [20, 3, 4, 0, 19], "any order"
+    assert [number_of(files.read_image(index)) for index in (20, 3, 4, 0, 19)] == [
+        20,
+        3,
+        4,
+        0,
+        19,
+    ], "any order"
     part = pickle.loads(pickle.dumps(files)).subset([7, 2])
     assert [number_of(part.read_image(index)) for index in range(2)] == [7, 2]
 
@@ -54,7 +66,9 @@ def test_a_video_is_its_frames(files: Files) -> None:
 def test_loaders_of_several_ranks_read_every_frame_once(files: Files, workers: int) -> None:
     seen = []
     for rank in range(2):
-        for batch in build_eval_loader(files, workers=workers, rank=rank, world_size=2, batch_size=3, with_label=False):
+        for batch in build_eval_loader(
+            files, workers=workers, rank=rank, world_size=2, batch_size=3, with_label=False
+        ):
             numbers = [number_of(image.permute(1, 2, 0).numpy()) for image in batch["image"]]
             assert numbers == batch["index"].tolist()
             seen += numbers
@@ -63,8 +77,14 @@ def test_loaders_of_several_ranks_read_every_frame_once(files: Files, workers: i
 
 def test_threads_may_ask_in_a_little_disorder(files: Files) -> None:
     found: dict[int, int] = {}
-    threads = [threading.Thread(target=lambda start=start: found.update({n: number_of(files.read_image(n)) for n in range(start, FRAMES, 3)}))
-               for start in range(3)]
+    threads = [
+        threading.Thread(
+            target=lambda start=start: found.update(
+                {n: number_of(files.read_image(n)) for n in range(start, FRAMES, 3)}
+            )
+        )
+        for start in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -75,10 +95,19 @@ def test_threads_may_ask_in_a_little_disorder(files: Files) -> None:
 
 def test_videos_stand_beside_images_and_keep_their_names_apart(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "still.png"), np.zeros((10, 12, 3), np.uint8))
-    one, two = write_video(tmp_path / "a" / "clip.avi", 2), write_video(tmp_path / "b" / "clip.avi", 3)
+    one, two = (
+        write_video(tmp_path / "a" / "clip.avi", 2),
+        write_video(tmp_path / "b" / "clip.avi", 3),
+    )
     files = image_files([tmp_path / "still.png", one, two], spec=SPEC)
     assert [files.name(index) for index in range(len(files))] == [
-        "still", "a/clip/000000", "a/clip/000001", "b/clip/000000", "b/clip/000001", "clip/000002"]  # fmt: skip
+        "still",
+        "a/clip/000000",
+        "a/clip/000001",
+        "b/clip/000000",
+        "b/clip/000001",
+        "clip/000002",
+    ]
     assert files.read_image(0).shape == (10, 12, 3) and files.image_size(0) == (10, 12)
     assert [number_of(files.read_image(index)) for index in range(1, 6)] == [0, 1, 0, 1, 2]
 

@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 CLASSES = [("sky", [70, 130, 180]), ("road", [128, 64, 128]), ("pole", [153, 153, 153])]
 
 
-def draw(folder: Path, *, train: int = 6, val: int = 3, size: tuple[int, int] = (64, 96), seed: int = 0) -> Path:
+def draw(
+    folder: Path, *, train: int = 6, val: int = 3, size: tuple[int, int] = (64, 96), seed: int = 0
+) -> Path:
     """A `folder` data set of three classes and some ignore; returns its root."""
     generator = np.random.default_rng(seed)
     height, width = size
@@ -34,7 +36,11 @@ def draw(folder: Path, *, train: int = 6, val: int = 3, size: tuple[int, int] = 
             label[:3] = 255
             cv2.imwrite(str(folder / "images" / split / f"{split}_{number}.png"), image[..., ::-1])
             cv2.imwrite(str(folder / "labels" / split / f"{split}_{number}.png"), label)
-    classes = {"name": "street", "ignore": 255, "classes": [{"name": n, "color": c, "id": i} for i, (n, c) in enumerate(CLASSES)]}
+    classes = {
+        "name": "street",
+        "ignore": 255,
+        "classes": [{"name": n, "color": c, "id": i} for i, (n, c) in enumerate(CLASSES)],
+    }
     (folder / "classes.yaml").write_text(yaml.safe_dump(classes))
     return folder
 
@@ -49,15 +55,29 @@ def configuration(folder: Path, root: Path, /, **changes: dict[str, object]) -> 
     """A configuration file for a training of seconds; `changes` are laid over its sections."""
     sections: dict[str, dict[str, object]] = {
         "experiment": {"name": "test", "output": str(folder / "run"), "seed": 3},
-        "data": {"dataset": "folder", "root": str(root), "classes": str(root / "classes.yaml"), "crop": [48, 64], "batch_size": 2,
-                 "workers": 0, "class_uniform": {"fraction": 0.0}, "blur": "none"},
-        "model": {"trunk": "resnet18", "decoder": "deeplabv3plus", "multiscale": "hierarchical", "output_stride": 16, "attention_channels": 16},
+        "data": {
+            "dataset": "folder",
+            "root": str(root),
+            "classes": str(root / "classes.yaml"),
+            "crop": [48, 64],
+            "batch_size": 2,
+            "workers": 0,
+            "class_uniform": {"fraction": 0.0},
+            "blur": "none",
+        },
+        "model": {
+            "trunk": "resnet18",
+            "decoder": "deeplabv3plus",
+            "multiscale": "hierarchical",
+            "output_stride": 16,
+            "attention_channels": 16,
+        },
         "loss": {"main": "cross_entropy"},
         "optim": {"lr": 0.02, "epochs": 2, "schedule_per": "step"},
         "runtime": {"device": "cpu", "threads": 1, "log_every": 1},
         "eval": {"scales": [0.5, 1.0], "workers": 0},
         "autolabel": {"scales": [0.5, 1.0]},
-    }  # fmt: skip
+    }
     for section, values in changes.items():
         sections[section].update(values)
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,14 +89,30 @@ def configuration(folder: Path, root: Path, /, **changes: dict[str, object]) -> 
 Door = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def start(*command: str | Path, processes: int = 1, check: int | None = 0, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def start(
+    *command: str | Path, processes: int = 1, check: int | None = 0, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
     """Run a door as a person does; `check` is the exit status expected (None: any)."""
     launcher = [sys.executable]
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run([*launcher, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert check is None or done.returncode == check, f"status {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+        launcher += [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            str(processes),
+        ]
+    done = subprocess.run(
+        [*launcher, *map(str, command)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert check is None or done.returncode == check, (
+        f"status {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    )
     return done
 
 

@@ -47,7 +47,10 @@ class Small(Trunk):
 
     def __init__(self) -> None:
         super().__init__()
-        self.early = nn.Sequential(ConvNorm(inputs=3, outputs=8, kernel=3, stride=2), ConvNorm(inputs=8, outputs=8, kernel=3, stride=2))
+        self.early = nn.Sequential(
+            ConvNorm(inputs=3, outputs=8, kernel=3, stride=2),
+            ConvNorm(inputs=8, outputs=8, kernel=3, stride=2),
+        )
         self.late = ConvNorm(inputs=8, outputs=8, kernel=3, stride=2)
 
     def forward(self, image: Tensor) -> Features:
@@ -160,7 +163,11 @@ def watch(faults: Faults) -> None:
         def forward(*inputs: Any, **keywords: Any) -> dict[str, Tensor]:
             terms = judge(*inputs, **keywords)
             action = faults.at("loss")
-            return {name: term * float("nan") for name, term in terms.items()} if action == "nan" else terms
+            return (
+                {name: term * float("nan") for name, term in terms.items()}
+                if action == "nan"
+                else terms
+            )
 
         built.forward = forward
         return built
@@ -178,7 +185,9 @@ def run(words: list[str]) -> int:
     watch(Faults(asked))
     arguments = train.parse_arguments(words)
     arguments.resolved = resolve_or_exit(arguments.config, arguments.overrides)
-    return run_door(recorded(lambda: train.main(arguments)), user_errors=lambda: assemble.USER_ERRORS)
+    return run_door(
+        recorded(lambda: train.main(arguments)), user_errors=lambda: assemble.USER_ERRORS
+    )
 
 
 def _fork(request: dict[str, Any], rank: int, port: int, output: Any) -> int:
@@ -191,8 +200,13 @@ def _fork(request: dict[str, Any], rank: int, port: int, output: Any) -> int:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
         if request["processes"] > 1:
-            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(request["processes"]), MASTER_ADDR="127.0.0.1",
-                              MASTER_PORT=str(port))  # fmt: skip
+            os.environ.update(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(request["processes"]),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            )
         os.environ.update(request["environment"])
         status = run(request["words"])
     except SystemExit as stop:
@@ -224,7 +238,9 @@ def serve() -> None:
         while len(found) < len(children):
             child, status = os.wait()
             found[child] = os.waitstatus_to_exitcode(status)
-            if found[child] == -signal.SIGKILL:  # as a launcher does, or a machine that loses its power
+            if (
+                found[child] == -signal.SIGKILL
+            ):  # as a launcher does, or a machine that loses its power
                 for other in set(children) - set(found):
                     os.kill(other, signal.SIGKILL)
         texts = []
@@ -232,7 +248,11 @@ def serve() -> None:
             output.seek(0)
             texts.append(output.read())
             output.close()
-        print(json.dumps({"statuses": [found[child] for child in children], "texts": texts}), file=answers, flush=True)
+        print(
+            json.dumps({"statuses": [found[child] for child in children], "texts": texts}),
+            file=answers,
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

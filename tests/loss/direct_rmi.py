@@ -8,16 +8,31 @@ from torch.nn import functional
 
 
 def direct_rmi_loss(
-    logits: Tensor, label: Tensor, *, num_classes: int, radius: int = 3, pool: str = "avg", pool_size: int = 4
+    logits: Tensor,
+    label: Tensor,
+    *,
+    num_classes: int,
+    radius: int = 3,
+    pool: str = "avg",
+    pool_size: int = 4,
 ) -> dict[str, Tensor]:
     """{"bce", "rmi"} of logits [N, C, H, W] and label [N, H, W]; labels of `num_classes` or more are ignored."""
     valid = label < num_classes
-    one_hot = functional.one_hot(torch.where(valid, label, 0).long(), num_classes).movedim(-1, 1).to(logits.dtype)
+    one_hot = (
+        functional.one_hot(torch.where(valid, label, 0).long(), num_classes)
+        .movedim(-1, 1)
+        .to(logits.dtype)
+    )
     mask = valid[:, None].to(logits.dtype)
     one_hot = one_hot * mask
-    bce = functional.binary_cross_entropy_with_logits(logits, one_hot, weight=mask, reduction="sum") / (valid.sum() + 1)
+    bce = functional.binary_cross_entropy_with_logits(
+        logits, one_hot, weight=mask, reduction="sum"
+    ) / (valid.sum() + 1)
     probability = logits.sigmoid() * mask + 1e-6
-    rmi = information(_windows(pooled(one_hot, pool, pool_size), radius), _windows(pooled(probability, pool, pool_size, soft=True), radius))
+    rmi = information(
+        _windows(pooled(one_hot, pool, pool_size), radius),
+        _windows(pooled(probability, pool, pool_size, soft=True), radius),
+    )
     return {"bce": bce, "rmi": rmi.mean(0).sum() / radius**2}
 
 
@@ -48,5 +63,7 @@ def information(label: Tensor, probability: Tensor) -> Tensor:
 def _windows(maps: Tensor, radius: int) -> Tensor:
     """All radius^2 shifted views of maps [N, C, h, w], stacked as [N, C, radius^2, positions]."""
     rows, columns = maps.shape[2] - radius + 1, maps.shape[3] - radius + 1
-    shifts = [maps[:, :, y : y + rows, x : x + columns] for y in range(radius) for x in range(radius)]
+    shifts = [
+        maps[:, :, y : y + rows, x : x + columns] for y in range(radius) for x in range(radius)
+    ]
     return torch.stack(shifts, dim=2).flatten(3)

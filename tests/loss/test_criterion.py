@@ -22,12 +22,19 @@ from loss import (
 )
 
 
-def prediction(*, size: tuple[int, int] = (24, 20), dtype: torch.dtype = torch.float64, aux: bool = True) -> SimpleNamespace:
+def prediction(
+    *, size: tuple[int, int] = (24, 20), dtype: torch.dtype = torch.float64, aux: bool = True
+) -> SimpleNamespace:
     """Logits at image size, and per-scale predictions each at its own size."""
     half = (size[0] // 2, size[1] // 2)
-    scales = {1.0: SimpleNamespace(logits=torch.randn(2, 4, *size, dtype=dtype)), 0.5: SimpleNamespace(logits=torch.randn(2, 4, *half, dtype=dtype))}
+    scales = {
+        1.0: SimpleNamespace(logits=torch.randn(2, 4, *size, dtype=dtype)),
+        0.5: SimpleNamespace(logits=torch.randn(2, 4, *half, dtype=dtype)),
+    }
     aux_logits = torch.randn(2, 4, *size, dtype=dtype) if aux else None
-    return SimpleNamespace(logits=torch.randn(2, 4, *size, dtype=dtype), aux=aux_logits, scales=scales)
+    return SimpleNamespace(
+        logits=torch.randn(2, 4, *size, dtype=dtype), aux=aux_logits, scales=scales
+    )
 
 
 def random_label(size: tuple[int, int] = (24, 20)) -> Tensor:
@@ -44,7 +51,11 @@ def test_preset_of_the_paper() -> None:
     given, label = prediction(), random_label()
     criterion = build_criterion(num_classes=4, **PRESETS["paper"])
     rmi = rmi_loss(given.logits, label, num_classes=4)
-    expected = {"bce": 0.5 * rmi["bce"], "rmi": 0.5 * rmi["rmi"], "aux": 0.4 * cross_entropy(given.aux, label)}
+    expected = {
+        "bce": 0.5 * rmi["bce"],
+        "rmi": 0.5 * rmi["rmi"],
+        "aux": 0.4 * cross_entropy(given.aux, label),
+    }
     assert not criterion.needs_scales
     torch.testing.assert_close(criterion(given, label), expected)
 
@@ -68,13 +79,17 @@ def test_scales_follow_a_cross_entropy_main_loss() -> None:
     given, label = prediction(), random_label()
     terms = build_criterion(num_classes=4, scale_weight=0.2)(given, label)
     assert list(terms) == ["cross_entropy", "aux", "scale_0.5", "scale_1.0"]
-    torch.testing.assert_close(terms["scale_1.0"], 0.2 * cross_entropy(given.scales[1.0].logits, label))
+    torch.testing.assert_close(
+        terms["scale_1.0"], 0.2 * cross_entropy(given.scales[1.0].logits, label)
+    )
 
 
 @pytest.mark.parametrize("main", LOSSES)
 def test_every_name_serves_in_every_role(main: str) -> None:
     given, label = prediction(), random_label()
-    criterion = build_criterion(num_classes=4, main=main, aux=main, scale_weight=1.0, scale_loss=main, aux_weight=1.0)
+    criterion = build_criterion(
+        num_classes=4, main=main, aux=main, scale_weight=1.0, scale_loss=main, aux_weight=1.0
+    )
     given.aux = given.scales[1.0].logits = given.logits
     terms = criterion(given, label)
     main_loss = sum(criterion.main(given.logits, label).values())
@@ -87,14 +102,20 @@ def test_every_name_serves_in_every_role(main: str) -> None:
 def test_logits_of_another_size_are_resized_to_the_label(align_corners: bool) -> None:
     given, label = prediction(size=(6, 5), aux=False), random_label()
     criterion = build_criterion(num_classes=4, align_corners=align_corners)
-    resized = functional.interpolate(given.logits, (24, 20), mode="bilinear", align_corners=align_corners)
-    torch.testing.assert_close(criterion(given, label), {"cross_entropy": cross_entropy(resized, label)})
+    resized = functional.interpolate(
+        given.logits, (24, 20), mode="bilinear", align_corners=align_corners
+    )
+    torch.testing.assert_close(
+        criterion(given, label), {"cross_entropy": cross_entropy(resized, label)}
+    )
 
 
 def test_terms_that_are_not_asked_for_are_not_there() -> None:
     label = random_label()
     assert list(build_criterion(num_classes=4)(prediction(aux=False), label)) == ["cross_entropy"]
-    assert list(build_criterion(num_classes=4, aux_weight=0.0)(prediction(), label)) == ["cross_entropy"]
+    assert list(build_criterion(num_classes=4, aux_weight=0.0)(prediction(), label)) == [
+        "cross_entropy"
+    ]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -105,9 +126,13 @@ def test_mean_over_parts_is_the_loss_of_the_batch(preset: str) -> None:
     whole = criterion(given, label)
     sums = dict.fromkeys(whole, torch.zeros((), dtype=torch.float64))
     for part in (slice(0, 1), slice(1, 2)):
-        scales = {scale: SimpleNamespace(logits=own.logits[part]) for scale, own in given.scales.items()}
+        scales = {
+            scale: SimpleNamespace(logits=own.logits[part]) for scale, own in given.scales.items()
+        }
         cut = SimpleNamespace(logits=given.logits[part], aux=given.aux[part], scales=scales)
-        for name, term in criterion(cut, label[part], valid_pixels=(label != 255).sum(), parts=2).items():
+        for name, term in criterion(
+            cut, label[part], valid_pixels=(label != 255).sum(), parts=2
+        ).items():
             sums[name] = sums[name] + term / 2
     torch.testing.assert_close(sums, whole, rtol=1e-12, atol=0)
 
@@ -121,8 +146,14 @@ def test_options_reach_their_losses() -> None:
     torch.testing.assert_close(found, {"bce": plain["bce"], "rmi": 0.8 * plain["rmi"]})
     weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
     found = build_criterion(num_classes=4, class_weights=weights.tolist())(given, label)
-    torch.testing.assert_close(found["cross_entropy"], cross_entropy(given.logits, label, class_weights=weights))
-    for name, options in (("ohem", {"threshold": 0.2}), ("bootstrapped", {"fraction": 0.1}), ("relaxed_boundary", {"window": 5})):
+    torch.testing.assert_close(
+        found["cross_entropy"], cross_entropy(given.logits, label, class_weights=weights)
+    )
+    for name, options in (
+        ("ohem", {"threshold": 0.2}),
+        ("bootstrapped", {"fraction": 0.1}),
+        ("relaxed_boundary", {"window": 5}),
+    ):
         found = build_criterion(num_classes=4, main=name, **{name: options})(given, label)  # type: ignore[arg-type]
         torch.testing.assert_close(found[name], LOSSES[name](given.logits, label, **options))
         assert found[name] != LOSSES[name](given.logits, label)
@@ -131,14 +162,20 @@ def test_options_reach_their_losses() -> None:
 @pytest.mark.parametrize(
     ("keywords", "sentence"),
     [
-        ({"main": "dice"}, "main must be one of cross_entropy, rmi, bootstrapped, ohem, bce, relaxed_boundary, not 'dice'."),
-        ({"rmi": {"radios": 3}}, "'radios' is no option of the loss 'rmi'; it has covariance_epsilon, lambda_way, log_epsilon, "
-         "pool, pool_size, probability_epsilon, radius, weight."),
+        (
+            {"main": "dice"},
+            "main must be one of cross_entropy, rmi, bootstrapped, ohem, bce, relaxed_boundary, not 'dice'.",
+        ),
+        (
+            {"rmi": {"radios": 3}},
+            "'radios' is no option of the loss 'rmi'; it has covariance_epsilon, lambda_way, log_epsilon, "
+            "pool, pool_size, probability_epsilon, radius, weight.",
+        ),
         ({"rmi": {"pool": "median"}}, "pool must be one of avg, max, interp, not 'median'."),
         ({"rmi": {"lambda_way": 2}}, "lambda_way must be 0 or 1, not 2."),
         ({"class_weights": [1.0, 2.0]}, "class_weights must hold 4 values, not 2."),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_named(keywords: dict[str, Any], sentence: str) -> None:
     with pytest.raises(LossError) as caught:
         build_criterion(num_classes=4, **keywords)
@@ -155,5 +192,8 @@ def test_missing_scales_are_named() -> None:
 def test_labels_outside_the_classes_are_named_where_asking_costs_nothing() -> None:
     label = random_label()
     label[0, 3, 4] = 200
-    with pytest.raises(LossError, match="label holds 200, which is neither a class below 4 nor the ignore label 255"):
+    with pytest.raises(
+        LossError,
+        match="label holds 200, which is neither a class below 4 nor the ignore label 255",
+    ):
         build_criterion(num_classes=4)(prediction(), label)

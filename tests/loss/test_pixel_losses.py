@@ -39,13 +39,17 @@ LOSSES: dict[str, tuple[Loss, dict[str, Any]]] = {
 every_loss = pytest.mark.parametrize(("loss", "settings"), LOSSES.values(), ids=LOSSES.keys())
 
 
-def inputs(*, images: int = 2, size: tuple[int, int] = (7, 9), dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def inputs(
+    *, images: int = 2, size: tuple[int, int] = (7, 9), dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     label = torch.randint(5, (images, *size), dtype=torch.uint8)
     label[torch.rand(label.shape) < 0.15] = 255
     return torch.randn(images, 5, *size, dtype=dtype), label
 
 
-def value_and_gradient(loss: Loss, logits: Tensor, label: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
+def value_and_gradient(
+    loss: Loss, logits: Tensor, label: Tensor, **settings: Any
+) -> tuple[Tensor, Tensor]:
     logits = logits.detach().requires_grad_()
     value = loss(logits, label, **settings)
     return value.detach(), torch.autograd.grad(value, logits)[0]
@@ -54,15 +58,23 @@ def value_and_gradient(loss: Loss, logits: Tensor, label: Tensor, **settings: An
 @every_loss
 def test_gradient_is_the_derivative(loss: Loss, settings: dict[str, Any]) -> None:
     logits, label = inputs()
-    assert torch.autograd.gradcheck(lambda leaf: loss(leaf, label, **settings), logits.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda leaf: loss(leaf, label, **settings), logits.requires_grad_()
+    )
 
 
 @every_loss
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_ignored_images_give_zero_with_zero_gradient(loss: Loss, settings: dict[str, Any], dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str
+)
+def test_ignored_images_give_zero_with_zero_gradient(
+    loss: Loss, settings: dict[str, Any], dtype: torch.dtype
+) -> None:
     logits, label = inputs(dtype=dtype)
     for scale in (1, 1e4):
-        value, gradient = value_and_gradient(loss, logits * scale, torch.full_like(label, 255), **settings)
+        value, gradient = value_and_gradient(
+            loss, logits * scale, torch.full_like(label, 255), **settings
+        )
         assert value == 0 and not gradient.any()
 
 
@@ -78,9 +90,13 @@ def test_an_ignored_pixel_has_no_effect(loss: Loss, settings: dict[str, Any]) ->
 
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_saturated_logits_are_finite(loss: Loss, settings: dict[str, Any], dtype: torch.dtype) -> None:
+def test_saturated_logits_are_finite(
+    loss: Loss, settings: dict[str, Any], dtype: torch.dtype
+) -> None:
     logits, label = inputs(dtype=dtype)
-    value, gradient = value_and_gradient(loss, torch.where(logits > 0, 1e4, -1e4).to(dtype), label, **settings)
+    value, gradient = value_and_gradient(
+        loss, torch.where(logits > 0, 1e4, -1e4).to(dtype), label, **settings
+    )
     assert value.dtype == torch.float32 and value.isfinite()
     assert gradient.dtype == dtype and gradient.isfinite().all()
 
@@ -92,22 +108,34 @@ def test_mean_over_parts_is_the_loss_of_the_batch(loss: Loss, settings: dict[str
     valid_pixels = (label != 255).sum()
     whole = value_and_gradient(loss, logits, label, **settings)
     for count in (valid_pixels, int(valid_pixels)):
-        parts = [value_and_gradient(loss, *part, **settings, valid_pixels=count, parts=2)
-                 for part in zip(logits.split(2), label.split(2), strict=True)]  # fmt: skip
+        parts = [
+            value_and_gradient(loss, *part, **settings, valid_pixels=count, parts=2)
+            for part in zip(logits.split(2), label.split(2), strict=True)
+        ]
         torch.testing.assert_close((parts[0][0] + parts[1][0]) / 2, whole[0], rtol=1e-12, atol=0)
-        torch.testing.assert_close(torch.cat([part[1] for part in parts]) / 2, whole[1], rtol=1e-12, atol=1e-16)
+        torch.testing.assert_close(
+            torch.cat([part[1] for part in parts]) / 2, whole[1], rtol=1e-12, atol=1e-16
+        )
 
 
 @every_loss
-def test_blocks_layout_and_autocast_have_no_effect(loss: Loss, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_layout_and_autocast_have_no_effect(
+    loss: Loss, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     logits, label = inputs(dtype=torch.float32)
     expected = value_and_gradient(loss, logits, label, **settings)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(value_and_gradient(loss, logits, label, **settings), expected, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(
+            value_and_gradient(loss, logits, label, **settings), expected, rtol=1e-6, atol=1e-8
+        )
     layout = logits.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(value_and_gradient(loss, layout, label, **settings), expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        value_and_gradient(loss, layout, label, **settings), expected, rtol=1e-6, atol=1e-8
+    )
     monkeypatch.setattr(pixels, "CPU_BLOCK_ELEMENTS", 50)
-    torch.testing.assert_close(value_and_gradient(loss, logits, label, **settings), expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(
+        value_and_gradient(loss, logits, label, **settings), expected, rtol=1e-6, atol=1e-8
+    )
 
 
 @every_loss
@@ -116,7 +144,10 @@ def test_a_host_is_never_asked(loss: Loss, settings: dict[str, Any]) -> None:
     logits = torch.randn(2, 5, 7, 9, device="meta", requires_grad=True)
     label = torch.zeros(2, 7, 9, dtype=torch.uint8, device="meta")
     valid_pixels = torch.zeros((), dtype=torch.int64, device="meta")
-    on_meta = {name: value.to("meta") if isinstance(value, Tensor) else value for name, value in settings.items()}
+    on_meta = {
+        name: value.to("meta") if isinstance(value, Tensor) else value
+        for name, value in settings.items()
+    }
     value = loss(logits, label, valid_pixels=valid_pixels, parts=2, **on_meta)
     assert torch.autograd.grad(value, logits)[0].shape == logits.shape
 
@@ -138,7 +169,10 @@ def test_cross_entropy_equals_the_authors_numbers(name: str) -> None:
     expected = json.loads((data / "rmi_golden.json").read_text())[f"{name}/nvidia/fp64"]
     classes, kind = name.split("/")[:2]
     with np.load(data / "rmi_inputs.npz") as stored:
-        logits, label = torch.from_numpy(stored[f"rmi_z_{classes}"]).double(), torch.from_numpy(stored[f"rmi_y_{classes}"])
+        logits, label = (
+            torch.from_numpy(stored[f"rmi_z_{classes}"]).double(),
+            torch.from_numpy(stored[f"rmi_y_{classes}"]),
+        )
     value, gradient = value_and_gradient(cross_entropy, logits * (3 if kind == "x3" else 1), label)
     assert value.item() == pytest.approx(expected["loss"], rel=1e-9)
     assert gradient.norm().item() == pytest.approx(expected["grad_norm"], rel=1e-9)
@@ -146,11 +180,15 @@ def test_cross_entropy_equals_the_authors_numbers(name: str) -> None:
 
 def test_cross_entropy_of_the_formula_vector() -> None:
     """RELEASE.md section 4."""
-    n, c, h, w = (torch.arange(size, dtype=torch.float64).view([-1 if i == axis else 1 for i in range(4)])
-                  for axis, size in enumerate((2, 3, 24, 32)))  # fmt: skip
+    n, c, h, w = (
+        torch.arange(size, dtype=torch.float64).view([-1 if i == axis else 1 for i in range(4)])
+        for axis, size in enumerate((2, 3, 24, 32))
+    )
     logits = 2 * torch.sin(0.35 * h + 0.9 * c) + 1.5 * torch.cos(0.22 * w * (n + 1) - 0.7 * c)
     label = ((h // 5 + w // 7 + n) % 4)[:, 0].long()
-    assert cross_entropy(logits.float(), label, ignore_label=3).item() == pytest.approx(1.530248, abs=1e-6)
+    assert cross_entropy(logits.float(), label, ignore_label=3).item() == pytest.approx(
+        1.530248, abs=1e-6
+    )
 
 
 def test_cross_entropy_is_torchs() -> None:
@@ -158,7 +196,14 @@ def test_cross_entropy_is_torchs() -> None:
     weights = torch.tensor([0.5, 1.0, 2.0, 0.25, 3.0], dtype=torch.float64)
     expected = value_and_gradient(functional.cross_entropy, logits, label.long(), ignore_index=255)
     torch.testing.assert_close(value_and_gradient(cross_entropy, logits, label), expected)
-    weighted = value_and_gradient(functional.cross_entropy, logits, label.long(), ignore_index=255, weight=weights, reduction="sum")
+    weighted = value_and_gradient(
+        functional.cross_entropy,
+        logits,
+        label.long(),
+        ignore_index=255,
+        weight=weights,
+        reduction="sum",
+    )
     valid = (label != 255).sum()
     found = value_and_gradient(cross_entropy, logits, label, class_weights=weights)
     torch.testing.assert_close(found, (weighted[0] / valid, weighted[1] / valid))
@@ -167,20 +212,32 @@ def test_cross_entropy_is_torchs() -> None:
 def test_binary_cross_entropy_is_torchs() -> None:
     for scale in (1, 30):
         logits, label = inputs()
-        one_hot = functional.one_hot(torch.where(label == 255, 0, label).long(), 5).movedim(-1, 1).double()
+        one_hot = (
+            functional.one_hot(torch.where(label == 255, 0, label).long(), 5)
+            .movedim(-1, 1)
+            .double()
+        )
         mask = (label != 255)[:, None].double()
 
-        def torchs(logits: Tensor, _: Tensor, one_hot: Tensor = one_hot, mask: Tensor = mask) -> Tensor:
-            total = functional.binary_cross_entropy_with_logits(logits, one_hot, weight=mask, reduction="sum")
+        def torchs(
+            logits: Tensor, _: Tensor, one_hot: Tensor = one_hot, mask: Tensor = mask
+        ) -> Tensor:
+            total = functional.binary_cross_entropy_with_logits(
+                logits, one_hot, weight=mask, reduction="sum"
+            )
             return total / (mask.sum() + 1)
 
         expected = value_and_gradient(torchs, scale * logits, label)
-        torch.testing.assert_close(value_and_gradient(binary_cross_entropy, scale * logits, label), expected)
+        torch.testing.assert_close(
+            value_and_gradient(binary_cross_entropy, scale * logits, label), expected
+        )
 
 
 def test_binary_cross_entropy_in_fp32_keeps_its_precision_where_predictions_are_good() -> None:
     logits, label = inputs(size=(64, 64), dtype=torch.float32)
-    true_class = functional.one_hot(torch.where(label == 255, 0, label).long(), 5).movedim(-1, 1) > 0
+    true_class = (
+        functional.one_hot(torch.where(label == 255, 0, label).long(), 5).movedim(-1, 1) > 0
+    )
     for confidence in (0.1, 8.0, 20.0):
         good = torch.where(true_class, confidence, -confidence)
         found, gradient = value_and_gradient(binary_cross_entropy, good, label)
@@ -192,7 +249,9 @@ def test_binary_cross_entropy_in_fp32_keeps_its_precision_where_predictions_are_
 def test_equal_weights_change_nothing() -> None:
     logits, label = inputs()
     expected = value_and_gradient(cross_entropy, logits, label)
-    torch.testing.assert_close(value_and_gradient(cross_entropy, logits, label, class_weights=torch.ones(5)), expected)
+    torch.testing.assert_close(
+        value_and_gradient(cross_entropy, logits, label, class_weights=torch.ones(5)), expected
+    )
     doubled = value_and_gradient(cross_entropy, logits, label, class_weights=2 * torch.ones(5))
     torch.testing.assert_close(doubled, (2 * expected[0], 2 * expected[1]))
 
@@ -203,12 +262,16 @@ def test_image_weights_of_one_image_are_the_class_weights_of_its_counts(weightin
     counts = torch.bincount(label[label != 255].long(), minlength=5)
     weights = class_weights_from_counts(counts, weighting=weighting)
     expected = value_and_gradient(cross_entropy, logits, label, class_weights=weights)
-    torch.testing.assert_close(value_and_gradient(cross_entropy, logits, label, image_weights=weighting), expected)
+    torch.testing.assert_close(
+        value_and_gradient(cross_entropy, logits, label, image_weights=weighting), expected
+    )
 
 
 def test_image_weights_are_each_images_own() -> None:
     logits, label = inputs(images=2)
-    each = [cross_entropy(logits[i : i + 1], label[i : i + 1], image_weights="linear") for i in (0, 1)]
+    each = [
+        cross_entropy(logits[i : i + 1], label[i : i + 1], image_weights="linear") for i in (0, 1)
+    ]
     valid = (label != 255).flatten(1).sum(1)
     expected = (each[0] * valid[0] + each[1] * valid[1]) / valid.sum()
     torch.testing.assert_close(cross_entropy(logits, label, image_weights="linear"), expected)
@@ -216,44 +279,71 @@ def test_image_weights_are_each_images_own() -> None:
 
 def test_class_weights() -> None:
     counts = torch.tensor([60, 30, 10, 0])
-    for weighting, raw in (("linear", [1.4, 1.7, 1.9, 1.0]), ("inverse", [1 + 1 / 0.6, 1 + 1 / 0.3, 11.0, 1.0])):
+    for weighting, raw in (
+        ("linear", [1.4, 1.7, 1.9, 1.0]),
+        ("inverse", [1 + 1 / 0.6, 1 + 1 / 0.3, 11.0, 1.0]),
+    ):
         mean = 0.6 * raw[0] + 0.3 * raw[1] + 0.1 * raw[2]
         expected = torch.tensor(raw, dtype=torch.float64) / mean
         torch.testing.assert_close(class_weights_from_counts(counts, weighting=weighting), expected)  # type: ignore[arg-type]
     stronger = class_weights_from_counts(counts, strength=3.0)
     assert stronger[2] / stronger[0] == pytest.approx((1 + 3 * 0.9) / (1 + 3 * 0.4))
-    assert torch.equal(class_weights_from_counts(torch.zeros(4)), torch.ones(4, dtype=torch.float64))
+    assert torch.equal(
+        class_weights_from_counts(torch.zeros(4)), torch.ones(4, dtype=torch.float64)
+    )
 
 
 def test_bootstrapping_everything_is_cross_entropy() -> None:
     logits, label = inputs()
     expected = value_and_gradient(cross_entropy, logits, label)
-    torch.testing.assert_close(value_and_gradient(bootstrapped_cross_entropy, logits, label, fraction=1.0), expected)
-    torch.testing.assert_close(value_and_gradient(ohem_cross_entropy, logits, label, threshold=1.0), expected)
+    torch.testing.assert_close(
+        value_and_gradient(bootstrapped_cross_entropy, logits, label, fraction=1.0), expected
+    )
+    torch.testing.assert_close(
+        value_and_gradient(ohem_cross_entropy, logits, label, threshold=1.0), expected
+    )
 
 
 def test_bootstrapping_takes_the_hardest_pixels() -> None:
     logits, label = inputs(images=1, size=(4, 5))
     label[:] = torch.randint(5, label.shape)
-    losses = functional.cross_entropy(logits, label.long(), reduction="none").flatten().sort(descending=True).values
-    assert bootstrapped_cross_entropy(logits, label, fraction=0.25).item() == pytest.approx(losses[:5].mean().item())
+    losses = (
+        functional.cross_entropy(logits, label.long(), reduction="none")
+        .flatten()
+        .sort(descending=True)
+        .values
+    )
+    assert bootstrapped_cross_entropy(logits, label, fraction=0.25).item() == pytest.approx(
+        losses[:5].mean().item()
+    )
     threshold = math.exp(-losses[6:8].mean().item())
-    assert ohem_cross_entropy(logits, label, threshold=threshold, min_kept=0.1).item() == pytest.approx(losses[:7].mean().item())
-    assert ohem_cross_entropy(logits, label, threshold=1e-9, min_kept=0.1).item() == pytest.approx(losses[:2].mean().item())
+    assert ohem_cross_entropy(
+        logits, label, threshold=threshold, min_kept=0.1
+    ).item() == pytest.approx(losses[:7].mean().item())
+    assert ohem_cross_entropy(logits, label, threshold=1e-9, min_kept=0.1).item() == pytest.approx(
+        losses[:2].mean().item()
+    )
 
 
 def test_relaxation_without_a_boundary_is_cross_entropy() -> None:
     logits, label = inputs()
     expected = value_and_gradient(cross_entropy, logits, label)
-    torch.testing.assert_close(value_and_gradient(relaxed_boundary_loss, logits, label, window=1), expected)
+    torch.testing.assert_close(
+        value_and_gradient(relaxed_boundary_loss, logits, label, window=1), expected
+    )
     strict = value_and_gradient(relaxed_boundary_loss, logits, label, strict_classes=range(5))
     torch.testing.assert_close(strict, expected)
     flat = torch.where(label == 255, 255, 2).to(torch.uint8)
-    torch.testing.assert_close(value_and_gradient(relaxed_boundary_loss, logits, flat), value_and_gradient(cross_entropy, logits, flat))
+    torch.testing.assert_close(
+        value_and_gradient(relaxed_boundary_loss, logits, flat),
+        value_and_gradient(cross_entropy, logits, flat),
+    )
 
 
 @pytest.mark.parametrize("strict_classes", [(), (0, 2)], ids=str)
-def test_relaxation_is_the_probability_of_the_classes_in_the_window(strict_classes: tuple[int, ...]) -> None:
+def test_relaxation_is_the_probability_of_the_classes_in_the_window(
+    strict_classes: tuple[int, ...],
+) -> None:
     """Against the definition: a multi-hot map, -log of the sum of its probabilities."""
     logits, label = inputs()
 
@@ -268,7 +358,10 @@ def test_relaxation_is_the_probability_of_the_classes_in_the_window(strict_class
         return total / valid.sum()
 
     expected = value_and_gradient(multi_hot_loss, logits, label)
-    torch.testing.assert_close(value_and_gradient(relaxed_boundary_loss, logits, label, strict_classes=strict_classes), expected)
+    torch.testing.assert_close(
+        value_and_gradient(relaxed_boundary_loss, logits, label, strict_classes=strict_classes),
+        expected,
+    )
 
 
 def test_relaxed_loss_is_never_above_cross_entropy() -> None:
@@ -279,12 +372,30 @@ def test_relaxed_loss_is_never_above_cross_entropy() -> None:
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda z, y: cross_entropy(z[0], y), "logits must be floating point [N, C, H, W], not torch.float64 [5, 7, 9]."),
-        (lambda z, y: binary_cross_entropy(z, y[:, 1:]), "label must be integer [2, 7, 9] to match the logits, not torch.uint8 [2, 6, 9]."),
-        (lambda z, y: cross_entropy(z, y, class_weights=torch.ones(4)), "class_weights must hold 5 values, not [4]."),
-        (lambda z, y: bootstrapped_cross_entropy(z, y, fraction=0.0), "fraction must lie in (0, 1], not 0.0."),
-        (lambda z, y: ohem_cross_entropy(z, y, threshold=7), "threshold and min_kept must lie in (0, 1], not 7 and 0.1."),
-        (lambda z, y: relaxed_boundary_loss(z, y, window=2), "window must be an odd number of pixels, not 2."),
+        (
+            lambda z, y: cross_entropy(z[0], y),
+            "logits must be floating point [N, C, H, W], not torch.float64 [5, 7, 9].",
+        ),
+        (
+            lambda z, y: binary_cross_entropy(z, y[:, 1:]),
+            "label must be integer [2, 7, 9] to match the logits, not torch.uint8 [2, 6, 9].",
+        ),
+        (
+            lambda z, y: cross_entropy(z, y, class_weights=torch.ones(4)),
+            "class_weights must hold 5 values, not [4].",
+        ),
+        (
+            lambda z, y: bootstrapped_cross_entropy(z, y, fraction=0.0),
+            "fraction must lie in (0, 1], not 0.0.",
+        ),
+        (
+            lambda z, y: ohem_cross_entropy(z, y, threshold=7),
+            "threshold and min_kept must lie in (0, 1], not 7 and 0.1.",
+        ),
+        (
+            lambda z, y: relaxed_boundary_loss(z, y, window=2),
+            "window must be an odd number of pixels, not 2.",
+        ),
     ],
 )
 def test_mistakes_are_named(call: Loss, sentence: str) -> None:

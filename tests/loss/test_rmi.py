@@ -33,11 +33,22 @@ def golden_inputs(name: str) -> tuple[Tensor, Tensor]:
     with np.load(DATA / "rmi_inputs.npz") as stored:
         logits = torch.from_numpy(stored[f"rmi_z_{classes}"])
         label = torch.from_numpy(stored[f"rmi_y_{classes}"])
-    if kind == "perfect":  # the 8 x 8 blocks of the plain label without the ignored pixels strewn over them
-        blocks = torch.where(label == 255, 0, label).unflatten(1, (8, 8)).unflatten(3, (12, 8)).amax((2, 4))
+    if (
+        kind == "perfect"
+    ):  # the 8 x 8 blocks of the plain label without the ignored pixels strewn over them
+        blocks = (
+            torch.where(label == 255, 0, label)
+            .unflatten(1, (8, 8))
+            .unflatten(3, (12, 8))
+            .amax((2, 4))
+        )
         label = blocks.repeat_interleave(8, 1).repeat_interleave(8, 2)
-        logits = torch.where(functional.one_hot(label.long(), logits.shape[1]).movedim(-1, 1) > 0, 8.0, -8.0)
-    label = {"all_ignore": torch.full_like(label, 255), "one_class": torch.ones_like(label)}.get(kind, label)
+        logits = torch.where(
+            functional.one_hot(label.long(), logits.shape[1]).movedim(-1, 1) > 0, 8.0, -8.0
+        )
+    label = {"all_ignore": torch.full_like(label, 255), "one_class": torch.ones_like(label)}.get(
+        kind, label
+    )
     return logits * {"x3": 3, "x30": 30, "zeros": 0}.get(kind, 1), label
 
 
@@ -52,13 +63,17 @@ def golden_settings(name: str) -> dict[str, Any]:
     return settings | ({"lambda_way": 0} if "way0" in variant else {})
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["fp64", "fp32"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-6), (torch.float32, 1e-4)], ids=["fp64", "fp32"]
+)
 @pytest.mark.parametrize("name", RMI_CASES)
 def test_equals_the_authors_numbers(name: str, dtype: torch.dtype, tolerance: float) -> None:
     expected, settings = GOLDEN[name], golden_settings(name)
     logits, label = golden_inputs(name)
     logits = logits.to(dtype).requires_grad_()
-    weighted = sum(weighted_rmi_loss(logits, label, num_classes=logits.shape[1], **settings).values())
+    weighted = sum(
+        weighted_rmi_loss(logits, label, num_classes=logits.shape[1], **settings).values()
+    )
     settings.pop("lambda_way", None)
     parts = rmi_loss(logits, label, num_classes=logits.shape[1], **settings)
     (gradient,) = torch.autograd.grad(weighted, logits)
@@ -67,16 +82,24 @@ def test_equals_the_authors_numbers(name: str, dtype: torch.dtype, tolerance: fl
     assert parts["rmi"].item() == pytest.approx(expected["rmi_part"], rel=tolerance)
     assert parts["bce"].item() == pytest.approx(expected["bce_part"], rel=tolerance)
     assert gradient.double().norm().item() == pytest.approx(expected["grad_norm"], rel=tolerance)
-    samples = gradient.flatten()[np.random.default_rng(7).integers(0, gradient.numel(), 32)].double()
+    samples = gradient.flatten()[
+        np.random.default_rng(7).integers(0, gradient.numel(), 32)
+    ].double()
     wanted = torch.tensor(expected["grad_samples32"], dtype=torch.float64)
-    torch.testing.assert_close(samples, wanted, rtol=tolerance, atol=tolerance * wanted.abs().max().item())
+    torch.testing.assert_close(
+        samples, wanted, rtol=tolerance, atol=tolerance * wanted.abs().max().item()
+    )
 
 
 def formula_inputs() -> tuple[Tensor, Tensor]:
     """RELEASE.md section 4: inputs given as a formula."""
-    n, c, h, w = (torch.arange(size, dtype=torch.float64).view([-1 if i == axis else 1 for i in range(4)])
-                  for axis, size in enumerate((2, 3, 24, 32)))  # fmt: skip
-    logits = (2 * torch.sin(0.35 * h + 0.9 * c) + 1.5 * torch.cos(0.22 * w * (n + 1) - 0.7 * c)).float()
+    n, c, h, w = (
+        torch.arange(size, dtype=torch.float64).view([-1 if i == axis else 1 for i in range(4)])
+        for axis, size in enumerate((2, 3, 24, 32))
+    )
+    logits = (
+        2 * torch.sin(0.35 * h + 0.9 * c) + 1.5 * torch.cos(0.22 * w * (n + 1) - 0.7 * c)
+    ).float()
     label = ((h // 5 + w // 7 + n) % 4)[:, 0].to(torch.uint8)
     return logits, torch.where(label == 3, 255, label)
 
@@ -92,7 +115,13 @@ def test_equals_the_numbers_of_the_formula_vector() -> None:
     assert loss.item() == pytest.approx(1.428378, abs=1e-6)
     assert gradient.abs().sum().item() == pytest.approx(1.259924, abs=1e-6)
     assert gradient[0, 0, 0, 0].item() == pytest.approx(-6.884663e-05, abs=1e-9)
-    ways = {("max", 3): 2.423028, ("avg", 2): 3.011193, ("avg", 3): 0.815691, ("interp", 4): 0.148986, ("max", 4): 1.362198}
+    ways = {
+        ("max", 3): 2.423028,
+        ("avg", 2): 3.011193,
+        ("avg", 3): 0.815691,
+        ("interp", 4): 0.148986,
+        ("max", 4): 1.362198,
+    }
     for (pool, size), expected in ways.items():
         found = rmi_loss(logits, label, num_classes=3, pool=pool, pool_size=size)["rmi"]
         assert found.item() == pytest.approx(expected, abs=2e-6)
@@ -101,12 +130,21 @@ def test_equals_the_numbers_of_the_formula_vector() -> None:
 @given(
     shape=st.tuples(st.integers(1, 2), st.integers(1, 4), st.integers(12, 40), st.integers(12, 40)),
     radius=st.integers(1, 4),
-    pooling=st.sampled_from([("avg", 1), ("avg", 2), ("avg", 3), ("avg", 4), ("max", 2), ("max", 3), ("interp", 3)]),
+    pooling=st.sampled_from(
+        [("avg", 1), ("avg", 2), ("avg", 3), ("avg", 4), ("max", 2), ("max", 3), ("interp", 3)]
+    ),
     block=st.sampled_from([1, 700, 2**18]),
     seed=st.integers(0, 1000),
 )
-def test_equals_the_definition_transcribed(shape: tuple[int, ...], radius: int, pooling: tuple[str, int], block: int, seed: int) -> None:
-    settings: dict[str, Any] = {"num_classes": shape[1], "radius": radius, "pool": pooling[0], "pool_size": pooling[1]}
+def test_equals_the_definition_transcribed(
+    shape: tuple[int, ...], radius: int, pooling: tuple[str, int], block: int, seed: int
+) -> None:
+    settings: dict[str, Any] = {
+        "num_classes": shape[1],
+        "radius": radius,
+        "pool": pooling[0],
+        "pool_size": pooling[1],
+    }
     if min(shape[2:]) // pooling[1] < radius:
         return
     generator = torch.Generator().manual_seed(seed)
@@ -121,22 +159,33 @@ def test_equals_the_definition_transcribed(shape: tuple[int, ...], radius: int, 
     torch.testing.assert_close(gradient, direct_gradient, rtol=1e-6, atol=1e-9)
 
 
-def loss_and_gradient(loss: Any, logits: Tensor, label: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
+def loss_and_gradient(
+    loss: Any, logits: Tensor, label: Tensor, **settings: Any
+) -> tuple[Tensor, Tensor]:
     logits = logits.detach().requires_grad_()
     terms = loss(logits, label, **settings)
     (gradient,) = torch.autograd.grad(0.7 * terms["bce"] + 0.3 * terms["rmi"], logits)
     return torch.stack([terms["bce"], terms["rmi"]]).detach(), gradient
 
 
-@pytest.mark.parametrize(("pool", "size", "radius"), [("avg", 4, 3), ("avg", 3, 2), ("avg", 1, 4), ("max", 3, 3), ("interp", 2, 3), ("avg", 2, 1)])
+@pytest.mark.parametrize(
+    ("pool", "size", "radius"),
+    [("avg", 4, 3), ("avg", 3, 2), ("avg", 1, 4), ("max", 3, 3), ("interp", 2, 3), ("avg", 2, 1)],
+)
 def test_gradient_is_the_derivative(pool: str, size: int, radius: int) -> None:
     label = torch.randint(2, (1, 16, 13))
     label[0, :2] = 255
 
     def terms(logits: Tensor) -> tuple[Tensor, ...]:
-        return tuple(rmi_loss(logits, label, num_classes=2, radius=radius, pool=pool, pool_size=size).values())  # type: ignore[arg-type]
+        return tuple(
+            rmi_loss(
+                logits, label, num_classes=2, radius=radius, pool=pool, pool_size=size
+            ).values()
+        )  # type: ignore[arg-type]
 
-    assert torch.autograd.gradcheck(terms, torch.randn(1, 2, 16, 13, dtype=torch.float64, requires_grad=True))
+    assert torch.autograd.gradcheck(
+        terms, torch.randn(1, 2, 16, 13, dtype=torch.float64, requires_grad=True)
+    )
 
 
 def awkward_inputs(kind: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -162,10 +211,21 @@ def awkward_inputs(kind: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return logits, label
 
 
-AWKWARD = ["zeros", "one class", "perfect", "saturated", "saturated and wrong", "constant", "half ignored", "all ignored"]
+AWKWARD = [
+    "zeros",
+    "one class",
+    "perfect",
+    "saturated",
+    "saturated and wrong",
+    "constant",
+    "half ignored",
+    "all ignored",
+]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str
+)
 @pytest.mark.parametrize("kind", AWKWARD)
 @pytest.mark.parametrize("size", [(64, 48), (9, 200), (7, 5), (1, 1)], ids=str)
 def test_awkward_inputs_are_finite(kind: str, size: tuple[int, int], dtype: torch.dtype) -> None:
@@ -182,7 +242,9 @@ def test_awkward_inputs_are_finite(kind: str, size: tuple[int, int], dtype: torc
 
 
 def test_an_image_smaller_than_a_window_has_the_floor_of_every_class() -> None:
-    logits = torch.randn(1, 3, 3, 64, requires_grad=True)  # pools to one row, a window is three rows high
+    logits = torch.randn(
+        1, 3, 3, 64, requires_grad=True
+    )  # pools to one row, a window is three rows high
     terms = rmi_loss(logits, torch.zeros(1, 3, 64, dtype=torch.uint8), num_classes=3)
     (gradient,) = torch.autograd.grad(terms["rmi"], logits)
     assert terms["rmi"].item() == pytest.approx(3 * FLOOR, rel=1e-5)
@@ -214,7 +276,9 @@ def test_absent_classes_contribute_their_floor_and_no_gradient() -> None:
     (gradient,) = torch.autograd.grad(rmi_loss(logits, label, num_classes=6)["rmi"], logits)
     assert gradient[:, :3].any() and not gradient[:, 3:].any()
     alone = rmi_loss(logits[:, :3], label, num_classes=3)["rmi"]
-    assert rmi_loss(logits, label, num_classes=6)["rmi"].item() == pytest.approx(alone.item() + 3 * FLOOR, rel=1e-5)
+    assert rmi_loss(logits, label, num_classes=6)["rmi"].item() == pytest.approx(
+        alone.item() + 3 * FLOOR, rel=1e-5
+    )
 
 
 def test_order_of_classes_does_not_matter() -> None:
@@ -230,9 +294,16 @@ def test_mean_over_parts_is_the_loss_of_the_batch() -> None:
     whole = rmi_loss(logits, label, num_classes=3)
     valid_pixels = (label != 255).sum()
     for count in (valid_pixels, int(valid_pixels)):
-        parts = [rmi_loss(logits[i : i + 2], label[i : i + 2], num_classes=3, valid_pixels=count, parts=2) for i in (0, 2)]
+        parts = [
+            rmi_loss(
+                logits[i : i + 2], label[i : i + 2], num_classes=3, valid_pixels=count, parts=2
+            )
+            for i in (0, 2)
+        ]
         for name, value in whole.items():
-            torch.testing.assert_close((parts[0][name] + parts[1][name]) / 2, value, rtol=1e-12, atol=0)
+            torch.testing.assert_close(
+                (parts[0][name] + parts[1][name]) / 2, value, rtol=1e-12, atol=0
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -259,7 +330,9 @@ def test_memory_layout_and_label_dtype_have_no_effect() -> None:
     logits, label = torch.randn(2, 4, 40, 36), torch.randint(4, (2, 40, 36))
     expected = loss_and_gradient(rmi_loss, logits, label, num_classes=4)
     other = logits.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(loss_and_gradient(rmi_loss, other, label.to(torch.uint8), num_classes=4), expected)
+    torch.testing.assert_close(
+        loss_and_gradient(rmi_loss, other, label.to(torch.uint8), num_classes=4), expected
+    )
 
 
 def test_every_label_that_is_no_class_is_ignored() -> None:
@@ -267,7 +340,9 @@ def test_every_label_that_is_no_class_is_ignored() -> None:
     masked = torch.where(label == 2, 255, label)
     by_value = rmi_loss(logits, label, num_classes=4, ignore_label=2)
     torch.testing.assert_close(by_value, rmi_loss(logits, masked, num_classes=4))
-    torch.testing.assert_close(by_value, rmi_loss(logits, torch.where(label == 2, -1, label), num_classes=4))
+    torch.testing.assert_close(
+        by_value, rmi_loss(logits, torch.where(label == 2, -1, label), num_classes=4)
+    )
 
 
 def test_a_host_is_never_asked() -> None:
@@ -317,7 +392,11 @@ def test_cholesky_of_a_barely_indefinite_matrix_takes_the_least_jitter() -> None
 )
 def test_mistakes_are_named(settings: dict[str, Any], sentence: str) -> None:
     with pytest.raises(LossError) as caught:
-        rmi_loss(torch.randn(1, 4, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8), **({"num_classes": 4} | settings))
+        rmi_loss(
+            torch.randn(1, 4, 8, 8),
+            torch.zeros(1, 8, 8, dtype=torch.uint8),
+            **({"num_classes": 4} | settings),
+        )
     assert str(caught.value) == sentence
 
 
@@ -333,4 +412,6 @@ def test_a_gpu_gives_the_same_numbers_without_waiting() -> None:
         found = loss_and_gradient(rmi_loss, *on_gpu, num_classes=5)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    torch.testing.assert_close([tensor.cpu() for tensor in found], list(expected), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(
+        [tensor.cpu() for tensor in found], list(expected), rtol=1e-5, atol=1e-7
+    )

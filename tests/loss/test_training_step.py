@@ -15,11 +15,15 @@ from loss import build_criterion
 from network.key_names import from_authors
 from tests.network.conftest import golden_of
 
-NUMBERS = json.loads((Path(__file__).resolve().parents[1] / "data" / "rmi_training_step.json").read_text())
+NUMBERS = json.loads(
+    (Path(__file__).resolve().parents[1] / "data" / "rmi_training_step.json").read_text()
+)
 QUICK = "deepv3plus_r50_mscale"
 BOTH = (QUICK, "hrnet_ocr_mscale")  # double precision is slow: one model of each family
 CASES = [
-    pytest.param(name, dtype, marks=() if (name, dtype) == (QUICK, torch.float32) else pytest.mark.slow)
+    pytest.param(
+        name, dtype, marks=() if (name, dtype) == (QUICK, torch.float32) else pytest.mark.slow
+    )
     for name in NUMBERS
     for dtype in (torch.float32, torch.float64)
     if dtype == torch.float32 or name in BOTH
@@ -48,11 +52,17 @@ def test_gradients_of_a_training_step_with_rmi(name: str, dtype: torch.dtype) ->
 
     assert ("aux" in terms) == ("ocr" in name)
     assert loss.item() == pytest.approx(expected["loss"], rel=1e-6 if exact else 1e-5)
-    gradients = {key: parameter.grad.double() for key, parameter in model.named_parameters() if parameter.grad is not None}
+    gradients = {
+        key: parameter.grad.double()
+        for key, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
     total = torch.stack([gradient.square().sum() for gradient in gradients.values()]).sum().sqrt()
     tolerance = 1e-6 if exact else 1e-3
     assert total.item() == pytest.approx(expected["gradient_norm"], rel=tolerance)
-    ours = dict(zip(golden.state, from_authors(golden.state), strict=True))  # the authors' names to ours
+    ours = dict(
+        zip(golden.state, from_authors(golden.state), strict=True)
+    )  # the authors' names to ours
     for key, values in expected["gradients"].items():
         gradient = gradients[ours[key]]
         assert gradient.norm().item() == pytest.approx(values["norm"], rel=tolerance), key

@@ -2,6 +2,7 @@
 
 `tests/data/golden_network.json` is a selection of numbers from running the authors' code (all stated in float64).
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -32,8 +33,18 @@ GOLDEN = {
     "deepv3plus_r50_mscale": {**RESNET, "multiscale": "hierarchical"},
     "deepv3plus_r50": {**RESNET, "multiscale": "single"},
     "deepv3plus_r50_mscale_dual": {**RESNET, "multiscale": "hierarchical_dual"},
-    "explicit_r50": {**RESNET, "multiscale": "explicit", "explicit_softmax": False, "explicit_batchnorm": False},
-    "explicit_r50_bn": {**RESNET, "multiscale": "explicit", "explicit_softmax": False, "explicit_batchnorm": True},
+    "explicit_r50": {
+        **RESNET,
+        "multiscale": "explicit",
+        "explicit_softmax": False,
+        "explicit_batchnorm": False,
+    },
+    "explicit_r50_bn": {
+        **RESNET,
+        "multiscale": "explicit",
+        "explicit_softmax": False,
+        "explicit_batchnorm": True,
+    },
 }
 GAINS = (
     (r"\.bn3\.weight$|branches\.\d+\.\d+\.bn2\.weight$", 0.25),
@@ -63,7 +74,10 @@ def ruled_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
 
 def ruled_state_dict(model: MultiScale) -> dict[str, Tensor]:
     """A state dict by the authors' names, with the rule's values, for a model of this architecture."""
-    shapes = to_authors({key: tuple(value.shape) for key, value in model.state_dict().items()}, multiscale=model.multiscale)
+    shapes = to_authors(
+        {key: tuple(value.shape) for key, value in model.state_dict().items()},
+        multiscale=model.multiscale,
+    )
     return {key: ruled_tensor(key, shape) for key, shape in shapes.items()}
 
 
@@ -74,7 +88,10 @@ class Golden:
         self.name = name
         self.model = build_model(**GOLDEN[name], num_classes=19, dropout=0.0).eval()
         self.state = ruled_state_dict(self.model)
-        self.report = load_weights(self.model, {"state_dict": {f"module.{key}": value for key, value in self.state.items()}})
+        self.report = load_weights(
+            self.model,
+            {"state_dict": {f"module.{key}": value for key, value in self.state.items()}},
+        )
         self.numbers = NUMBERS[name]
 
     def fingerprint(self) -> str:
@@ -120,4 +137,6 @@ def remembered(model: MultiScale) -> Iterator[MultiScale]:
 @pytest.fixture(scope="session")
 def image() -> Tensor:
     """x_A of the golden numbers, [1, 3, 128, 256]."""
-    return torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 128, 256)).astype(np.float32))
+    return torch.from_numpy(
+        np.random.default_rng(0).standard_normal((1, 3, 128, 256)).astype(np.float32)
+    )

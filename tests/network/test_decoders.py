@@ -1,4 +1,5 @@
 """The width of a decoder is an option; without it every decoder has its published size."""
+
 from __future__ import annotations
 
 import pytest
@@ -13,10 +14,14 @@ CLASSES = 7
 
 
 def built(decoder: str, trunk: str = "hrnet_w18_small", **options: object) -> torch.nn.Module:
-    return build_model(trunk=trunk, decoder=decoder, num_classes=CLASSES, **{"multiscale": "single", **options})  # type: ignore[arg-type]
+    return build_model(
+        trunk=trunk, decoder=decoder, num_classes=CLASSES, **{"multiscale": "single", **options}
+    )  # type: ignore[arg-type]
 
 
-def conv(inputs: int, outputs: int, kernel: int = 1, *, bias: bool = False, norm: bool = True) -> int:
+def conv(
+    inputs: int, outputs: int, kernel: int = 1, *, bias: bool = False, norm: bool = True
+) -> int:
     """Parameters of a convolution and, unless it is a last layer, of the batch norm behind it."""
     return inputs * outputs * kernel**2 + outputs * bias + 2 * outputs * norm
 
@@ -39,7 +44,13 @@ def expected_parameters(decoder: str, width: int, *, trunk: int, fine: int) -> i
     embeddings = 2 * (conv(width, keys) + conv(keys, keys))
     attention = embeddings + conv(width, keys) + conv(keys, width)
     aux = conv(trunk, trunk, bias=True) + conv(trunk, CLASSES, bias=True, norm=False)
-    return conv(trunk, width, 3, bias=True) + aux + attention + conv(2 * width, width) + conv(width, CLASSES, bias=True, norm=False)
+    return (
+        conv(trunk, width, 3, bias=True)
+        + aux
+        + attention
+        + conv(2 * width, width)
+        + conv(width, CLASSES, bias=True, norm=False)
+    )
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -55,20 +66,31 @@ def test_every_layer_of_a_decoder_follows_its_width(decoder: str, width: int | N
     trunk = model.trunk
     assert (trunk.channels, trunk.fine_channels) == (240, 16)
     assert isinstance(model.decoder, Decoder)
-    assert parameters(model.decoder) == expected_parameters(decoder, own, trunk=trunk.channels, fine=trunk.fine_channels)
+    assert parameters(model.decoder) == expected_parameters(
+        decoder, own, trunk=trunk.channels, fine=trunk.fine_channels
+    )
     features = trunk.eval()(torch.randn(2, 3, 64, 96))
     assert isinstance(features, Features)
     decoded = model.decoder.eval()(features, with_aux=True)
-    assert model.decoder.feature_channels == {"ocr": own, "deeplabv3plus": own + 48 * own // 256, "fcn": trunk.channels}[decoder]
+    assert (
+        model.decoder.feature_channels
+        == {"ocr": own, "deeplabv3plus": own + 48 * own // 256, "fcn": trunk.channels}[decoder]
+    )
     assert decoded.features.shape == (2, model.decoder.feature_channels, 16, 24)
     assert decoded.logits.shape == (2, CLASSES, 16, 24)
-    assert (None if decoded.aux is None else decoded.aux.shape) == ((2, CLASSES, 16, 24) if decoder == "ocr" else None)
+    assert (None if decoded.aux is None else decoded.aux.shape) == (
+        (2, CLASSES, 16, 24) if decoder == "ocr" else None
+    )
 
 
 @pytest.mark.parametrize("decoder", list(DECODERS))
 def test_the_published_width_is_the_default(decoder: str) -> None:
-    default, named = (built(decoder, decoder_channels=width).state_dict() for width in (None, PUBLISHED[decoder]))
-    assert {key: value.shape for key, value in default.items()} == {key: value.shape for key, value in named.items()}
+    default, named = (
+        built(decoder, decoder_channels=width).state_dict() for width in (None, PUBLISHED[decoder])
+    )
+    assert {key: value.shape for key, value in default.items()} == {
+        key: value.shape for key, value in named.items()
+    }
 
 
 @pytest.mark.parametrize("head", ["release", "paper"])
@@ -76,11 +98,24 @@ def test_the_published_width_is_the_default(decoder: str) -> None:
 def test_a_narrow_decoder_trains_and_evaluates_over_scales(decoder: str, head: str) -> None:
     """The attention head fits what the decoder hands it; one channel is a decoder, too."""
     for width in (1, 24):
-        model = built(decoder, "resnet18", multiscale="hierarchical", decoder_channels=width, attention_channels=8, head=head, dropout=0.0).train()
+        model = built(
+            decoder,
+            "resnet18",
+            multiscale="hierarchical",
+            decoder_channels=width,
+            attention_channels=8,
+            head=head,
+            dropout=0.0,
+        ).train()
         model(torch.randn(2, 3, 32, 32)).logits.square().mean().backward()
         assert all(parameter.grad is not None for parameter in model.parameters())
         with torch.no_grad():
-            assert model.eval()(torch.randn(1, 3, 32, 48), scales=(0.5, 1.0, 2.0)).logits.shape == (1, CLASSES, 32, 48)
+            assert model.eval()(torch.randn(1, 3, 32, 48), scales=(0.5, 1.0, 2.0)).logits.shape == (
+                1,
+                CLASSES,
+                32,
+                48,
+            )
 
 
 def test_the_papers_head_after_ocr_is_in_proportion() -> None:
@@ -92,5 +127,7 @@ def test_the_papers_head_after_ocr_is_in_proportion() -> None:
 
 @pytest.mark.parametrize("width", [0, -8])
 def test_no_width_is_one_sentence(width: int) -> None:
-    with pytest.raises(ModelError, match=f"decoder_channels is {width}: a decoder needs at least one channel"):
+    with pytest.raises(
+        ModelError, match=f"decoder_channels is {width}: a decoder needs at least one channel"
+    ):
         built("fcn", decoder_channels=width)

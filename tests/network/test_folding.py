@@ -18,7 +18,12 @@ def with_statistics(model: nn.Module) -> nn.Module:
     for part in model.modules():
         if isinstance(part, nn.BatchNorm2d):
             assert part.running_mean is not None and part.running_var is not None
-            for values, low, high in ((part.weight, 0.5, 1.5), (part.bias, -0.3, 0.3), (part.running_mean, -0.3, 0.3), (part.running_var, 0.5, 2.0)):
+            for values, low, high in (
+                (part.weight, 0.5, 1.5),
+                (part.bias, -0.3, 0.3),
+                (part.running_mean, -0.3, 0.3),
+                (part.running_var, 0.5, 2.0),
+            ):
                 values.data.uniform_(low, high, generator=generator)
     return model.eval()
 
@@ -30,20 +35,34 @@ def norms(model: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("trunk", "decoder", "multiscale", "left"),
     [
-        ("hrnet_w18_small", "ocr", "hierarchical", 1),  # OCR's merging convolution is computed in two halves, so its norm stays
+        (
+            "hrnet_w18_small",
+            "ocr",
+            "hierarchical",
+            1,
+        ),  # OCR's merging convolution is computed in two halves, so its norm stays
         ("hrnet_w18_small", "fcn", "hierarchical_dual", 0),
         ("resnet18", "deeplabv3plus", "explicit", 0),
         ("resnet50", "deeplabv3plus", "single", 0),
     ],
 )
-def test_folded_norms_change_nothing_but_rounding(trunk: str, decoder: str, multiscale: str, left: int) -> None:
+def test_folded_norms_change_nothing_but_rounding(
+    trunk: str, decoder: str, multiscale: str, left: int
+) -> None:
     torch.manual_seed(0)
-    model = with_statistics(build_model(trunk=trunk, decoder=decoder, multiscale=multiscale, num_classes=4)).double()
+    model = with_statistics(
+        build_model(trunk=trunk, decoder=decoder, multiscale=multiscale, num_classes=4)
+    ).double()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     prepared = prepare_for_inference(model)
     image = torch.randn(1, 3, 96, 128, dtype=torch.float64)
     expected = predict(model, image, flip=True).logits
-    torch.testing.assert_close(predict(prepared, image, flip=True).logits, expected, atol=1e-10 * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(
+        predict(prepared, image, flip=True).logits,
+        expected,
+        atol=1e-10 * float(expected.abs().max()),
+        rtol=0,
+    )
     assert norms(prepared) == left < norms(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(part.training for part in prepared.modules())
@@ -51,17 +70,32 @@ def test_folded_norms_change_nothing_but_rounding(trunk: str, decoder: str, mult
 
 def test_single_precision_agrees_closely() -> None:
     torch.manual_seed(0)
-    model = with_statistics(build_model(trunk="hrnet_w18_small", decoder="ocr", multiscale="hierarchical", num_classes=4))
+    model = with_statistics(
+        build_model(
+            trunk="hrnet_w18_small", decoder="ocr", multiscale="hierarchical", num_classes=4
+        )
+    )
     image = torch.randn(1, 3, 96, 128)
     expected = predict(model, image).logits
-    torch.testing.assert_close(predict(prepare_for_inference(model), image).logits, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(
+        predict(prepare_for_inference(model), image).logits,
+        expected,
+        atol=1e-4 * float(expected.abs().max()),
+        rtol=0,
+    )
 
 
 def test_half_precision_weights_answer_as_autocast_does() -> None:
     torch.manual_seed(0)
-    model = with_statistics(build_model(trunk="resnet18", decoder="deeplabv3plus", multiscale="hierarchical", num_classes=4))
+    model = with_statistics(
+        build_model(
+            trunk="resnet18", decoder="deeplabv3plus", multiscale="hierarchical", num_classes=4
+        )
+    )
     prepared = prepare_for_inference(model, autocast_dtype=torch.bfloat16)
-    assert {part.weight.dtype for part in prepared.modules() if isinstance(part, nn.Conv2d)} == {torch.bfloat16}
+    assert {part.weight.dtype for part in prepared.modules() if isinstance(part, nn.Conv2d)} == {
+        torch.bfloat16
+    }
     image = torch.randn(1, 3, 96, 128)
     exact = predict(model, image).logits
     cast = predict(model, image, autocast_dtype=torch.bfloat16).logits
@@ -83,7 +117,9 @@ class Branching(nn.Module):
 
     def forward(self, image: Tensor) -> Prediction:
         x = self.conv(image)
-        return Prediction(logits=self.norm(F.relu(x, inplace=True)) if self.relu_between else self.norm(x) + x)
+        return Prediction(
+            logits=self.norm(F.relu(x, inplace=True)) if self.relu_between else self.norm(x) + x
+        )
 
 
 @pytest.mark.parametrize("relu_between", [True, False])
@@ -97,5 +133,11 @@ def test_what_cannot_be_folded_is_left_alone(relu_between: bool) -> None:
 
 
 def test_weights_lie_in_channels_last_memory() -> None:
-    model = prepare_for_inference(build_model(trunk="resnet18", decoder="fcn", multiscale="single", num_classes=4))
-    assert all(part.weight.is_contiguous(memory_format=torch.channels_last) for part in model.modules() if isinstance(part, nn.Conv2d))
+    model = prepare_for_inference(
+        build_model(trunk="resnet18", decoder="fcn", multiscale="single", num_classes=4)
+    )
+    assert all(
+        part.weight.is_contiguous(memory_format=torch.channels_last)
+        for part in model.modules()
+        if isinstance(part, nn.Conv2d)
+    )

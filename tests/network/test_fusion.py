@@ -1,4 +1,5 @@
 """Equation 1 and its chain: the authors' numbers, a direct transcription, and identities."""
+
 from __future__ import annotations
 
 import math
@@ -61,7 +62,12 @@ def transcribed(predictions: dict[float, Prediction], size: tuple[int, int]) -> 
     return to(running, size)
 
 
-SCALES = st.lists(st.sampled_from([0.25, 0.3, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0]), min_size=1, max_size=5, unique=True)
+SCALES = st.lists(
+    st.sampled_from([0.25, 0.3, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0]),
+    min_size=1,
+    max_size=5,
+    unique=True,
+)
 
 
 def random_predictions(scales, size, *, stride: int = 4) -> dict[float, Prediction]:
@@ -98,12 +104,16 @@ def test_any_scales_and_sizes_in_strips_and_whole(scales, height, width):
         assert torch.allclose(compute(fused.logits), expected, atol=1e-12)
 
 
-@given(scales=SCALES, height=st.integers(1, 40), width=st.integers(1, 40), align_corners=st.booleans())
+@given(
+    scales=SCALES, height=st.integers(1, 40), width=st.integers(1, 40), align_corners=st.booleans()
+)
 def test_constant_logits_come_out_unchanged(scales, height, width, align_corners):
     """The weights of a pixel over all scales sum to 1."""
     size = (height, width)
     predictions = {
-        scale: part._replace(logits=torch.full_like(part.logits, 3.7), aux=torch.full_like(part.logits, -1.3))
+        scale: part._replace(
+            logits=torch.full_like(part.logits, 3.7), aux=torch.full_like(part.logits, -1.3)
+        )
         for scale, part in random_predictions(scales, size).items()
     }
     fused = chain(at_own_size(predictions, size), size=size, align_corners=align_corners)
@@ -114,7 +124,10 @@ def test_constant_logits_come_out_unchanged(scales, height, width, align_corners
 
 def test_one_pair_is_equation_one():
     size = (17, 23)
-    pair = {scale: maps.computed() for scale, maps in at_own_size(random_predictions((0.5, 1.0), size), size).items()}
+    pair = {
+        scale: maps.computed()
+        for scale, maps in at_own_size(random_predictions((0.5, 1.0), size), size).items()
+    }
     lower, higher = pair[0.5], pair[1.0]
 
     def up(tensor):
@@ -130,7 +143,10 @@ def test_one_pair_is_equation_one():
 
 def test_the_attention_chooses_between_the_scales():
     size = (8, 8)
-    pair = {scale: maps.computed() for scale, maps in at_own_size(random_predictions((0.5, 1.0), size), size).items()}
+    pair = {
+        scale: maps.computed()
+        for scale, maps in at_own_size(random_predictions((0.5, 1.0), size), size).items()
+    }
     none = pair[0.5]._replace(attention=torch.zeros_like(pair[0.5].attention))
     every = pair[0.5]._replace(attention=torch.ones_like(pair[0.5].attention))
     assert torch.equal(fuse(none, pair[1.0]).logits, pair[1.0].logits)
@@ -145,13 +161,19 @@ def test_rows_and_their_gradients_are_those_of_the_whole_map(align_corners):
 
     def gradients(strips: list[tuple[int, int]] | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
         predictions = random_predictions(scales, size)
-        leaves = [tensor.requires_grad_() for part in predictions.values() for tensor in (part.logits, part.attention)]
+        leaves = [
+            tensor.requires_grad_()
+            for part in predictions.values()
+            for tensor in (part.logits, part.attention)
+        ]
         own = {
             scale: resized(maps_of(part), scaled_size(size, scale), align_corners=align_corners)
             for scale, part in predictions.items()
         }
         fused = chain(own, size=size, align_corners=align_corners).logits
-        pieces = [fused.whole()] if strips is None else [render_rows(fused, strip) for strip in strips]
+        pieces = (
+            [fused.whole()] if strips is None else [render_rows(fused, strip) for strip in strips]
+        )
         result = torch.cat(pieces, dim=2)
         (result**2).sum().backward()
         return result.detach(), [leaf.grad for leaf in leaves if leaf.grad is not None]
@@ -160,7 +182,9 @@ def test_rows_and_their_gradients_are_those_of_the_whole_map(align_corners):
     parts, found = gradients([(0, 1), (1, 9), (9, 30), (30, 37)])
     assert torch.allclose(parts, whole, atol=1e-12)
     assert len(found) == len(expected) == 5  # the attention of the highest scale has no say
-    assert all(torch.allclose(one, other, atol=1e-10) for one, other in zip(found, expected, strict=True))
+    assert all(
+        torch.allclose(one, other, atol=1e-10) for one, other in zip(found, expected, strict=True)
+    )
 
 
 @pytest.mark.parametrize("scales", [(), (0.5, -1.0), (1.0, 1.0), (float("nan"),)])

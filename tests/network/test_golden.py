@@ -1,4 +1,5 @@
 """Every model of the paper, to the digits the authors' code gives."""
+
 from __future__ import annotations
 
 import copy
@@ -30,10 +31,18 @@ def check(tensor: Tensor, expected: dict, *, tolerance: float | None = None) -> 
     assert values.std(correction=0).item() == pytest.approx(expected["std"], abs=allowed)
 
 
-def check_cases(model: MultiScale, image: Tensor, cases: dict, *, tolerance: float | None = None) -> None:
+def check_cases(
+    model: MultiScale, image: Tensor, cases: dict, *, tolerance: float | None = None
+) -> None:
     """Every list of scales, with the maps of its scales kept and streamed."""
     raw: list[Tensor] = []
-    hook = None if model.multiscale == "single" else model.attention.register_forward_hook(lambda _module, _inputs, output: raw.append(output))
+    hook = (
+        None
+        if model.multiscale == "single"
+        else model.attention.register_forward_hook(
+            lambda _module, _inputs, output: raw.append(output)
+        )
+    )
     with torch.no_grad(), remembered(model):
         for case, tensors in cases.items():
             scales = scales_of(case)
@@ -52,17 +61,31 @@ def check_cases(model: MultiScale, image: Tensor, cases: dict, *, tolerance: flo
                 else:
                     scale = {"05x": 0.5, "10x": 1.0}.get(at) or float(at.removesuffix("x"))
                     own = kept.scales[scale]
-                    check(own.logits if kind == "pred" else own.attention, expected, tolerance=tolerance)
+                    check(
+                        own.logits if kind == "pred" else own.attention,
+                        expected,
+                        tolerance=tolerance,
+                    )
     if hook is not None:
         hook.remove()
 
 
 def test_weights_load_by_the_authors_names(golden):
-    assert sum(parameter.numel() for parameter in golden.model.parameters()) == golden.numbers["parameters"]
+    assert (
+        sum(parameter.numel() for parameter in golden.model.parameters())
+        == golden.numbers["parameters"]
+    )
     assert len(golden.state) == golden.numbers["tensors"]
-    assert golden.fingerprint() == golden.numbers["sha256"]  # the authors' names and shapes, all of them
+    assert (
+        golden.fingerprint() == golden.numbers["sha256"]
+    )  # the authors' names and shapes, all of them
     report = golden.report
-    assert (report.kind, len(report.loaded), report.skipped, report.unexpected) == ("authors", len(golden.state), (), ())
+    assert (report.kind, len(report.loaded), report.skipped, report.unexpected) == (
+        "authors",
+        len(golden.state),
+        (),
+        (),
+    )
 
 
 def test_outputs_in_single_precision(golden, image):
@@ -74,7 +97,9 @@ def test_outputs_in_single_precision(golden, image):
 def test_outputs_in_double_precision(golden, image):
     if not golden.numbers["eval"]:
         pytest.skip("no numbers for this model")
-    check_cases(copy.deepcopy(golden.model).double(), image.double(), golden.numbers["eval"], tolerance=1e-8)
+    check_cases(
+        copy.deepcopy(golden.model).double(), image.double(), golden.numbers["eval"], tolerance=1e-8
+    )
 
 
 def training_batch() -> tuple[Tensor, Tensor]:
@@ -86,7 +111,9 @@ def training_batch() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(image), torch.from_numpy(label)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-3), (torch.float64, 1e-7)], ids=["fp32", "fp64"])
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(torch.float32, 1e-3), (torch.float64, 1e-7)], ids=["fp32", "fp64"]
+)
 def test_gradients_and_running_statistics_of_a_training_step(golden, dtype, tolerance):
     expected = golden.numbers["train"]
     if not expected:
@@ -105,7 +132,9 @@ def test_gradients_and_running_statistics_of_a_training_step(golden, dtype, tole
     gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
     total = torch.sqrt(sum((gradient.double() ** 2).sum() for gradient in gradients.values()))
     assert total.item() == pytest.approx(expected["gradient_norm"], rel=tolerance)
-    ours = dict(zip(golden.state, from_authors(golden.state), strict=True))  # the authors' names to ours
+    ours = dict(
+        zip(golden.state, from_authors(golden.state), strict=True)
+    )  # the authors' names to ours
     for key, norm in expected["gradient_norms"].items():
         assert gradients[ours[key]].norm().item() == pytest.approx(norm, rel=tolerance), key
     state = model.state_dict()

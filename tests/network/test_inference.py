@@ -30,17 +30,28 @@ class Convolutions(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         widths = [3, *([7] * (layers - 1)), self.num_classes]
-        self.layers = nn.ModuleList(nn.Conv2d(one, two, 3, padding=1) for one, two in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(
+            nn.Conv2d(one, two, 3, padding=1) for one, two in zip(widths, widths[1:], strict=False)
+        )
         self.stride = stride
         self.reach = layers * stride
         self.largest = 0
 
-    def forward(self, image: Tensor, *, scales: Sequence[float] | None = None, keep_scales: bool = False) -> Prediction:
+    def forward(
+        self, image: Tensor, *, scales: Sequence[float] | None = None, keep_scales: bool = False
+    ) -> Prediction:
         self.largest = max(self.largest, image.shape[-2] * image.shape[-1])
         x = F.avg_pool2d(image, self.stride) if self.stride > 1 else image
         for layer in self.layers:
             x = torch.tanh(layer(x))
-        return Prediction(logits=3 * (x.repeat_interleave(self.stride, 2).repeat_interleave(self.stride, 3) if self.stride > 1 else x))
+        return Prediction(
+            logits=3
+            * (
+                x.repeat_interleave(self.stride, 2).repeat_interleave(self.stride, 3)
+                if self.stride > 1
+                else x
+            )
+        )
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:
@@ -49,7 +60,9 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
 
 def small_model(multiscale: str = "hierarchical", **options: object) -> nn.Module:
     torch.manual_seed(3)
-    model = build_model(trunk="hrnet_w18_small", decoder="fcn", multiscale=multiscale, num_classes=4, **options).eval()  # type: ignore[arg-type]
+    model = build_model(
+        trunk="hrnet_w18_small", decoder="fcn", multiscale=multiscale, num_classes=4, **options
+    ).eval()  # type: ignore[arg-type]
     for part in model.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.running_mean.uniform_(-0.2, 0.2)
@@ -69,22 +82,40 @@ def test_single_model_is_predicted_as_it_answers_itself() -> None:
 
 @pytest.mark.parametrize("size", [(48, 64), (45, 70)])
 @pytest.mark.parametrize("scales", [(1.0, 0.5, 2.0), (0.75,), (0.25, 1.5)])
-def test_average_of_scales_resizes_the_image_and_the_logits_back(size: tuple[int, int], scales: tuple[float, ...]) -> None:
+def test_average_of_scales_resizes_the_image_and_the_logits_back(
+    size: tuple[int, int], scales: tuple[float, ...]
+) -> None:
     model = small_model("single")
     image = noise(1, 3, *size)
     with torch.inference_mode():
         every = []
         for scale in scales:
-            scaled = F.interpolate(image, size=[round(side * scale) for side in size], mode="bilinear")
+            scaled = F.interpolate(
+                image, size=[round(side * scale) for side in size], mode="bilinear"
+            )
             every.append(F.interpolate(model(scaled).logits, size=size, mode="bilinear"))
     stacked = torch.stack(every)
-    torch.testing.assert_close(predict(model, image, scales=scales).logits, stacked.mean(0), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(predict(model, image, scales=scales, combine="max").logits, stacked.amax(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        predict(model, image, scales=scales).logits, stacked.mean(0), atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(
+        predict(model, image, scales=scales, combine="max").logits,
+        stacked.amax(0),
+        atol=1e-5,
+        rtol=1e-5,
+    )
     mean = stacked.softmax(2).mean(0)
-    torch.testing.assert_close(predict(model, image, scales=scales, over="probabilities").logits.softmax(1), mean, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        predict(model, image, scales=scales, over="probabilities").logits.softmax(1),
+        mean,
+        atol=1e-6,
+        rtol=1e-5,
+    )
     largest = stacked.softmax(2).amax(0)
     expected = largest / largest.sum(1, keepdim=True)
-    probability = predict(model, image, scales=scales, over="probabilities", combine="max").logits.softmax(1)
+    probability = predict(
+        model, image, scales=scales, over="probabilities", combine="max"
+    ).logits.softmax(1)
     if len(scales) > 1:
         torch.testing.assert_close(probability, expected, atol=1e-6, rtol=1e-5)
 
@@ -97,10 +128,17 @@ def test_flip_is_the_mean_of_both_ways(multiscale: str) -> None:
     straight = predict(model, image, scales=scales).logits
     back = predict(model, image.flip(-1), scales=scales).logits.flip(-1)
     assert not torch.allclose(straight, back, atol=1e-3)
-    torch.testing.assert_close(predict(model, image, scales=scales, flip=True).logits, (straight + back) / 2, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        predict(model, image, scales=scales, flip=True).logits,
+        (straight + back) / 2,
+        atol=1e-5,
+        rtol=1e-5,
+    )
     if multiscale != "single":
         mean = (straight.softmax(1) + back.softmax(1)) / 2
-        probability = predict(model, image, scales=scales, flip=True, over="probabilities").logits.softmax(1)
+        probability = predict(
+            model, image, scales=scales, flip=True, over="probabilities"
+        ).logits.softmax(1)
         torch.testing.assert_close(probability, mean, atol=1e-6, rtol=1e-5)
 
 
@@ -125,11 +163,18 @@ def test_kept_scales_with_flip_are_means_of_both_ways() -> None:
     image = noise(1, 3, 48, 64)
     kept = predict(model, image, scales=(0.5, 1.0), flip=True, keep_scales=True).scales
     with torch.inference_mode():
-        straight, mirrored = (model(view, scales=(0.5, 1.0), keep_scales=True).scales for view in (image, image.flip(-1)))
+        straight, mirrored = (
+            model(view, scales=(0.5, 1.0), keep_scales=True).scales
+            for view in (image, image.flip(-1))
+        )
     assert kept is not None
     for scale in (0.5, 1.0):
-        torch.testing.assert_close(kept[scale].logits, (straight[scale].logits + mirrored[scale].logits.flip(-1)) / 2)
-    torch.testing.assert_close(kept[0.5].attention, (straight[0.5].attention + mirrored[0.5].attention.flip(-1)) / 2)
+        torch.testing.assert_close(
+            kept[scale].logits, (straight[scale].logits + mirrored[scale].logits.flip(-1)) / 2
+        )
+    torch.testing.assert_close(
+        kept[0.5].attention, (straight[0.5].attention + mirrored[0.5].attention.flip(-1)) / 2
+    )
 
 
 def test_a_vanished_probability_keeps_finite_logits() -> None:
@@ -137,7 +182,9 @@ def test_a_vanished_probability_keeps_finite_logits() -> None:
         def forward(self, image: Tensor, **options: object) -> Prediction:
             return Prediction(logits=200 * super().forward(image).logits)
 
-    logits = predict(Certain(), noise(1, 3, 20, 20), flip=True, over="probabilities", tile=(12, 12)).logits
+    logits = predict(
+        Certain(), noise(1, 3, 20, 20), flip=True, over="probabilities", tile=(12, 12)
+    ).logits
     assert torch.isfinite(logits).all()
 
 
@@ -158,7 +205,12 @@ def test_the_model_is_evaluated_and_keeps_its_modes() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     image = noise(1, 3, 32, 32)
     first = predict(model, image).logits
-    assert model.training and not model.trunk.layer1.training and not model.trunk.layer1[0].bn1.training and model.decoder.training
+    assert (
+        model.training
+        and not model.trunk.layer1.training
+        and not model.trunk.layer1[0].bn1.training
+        and model.decoder.training
+    )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     torch.testing.assert_close(first, predict(model.eval(), image).logits)
 
@@ -167,29 +219,53 @@ def test_the_model_is_evaluated_and_keeps_its_modes() -> None:
 
 
 @given(
-    length=st.integers(1, 700), tile=st.integers(1, 256), share=st.floats(0, 0.9), aligned=st.sampled_from([1, 4, 32, 64, 256])
+    length=st.integers(1, 700),
+    tile=st.integers(1, 256),
+    share=st.floats(0, 0.9),
+    aligned=st.sampled_from([1, 4, 32, 64, 256]),
 )
 @settings(max_examples=300, deadline=None)
-def test_spans_cover_every_pixel_once_and_leave_borders_out(length: int, tile: int, share: float, aligned: int) -> None:
+def test_spans_cover_every_pixel_once_and_leave_borders_out(
+    length: int, tile: int, share: float, aligned: int
+) -> None:
     overlap = overlap_pixels(share, tile)
     parts = spans(length, tile=tile, overlap=overlap, alignment=aligned)
     assert parts[0].start == 0 and parts[-1].stop == length
-    assert parts[0].first == 0 and parts[-1].last == length and parts[-1].to_after == 0 and parts[0].from_before == 0
+    assert (
+        parts[0].first == 0
+        and parts[-1].last == length
+        and parts[-1].to_after == 0
+        and parts[0].from_before == 0
+    )
     covered = 0
     for part in parts:
-        assert part.start <= part.first == covered and part.last + part.to_after <= part.stop and part.stop - part.start <= tile
+        assert (
+            part.start <= part.first == covered
+            and part.last + part.to_after <= part.stop
+            and part.stop - part.start <= tile
+        )
         assert part.first + part.from_before <= part.last
         covered = part.last
     assert covered == length
     for before, after in zip(parts, parts[1:], strict=False):
         assert before.stop - after.start >= overlap
-        assert (before.last, before.to_after) == (after.first, after.from_before) and (before.to_after >= 1 or before.stop == after.start)
+        assert (before.last, before.to_after) == (after.first, after.from_before) and (
+            before.to_after >= 1 or before.stop == after.start
+        )
         outside = (before.stop - after.start - before.to_after) // 2
-        assert after.first - after.start >= outside and before.stop - before.last - before.to_after >= outside
+        assert (
+            after.first - after.start >= outside
+            and before.stop - before.last - before.to_after >= outside
+        )
 
 
 def test_starts_of_tiles_keep_to_the_pixel_grid_of_all_scales() -> None:
-    assert alignment((1.0,)) == 32 and alignment((0.5, 1.0, 2.0)) == 64 and alignment((0.25, 1.0)) == 128 and alignment((0.75,)) == 128
+    assert (
+        alignment((1.0,)) == 32
+        and alignment((0.5, 1.0, 2.0)) == 64
+        and alignment((0.25, 1.0)) == 128
+        and alignment((0.75,)) == 128
+    )
     assert alignment((0.3,)) == 32  # 320 pixels would not be worth it
     parts = spans(1000, tile=512, overlap=128, alignment=64)
     assert all(part.start % 64 == 0 for part in parts)
@@ -204,7 +280,9 @@ def test_weights_of_a_ramp_rise_smoothly_and_sum_to_one() -> None:
 @pytest.mark.parametrize("size", [(97, 131), (64, 200), (40, 40), (150, 60)])
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(("tile", "overlap"), [((48, 64), 0.25), ((64, 40), 16), ((56, 56), 0.6)])
-def test_tiles_of_convolutions_give_the_whole_image(size: tuple[int, int], flip: bool, tile: tuple[int, int], overlap: float) -> None:
+def test_tiles_of_convolutions_give_the_whole_image(
+    size: tuple[int, int], flip: bool, tile: tuple[int, int], overlap: float
+) -> None:
     model = Convolutions().double()
     image = noise(2, 3, *size).double()
     whole = predict(model, image, flip=flip).logits
@@ -218,7 +296,9 @@ def test_tiles_see_the_grid_of_strided_features() -> None:
     model = Convolutions(layers=2, stride=8).double()
     image = noise(1, 3, 256, 320).double()
     whole = predict(model, image).logits
-    torch.testing.assert_close(predict(model, image, tile=(128, 160), overlap=64).logits, whole, atol=1e-12, rtol=0)
+    torch.testing.assert_close(
+        predict(model, image, tile=(128, 160), overlap=64).logits, whole, atol=1e-12, rtol=0
+    )
 
 
 def test_tiles_of_several_scales_agree_away_from_where_they_saw_a_border() -> None:
@@ -226,7 +306,9 @@ def test_tiles_of_several_scales_agree_away_from_where_they_saw_a_border() -> No
     image = noise(1, 3, 192, 256).double()
     scales = (0.5, 1.0, 2.0)
     whole = predict(model, image, scales=scales, over="probabilities").logits
-    tiled = predict(model, image, scales=scales, over="probabilities", tile=(128, 128), overlap=64).logits
+    tiled = predict(
+        model, image, scales=scales, over="probabilities", tile=(128, 128), overlap=64
+    ).logits
     torch.testing.assert_close(tiled, whole, atol=1e-10, rtol=0)
 
 
@@ -237,7 +319,11 @@ def test_what_differs_at_borders_of_tiles_is_blended_not_cut() -> None:
         multiscale, train_scales, num_classes = "single", (1.0,), 1
 
         def forward(self, image: Tensor) -> Prediction:
-            return Prediction(logits=torch.arange(image.shape[-1], dtype=torch.float32).expand(1, 1, *image.shape[-2:]))
+            return Prediction(
+                logits=torch.arange(image.shape[-1], dtype=torch.float32).expand(
+                    1, 1, *image.shape[-2:]
+                )
+            )
 
     logits = predict(Position(), noise(1, 3, 32, 224), tile=(32, 128), overlap=0.5).logits[0, 0, 0]
     steps = logits.diff()
@@ -252,17 +338,25 @@ def test_tiles_of_a_network_stay_near_the_whole_image(multiscale: str) -> None:
     whole = predict(model, image, scales=(0.5, 1.0), keep_scales=True)
     tiled = predict(model, image, scales=(0.5, 1.0), tile=(192, 256), overlap=0.5, keep_scales=True)
     assert (whole.logits.argmax(1) == tiled.logits.argmax(1)).float().mean() > 0.97
-    assert whole.scales is not None and tiled.scales is not None and (whole.attention is None) == (tiled.attention is None)
+    assert (
+        whole.scales is not None
+        and tiled.scales is not None
+        and (whole.attention is None) == (tiled.attention is None)
+    )
     for scale, part in whole.scales.items():
         assert tiled.scales[scale].logits.shape == part.logits.shape
-        assert (tiled.scales[scale].logits - part.logits).abs().mean() < 0.2 * part.logits.abs().mean()
+        assert (
+            tiled.scales[scale].logits - part.logits
+        ).abs().mean() < 0.2 * part.logits.abs().mean()
 
 
 def test_kept_scales_are_pasted_where_they_belong_at_any_size() -> None:
     model = Convolutions(layers=1).double()
     image = noise(1, 3, 131, 97).double()
     whole = predict(model, image, scales=(1.0, 2.0, 0.3), keep_scales=True).scales
-    tiled = predict(model, image, scales=(1.0, 2.0, 0.3), keep_scales=True, tile=(64, 64), overlap=16).scales
+    tiled = predict(
+        model, image, scales=(1.0, 2.0, 0.3), keep_scales=True, tile=(64, 64), overlap=16
+    ).scales
     assert whole is not None and tiled is not None
     for scale in (1.0, 2.0):
         torch.testing.assert_close(tiled[scale].logits, whole[scale].logits)
@@ -279,7 +373,9 @@ class Recorder(torch.utils._python_dispatch.TorchDispatchMode):
         super().__init__()
         self.largest = 0
 
-    def __torch_dispatch__(self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+    def __torch_dispatch__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         result = function(*args, **(kwargs or {}))
         for tensor in torch.utils._pytree.tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.dtype == torch.float32:
@@ -299,7 +395,9 @@ def test_labels_of_a_tiled_image_never_need_its_logits() -> None:
     assert label.shape == (1, 512, 512) and confidence is not None
 
 
-def out_of_memory_above(model: Convolutions, limit: int, error: Callable[[], BaseException]) -> Convolutions:
+def out_of_memory_above(
+    model: Convolutions, limit: int, error: Callable[[], BaseException]
+) -> Convolutions:
     forward = model.forward
 
     def limited(image: Tensor, **options: object) -> Prediction:
@@ -315,7 +413,9 @@ def out_of_memory_above(model: Convolutions, limit: int, error: Callable[[], Bas
     "error",
     [
         lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-        lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:126] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        lambda: RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:126] err == 0. DefaultCPUAllocator: can't allocate memory"
+        ),
         MemoryError,
     ],
 )
@@ -326,7 +426,9 @@ def test_out_of_memory_falls_back_to_tiles_and_says_so(error: Callable[[], BaseE
     model = out_of_memory_above(Convolutions().double(), 128 * 128, error)
     logits = predict(model, image, on_fallback=said.append).logits
     torch.testing.assert_close(logits, whole, atol=1e-12, rtol=0)
-    assert len(said) == 2 and all("memory ran out" in sentence and sentence.count(".") == 1 for sentence in said)
+    assert len(said) == 2 and all(
+        "memory ran out" in sentence and sentence.count(".") == 1 for sentence in said
+    )
     assert "200 x 240" in said[0] and "200 x 128" in said[1]
     label, _ = predict_label(model, image, on_fallback=said.append)
     assert torch.equal(label, predicted_label(whole)) and len(said) == 4
@@ -374,19 +476,34 @@ def test_mistaken_wishes_are_refused(options: dict[str, object], words: str) -> 
 
 
 @given(
-    count=st.integers(1, 2), classes=st.integers(1, 255), height=st.integers(1, 70), width=st.integers(1, 40), seed=st.integers(0, 99),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]), channels_last=st.booleans(),
+    count=st.integers(1, 2),
+    classes=st.integers(1, 255),
+    height=st.integers(1, 70),
+    width=st.integers(1, 40),
+    seed=st.integers(0, 99),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    channels_last=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
 def test_label_and_confidence_are_the_largest_of_the_soft_max(
-    count: int, classes: int, height: int, width: int, seed: int, dtype: torch.dtype, channels_last: bool
+    count: int,
+    classes: int,
+    height: int,
+    width: int,
+    seed: int,
+    dtype: torch.dtype,
+    channels_last: bool,
 ) -> None:
     logits = (10 * noise(count, classes, height, width, seed=seed)).to(dtype)
     if channels_last:
         logits = logits.contiguous(memory_format=torch.channels_last)
     label, confidence = label_and_confidence(logits)
     largest = logits.float().softmax(1).amax(1)
-    assert label.dtype == torch.uint8 and confidence.dtype == torch.float32 and label.shape == confidence.shape == (count, height, width)
+    assert (
+        label.dtype == torch.uint8
+        and confidence.dtype == torch.float32
+        and label.shape == confidence.shape == (count, height, width)
+    )
     torch.testing.assert_close(confidence, largest, atol=1e-6, rtol=1e-5)
     picked = logits.gather(1, label.long().unsqueeze(1)).squeeze(1)
     assert torch.equal(picked, logits.amax(1))  # where classes tie, either is right
@@ -402,8 +519,18 @@ def test_of_equal_logits_the_first_class_is_the_label() -> None:
 def test_predicted_labels_are_those_of_the_logits(tile: tuple[int, int] | None, flip: bool) -> None:
     model = small_model()
     image = noise(2, 3, 100, 140)
-    logits = predict(model, image, scales=(0.5, 1.0, 2.0), flip=flip, tile=tile, over="probabilities").logits
-    label, confidence = predict_label(model, image, scales=(0.5, 1.0, 2.0), flip=flip, tile=tile, over="probabilities", with_confidence=True)
+    logits = predict(
+        model, image, scales=(0.5, 1.0, 2.0), flip=flip, tile=tile, over="probabilities"
+    ).logits
+    label, confidence = predict_label(
+        model,
+        image,
+        scales=(0.5, 1.0, 2.0),
+        flip=flip,
+        tile=tile,
+        over="probabilities",
+        with_confidence=True,
+    )
     expected, likely = label_and_confidence(logits)
     assert torch.equal(label, expected)
     torch.testing.assert_close(confidence, likely)
@@ -420,10 +547,18 @@ def test_constant_maps_stay_constant_through_tiles_scales_and_flip() -> None:
         multiscale, train_scales, num_classes = "single", (1.0,), 3
 
         def forward(self, image: Tensor) -> Prediction:
-            return Prediction(logits=torch.tensor([math.pi, -1.7, 0.3]).view(1, 3, 1, 1).expand(1, 3, *image.shape[-2:]))
+            return Prediction(
+                logits=torch.tensor([math.pi, -1.7, 0.3])
+                .view(1, 3, 1, 1)
+                .expand(1, 3, *image.shape[-2:])
+            )
 
-    logits = predict(Constant(), noise(1, 3, 70, 90), scales=(0.5, 1.0), flip=True, tile=(32, 40)).logits
-    torch.testing.assert_close(logits, torch.tensor([math.pi, -1.7, 0.3]).view(1, 3, 1, 1).expand(1, 3, 70, 90))
+    logits = predict(
+        Constant(), noise(1, 3, 70, 90), scales=(0.5, 1.0), flip=True, tile=(32, 40)
+    ).logits
+    torch.testing.assert_close(
+        logits, torch.tensor([math.pi, -1.7, 0.3]).view(1, 3, 1, 1).expand(1, 3, 70, 90)
+    )
 
 
 class Live(torch.utils._python_dispatch.TorchDispatchMode):
@@ -435,10 +570,15 @@ class Live(torch.utils._python_dispatch.TorchDispatchMode):
         self.alive: dict[int, int] = {}
         self.bytes = self.peak = 0
 
-    def __torch_dispatch__(self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+    def __torch_dispatch__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
         result = function(*args, **(kwargs or {}))
         for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in {0, *self.known}:
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in {
+                0,
+                *self.known,
+            }:
                 place, size = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
                 self.bytes += 0 if self.alive.get(place) else size
                 self.alive[place] = self.alive.get(place, 0) + 1
@@ -462,7 +602,9 @@ class Wide(Convolutions):
 
     def forward(self, image: Tensor, **options: object) -> Prediction:
         features = torch.tanh(self.widen(F.avg_pool2d(image, 4)))
-        return Prediction(logits=self.narrow(features).repeat_interleave(4, 2).repeat_interleave(4, 3))
+        return Prediction(
+            logits=self.narrow(features).repeat_interleave(4, 2).repeat_interleave(4, 3)
+        )
 
 
 def test_a_large_image_in_tiles_takes_little_more_memory_than_one_tile() -> None:
@@ -474,7 +616,9 @@ def test_a_large_image_in_tiles_takes_little_more_memory_than_one_tile() -> None
             predict_label(model, image, tile=(1024, 1024))
         peaks[size] = live.peak
     assert peaks[1024, 1024] > 1024 * 1024 * 256 // 16 * 4
-    assert peaks[2048, 4096] <= 1.2 * peaks[1024, 1024], {size: f"{peak / 2**20:.0f} MiB" for size, peak in peaks.items()}
+    assert peaks[2048, 4096] <= 1.2 * peaks[1024, 1024], {
+        size: f"{peak / 2**20:.0f} MiB" for size, peak in peaks.items()
+    }
     with Live(image) as live:
         predict_label(model, image)
     assert live.peak > 4 * peaks[1024, 1024], "what it takes without tiles"
@@ -490,5 +634,7 @@ def test_kept_scales_as_small_as_features_say_the_same(flip: bool) -> None:
     assert torch.equal(kept.logits, small.logits) and torch.equal(kept.attention, small.attention)
     for scale, part in small.scales.items():
         assert part.logits.shape[-2:] == (16 * scale, 24 * scale)
-        enlarged = F.interpolate(part.logits, size=kept.scales[scale].logits.shape[-2:], mode="bilinear")
+        enlarged = F.interpolate(
+            part.logits, size=kept.scales[scale].logits.shape[-2:], mode="bilinear"
+        )
         torch.testing.assert_close(enlarged, kept.scales[scale].logits, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,5 @@
 """What the ways of combining scales promise: shapes, which maps exist, no wasted work, and what fusing at features means."""
+
 from __future__ import annotations
 
 import contextlib
@@ -7,7 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from network import DECODERS, MULTISCALE, ModelError, Prediction, build_model, fuse_scales, render_rows
+from network import (
+    DECODERS,
+    MULTISCALE,
+    ModelError,
+    Prediction,
+    build_model,
+    fuse_scales,
+    render_rows,
+)
 from network.layers import frugal
 from network.raster import Raster, Stored
 
@@ -16,7 +25,9 @@ OCR = {"trunk": "hrnet_w18_small", "decoder": "ocr", "num_classes": 5, "dropout"
 
 
 def random_image(height: int, width: int, *, count: int = 1) -> torch.Tensor:
-    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(height * 1000 + width))
+    return torch.randn(
+        count, 3, height, width, generator=torch.Generator().manual_seed(height * 1000 + width)
+    )
 
 
 @contextlib.contextmanager
@@ -33,7 +44,9 @@ def calls(module: torch.nn.Module):
 @pytest.mark.parametrize("decoder", list(DECODERS))
 @pytest.mark.parametrize("multiscale", list(MULTISCALE))
 def test_every_combination_trains_and_evaluates(multiscale, decoder):
-    model = build_model(trunk="hrnet_w18_small", decoder=decoder, multiscale=multiscale, num_classes=4)
+    model = build_model(
+        trunk="hrnet_w18_small", decoder=decoder, multiscale=multiscale, num_classes=4
+    )
     image = random_image(64, 96, count=2)
     prediction = model.train()(image)
     assert prediction.logits.shape == (2, 4, 64, 96)
@@ -78,7 +91,9 @@ def test_working_in_strips_changes_nothing(multiscale, fuse_at, parts):
     with torch.no_grad():
         assert frugal()
         strips = model(image, scales=scales)
-    assert torch.allclose(strips.logits, whole.logits, rtol=1e-4, atol=1e-4 * whole.logits.abs().max())
+    assert torch.allclose(
+        strips.logits, whole.logits, rtol=1e-4, atol=1e-4 * whole.logits.abs().max()
+    )
     if whole.attention is not None:
         assert torch.allclose(strips.attention, whole.attention, atol=1e-4)
 
@@ -92,7 +107,10 @@ def test_kept_scales_fuse_to_the_same_result():
         streamed = model(image, scales=scales[::-1])
     assert set(kept.scales) == set(scales)
     assert kept.scales[2.0].attention is None
-    assert all(kept.scales[scale].attention.shape == (1, 1, int(70 * scale), int(97 * scale)) for scale in scales[:3])
+    assert all(
+        kept.scales[scale].attention.shape == (1, 1, int(70 * scale), int(97 * scale))
+        for scale in scales[:3]
+    )
     assert torch.allclose(kept.logits, streamed.logits, atol=1e-5)
     assert torch.allclose(fuse_scales(kept.scales, size=(70, 97)).logits, kept.logits, atol=1e-5)
 
@@ -130,7 +148,11 @@ def test_a_lone_scale_that_is_kept_shows_its_attention():
 def test_attention_starts_near_one_half():
     for parts in (SMALL, OCR):
         with torch.no_grad():
-            attention = build_model(**parts, multiscale="hierarchical").eval()(random_image(64, 64)).attention
+            attention = (
+                build_model(**parts, multiscale="hierarchical")
+                .eval()(random_image(64, 64))
+                .attention
+            )
         assert (attention - 0.5).abs().max() < 0.2
 
 
@@ -139,7 +161,9 @@ def test_running_statistics_remember_low_before_high():
     model = build_model(**SMALL, multiscale="hierarchical")
     image = random_image(64, 64, count=2)
     order = []
-    handle = model.trunk.register_forward_hook(lambda _module, inputs, _output: order.append(inputs[0].shape[-1]))
+    handle = model.trunk.register_forward_hook(
+        lambda _module, inputs, _output: order.append(inputs[0].shape[-1])
+    )
     model.train()(image)
     model.eval()(image)
     handle.remove()
@@ -149,13 +173,22 @@ def test_running_statistics_remember_low_before_high():
 def test_explicit_order_and_weights():
     model = build_model(**SMALL, multiscale="explicit")
     order = []
-    model.trunk.register_forward_hook(lambda _module, inputs, _output: order.append(inputs[0].shape[-1]))
+    model.trunk.register_forward_hook(
+        lambda _module, inputs, _output: order.append(inputs[0].shape[-1])
+    )
     prediction = model.train()(random_image(64, 64, count=2), keep_scales=True)
     assert order == [64, 32, 128]  # 1.0 first, as the release concatenates them
     assert torch.allclose(prediction.attention.sum(dim=1), torch.ones(2, 64, 64), atol=1e-5)
-    resized = [F.interpolate(part.logits, size=(64, 64), mode="bilinear") for _, part in sorted(prediction.scales.items())]
-    expected = sum(prediction.attention[:, index : index + 1] * logits for index, logits in enumerate(resized))
-    assert torch.allclose(prediction.logits, expected, atol=1e-4 * float(expected.detach().abs().max()))
+    resized = [
+        F.interpolate(part.logits, size=(64, 64), mode="bilinear")
+        for _, part in sorted(prediction.scales.items())
+    ]
+    expected = sum(
+        prediction.attention[:, index : index + 1] * logits for index, logits in enumerate(resized)
+    )
+    assert torch.allclose(
+        prediction.logits, expected, atol=1e-4 * float(expected.detach().abs().max())
+    )
 
 
 def test_explicit_attention_does_not_grow_with_the_features():
@@ -176,7 +209,9 @@ def test_explicit_needs_as_many_scales_as_it_was_built_for():
 def test_the_dual_attention_reads_both_scales():
     model = build_model(**SMALL, multiscale="hierarchical_dual").eval()
     seen = []
-    model.attention.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape))
+    model.attention.register_forward_hook(
+        lambda _module, inputs, _output: seen.append(inputs[0].shape)
+    )
     with torch.no_grad():
         model(random_image(64, 96), scales=(0.5, 1.0, 2.0))
     assert seen == [(1, 608, 16, 24), (1, 608, 8, 12)]
@@ -188,8 +223,10 @@ def test_fusing_at_features_is_one_upsampling_of_the_fused_features():
     image = random_image(64, 96)
     with torch.no_grad():
         found = model(image)
-        low, high = (model.decoder(model.trunk(part), with_aux=False)
-                     for part in (F.interpolate(image, size=(32, 48), mode="bilinear"), image))
+        low, high = (
+            model.decoder(model.trunk(part), with_aux=False)
+            for part in (F.interpolate(image, size=(32, 48), mode="bilinear"), image)
+        )
         attention = torch.sigmoid(model.attention(low.features))
 
         def up(tensor, size):
@@ -215,7 +252,10 @@ def test_lazy_predictions_give_the_same_rows_and_gradients(multiscale):
         maps = (prediction.logits, prediction.aux)
         if lazy:
             assert all(isinstance(part, Raster) and part.shape == (2, 5, 64, 80) for part in maps)
-            maps = tuple(torch.cat([render_rows(part, rows) for rows in ((0, 24), (24, 64))], dim=2) for part in maps)
+            maps = tuple(
+                torch.cat([render_rows(part, rows) for rows in ((0, 24), (24, 64))], dim=2)
+                for part in maps
+            )
         sum((part**2).mean() for part in maps).backward()
         return maps, model.trunk.conv1.weight.grad.clone()
 
@@ -281,7 +321,9 @@ def test_the_papers_heads_are_options():
     )
     model = build_model(**SMALL, multiscale="hierarchical", head="paper").eval()
     seen = []
-    model.attention.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0].shape[1]))
+    model.attention.register_forward_hook(
+        lambda _module, inputs, _output: seen.append(inputs[0].shape[1])
+    )
     with torch.no_grad():
         model(random_image(64, 64))
     assert seen == [model.trunk.channels]

@@ -1,4 +1,5 @@
 """Half precision where it is safe, single precision where it is not, and channels-last throughout."""
+
 from __future__ import annotations
 
 import pytest
@@ -43,11 +44,17 @@ def test_regions_survive_half_precision(dtype):
 
 def test_large_similarities_do_not_overflow():
     attention = ObjectAttention(channels=16, key_channels=256).eval()
-    pixels, keys, values = torch.randn(1, 16, 4, 4), torch.full((1, 256, 3), 100.0), torch.randn(1, 256, 3)
+    pixels, keys, values = (
+        torch.randn(1, 16, 4, 4),
+        torch.full((1, 256, 3), 100.0),
+        torch.randn(1, 256, 3),
+    )
     attention.query = torch.nn.Sequential(torch.nn.Conv2d(16, 256, 1))
     torch.nn.init.constant_(attention.query[0].weight, 10.0)
     with torch.no_grad(), torch.autocast("cpu", torch.float16):
-        assert attention(pixels, keys, values).isfinite().all()  # 256 * 100 * 160 is far above fp16's 65504
+        assert (
+            attention(pixels, keys, values).isfinite().all()
+        )  # 256 * 100 * 160 is far above fp16's 65504
 
 
 @pytest.mark.parametrize("parts", [OCR, RESNET], ids=["hrnet", "resnet"])
@@ -58,7 +65,9 @@ def test_a_model_in_double_or_half_precision(parts):
         expected = model(image)
         double = model.double()(image.double())
         assert double.logits.dtype == torch.float64
-        assert torch.allclose(double.logits.float(), expected.logits, atol=1e-3 * float(expected.logits.abs().max()))
+        assert torch.allclose(
+            double.logits.float(), expected.logits, atol=1e-3 * float(expected.logits.abs().max())
+        )
         assert model.bfloat16()(image.bfloat16()).logits.isfinite().all()
 
 
@@ -73,7 +82,9 @@ def test_channels_last_stays_and_changes_nothing(parts):
     for module in (model.decoder, model.trunk):
         for part in module.modules():
             if isinstance(part, torch.nn.Conv2d) and part.kernel_size == (3, 3):
-                part.register_forward_hook(lambda _module, inputs, _output: layouts.append(inputs[0]))
+                part.register_forward_hook(
+                    lambda _module, inputs, _output: layouts.append(inputs[0])
+                )
     with torch.no_grad():
         found = model(image.to(memory_format=torch.channels_last)).logits
     assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
@@ -84,10 +95,15 @@ def test_channels_last_stays_and_changes_nothing(parts):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_batch_norm_in_place_is_batch_norm(layout):
     norm = BatchNorm(6)
-    norm.load_state_dict({
-        "weight": torch.randn(6), "bias": torch.randn(6), "running_mean": torch.randn(6),
-        "running_var": torch.rand(6) + 0.1, "num_batches_tracked": torch.tensor(3),
-    })
+    norm.load_state_dict(
+        {
+            "weight": torch.randn(6),
+            "bias": torch.randn(6),
+            "running_mean": torch.randn(6),
+            "running_var": torch.rand(6) + 0.1,
+            "num_batches_tracked": torch.tensor(3),
+        }
+    )
     norm.eval()
     tensor = torch.randn(2, 6, 5, 7).contiguous(memory_format=layout)
     expected = norm(tensor)  # gradients are on: a new tensor

@@ -40,7 +40,9 @@ class Server:
                 pass
 
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
 
     def url(self, name: str = "net.pth") -> str:
         return f"http://127.0.0.1:{self.http.server_address[1]}/{name}"
@@ -61,8 +63,12 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def publish(monkeypatch: pytest.MonkeyPatch, *sources: Source, trunk: str | None = "resnet18") -> None:
-    monkeypatch.setitem(WEIGHTS, "made/up", Weights("made/up", trunk, sources, "none", "made for this test"))
+def publish(
+    monkeypatch: pytest.MonkeyPatch, *sources: Source, trunk: str | None = "resnet18"
+) -> None:
+    monkeypatch.setitem(
+        WEIGHTS, "made/up", Weights("made/up", trunk, sources, "none", "made for this test")
+    )
 
 
 def closed_port() -> str:
@@ -78,13 +84,29 @@ def test_every_trunk_has_imagenet_weights_made_for_it() -> None:
 
 def test_the_table_is_sound() -> None:
     for name, weights in WEIGHTS.items():
-        assert weights.name == name and weights.licence and weights.notes and weights.trunk in (None, *TRUNKS)
+        assert (
+            weights.name == name
+            and weights.licence
+            and weights.notes
+            and weights.trunk in (None, *TRUNKS)
+        )
         for source in weights.sources:
-            assert urlparse(source.url).scheme == "https" and source.suffix in (".pth", ".bin", ".safetensors")
+            assert urlparse(source.url).scheme == "https" and source.suffix in (
+                ".pth",
+                ".bin",
+                ".safetensors",
+            )
             assert source.sha256 is None or int(source.sha256, 16) >= 0
     assert {"timm/hrnet_w48.ms_in1k", "timm/hrnet_w48_ssld.paddle_in1k"} <= set(WEIGHTS)
-    published = [source for weights in WEIGHTS.values() for source in weights.sources if "download.pytorch.org" in source.url]
-    assert published and all(source.sha256 and source.url.endswith(f"-{source.sha256}.pth") for source in published)
+    published = [
+        source
+        for weights in WEIGHTS.values()
+        for source in weights.sources
+        if "download.pytorch.org" in source.url
+    ]
+    assert published and all(
+        source.sha256 and source.url.endswith(f"-{source.sha256}.pth") for source in published
+    )
 
 
 def test_torchvision_publishes_the_same_files() -> None:
@@ -102,19 +124,31 @@ def test_timm_knows_the_names() -> None:
     assert {name.removeprefix("timm/") for name in WEIGHTS if name.startswith("timm/")} <= published
 
 
-@pytest.mark.parametrize("sha256", [None, hashlib.sha256(CONTENT).hexdigest(), hashlib.sha256(CONTENT).hexdigest()[:8]])
-def test_weights_are_fetched_once_and_checked(monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path, sha256: str | None) -> None:
+@pytest.mark.parametrize(
+    "sha256", [None, hashlib.sha256(CONTENT).hexdigest(), hashlib.sha256(CONTENT).hexdigest()[:8]]
+)
+def test_weights_are_fetched_once_and_checked(
+    monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path, sha256: str | None
+) -> None:
     publish(monkeypatch, Source(server.url(), sha256))
     path = resolve_weights("made/up", trunk="resnet18")
     assert path == cache / "made--up.pth" and path.read_bytes() == CONTENT
-    assert path.with_name("made--up.pth.sha256").read_text().split()[0] == hashlib.sha256(CONTENT).hexdigest()
+    assert (
+        path.with_name("made--up.pth.sha256").read_text().split()[0]
+        == hashlib.sha256(CONTENT).hexdigest()
+    )
     assert resolve_weights("made/up", trunk="resnet18", offline=True) == path and server.asked == 1
     assert not list(cache.glob("*.part")) and not list(cache.glob(".*.part"))
 
 
-def test_a_name_may_leave_its_publisher_out(monkeypatch: pytest.MonkeyPatch, server: Server, tmp_path: Path) -> None:
+def test_a_name_may_leave_its_publisher_out(
+    monkeypatch: pytest.MonkeyPatch, server: Server, tmp_path: Path
+) -> None:
     publish(monkeypatch, Source(server.url()))
-    assert resolve_weights("up", trunk="resnet18", cache_dir=tmp_path / "elsewhere").parent == tmp_path / "elsewhere"
+    assert (
+        resolve_weights("up", trunk="resnet18", cache_dir=tmp_path / "elsewhere").parent
+        == tmp_path / "elsewhere"
+    )
 
 
 def test_many_processes_fetch_a_file_once(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
@@ -124,14 +158,20 @@ def test_many_processes_fetch_a_file_once(monkeypatch: pytest.MonkeyPatch, serve
     assert len(paths) == 1 and server.asked == 1
 
 
-def test_what_is_not_what_was_published_is_refused(monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path) -> None:
+def test_what_is_not_what_was_published_is_refused(
+    monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path
+) -> None:
     publish(monkeypatch, Source(server.url(), "0123456789abcdef"))
-    with pytest.raises(ModelError, match=r"net.pth sent is not what was published.*should be 0123456789ab"):
+    with pytest.raises(
+        ModelError, match=r"net.pth sent is not what was published.*should be 0123456789ab"
+    ):
         resolve_weights("made/up", trunk="resnet18")
     assert not [file for file in cache.iterdir() if not file.name.endswith(".lock")]
 
 
-def test_a_connection_that_breaks_off_leaves_nothing(monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path) -> None:
+def test_a_connection_that_breaks_off_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path
+) -> None:
     server.announced = len(CONTENT) + 5
     publish(monkeypatch, Source(server.url()))
     with pytest.raises(ModelError, match="could not be fetched"):
@@ -139,15 +179,21 @@ def test_a_connection_that_breaks_off_leaves_nothing(monkeypatch: pytest.MonkeyP
     assert not [file for file in cache.iterdir() if not file.name.endswith(".lock")]
 
 
-def test_a_mirror_is_tried_next(monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path) -> None:
+def test_a_mirror_is_tried_next(
+    monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path
+) -> None:
     publish(monkeypatch, Source(closed_port()), Source(server.url("net.bin")))
     assert resolve_weights("made/up", trunk="resnet18") == cache / "made--up.bin"
 
 
 @pytest.mark.parametrize("flip_a_byte", [True, False])
 @pytest.mark.parametrize("pinned", [True, False])
-def test_a_damaged_cache_is_noticed(monkeypatch: pytest.MonkeyPatch, server: Server, flip_a_byte: bool, pinned: bool) -> None:
-    publish(monkeypatch, Source(server.url(), hashlib.sha256(CONTENT).hexdigest() if pinned else None))
+def test_a_damaged_cache_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, server: Server, flip_a_byte: bool, pinned: bool
+) -> None:
+    publish(
+        monkeypatch, Source(server.url(), hashlib.sha256(CONTENT).hexdigest() if pinned else None)
+    )
     path = resolve_weights("made/up", trunk="resnet18")
     content = bytearray(CONTENT)
     content[100] ^= flip_a_byte
@@ -156,7 +202,9 @@ def test_a_damaged_cache_is_noticed(monkeypatch: pytest.MonkeyPatch, server: Ser
         resolve_weights("made/up", trunk="resnet18")
 
 
-def test_a_file_brought_by_hand_is_taken_and_remembered(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_a_file_brought_by_hand_is_taken_and_remembered(
+    monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
     name = "cityscapes_ocrnet.HRNet_Mscale_outstanding-turtle.pth"
     with pytest.raises(ModelError) as caught:
         resolve_weights(name, trunk="hrnet_w48")
@@ -168,19 +216,28 @@ def test_a_file_brought_by_hand_is_taken_and_remembered(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("by_environment", [True, False])
-def test_offline_names_the_weights_the_address_and_the_place(monkeypatch: pytest.MonkeyPatch, cache: Path, by_environment: bool) -> None:
+def test_offline_names_the_weights_the_address_and_the_place(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, by_environment: bool
+) -> None:
     if by_environment:
         monkeypatch.setenv("HMSA_OFFLINE", "1")
     with pytest.raises(ModelError) as caught:
         resolve_weights("imagenet", trunk="resnet50", offline=None if by_environment else True)
     sentence = str(caught.value)
-    for part in ("torchvision/resnet50.imagenet1k_v1", "https://download.pytorch.org/models/resnet50-0676ba61.pth", str(cache), "switched off"):
+    for part in (
+        "torchvision/resnet50.imagenet1k_v1",
+        "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+        str(cache),
+        "switched off",
+    ):
         assert part in sentence
     assert "\n" not in sentence
 
 
 @pytest.mark.parametrize("trouble", ["closed", "404", "unwritable"])
-def test_an_address_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPatch, server: Server, tmp_path: Path, trouble: str) -> None:
+def test_an_address_that_does_not_answer_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, server: Server, tmp_path: Path, trouble: str
+) -> None:
     url = closed_port() if trouble == "closed" else server.url()
     server.status = 404 if trouble == "404" else 200
     publish(monkeypatch, Source(url))
@@ -190,25 +247,45 @@ def test_an_address_that_does_not_answer_is_one_sentence(monkeypatch: pytest.Mon
     with pytest.raises(ModelError) as caught:
         resolve_weights("made/up", trunk="resnet18", cache_dir=folder)
     sentence = str(caught.value)
-    assert url in sentence and str(folder / "made--up.pth") in sentence and "made/up" in sentence and "\n" not in sentence
+    assert (
+        url in sentence
+        and str(folder / "made--up.pth") in sentence
+        and "made/up" in sentence
+        and "\n" not in sentence
+    )
     assert {"closed": "refused", "404": "Not Found", "unwritable": "exist"}[trouble] in sentence
 
 
 def test_a_path_is_always_possible(tmp_path: Path) -> None:
     mine = tmp_path / "mine.pth"
     mine.write_bytes(CONTENT)
-    assert resolve_weights(mine, trunk="hrnet_w48") == mine and resolve_weights(str(mine), trunk="timm:anything") == mine
+    assert (
+        resolve_weights(mine, trunk="hrnet_w48") == mine
+        and resolve_weights(str(mine), trunk="timm:anything") == mine
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "trunk", "words"),
     [
-        ("timm/hrnet_w48.ms_in1", "hrnet_w48", "neither a file nor.*did you mean 'timm/hrnet_w48.ms_in1k'"),
+        (
+            "timm/hrnet_w48.ms_in1",
+            "hrnet_w48",
+            "neither a file nor.*did you mean 'timm/hrnet_w48.ms_in1k'",
+        ),
         ("imagnet", "resnet18", "did you mean 'imagenet'"),
         ("no/such/file.pth", "resnet18", "'no/such/file.pth' is neither a file"),
-        ("timm/hrnet_w48.ms_in1k", "hrnet_w18", "made for the trunk hrnet_w48 and not for hrnet_w18"),
+        (
+            "timm/hrnet_w48.ms_in1k",
+            "hrnet_w18",
+            "made for the trunk hrnet_w48 and not for hrnet_w18",
+        ),
         ("imagenet", "vgg16", "no ImageNet weights are known for the trunk vgg16"),
-        ("imagenet", "timm:no_such_model", "no ImageNet weights are known for the trunk timm:no_such_model"),
+        (
+            "imagenet",
+            "timm:no_such_model",
+            "no ImageNet weights are known for the trunk timm:no_such_model",
+        ),
     ],
 )
 def test_wrong_names_are_one_sentence(name: str, trunk: str, words: str) -> None:
@@ -222,17 +299,23 @@ def test_wrong_names_are_one_sentence(name: str, trunk: str, words: str) -> None
 def test_weights_of_any_timm_trunk_go_by_its_own_name(cache: Path) -> None:
     pytest.importorskip("timm")
     for name in ("imagenet", "timm/resnet26.bt_in1k"):
-        with pytest.raises(ModelError, match="https://huggingface.co/timm/resnet26.bt_in1k/resolve/main/"):
+        with pytest.raises(
+            ModelError, match="https://huggingface.co/timm/resnet26.bt_in1k/resolve/main/"
+        ):
             resolve_weights(name, trunk="timm:resnet26", offline=True)
 
 
-def test_a_model_starts_from_fetched_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_model_starts_from_fetched_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     source = build_model(trunk="resnet18", decoder="fcn", multiscale="single", num_classes=3)
     file = tmp_path / "trunk.pth"
     torch.save(source.trunk.state_dict(), file)
     serving = Server(file.read_bytes())
     publish(monkeypatch, Source(serving.url()))
-    model = build_model(trunk="resnet18", decoder="fcn", multiscale="single", num_classes=3, trunk_weights="made/up")
+    model = build_model(
+        trunk="resnet18", decoder="fcn", multiscale="single", num_classes=3, trunk_weights="made/up"
+    )
     serving.http.shutdown()
     serving.http.server_close()
     for name, value in source.trunk.state_dict().items():

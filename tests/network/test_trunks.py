@@ -1,4 +1,5 @@
 """Trunks declare what they give, take the weights that others publish, and save memory without changing a number."""
+
 from __future__ import annotations
 
 import copy
@@ -15,7 +16,9 @@ from network.trunks.hrnet import Exchange
 timm = pytest.importorskip("timm")
 
 
-@pytest.mark.parametrize("name", [*TRUNKS, "timm:resnet18", "timm:convnext_atto", "timm:hrnet_w18_small"])
+@pytest.mark.parametrize(
+    "name", [*TRUNKS, "timm:resnet18", "timm:convnext_atto", "timm:hrnet_w18_small"]
+)
 def test_channels_and_strides_are_as_declared(name):
     trunk = build_trunk(name).eval()
     for size in ((64, 96), (37, 51), (3, 1)):
@@ -23,7 +26,8 @@ def test_channels_and_strides_are_as_declared(name):
             features = trunk(torch.randn(1, 3, *size))
         fine, semantic = features.fine.whole(), features.semantic.whole()
         for tensor, channels, stride in (
-            (fine, trunk.fine_channels, trunk.fine_stride), (semantic, trunk.channels, trunk.stride)
+            (fine, trunk.fine_channels, trunk.fine_stride),
+            (semantic, trunk.channels, trunk.stride),
         ):
             assert tensor.shape[1] == channels
             if name.startswith("timm") and min(size) < 32:
@@ -38,9 +42,15 @@ def test_output_stride_changes_resolution_and_no_parameter(name):
     with torch.no_grad():
         assert fine.eval()(image).semantic.size == (8, 8)
         assert coarse.eval()(image).semantic.size == (4, 4)
-    shapes = [{key: value.shape for key, value in trunk.state_dict().items()} for trunk in (fine, coarse)]
+    shapes = [
+        {key: value.shape for key, value in trunk.state_dict().items()} for trunk in (fine, coarse)
+    ]
     assert shapes[0] == shapes[1]
-    dilations = {part.dilation for part in fine.layer4.modules() if getattr(part, "kernel_size", None) == (3, 3)}
+    dilations = {
+        part.dilation
+        for part in fine.layer4.modules()
+        if getattr(part, "kernel_size", None) == (3, 3)
+    }
     assert dilations == {(4, 4)}  # no multi-grid, the first block included
 
 
@@ -57,7 +67,10 @@ def test_timms_hrnet_fills_ours_completely(name):
 
 def test_the_papers_trunk_has_the_published_size():
     with torch.device("meta"):
-        assert sum(parameter.numel() for parameter in build_trunk("hrnet_w48").parameters()) == 65_325_120
+        assert (
+            sum(parameter.numel() for parameter in build_trunk("hrnet_w48").parameters())
+            == 65_325_120
+        )
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101"])
@@ -68,7 +81,9 @@ def test_torchvisions_resnets_fill_ours_completely(name):
     assert report.unexpected == ()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "efficientnet_b0", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "convnext_atto", "efficientnet_b0", "vit_tiny_patch16_224"]
+)
 def test_timms_whole_models_fill_the_wrapped_ones(name):
     trunk = build_trunk(f"timm:{name}")
     report = load_trunk_weights(trunk, timm.create_model(name, pretrained=False).state_dict())
@@ -100,7 +115,9 @@ def test_exchange_upsamples_bilinearly():
         first = exchange.branches[0](fine)
         path = exchange.fuse_layers[0][1](exchange.branches[1](coarse))
         found = exchange(fine, coarse)[0]
-    assert torch.allclose(found, torch.relu(first + resize(path, (8, 8), align_corners=False)), atol=1e-6)
+    assert torch.allclose(
+        found, torch.relu(first + resize(path, (8, 8), align_corners=False)), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["hrnet_w18_small", "resnet18", "resnet50", "timm:resnet18"])
@@ -112,7 +129,9 @@ def test_activation_checkpointing_changes_no_number(name):
     image = torch.randn(2, 3, 48, 48)
     for trunk in (plain, saving):
         features = trunk(image)
-        (features.semantic.whole().square().mean() + features.fine.whole().square().mean()).backward()
+        (
+            features.semantic.whole().square().mean() + features.fine.whole().square().mean()
+        ).backward()
     for (key, one), other in zip(plain.named_parameters(), saving.parameters(), strict=True):
         if one.grad is None:  # timm's network has layers whose output nobody asked for
             assert other.grad is None, key
@@ -162,9 +181,13 @@ def test_aligned_corners_reach_the_trunk():
     aligned = build_trunk("hrnet_w18_small", align_corners=True).eval()
     aligned.load_state_dict(plain.state_dict())
     with torch.no_grad():
-        assert not torch.allclose(plain(image).semantic.whole(), aligned(image).semantic.whole(), atol=1e-3)
+        assert not torch.allclose(
+            plain(image).semantic.whole(), aligned(image).semantic.whole(), atol=1e-3
+        )
 
 
 def test_a_wrong_trunk_file_is_one_sentence():
     with pytest.raises(ModelError, match="does not fill the trunk"):
-        load_trunk_weights(build_trunk("resnet50"), torchvision.models.resnet18(weights=None).state_dict())
+        load_trunk_weights(
+            build_trunk("resnet50"), torchvision.models.resnet18(weights=None).state_dict()
+        )

@@ -1,4 +1,5 @@
 """Checkpoints of every kind load completely or say in one sentence why not; none of them runs code."""
+
 from __future__ import annotations
 
 import os
@@ -12,7 +13,10 @@ import torch
 from network import ModelError, build_model, load_weights
 from network.key_names import AUTHORS_OCR, from_authors, to_authors
 
-NARROW = {"decoder_channels": 16, "attention_channels": 8}  # names and their number are those of the published widths
+NARROW = {
+    "decoder_channels": 16,
+    "attention_channels": 8,
+}  # names and their number are those of the published widths
 HRNET = {"trunk": "hrnet_w18_small", "decoder": "ocr", **NARROW}
 RESNET = {"trunk": "resnet18", "decoder": "deeplabv3plus", **NARROW}
 
@@ -26,7 +30,9 @@ def authors_state(model) -> dict[str, torch.Tensor]:
 
 
 def assert_equal_weights(model, other) -> None:
-    for (key, one), two in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+    for (key, one), two in zip(
+        model.state_dict().items(), other.state_dict().values(), strict=True
+    ):
         assert torch.equal(one, two), key
 
 
@@ -47,7 +53,11 @@ def test_the_authors_checkpoints(tmp_path, multiscale, parts):
 
 def test_names_go_both_ways():
     for parts in (HRNET, RESNET):
-        for options in ({}, {"multiscale": "explicit"}, {"multiscale": "explicit", "explicit_batchnorm": False}):
+        for options in (
+            {},
+            {"multiscale": "explicit"},
+            {"multiscale": "explicit", "explicit_batchnorm": False},
+        ):
             state = model_of(parts, **options).state_dict()
             theirs = to_authors(state, multiscale=options.get("multiscale", "hierarchical"))
             assert not any(key.startswith(("trunk.", "decoder.", "attention.")) for key in theirs)
@@ -58,7 +68,9 @@ def test_numpy_numbers_under_both_names(tmp_path):
     """The authors' files carry NumPy scalars, pickled by NumPy 1 (numpy.core) or 2 (numpy._core)."""
     source = model_of(RESNET)
     path = tmp_path / "new.pth"
-    save_authors_checkpoint(path, source, mean_iu=np.float64(0.85), __metric=np.float32(0.5), count=np.int64(3))
+    save_authors_checkpoint(
+        path, source, mean_iu=np.float64(0.85), __metric=np.float32(0.5), count=np.int64(3)
+    )
     old = tmp_path / "old.pth"
     with zipfile.ZipFile(path) as given, zipfile.ZipFile(old, "w") as written:
         for name in given.namelist():
@@ -89,11 +101,15 @@ def test_a_file_that_would_run_code_is_refused(tmp_path, monkeypatch, wrap):
         with pytest.raises(ModelError, match=f"{name}.*would run code") as caught:
             load_weights(model_of(RESNET), name)
         assert "\n" not in str(caught.value)
-        assert ("mkdir" in str(caught.value)) == (name != "plain5.pth")  # PyTorch's reader stops before it has the name
+        assert ("mkdir" in str(caught.value)) == (
+            name != "plain5.pth"
+        )  # PyTorch's reader stops before it has the name
     assert not (tmp_path / "ran_code").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04broken", b"\x80\x02}q\x00."])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a checkpoint", b"PK\x03\x04broken", b"\x80\x02}q\x00."]
+)
 def test_damaged_files_are_one_sentence(tmp_path, content):
     path = tmp_path / "weights.pth"
     path.write_bytes(content)
@@ -115,7 +131,8 @@ def test_a_truncated_checkpoint_is_one_sentence(tmp_path):
 def hrnet_ocr_state(model) -> dict[str, torch.Tensor]:
     """Flat, as HRNet-OCR's own repository names them."""
     return {
-        key.removeprefix("backbone.").removeprefix("ocr."): value for key, value in authors_state(model).items()
+        key.removeprefix("backbone.").removeprefix("ocr."): value
+        for key, value in authors_state(model).items()
     }
 
 
@@ -131,11 +148,16 @@ def test_hrnet_ocrs_own_checkpoints_demand_aligned_corners(tmp_path, prefix):
         load_weights(model_of(HRNET, multiscale="single"), tmp_path / "best.pth")
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "step": 5}, lambda s: {"state_dict": s}])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"model": s, "step": 5}, lambda s: {"state_dict": s}]
+)
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 def test_our_own_and_bare_state_dicts(tmp_path, wrap, prefix):
     source, model = model_of(RESNET), model_of(RESNET)
-    torch.save(wrap({prefix + key: value for key, value in source.state_dict().items()}), tmp_path / "ours.pt")
+    torch.save(
+        wrap({prefix + key: value for key, value in source.state_dict().items()}),
+        tmp_path / "ours.pt",
+    )
     assert load_weights(model, tmp_path / "ours.pt").kind == "ours"
     assert_equal_weights(model, source)
 
@@ -145,7 +167,12 @@ def test_buffers_of_the_loss_are_ignored():
     report = load_weights(model, {**source.state_dict(), "criterion.weight": torch.ones(4)})
     assert report.unexpected == ()
     state = {f"module.{key}": value for key, value in authors_state(source).items()}
-    assert load_weights(model, {"state_dict": {**state, "module.criterion.nll.weight": torch.ones(4)}}).unexpected == ()
+    assert (
+        load_weights(
+            model, {"state_dict": {**state, "module.criterion.nll.weight": torch.ones(4)}}
+        ).unexpected
+        == ()
+    )
 
 
 def test_safetensors(tmp_path):
@@ -173,13 +200,19 @@ def test_a_trunk_file_fills_the_trunk_and_leaves_the_heads():
 
 def test_old_files_without_batch_counters_are_complete():
     source, model = model_of(RESNET), model_of(RESNET)
-    state = {key: value for key, value in source.state_dict().items() if not key.endswith("num_batches_tracked")}
+    state = {
+        key: value
+        for key, value in source.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }
     assert load_weights(model, state).missing == ()
 
 
 def test_another_number_of_classes_names_both_numbers():
     source = model_of(HRNET, num_classes=65)
-    with pytest.raises(ModelError, match="65 classes and the model has 19.*num_classes=65") as caught:
+    with pytest.raises(
+        ModelError, match="65 classes and the model has 19.*num_classes=65"
+    ) as caught:
         load_weights(model_of(HRNET, num_classes=19), source.state_dict())
     assert "\n" not in str(caught.value)
 
@@ -187,9 +220,18 @@ def test_another_number_of_classes_names_both_numbers():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda state: state.pop("trunk.conv1.weight"), r"1 missing from it \(trunk.conv1.weight\)"),
-        (lambda state: state.update({"trunk.extra": torch.ones(1)}), r"1 unexpected \(trunk.extra\)"),
-        (lambda state: state.update({"trunk.conv1.weight": torch.ones(3)}), r"1 of another shape \(trunk.conv1.weight\)"),
+        (
+            lambda state: state.pop("trunk.conv1.weight"),
+            r"1 missing from it \(trunk.conv1.weight\)",
+        ),
+        (
+            lambda state: state.update({"trunk.extra": torch.ones(1)}),
+            r"1 unexpected \(trunk.extra\)",
+        ),
+        (
+            lambda state: state.update({"trunk.conv1.weight": torch.ones(3)}),
+            r"1 of another shape \(trunk.conv1.weight\)",
+        ),
     ],
 )
 def test_strict_loading_names_what_does_not_fit_and_changes_nothing(change, message):
@@ -206,7 +248,9 @@ def test_other_architectures_are_refused():
     with pytest.raises(ModelError, match="does not fit the model"):
         load_weights(model_of(RESNET), {"state_dict": authors_state(model_of(HRNET))})
     with pytest.raises(ModelError, match="does not fill the trunk"):
-        load_weights(model_of({"trunk": "resnet18", "decoder": "fcn"}), model_of(HRNET).trunk.state_dict())
+        load_weights(
+            model_of({"trunk": "resnet18", "decoder": "fcn"}), model_of(HRNET).trunk.state_dict()
+        )
     with pytest.raises(ModelError, match="of no kind known here"):
         load_weights(model_of(RESNET), {"embedding.weight": torch.ones(3)})
 
@@ -217,16 +261,28 @@ def test_fine_tuning_skips_exactly_the_class_and_attention_layers(capsys):
     model = model_of(HRNET, multiscale="hierarchical", num_classes=19)
     state = {"state_dict": {f"module.{key}": value for key, value in authors_state(source).items()}}
     report = load_weights(model, state, strict=False)
-    theirs = dict(zip(model.state_dict(), to_authors(model.state_dict(), multiscale="hierarchical"), strict=True))
+    theirs = dict(
+        zip(
+            model.state_dict(),
+            to_authors(model.state_dict(), multiscale="hierarchical"),
+            strict=True,
+        )
+    )
     skipped = {theirs[key] for key in report.skipped}
     assert skipped == {
-        key for key in theirs.values() if key.startswith(("ocr.cls_head.", "ocr.aux_head.2.", "scale_attn."))
+        key
+        for key in theirs.values()
+        if key.startswith(("ocr.cls_head.", "ocr.aux_head.2.", "scale_attn."))
     }
     assert report.unexpected == ()
     assert torch.equal(model.trunk.conv1.weight, source.trunk.conv1.weight)
     printed = capsys.readouterr().out
     assert f"loaded     {len(report.loaded):>5}" in printed
-    assert "reshaped" in printed and "skipped       17" in printed and "attention.hidden.* 12" in printed
+    assert (
+        "reshaped" in printed
+        and "skipped       17" in printed
+        and "attention.hidden.* 12" in printed
+    )
 
 
 def test_fine_tuning_reshapes_what_differs_by_ones():
@@ -240,7 +296,11 @@ def test_fine_tuning_reshapes_what_differs_by_ones():
 
 def test_fine_tuning_fails_below_the_set_fraction_and_changes_nothing():
     model = model_of(HRNET)
-    state = {key: value for key, value in model_of(HRNET).state_dict().items() if not key.startswith("trunk.stage")}
+    state = {
+        key: value
+        for key, value in model_of(HRNET).state_dict().items()
+        if not key.startswith("trunk.stage")
+    }
     before = model.trunk.conv1.weight.clone()
     with pytest.raises(ModelError, match="less than the 50 % asked for"):
         load_weights(model, state, strict=False, say=lambda text: None)

@@ -34,14 +34,21 @@ def test_rows_and_table(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
         assert row["ours_mib"] >= 0 and row["baseline_mib"] >= 0
 
 
-def test_a_baseline_that_disagrees_is_no_baseline(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_baseline_that_disagrees_is_no_baseline(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def wrong(logits: Tensor, label: Tensor, *, num_classes: int) -> dict[str, Tensor]:
-        return {name: 1.01 * term for name, term in rmi_loss(logits, label, num_classes=num_classes).items()}
+        return {
+            name: 1.01 * term
+            for name, term in rmi_loss(logits, label, num_classes=num_classes).items()
+        }
 
     rmi_loss = rmi.rmi_loss
     monkeypatch.setattr(rmi, "rmi_loss", wrong)
     assert benchmark.main(["rmi", "--sizes", "1x3x40x36", "--rounds", "1"]) == 1
-    assert capsys.readouterr().err.startswith("error: the RMI loss: ours differs from the baseline by ")
+    assert capsys.readouterr().err.startswith(
+        "error: the RMI loss: ours differs from the baseline by "
+    )
 
 
 def test_an_unknown_name_ends_with_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +81,10 @@ def build_allocation(*, mebibytes: int) -> harness.Workload:
     kept = torch.ones(4, 2**20)  # what was there before does not count
 
     def workload() -> int:
-        return sum(int(torch.ones(mebibytes, 2**20, dtype=torch.uint8).max()) for _ in range(2)) + kept.numel()
+        return (
+            sum(int(torch.ones(mebibytes, 2**20, dtype=torch.uint8).max()) for _ in range(2))
+            + kept.numel()
+        )
 
     return workload
 

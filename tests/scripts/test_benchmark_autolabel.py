@@ -13,7 +13,20 @@ from scripts.benchmarks import autolabel as measured
 from scripts.benchmarks.data import draw_files
 from scripts.benchmarks.harness import ROW_KEYS, Disagreement
 
-SMALL = ["autolabel", "--size", "64", "96", "--images", "2", "--trunk", "resnet18", "--decoder", "fcn", "--rounds", "1"]
+SMALL = [
+    "autolabel",
+    "--size",
+    "64",
+    "96",
+    "--images",
+    "2",
+    "--trunk",
+    "resnet18",
+    "--decoder",
+    "fcn",
+    "--rounds",
+    "1",
+]
 
 
 def test_the_job_and_the_bare_network_give_the_same_labels(tmp_path: Path) -> None:

@@ -19,10 +19,27 @@ from scripts.benchmarks.harness import ROW_KEYS, Disagreement
 def test_data_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From the command line, small: a row from files and one from the cache for each crop, and the share of decoding."""
     target = tmp_path / "rows.json"
-    words = ["data", "--image", "128x256", "--crops", "64x64", "128x256", "--images", "2", "--samples", "4", "--rounds", "1", "--json", str(target)]
+    words = [
+        "data",
+        "--image",
+        "128x256",
+        "--crops",
+        "64x64",
+        "128x256",
+        "--images",
+        "2",
+        "--samples",
+        "4",
+        "--rounds",
+        "1",
+        "--json",
+        str(target),
+    ]
     assert benchmark.main(words) == 0
     rows = json.loads(target.read_text())
-    assert [row["name"] for row in rows] == ["data", "data cached"] * 2 and all(set(row) == set(ROW_KEYS) and row["ratio"] > 0 for row in rows)
+    assert [row["name"] for row in rows] == ["data", "data cached"] * 2 and all(
+        set(row) == set(ROW_KEYS) and row["ratio"] > 0 for row in rows
+    )
     printed = capsys.readouterr().out
     assert "decoding the PNG of" in printed and "images/s per process" in printed
 
@@ -30,8 +47,28 @@ def test_data_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_index_benchmark(tmp_path: Path) -> None:
     """The loop's centroids equal ours, or the benchmark would end in a disagreement."""
     target = tmp_path / "rows.json"
-    assert benchmark.main(["index", "--image", "128x256", "--tile", "64", "--images", "2", "--rounds", "1", "--json", str(target)]) == 0
-    assert [row["name"] for row in json.loads(target.read_text())] == ["index pixel", "index centroid"]
+    assert (
+        benchmark.main(
+            [
+                "index",
+                "--image",
+                "128x256",
+                "--tile",
+                "64",
+                "--images",
+                "2",
+                "--rounds",
+                "1",
+                "--json",
+                str(target),
+            ]
+        )
+        == 0
+    )
+    assert [row["name"] for row in json.loads(target.read_text())] == [
+        "index pixel",
+        "index centroid",
+    ]
 
 
 def test_drawn_pngs_have_the_promised_size(tmp_path: Path) -> None:
@@ -42,8 +79,12 @@ def test_drawn_pngs_have_the_promised_size(tmp_path: Path) -> None:
     assert set(np.unique(label).tolist()) == set(range(19))
 
 
-@pytest.mark.parametrize("spoil", [lambda image: image + 40, lambda image: np.roll(image, 40, axis=1)])
-def test_pipelines_that_differ_are_noticed(tmp_path: Path, spoil: Callable[[np.ndarray], np.ndarray]) -> None:
+@pytest.mark.parametrize(
+    "spoil", [lambda image: image + 40, lambda image: np.roll(image, 40, axis=1)]
+)
+def test_pipelines_that_differ_are_noticed(
+    tmp_path: Path, spoil: Callable[[np.ndarray], np.ndarray]
+) -> None:
     """A brighter or shifted picture on one side ends the benchmark."""
     files = data.draw_files(tmp_path, size=(128, 256), count=1)
     augmentation = data.Augmentation(crop=(64, 64), scale_range=(1.0, 1.5))
@@ -55,12 +96,16 @@ def test_pipelines_that_differ_are_noticed(tmp_path: Path, spoil: Callable[[np.n
         data.require_same_picture(ours, data.pillow_sample(files, 0, 0, augmentation))
 
 
-def test_index_benchmark_notices_a_wrong_centroid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_index_benchmark_notices_a_wrong_centroid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A place off by one ends the benchmark."""
     files = data.draw_files(tmp_path, size=(64, 128), count=1)
     index.require_equal(files, (32, 32))
     right = index.class_places
-    monkeypatch.setattr(index, "class_places", lambda *args, **kwargs: _moved(right(*args, **kwargs)))
+    monkeypatch.setattr(
+        index, "class_places", lambda *args, **kwargs: _moved(right(*args, **kwargs))
+    )
     with pytest.raises(Disagreement, match="centroids of label 0"):
         index.require_equal(files, (32, 32))
 

@@ -11,22 +11,37 @@ from scripts.benchmarks import eval as benchmark
 from scripts.benchmarks.harness import ROW_KEYS, Disagreement
 
 SMALL = {
-    "parts": {"trunk": "hrnet_w18_small", "decoder": "ocr"}, "size": (64, 96), "scales": (0.5, 1.0, 2.0), "flip": True, "weights": None,
+    "parts": {"trunk": "hrnet_w18_small", "decoder": "ocr"},
+    "size": (64, 96),
+    "scales": (0.5, 1.0, 2.0),
+    "flip": True,
+    "weights": None,
     "device": "cpu",
-}  # fmt: skip
+}
 
 
 def test_the_straightforward_way_gives_the_models_own_logits() -> None:
-    model, image, _ = benchmark._material(parts=SMALL["parts"], size=(64, 96), weights=None, device="cpu")
+    model, image, _ = benchmark._material(
+        parts=SMALL["parts"], size=(64, 96), weights=None, device="cpu"
+    )
     with torch.no_grad():
         expected = model(image, scales=(0.5, 1.0, 2.0)).logits
     maps = benchmark.straightforward(model.requires_grad_(False), image, (0.5, 1.0, 2.0))
-    torch.testing.assert_close(maps["fused"]["logits"], expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
-    assert set(maps) == {0.5, 1.0, 2.0, "fused"} and maps[2.0]["aux"].shape == (1, 19, 128, 192) and maps[0.5]["attention"].shape == (1, 1, 32, 48)
+    torch.testing.assert_close(
+        maps["fused"]["logits"], expected, atol=1e-4 * float(expected.abs().max()), rtol=0
+    )
+    assert (
+        set(maps) == {0.5, 1.0, 2.0, "fused"}
+        and maps[2.0]["aux"].shape == (1, 19, 128, 192)
+        and maps[0.5]["attention"].shape == (1, 1, 32, 48)
+    )
 
 
 def test_ours_and_baseline_score_alike() -> None:
-    ours, baseline = (build(**SMALL, precision="fp32", against="fp32")() for build in (benchmark.ours, benchmark.baseline))
+    ours, baseline = (
+        build(**SMALL, precision="fp32", against="fp32")()
+        for build in (benchmark.ours, benchmark.baseline)
+    )
     agreement = benchmark.Agreement(0.999)
     agreement(ours, baseline)
     assert agreement.share >= 0.999 and int(ours[1].sum()) == int(baseline[1].sum()) > 0
@@ -37,12 +52,23 @@ def test_ours_and_baseline_score_alike() -> None:
 
 
 def test_rows_have_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(benchmark.NETWORKS, "demo", ({"trunk": "resnet18", "decoder": "fcn", "output_stride": 16}, (64, 64)))
+    monkeypatch.setitem(
+        benchmark.NETWORKS,
+        "demo",
+        ({"trunk": "resnet18", "decoder": "fcn", "output_stride": 16}, (64, 64)),
+    )
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=1)
     benchmark.add_arguments(parser)
-    rows = benchmark.run(parser.parse_args(["--networks", "demo", "--precisions", "bf16", "--scales", "0.5", "1"]))
+    rows = benchmark.run(
+        parser.parse_args(["--networks", "demo", "--precisions", "bf16", "--scales", "0.5", "1"])
+    )
     assert [row["name"] for row in rows] == ["eval demo bf16"]
     for row in rows:
-        assert set(ROW_KEYS) <= set(row) and row["ratio"] > 0 and row["memory_ratio"] is not None and "%" in row["note"]
+        assert (
+            set(ROW_KEYS) <= set(row)
+            and row["ratio"] > 0
+            and row["memory_ratio"] is not None
+            and "%" in row["note"]
+        )

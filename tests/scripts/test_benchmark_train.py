@@ -10,7 +10,14 @@ import torch
 
 from scripts.benchmarks import train as benchmark
 
-TINY: dict[str, Any] = {"trunk": "resnet18", "decoder": "fcn", "loss": "rmi", "size": (48, 64), "batch": 2, "device": "cpu"}
+TINY: dict[str, Any] = {
+    "trunk": "resnet18",
+    "decoder": "fcn",
+    "loss": "rmi",
+    "size": (48, 64),
+    "batch": 2,
+    "device": "cpu",
+}
 
 
 @pytest.mark.parametrize("setting", [name for name in benchmark.SETTINGS if "compile" not in name])
@@ -20,15 +27,26 @@ def test_every_setting_trains(setting: str) -> None:
     assert torch.isfinite(torch.tensor([first, second])).all() and first != second
 
 
-def test_the_cost_of_a_hierarchical_step_is_told_beside_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_of_a_hierarchical_step_is_told_beside_its_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(benchmark, "compare", lambda **keywords: asked.append(keywords) or {"ours_s": 0.65, "ratio": 1 / 1.3})
+    monkeypatch.setattr(
+        benchmark,
+        "compare",
+        lambda **keywords: asked.append(keywords) or {"ours_s": 0.65, "ratio": 1 / 1.3},
+    )
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     benchmark.add_arguments(parser)
-    rows = benchmark.run(parser.parse_args(["--size", "48", "64", "--settings", "bf16", benchmark.COST]))
-    assert [row["note"] for row in rows] == ["1.54 images/s", "a hierarchical step takes 1.30 x a single-scale one, in bf16 + channels_last"]
+    rows = benchmark.run(
+        parser.parse_args(["--size", "48", "64", "--settings", "bf16", benchmark.COST])
+    )
+    assert [row["note"] for row in rows] == [
+        "1.54 images/s",
+        "a hierarchical step takes 1.30 x a single-scale one, in bf16 + channels_last",
+    ]
     assert [keywords["baseline"] for keywords in asked] == [benchmark._plain, benchmark._single]
     single = benchmark._single(**{**asked[1]["arguments"], **TINY})
     assert torch.isfinite(single())

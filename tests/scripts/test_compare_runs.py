@@ -15,9 +15,16 @@ from scripts.compare_runs import CompareError, load_runs, main
 
 def write(path: Path, **changes: Any) -> Path:
     content = {
-        "miou": 0.5, "pixel_accuracy": 0.9, "per_class": {"road": 0.8, "car": 0.2, "train": None}, "classes_absent": ["train"], "images": 10,
-        "scales": [1.0], "flip": False, "split": "val", "checkpoint_sha256": "a" * 64,
-    }  # fmt: skip
+        "miou": 0.5,
+        "pixel_accuracy": 0.9,
+        "per_class": {"road": 0.8, "car": 0.2, "train": None},
+        "classes_absent": ["train"],
+        "images": 10,
+        "scales": [1.0],
+        "flip": False,
+        "split": "val",
+        "checkpoint_sha256": "a" * 64,
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**content, **changes}))
     return path
@@ -25,10 +32,20 @@ def write(path: Path, **changes: Any) -> Path:
 
 def better(path: Path, **changes: Any) -> Path:
     per_class = {"road": 0.85, "car": 0.1, "train": 0.4}
-    return write(path, miou=0.55, per_class=per_class, scales=[0.5, 1.0, 2.0], flip=True, checkpoint_sha256="b" * 64, **changes)
+    return write(
+        path,
+        miou=0.55,
+        per_class=per_class,
+        scales=[0.5, 1.0, 2.0],
+        flip=True,
+        checkpoint_sha256="b" * 64,
+        **changes,
+    )
 
 
-def test_table_with_differences_to_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_with_differences_to_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "base" / "metrics.json")
     better(tmp_path / "ours" / "eval" / "metrics.json")
     assert main([str(tmp_path / "base"), str(tmp_path / "ours")]) == 0
@@ -36,9 +53,18 @@ def test_table_with_differences_to_the_first(tmp_path: Path, capsys: pytest.Capt
     assert lines[""] == ["base", "ours"]
     assert lines["scales"] == ["1", "0.5,", "1,", "2", "+", "flip"]
     assert lines["mIoU"] == ["50.0", "55.0", "(+5.0)"]
-    assert lines["road"] == ["80.0", "85.0", "(+5.0)"] and lines["car"] == ["20.0", "10.0", "(-10.0)"]
+    assert lines["road"] == ["80.0", "85.0", "(+5.0)"] and lines["car"] == [
+        "20.0",
+        "10.0",
+        "(-10.0)",
+    ]
     assert lines["train"] == ["-", "40.0"] and lines["pixel accuracy"] == ["90.0", "90.0", "(+0.0)"]
-    assert lines["checkpoint"] == ["a" * 12, "b" * 12] and lines["images"] == ["10", "(val)", "10", "(val)"]
+    assert lines["checkpoint"] == ["a" * 12, "b" * 12] and lines["images"] == [
+        "10",
+        "(val)",
+        "10",
+        "(val)",
+    ]
 
 
 def test_names_tell_runs_apart(tmp_path: Path) -> None:
@@ -50,10 +76,19 @@ def test_names_tell_runs_apart(tmp_path: Path) -> None:
 
 
 def test_page(tmp_path: Path) -> None:
-    first, second = write(tmp_path / "<a>" / "metrics.json"), better(tmp_path / "b" / "metrics.json", images=9)
+    first, second = (
+        write(tmp_path / "<a>" / "metrics.json"),
+        better(tmp_path / "b" / "metrics.json", images=9),
+    )
     assert main([str(first), str(second), "--html", str(tmp_path / "out" / "compare.html")]) == 0
     text = (tmp_path / "out" / "compare.html").read_text()
-    assert "55.0 (+5.0)" in text and "10.0 (-10.0)" in text and "b" * 64 in text and "&lt;a&gt;" in text and "<a>" not in text
+    assert (
+        "55.0 (+5.0)" in text
+        and "10.0 (-10.0)" in text
+        and "b" * 64 in text
+        and "&lt;a&gt;" in text
+        and "<a>" not in text
+    )
     assert "Different numbers of images: 10, 9." in text and "http" not in text
 
 
@@ -63,23 +98,68 @@ def test_other_splits_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "Different splits: val, test." in capsys.readouterr().out
 
 
-def test_other_scores_where_a_run_has_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = write(tmp_path / "a.json", boundary_f=0.4, iiou=None, compared=[{"method": "hierarchical"}])
-    assert main([str(first), str(better(tmp_path / "b.json", boundary_f=0.45, category_iou=0.9)), str(write(tmp_path / "c.json"))]) == 0
+def test_other_scores_where_a_run_has_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = write(
+        tmp_path / "a.json", boundary_f=0.4, iiou=None, compared=[{"method": "hierarchical"}]
+    )
+    assert (
+        main(
+            [
+                str(first),
+                str(better(tmp_path / "b.json", boundary_f=0.45, category_iou=0.9)),
+                str(write(tmp_path / "c.json")),
+            ]
+        )
+        == 0
+    )
     lines = {line[:14].strip(): line[14:].split() for line in capsys.readouterr().out.splitlines()}
-    assert lines["boundary F"] == ["40.0", "45.0", "(+5.0)", "-"] and lines["category IoU"] == ["-", "90.0", "-"] and "iIoU" not in lines
+    assert (
+        lines["boundary F"] == ["40.0", "45.0", "(+5.0)", "-"]
+        and lines["category IoU"] == ["-", "90.0", "-"]
+        and "iIoU" not in lines
+    )
     assert lines["method"] == ["hierarchical", "-", "-"]
 
 
 def test_every_way_is_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    second = {"scales": [0.5, 1.0], "flip": True, "miou": 0.6, "pixel_accuracy": 0.91, "per_class": {"road": 0.9, "car": 0.3, "train": 0.1}}
-    ways = [{"method": "hierarchical", "scales": [1.0], "miou": 0.5}, {"method": "hierarchical", **second}]
-    one, other = write(tmp_path / "a.json", compared=ways, boundary_f=0.4), write(tmp_path / "b.json")
+    second = {
+        "scales": [0.5, 1.0],
+        "flip": True,
+        "miou": 0.6,
+        "pixel_accuracy": 0.91,
+        "per_class": {"road": 0.9, "car": 0.3, "train": 0.1},
+    }
+    ways = [
+        {"method": "hierarchical", "scales": [1.0], "miou": 0.5},
+        {"method": "hierarchical", **second},
+    ]
+    one, other = (
+        write(tmp_path / "a.json", compared=ways, boundary_f=0.4),
+        write(tmp_path / "b.json"),
+    )
     assert main(["--every-way", str(one), str(other)]) == 0
     lines = {line[:14].strip(): line[14:].split() for line in capsys.readouterr().out.splitlines()}
-    assert lines[""] == ["a.json", "a.json", "b.json"] and lines["mIoU"] == ["50.0", "60.0", "(+10.0)", "50.0", "(+0.0)"]
-    assert lines["scales"] == ["1", "0.5,", "1", "+", "flip", "1"] and lines["boundary F"] == ["40.0", "-", "-"]
-    assert lines["train"] == ["-", "10.0", "-"] and lines["pixel accuracy"] == ["90.0", "91.0", "(+1.0)", "90.0", "(+0.0)"]
+    assert lines[""] == ["a.json", "a.json", "b.json"] and lines["mIoU"] == [
+        "50.0",
+        "60.0",
+        "(+10.0)",
+        "50.0",
+        "(+0.0)",
+    ]
+    assert lines["scales"] == ["1", "0.5,", "1", "+", "flip", "1"] and lines["boundary F"] == [
+        "40.0",
+        "-",
+        "-",
+    ]
+    assert lines["train"] == ["-", "10.0", "-"] and lines["pixel accuracy"] == [
+        "90.0",
+        "91.0",
+        "(+1.0)",
+        "90.0",
+        "(+0.0)",
+    ]
     assert main([str(one), str(other)]) == 0
     assert capsys.readouterr().out.splitlines()[0].split() == ["a.json", "b.json"]
 
@@ -99,23 +179,33 @@ def test_faulty_files_are_named(tmp_path: Path, content: str, said: str) -> None
         load_runs([tmp_path / "bad.json"])
 
 
-def test_missing_files_and_other_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_files_and_other_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
-    for path, said in ((tmp_path / "empty", "holds neither metrics.json nor eval/metrics.json"), (tmp_path / "none.json", "cannot be read")):
+    for path, said in (
+        (tmp_path / "empty", "holds neither metrics.json nor eval/metrics.json"),
+        (tmp_path / "none.json", "cannot be read"),
+    ):
         assert main([str(path)]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and said in error and error.count("\n") == 1
     (tmp_path / "file").write_text("")
     assert main([str(write(tmp_path / "a.json")), "--html", str(tmp_path / "file" / "x.html")]) == 2
     assert "x.html: cannot be written" in capsys.readouterr().err
-    one, other = write(tmp_path / "a.json"), write(tmp_path / "b.json", per_class={"road": 0.5, "bus": 0.5, "train": 0.1})
+    one, other = (
+        write(tmp_path / "a.json"),
+        write(tmp_path / "b.json", per_class={"road": 0.5, "bus": 0.5, "train": 0.1}),
+    )
     assert main([str(one), str(other)]) == 2
     assert "b.json: scores other classes than" in capsys.readouterr().err
 
 
 def test_runs_as_a_script_without_torch(tmp_path: Path, root: Path) -> None:
     file = write(tmp_path / "metrics.json")
-    blocked = f"import sys; sys.modules['torch'] = None; sys.argv = ['x', {str(file)!r}]; import runpy; "
+    blocked = (
+        f"import sys; sys.modules['torch'] = None; sys.argv = ['x', {str(file)!r}]; import runpy; "
+    )
     code = blocked + "runpy.run_path('scripts/compare_runs.py', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0 and "mIoU" in done.stdout, done.stderr

@@ -20,7 +20,9 @@ SMALL = ["--trunk", "hrnet_w18_small", "--decoder", "ocr"]
 
 def small(multiscale: str = "hierarchical", **options: object) -> nn.Module:
     torch.manual_seed(7)
-    return build_model(trunk="hrnet_w18_small", decoder="ocr", multiscale=multiscale, num_classes=6, **options)  # type: ignore[arg-type]
+    return build_model(
+        trunk="hrnet_w18_small", decoder="ocr", multiscale=multiscale, num_classes=6, **options
+    )  # type: ignore[arg-type]
 
 
 def equal(one: dict, other: dict) -> bool:
@@ -40,20 +42,37 @@ def test_to_safetensors_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[s
         nn.init.zeros_(parameter)
     load_weights(fresh, tmp_path / "ours.safetensors")
     assert equal(dict(fresh.state_dict()), dict(model.state_dict()))
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["back.pth", "ours.pt", "ours.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "back.pth",
+        "ours.pt",
+        "ours.safetensors",
+    ]
 
 
 def test_a_checkpoint_of_a_training_says_itself_what_model_it_is(tmp_path: Path) -> None:
     """Widths and heads that no option of this script names."""
-    options = {"trunk": "hrnet_w18_small", "decoder": "ocr", "decoder_channels": 24, "attention_channels": 8, "head": "paper"}
+    options = {
+        "trunk": "hrnet_w18_small",
+        "decoder": "ocr",
+        "decoder_channels": 24,
+        "attention_channels": 8,
+        "head": "paper",
+    }
     model = build_model(num_classes=3, **options)  # type: ignore[arg-type]
     spec = toy_spec(3).to_dict()
-    content = {"format": FORMAT, "model": model.state_dict(), "config": Config.from_dict({"model": options}).to_dict(), "spec": spec}
+    content = {
+        "format": FORMAT,
+        "model": model.state_dict(),
+        "config": Config.from_dict({"model": options}).to_dict(),
+        "spec": spec,
+    }
     torch.save(content, tmp_path / "best.pt")
     assert main([str(tmp_path / "best.pt"), str(tmp_path / "best.safetensors")]) == 0
     assert equal(safetensors.load_file(tmp_path / "best.safetensors"), dict(model.state_dict()))
     assert main([str(tmp_path / "best.pt"), str(tmp_path / "trunk.pth"), "--trunk-only"]) == 0
-    assert equal(torch.load(tmp_path / "trunk.pth", weights_only=True), dict(model.trunk.state_dict()))
+    assert equal(
+        torch.load(tmp_path / "trunk.pth", weights_only=True), dict(model.trunk.state_dict())
+    )
 
 
 def authors_names(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -63,7 +82,9 @@ def authors_names(model: nn.Module) -> dict[str, torch.Tensor]:
     result = {}
     for name, value in model.state_dict().items():
         pairs = [*key_names.AUTHORS_OCR, *key_names.ATTENTION_HEADS["scale_attn.conv2.weight"]]
-        theirs = next(their + name.removeprefix(our) for their, our in pairs if name.startswith(our))
+        theirs = next(
+            their + name.removeprefix(our) for their, our in pairs if name.startswith(our)
+        )
         result["module." + theirs] = value
     return result
 
@@ -72,7 +93,9 @@ def test_a_checkpoint_of_the_authors_becomes_ours(tmp_path: Path) -> None:
     model = small()
     state = authors_names(model)
     assert "module.backbone.conv1.weight" in state and "module.scale_attn.conv2.weight" in state
-    torch.save({"state_dict": state, "epoch": 1, "arch": "ocrnet.HRNet_Mscale"}, tmp_path / "authors.pth")
+    torch.save(
+        {"state_dict": state, "epoch": 1, "arch": "ocrnet.HRNet_Mscale"}, tmp_path / "authors.pth"
+    )
     assert main([str(tmp_path / "authors.pth"), str(tmp_path / "ours.safetensors"), *SMALL]) == 0
     assert equal(safetensors.load_file(tmp_path / "ours.safetensors"), dict(model.state_dict()))
 
@@ -82,10 +105,34 @@ def test_trunks_are_written_by_the_names_of_their_imagenet_files(tmp_path: Path)
     trunk = {**model.trunk.state_dict(), "classifier.weight": torch.zeros(1000, 8)}
     torch.save(trunk, tmp_path / "imagenet.pth")
     torch.save(model.state_dict(), tmp_path / "whole.pth")
-    assert main([str(tmp_path / "imagenet.pth"), str(tmp_path / "a.safetensors"), "--trunk", "hrnet_w18_small"]) == 0
-    assert main([str(tmp_path / "whole.pth"), str(tmp_path / "b.safetensors"), *SMALL, "--multiscale", "single", "--trunk-only"]) == 0
+    assert (
+        main(
+            [
+                str(tmp_path / "imagenet.pth"),
+                str(tmp_path / "a.safetensors"),
+                "--trunk",
+                "hrnet_w18_small",
+            ]
+        )
+        == 0
+    )
+    assert (
+        main(
+            [
+                str(tmp_path / "whole.pth"),
+                str(tmp_path / "b.safetensors"),
+                *SMALL,
+                "--multiscale",
+                "single",
+                "--trunk-only",
+            ]
+        )
+        == 0
+    )
     for name in ("a", "b"):
-        assert equal(safetensors.load_file(tmp_path / f"{name}.safetensors"), dict(model.trunk.state_dict()))
+        assert equal(
+            safetensors.load_file(tmp_path / f"{name}.safetensors"), dict(model.trunk.state_dict())
+        )
 
 
 @pytest.mark.parametrize(
@@ -106,7 +153,9 @@ def test_the_wrong_model_is_one_sentence_and_writes_nothing(
     assert [file.name for file in tmp_path.iterdir()] == ["ours.pth"]
 
 
-def test_bad_files_and_endings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_files_and_endings_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(tmp_path / "absent.pth"), str(tmp_path / "out.pth")]) == 2
     assert "absent.pth is not a file" in capsys.readouterr().err
     with pytest.raises(SystemExit):

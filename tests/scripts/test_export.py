@@ -13,7 +13,9 @@ from network import ModelError, build_model
 from scripts.export import TOLERANCE, export_model, main
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
-needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are optional")
+needs_onnx = pytest.mark.skipif(
+    not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are optional"
+)
 
 
 def built(trunk: str, decoder: str, multiscale: str) -> nn.Module:
@@ -35,14 +37,29 @@ CASES = [
 
 
 # Programs (.pt2) at two sizes each are in tests/network/test_export.py.
-FILES = [*(pytest.param(".onnx", *case, marks=needs_onnx) for case in CASES), (".pt2", *CASES[1]), (".pt2", *CASES[3])]
+FILES = [
+    *(pytest.param(".onnx", *case, marks=needs_onnx) for case in CASES),
+    (".pt2", *CASES[1]),
+    (".pt2", *CASES[3]),
+]
 
 
 @pytest.mark.parametrize(("suffix", "trunk", "decoder", "multiscale", "scales", "size"), FILES)
 def test_the_file_agrees_with_the_model(
-    tmp_path: Path, suffix: str, trunk: str, decoder: str, multiscale: str, scales: tuple[float, ...] | None, size: tuple[int, int]
+    tmp_path: Path,
+    suffix: str,
+    trunk: str,
+    decoder: str,
+    multiscale: str,
+    scales: tuple[float, ...] | None,
+    size: tuple[int, int],
 ) -> None:
-    difference = export_model(built(trunk, decoder, multiscale), output=tmp_path / f"model{suffix}", size=size, scales=scales)
+    difference = export_model(
+        built(trunk, decoder, multiscale),
+        output=tmp_path / f"model{suffix}",
+        size=size,
+        scales=scales,
+    )
     assert 0 <= difference <= TOLERANCE
     assert (tmp_path / f"model{suffix}").stat().st_size > 1_000_000
 
@@ -55,7 +72,9 @@ def test_the_onnx_file_stands_alone(tmp_path: Path) -> None:
     model = built("hrnet_w18_small", "fcn", "hierarchical")
     export_model(model, output=tmp_path / "model.onnx", size=(64, 64), scales=(0.5, 1.0), batch=2)
     onnx.checker.check_model(str(tmp_path / "model.onnx"))
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
     image = torch.randn(2, 3, 64, 64)
     logits = session.run(["logits"], {"image": image.numpy()})[0]
     with torch.no_grad():
@@ -66,19 +85,44 @@ def test_the_onnx_file_stands_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pt2", pytest.param(".onnx", marks=needs_onnx)])
 def test_height_and_width_can_be_left_open(tmp_path: Path, suffix: str) -> None:
-    difference = export_model(built("resnet18", "deeplabv3plus", "single"), output=tmp_path / f"model{suffix}", size=(96, 128), dynamic=True)
+    difference = export_model(
+        built("resnet18", "deeplabv3plus", "single"),
+        output=tmp_path / f"model{suffix}",
+        size=(96, 128),
+        dynamic=True,
+    )
     assert difference <= TOLERANCE
 
 
 def test_scales_the_model_does_not_take_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="single-scale model cannot fuse"):
-        export_model(built("resnet18", "fcn", "single"), output=tmp_path / "model.pt2", size=(64, 64), scales=(0.5, 1.0))
+        export_model(
+            built("resnet18", "fcn", "single"),
+            output=tmp_path / "model.pt2",
+            size=(64, 64),
+            scales=(0.5, 1.0),
+        )
     assert not list(tmp_path.iterdir())
 
 
-def test_command_line_refuses_other_endings_and_absent_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line_refuses_other_endings_and_absent_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         main(["--checkpoint", "a.pt", "--output", "model.tflite", "--size", "64", "64"])
     assert "must end in .onnx or .pt2" in capsys.readouterr().err
-    assert main(["--checkpoint", str(tmp_path / "absent.pt"), "--output", str(tmp_path / "model.onnx"), "--size", "64", "64"]) == 2
+    assert (
+        main(
+            [
+                "--checkpoint",
+                str(tmp_path / "absent.pt"),
+                "--output",
+                str(tmp_path / "model.onnx"),
+                "--size",
+                "64",
+                "64",
+            ]
+        )
+        == 2
+    )
     assert "absent.pt" in capsys.readouterr().err

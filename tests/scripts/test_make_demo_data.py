@@ -21,11 +21,18 @@ SCENES = 10
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
-    return [draw_scene(seed=0, split="val", index=index, height=128, width=256) for index in range(SCENES)]
+    return [
+        draw_scene(seed=0, split="val", index=index, height=128, width=256)
+        for index in range(SCENES)
+    ]
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_official_layout_is_read_by_the_room(tmp_path: Path) -> None:
@@ -42,7 +49,9 @@ def test_official_layout_is_read_by_the_room(tmp_path: Path) -> None:
             assert read_image(image_path).shape == (64, 128, 3)
             assert read_label(label_path, spec=files.spec, image_size=(64, 128)).shape == (64, 128)
     coarse = build_files(dataset="cityscapes", root=tmp_path, split="train_extra")
-    assert len(coarse) == 2 and all("gtCoarse" in str(coarse.label_path(index)) for index in range(2))
+    assert len(coarse) == 2 and all(
+        "gtCoarse" in str(coarse.label_path(index)) for index in range(2)
+    )
     assert not (tmp_path / "gtFine" / "train_extra").exists()
     assert not (tmp_path / "gtCoarse" / "test").exists()
 
@@ -79,7 +88,9 @@ def test_every_class_and_ignored_pixels_occur(scenes: list[Scene]) -> None:
     shares = pixels / pixels.sum()
     for raw_id in ids.TRAIN_IDS:
         images = sum(bool((scene.label == raw_id).sum() > 10) for scene in scenes)
-        assert shares[raw_id] > 0.0005 and images >= 2, f"raw id {raw_id}: {shares[raw_id]:.5f} of the pixels, {images} images"
+        assert shares[raw_id] > 0.0005 and images >= 2, (
+            f"raw id {raw_id}: {shares[raw_id]:.5f} of the pixels, {images} images"
+        )
     ignored = 1 - shares[list(ids.TRAIN_IDS)].sum()
     assert 0.01 < ignored < 0.2
     assert pixels[ids.OUT_OF_ROI] and pixels[ids.EGO_VEHICLE]
@@ -89,8 +100,13 @@ def test_few_scenes_hold_their_share_of_each_thing() -> None:
     for split, count in (("train", 96), ("val", 32), ("test", 32)):
         held = [contents(0, split, index) for index in range(count)]
         for name, frequency in FREQUENCIES.items():
-            assert abs(sum(name in things for things in held) / count - frequency) < 0.1, (split, name)
-    assert [contents(0, "val", index) for index in range(8)] != [contents(0, "test", index) for index in range(8)]
+            assert abs(sum(name in things for things in held) / count - frequency) < 0.1, (
+                split,
+                name,
+            )
+    assert [contents(0, "val", index) for index in range(8)] != [
+        contents(0, "test", index) for index in range(8)
+    ]
 
 
 def test_scene_keeps_its_proportions_at_twice_the_size() -> None:
@@ -133,10 +149,14 @@ def test_coarse_labels_of_a_single_square() -> None:
     assert set(CONFUSED) <= set(ids.TRAIN_IDS) and set(CONFUSED.values()) <= set(ids.TRAIN_IDS)
 
 
-def test_other_drawing_in_the_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_drawing_in_the_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(tmp_path / "a"), *SMALL, "--workers", "1"]) == 0
     before = contents_of(tmp_path / "a")
-    assert main([str(tmp_path / "a"), *SMALL, "--workers", "1"]) == 0, "the same drawing again is fine"
+    assert main([str(tmp_path / "a"), *SMALL, "--workers", "1"]) == 0, (
+        "the same drawing again is fine"
+    )
     assert contents_of(tmp_path / "a") == before
     assert main([str(tmp_path / "a"), *SMALL, "--seed", "7"]) == 2
     assert "choose another folder" in capsys.readouterr().err

@@ -21,25 +21,44 @@ SIZE = (64, 128)
 def rows() -> list[dict]:
     lists = [(1.0,), (0.5, 1.0), (0.5, 1.0, 2.0)]
     return [
-        information(trunk="resnet18", decoder="deeplabv3plus", multiscale=multiscale, size=SIZE, num_classes=5, scale_lists=lists)
+        information(
+            trunk="resnet18",
+            decoder="deeplabv3plus",
+            multiscale=multiscale,
+            size=SIZE,
+            num_classes=5,
+            scale_lists=lists,
+        )
         for multiscale in ("single", "hierarchical", "explicit")
     ]
 
 
 def test_ratios_are_to_one_scale(rows: list[dict]) -> None:
     single, hierarchical, explicit = rows
-    assert single["training"]["ratio"] == 1 and single["evaluation"]["1"]["ratio"] == 1 and hierarchical["evaluation"]["1"]["ratio"] == 1
+    assert (
+        single["training"]["ratio"] == 1
+        and single["evaluation"]["1"]["ratio"] == 1
+        and hierarchical["evaluation"]["1"]["ratio"] == 1
+    )
     assert 1.25 < hierarchical["training"]["ratio"] < 1.45 < 5.25 < explicit["training"]["ratio"]
     assert hierarchical["training"]["scales"] == [0.5, 1.0]
-    assert single["evaluation"]["0.5 1 2"]["ratio"] == pytest.approx(5.25, rel=0.05)  # strips share border rows
-    assert single["evaluation"]["0.5 1 2"]["ratio"] < hierarchical["evaluation"]["0.5 1 2"]["ratio"] < 6
+    assert single["evaluation"]["0.5 1 2"]["ratio"] == pytest.approx(
+        5.25, rel=0.05
+    )  # strips share border rows
+    assert (
+        single["evaluation"]["0.5 1 2"]["ratio"]
+        < hierarchical["evaluation"]["0.5 1 2"]["ratio"]
+        < 6
+    )
     assert explicit["evaluation"]["1"] is None and explicit["evaluation"]["0.5 1"] is None
 
 
 def test_parameters_and_operations_are_those_of_the_real_model(rows: list[dict]) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = build_model(trunk="resnet18", decoder="deeplabv3plus", multiscale="hierarchical", num_classes=5)
+    model = build_model(
+        trunk="resnet18", decoder="deeplabv3plus", multiscale="hierarchical", num_classes=5
+    )
     assert rows[1]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     with FlopCounterMode(display=False) as counter:
         predict(model, torch.randn(1, 3, *SIZE), scales=(0.5, 1.0))
@@ -59,7 +78,9 @@ def test_peak_memory_is_that_of_live_tensors() -> None:
         kept = work()
     assert memory.peak == 4000 + 3200 and memory.now == kept.numel() * 4 == 3200
     outside = torch.zeros(500)
-    assert peak_bytes(lambda: outside.view(5, 100).mul_(2)) == 0  # what was there before is not counted
+    assert (
+        peak_bytes(lambda: outside.view(5, 100).mul_(2)) == 0
+    )  # what was there before is not counted
 
 
 def test_what_autograd_keeps_counts() -> None:
@@ -75,22 +96,52 @@ def test_what_autograd_keeps_counts() -> None:
     assert freed == 3 * 64 * 100 * 4 and kept >= 5 * 64 * 100 * 4
 
 
-def test_training_needs_more_memory_than_evaluation_and_checkpointing_less(rows: list[dict]) -> None:
+def test_training_needs_more_memory_than_evaluation_and_checkpointing_less(
+    rows: list[dict],
+) -> None:
     assert rows[1]["training"]["peak_bytes"] > rows[1]["evaluation"]["0.5 1"]["peak_bytes"] > 0
-    parts = {"trunk": "resnet18", "decoder": "fcn", "multiscale": "hierarchical", "size": (256, 256), "num_classes": 5, "scale_lists": [(1.0,)]}
-    plain, lean = (information(**parts, batch=4, activation_checkpointing=checkpointing) for checkpointing in (False, True))
+    parts = {
+        "trunk": "resnet18",
+        "decoder": "fcn",
+        "multiscale": "hierarchical",
+        "size": (256, 256),
+        "num_classes": 5,
+        "scale_lists": [(1.0,)],
+    }
+    plain, lean = (
+        information(**parts, batch=4, activation_checkpointing=checkpointing)
+        for checkpointing in (False, True)
+    )
     assert lean["training"]["peak_bytes"] < plain["training"]["peak_bytes"]
     assert lean["training"]["flops"] > plain["training"]["flops"]
 
 
 def test_the_table_has_a_line_for_each_model(rows: list[dict]) -> None:
     lines = table(rows).splitlines()
-    assert len(lines) == 4 and lines[1].split()[:3] == ["resnet18", "deeplabv3plus", "single"] and "(1.00x)" in lines[1]
+    assert (
+        len(lines) == 4
+        and lines[1].split()[:3] == ["resnet18", "deeplabv3plus", "single"]
+        and "(1.00x)" in lines[1]
+    )
     assert len({len(line) for line in lines}) == 1
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--trunks", "hrnet_w18_small", "--decoders", "fcn", "--multiscale", "single", "--size", "64", "64", "--scales", "1", "--classes", "3"]
+    words = [
+        "--trunks",
+        "hrnet_w18_small",
+        "--decoders",
+        "fcn",
+        "--multiscale",
+        "single",
+        "--size",
+        "64",
+        "64",
+        "--scales",
+        "1",
+        "--classes",
+        "3",
+    ]
     assert main([*words, "--json", str(tmp_path / "info.json")]) == 0
     written = json.loads((tmp_path / "info.json").read_text())
     assert written[0]["trunk"] == "hrnet_w18_small" and "hrnet_w18_small" in capsys.readouterr().out

@@ -37,21 +37,43 @@ def cluster(tmp_path: Path) -> Path:
 
 
 def submit(cluster: Path, *words: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PATH": f"{cluster}:{os.environ['PATH']}", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2",
-                   "SLURM_GPUS_ON_NODE": "8", "SLURM_JOB_ID": "42", "SLURM_SUBMIT_DIR": str(ROOT)}  # fmt: skip
-    return subprocess.Popen(["bash", str(SCRIPT), *words], env=environment, stderr=subprocess.PIPE, text=True)
+    environment = {
+        **os.environ,
+        "PATH": f"{cluster}:{os.environ['PATH']}",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_GPUS_ON_NODE": "8",
+        "SLURM_JOB_ID": "42",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+    }
+    return subprocess.Popen(
+        ["bash", str(SCRIPT), *words], env=environment, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.mark.parametrize("status", [0, 3])
-def test_torchrun_is_started_on_every_node_and_its_status_is_the_jobs(cluster: Path, status: int) -> None:
+def test_torchrun_is_started_on_every_node_and_its_status_is_the_jobs(
+    cluster: Path, status: int
+) -> None:
     (cluster / "status").write_text(str(status))
     job = submit(cluster, "configs/demo.yaml", "optim.lr=0.1")
     assert job.wait(timeout=60) == status
     called = (cluster / "called").read_text().split()
-    assert called[1:3] == ["-m", "torch.distributed.run"] and called[-4:] == ["train.py", "configs/demo.yaml", "optim.lr=0.1", "--resume"]
+    assert called[1:3] == ["-m", "torch.distributed.run"] and called[-4:] == [
+        "train.py",
+        "configs/demo.yaml",
+        "optim.lr=0.1",
+        "--resume",
+    ]
     given = dict(zip(called[3:-4:2], called[4:-4:2], strict=True))
-    assert given == {"--nnodes": "2", "--nproc-per-node": "8", "--max-restarts": "3", "--rdzv-backend": "c10d", "--rdzv-id": "42",
-                     "--rdzv-endpoint": "node7:29500"}  # fmt: skip
+    assert given == {
+        "--nnodes": "2",
+        "--nproc-per-node": "8",
+        "--max-restarts": "3",
+        "--rdzv-backend": "c10d",
+        "--rdzv-id": "42",
+        "--rdzv-endpoint": "node7:29500",
+    }
     assert not (cluster / "requeued").exists()  # a training that fails would only fail again
 
 
@@ -63,7 +85,10 @@ def test_before_the_time_runs_out_it_saves_and_queues_again(cluster: Path) -> No
         assert job.poll() is None
     job.send_signal(signal.SIGUSR1)
     assert job.wait(timeout=60) == 143
-    assert (cluster / "saved").exists() and (cluster / "requeued").read_text().split() == ["requeue", "42"]
+    assert (cluster / "saved").exists() and (cluster / "requeued").read_text().split() == [
+        "requeue",
+        "42",
+    ]
 
 
 def test_without_a_configuration_it_says_how_to_call_it(cluster: Path) -> None:

@@ -43,14 +43,18 @@ THRESHOLDS = st.lists(st.sampled_from([0.0, 0.4, 0.5, 0.9, 0.97, 1.0]), min_size
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 4.0, 12.0]), THRESHOLDS)
-def test_a_pixel_is_ignored_exactly_when_its_largest_probability_is_below_its_threshold(seed: int, spread: float, chosen: list[float]) -> None:
+def test_a_pixel_is_ignored_exactly_when_its_largest_probability_is_below_its_threshold(
+    seed: int, spread: float, chosen: list[float]
+) -> None:
     logits = spread * torch.randn(1, 5, 9, 11, generator=torch.Generator().manual_seed(seed))
     label, confidence = (part[0] for part in label_and_confidence(logits))
     thresholds = torch.tensor(chosen)
     hard = hard_label(label, confidence, thresholds=thresholds, ignore_label=255)
     below = confidence < thresholds[label.long()]
     assert torch.equal(hard.label == 255, below) and torch.equal(hard.label[~below], label[~below])
-    largest, winner = logits.double().softmax(1)[0].max(0)  # and so says a soft-max of all classes, but where float32 cannot tell
+    largest, winner = (
+        logits.double().softmax(1)[0].max(0)
+    )  # and so says a soft-max of all classes, but where float32 cannot tell
     limit = torch.tensor(chosen, dtype=torch.float64)[winner]
     clear = (largest - limit).abs() > 1e-6
     assert torch.equal((hard.label == 255)[clear], (largest < limit)[clear])
@@ -65,7 +69,9 @@ def test_at_the_threshold_is_kept_and_a_hair_below_is_not(value: float) -> None:
     """METHOD section 5: at least the threshold."""
     at = torch.tensor(value)
     confidence = torch.stack([torch.nextafter(at, torch.tensor(0.0)), at]).view(1, 2)
-    hard = hard_label(torch.zeros(1, 2, dtype=torch.uint8), confidence, thresholds=at.view(1), ignore_label=7)
+    hard = hard_label(
+        torch.zeros(1, 2, dtype=torch.uint8), confidence, thresholds=at.view(1), ignore_label=7
+    )
     assert hard.label.tolist() == [[7, 0]]
 
 
@@ -79,15 +85,29 @@ def test_what_is_not_a_number_is_ignored_and_counted() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 1.0), st.sampled_from([0.3, 0.9, 1.0]))
-def test_thresholds_by_share_are_the_largest_that_keep_the_share(seed: int, keep_share: float, at_most: float) -> None:
+def test_thresholds_by_share_are_the_largest_that_keep_the_share(
+    seed: int, keep_share: float, at_most: float
+) -> None:
     generator = torch.Generator().manual_seed(seed)
-    label = torch.randint(0, 3, (20, 30), generator=generator).to(torch.uint8)  # a fourth class never occurs
+    label = torch.randint(0, 3, (20, 30), generator=generator).to(
+        torch.uint8
+    )  # a fourth class never occurs
     confidence = torch.rand(20, 30, generator=generator) ** 0.3
-    halves = [confidence_histogram(label[rows], confidence[rows], classes=4) for rows in (slice(0, 7), slice(7, 20))]
+    halves = [
+        confidence_histogram(label[rows], confidence[rows], classes=4)
+        for rows in (slice(0, 7), slice(7, 20))
+    ]
     histogram = sum(halves[1:], halves[0])
-    assert torch.equal(histogram, confidence_histogram(label, confidence, classes=4)) and int(histogram.sum()) == 600
-    thresholds = quantile_thresholds(histogram.numpy(), keep_share=keep_share, at_most=np.full(4, at_most))
-    hard = hard_label(label, confidence, thresholds=torch.from_numpy(thresholds).float(), ignore_label=255)
+    assert (
+        torch.equal(histogram, confidence_histogram(label, confidence, classes=4))
+        and int(histogram.sum()) == 600
+    )
+    thresholds = quantile_thresholds(
+        histogram.numpy(), keep_share=keep_share, at_most=np.full(4, at_most)
+    )
+    hard = hard_label(
+        label, confidence, thresholds=torch.from_numpy(thresholds).float(), ignore_label=255
+    )
     assert thresholds[3] == at_most
     for number in range(3):
         pixels, kept = int(hard.predicted[number]), int(hard.kept[number])
@@ -98,7 +118,9 @@ def test_thresholds_by_share_are_the_largest_that_keep_the_share(seed: int, keep
 
 
 def test_certain_pixels_fall_into_the_last_bin() -> None:
-    histogram = confidence_histogram(torch.zeros(1, 2, dtype=torch.uint8), torch.tensor([[1.0, float("nan")]]), classes=1)
+    histogram = confidence_histogram(
+        torch.zeros(1, 2, dtype=torch.uint8), torch.tensor([[1.0, float("nan")]]), classes=1
+    )
     assert histogram[0, BINS - 1] == 1 and histogram[0, 0] == 1
 
 
@@ -123,23 +145,43 @@ def test_a_label_file_carries_its_record_and_any_damage_shows(tmp_path: Path) ->
 
 
 def test_names() -> None:
-    assert label_name("train_extra/ulm/ulm_000_000_leftImg8bit", label_ids="raw") == "train_extra/ulm/ulm_000_000_gtAuto_labelIds.png"
-    assert label_name("ulm_000_000_leftImg8bit", label_ids="train") == "ulm_000_000_gtAuto_labelTrainIds.png"
+    assert (
+        label_name("train_extra/ulm/ulm_000_000_leftImg8bit", label_ids="raw")
+        == "train_extra/ulm/ulm_000_000_gtAuto_labelIds.png"
+    )
+    assert (
+        label_name("ulm_000_000_leftImg8bit", label_ids="train")
+        == "ulm_000_000_gtAuto_labelTrainIds.png"
+    )
     assert confidence_name("ulm_000_000_leftImg8bit") == "ulm_000_000_gtAuto_confidence.png"
     assert label_name("a/b", label_ids="train") == "a/b.png"
 
 
 def test_the_fingerprint_depends_on_every_setting() -> None:
-    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 1, "b": 3})
+    assert (
+        fingerprint({"a": 1, "b": 2})
+        == fingerprint({"b": 2, "a": 1})
+        != fingerprint({"a": 1, "b": 3})
+    )
 
 
 def test_the_manifest_adds_up() -> None:
-    records = [{"predicted": [6, 4], "counts": [3, 4], "mean_confidence": 0.8}, {"predicted": [10, 0], "counts": [5, 0], "mean_confidence": 0.6}]
+    records = [
+        {"predicted": [6, 4], "counts": [3, 4], "mean_confidence": 0.8},
+        {"predicted": [10, 0], "counts": [5, 0], "mean_confidence": 0.6},
+    ]
     found = manifest({"threshold": 0.9}, records, [], ["a", "b"])
-    assert found["kept_share"] == 0.6 and found["pixels"] == 20 and found["labelled"] == 2 and found["complete"]
+    assert (
+        found["kept_share"] == 0.6
+        and found["pixels"] == 20
+        and found["labelled"] == 2
+        and found["complete"]
+    )
     assert found["mean_confidence"] == 0.7
-    assert found["per_class"] == {"a": {"predicted": 16, "kept": 8, "kept_share": 0.5, "labels": 8},
-                                  "b": {"predicted": 4, "kept": 4, "kept_share": 1.0, "labels": 4}}  # fmt: skip
+    assert found["per_class"] == {
+        "a": {"predicted": 16, "kept": 8, "kept_share": 0.5, "labels": 8},
+        "b": {"predicted": 4, "kept": 4, "kept_share": 1.0, "labels": 4},
+    }
 
 
 def test_prefetch_keeps_order_and_puts_a_failure_in_its_place() -> None:
@@ -149,7 +191,10 @@ def test_prefetch_keeps_order_and_puts_a_failure_in_its_place() -> None:
 
 
 def test_agreement_counts_pixels_that_both_have() -> None:
-    human, automatic = np.array([[0, 1, 255, 2, 2]], np.uint8), np.array([[0, 2, 1, 255, 2]], np.uint8)
+    human, automatic = (
+        np.array([[0, 1, 255, 2, 2]], np.uint8),
+        np.array([[0, 2, 1, 255, 2]], np.uint8),
+    )
     assert agreement_of(human, automatic, classes=3) == [[0, 0, 1], [1, 2, 1], [2, 2, 1]]
     assert agreement_of(human[:, :0], automatic[:, :0], classes=3) == []
 
@@ -160,22 +205,45 @@ def test_soft_labels_take_time_to_read_and_leave_nothing(tmp_path: Path) -> None
 
 
 NAMES = ("a", "b")
-CLASSES = {"classes": [{"name": "a", "raw_ids": [4]}, {"name": "b", "raw_ids": [9]}], "raw_ignore": 0, "ignore_label": 255}
-SETTINGS: dict[str, Any] = {"threshold": 0.5, "class_thresholds": {"a": 0.5, "b": 0.25}, "label_ids": "raw", "classes": CLASSES, "policy": {}}
+CLASSES = {
+    "classes": [{"name": "a", "raw_ids": [4]}, {"name": "b", "raw_ids": [9]}],
+    "raw_ignore": 0,
+    "ignore_label": 255,
+}
+SETTINGS: dict[str, Any] = {
+    "threshold": 0.5,
+    "class_thresholds": {"a": 0.5, "b": 0.25},
+    "label_ids": "raw",
+    "classes": CLASSES,
+    "policy": {},
+}
 
 
 def fill(folder: Path, count: int = 3, settings: dict[str, Any] = SETTINGS) -> list[Entry]:
     """A tree as autolabel.py writes it: label and confidence of each image, the last of which people have drawn too."""
     folder.mkdir()
-    entries = [Entry(f"{number}.jpg", f"{number}.png", f"{number}_confidence.png") for number in range(count)]
+    entries = [
+        Entry(f"{number}.jpg", f"{number}.png", f"{number}_confidence.png")
+        for number in range(count)
+    ]
     made_with = fingerprint(settings)
     claim(folder, settings, [folder / entry.label for entry in entries])
     for number, entry in enumerate(entries):
         ids, confidence = np.array([[4, 9, 0]], np.uint8), np.array([[200, 63, 10]], np.uint8)
-        record: dict[str, Any] = {"made_with": made_with, "image": entry.image, "mean_confidence": 0.5, "predicted": [1, 2], "counts": [1, 1]}
-        record["human"], record["agreement"] = ([1, 0], [[0, 0, 1]]) if number == count - 1 else (None, [])
+        record: dict[str, Any] = {
+            "made_with": made_with,
+            "image": entry.image,
+            "mean_confidence": 0.5,
+            "predicted": [1, 2],
+            "counts": [1, 1],
+        }
+        record["human"], record["agreement"] = (
+            ([1, 0], [[0, 0, 1]]) if number == count - 1 else (None, [])
+        )
         (folder / entry.label).write_bytes(encode_label(ids, record))
-        (folder / str(entry.confidence)).write_bytes(encode_label(confidence, {"made_with": made_with}))
+        (folder / str(entry.confidence)).write_bytes(
+            encode_label(confidence, {"made_with": made_with})
+        )
     compile_tree(folder, settings, entries, NAMES).write(folder)
     return entries
 
@@ -183,13 +251,30 @@ def fill(folder: Path, count: int = 3, settings: dict[str, Any] = SETTINGS) -> l
 def test_a_tree_adds_up(tmp_path: Path) -> None:
     entries = fill(tmp_path / "tree")
     found = json.loads((tmp_path / "tree" / "manifest.json").read_text())
-    assert found["complete"] and found["labelled"] == 3 and found["pixels"] == 9 and found["kept_share"] == pytest.approx(6 / 9, abs=1e-6)
+    assert (
+        found["complete"]
+        and found["labelled"] == 3
+        and found["pixels"] == 9
+        and found["kept_share"] == pytest.approx(6 / 9, abs=1e-6)
+    )
     assert found["per_class"]["b"] == {"predicted": 6, "kept": 3, "kept_share": 0.5, "labels": 3}
-    assert found["human"] == {"images": 1, "labels": {"a": 1, "b": 0}, "agreement": [[1, 0], [0, 0]]}
+    assert found["human"] == {
+        "images": 1,
+        "labels": {"a": 1, "b": 0},
+        "agreement": [[1, 0], [0, 0]],
+    }
     labels = sum((tmp_path / "tree" / entry.label).stat().st_size for entry in entries)
-    assert found["bytes"]["labels"] == labels and found["bytes"]["confidence"] > 0 and found["bytes"]["soft_labels"] == 9 * 2 * 4
-    lines = [json.loads(line) for line in (tmp_path / "tree" / "images.jsonl").read_text().splitlines()]
-    assert [line["image"] for line in lines] == ["0.jpg", "1.jpg", "2.jpg"] and lines[0]["counts"] == {"a": 1, "b": 1}
+    assert (
+        found["bytes"]["labels"] == labels
+        and found["bytes"]["confidence"] > 0
+        and found["bytes"]["soft_labels"] == 9 * 2 * 4
+    )
+    lines = [
+        json.loads(line) for line in (tmp_path / "tree" / "images.jsonl").read_text().splitlines()
+    ]
+    assert [line["image"] for line in lines] == ["0.jpg", "1.jpg", "2.jpg"] and lines[0][
+        "counts"
+    ] == {"a": 1, "b": 1}
 
 
 def test_failures_are_told_with_their_reasons(tmp_path: Path) -> None:
@@ -199,8 +284,13 @@ def test_failures_are_told_with_their_reasons(tmp_path: Path) -> None:
         (tmp_path / "tree" / entry.label).unlink()
     write_failure(tmp_path / "tree" / "1.png", made_with=made_with, why="it is broken")
     found = compile_tree(tmp_path / "tree", SETTINGS, entries, NAMES).manifest
-    assert not found["complete"] and found["failures"] == [{"image": "0.jpg", "why": NOT_YET}, {"image": "1.jpg", "why": "it is broken"}]
-    assert read_failure(tmp_path / "tree" / "1.png", made_with="other") == NOT_YET  # a reason of other settings tells nothing
+    assert not found["complete"] and found["failures"] == [
+        {"image": "0.jpg", "why": NOT_YET},
+        {"image": "1.jpg", "why": "it is broken"},
+    ]
+    assert (
+        read_failure(tmp_path / "tree" / "1.png", made_with="other") == NOT_YET
+    )  # a reason of other settings tells nothing
     failure_path(tmp_path / "tree" / "1.png").write_text("[]")
     assert read_failure(tmp_path / "tree" / "1.png", made_with=made_with) == NOT_YET
 
@@ -218,7 +308,9 @@ def _rewrite(name: str, ids: list[int], **changes: Any) -> Any:
 
 
 def _edit(name: str, old: str, new: str) -> Any:
-    return lambda folder: (folder / name).write_text((folder / name).read_text().replace(old, new, 1))
+    return lambda folder: (folder / name).write_text(
+        (folder / name).read_text().replace(old, new, 1)
+    )
 
 
 DAMAGES = {
@@ -234,9 +326,13 @@ DAMAGES = {
     "0.png: ignores pixels whose confidence is above": _rewrite("0_confidence.png", [200, 63, 128]),
     "more.png: is listed nowhere": lambda folder: (folder / "more.png").write_bytes(b""),
     "left half written": lambda folder: (folder / ".hmsa-1-2.tmp").write_bytes(b""),
-    "manifest.json: does not say what the label files say (labelled)": _edit("manifest.json", '"labelled": 3', '"labelled": 4'),
+    "manifest.json: does not say what the label files say (labelled)": _edit(
+        "manifest.json", '"labelled": 3', '"labelled": 4'
+    ),
     "images.jsonl: does not say": _edit("images.jsonl", '"kept": 0.6', '"kept": 0.7'),
-    "the labelling is not complete": _edit("manifest.json", '"complete": true', '"complete": false'),
+    "the labelling is not complete": _edit(
+        "manifest.json", '"complete": true', '"complete": false'
+    ),
 }
 
 
@@ -262,7 +358,9 @@ def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
     with pytest.raises(AutolabelError, match=r"made with other settings \(more, threshold\)"):
         claim(tmp_path, {**SETTINGS, "threshold": 0.7, "more": 1}, targets)
     (tmp_path / "settings.json").unlink()
-    with pytest.raises(AutolabelError, match=r"0\.png: is there already and was not made by autolabel\.py"):
+    with pytest.raises(
+        AutolabelError, match=r"0\.png: is there already and was not made by autolabel\.py"
+    ):
         claim(tmp_path, SETTINGS, targets)
     assert targets[0].read_bytes() == b"ours" and not (tmp_path / "settings.json").exists()
 
@@ -280,13 +378,20 @@ def test_of_many_writers_one_wins_and_all_see_it(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(seen) == 8 and len(set(seen)) == 1 and [path.name for path in (tmp_path / "deep").iterdir()] == ["file"]
+    assert (
+        len(seen) == 8
+        and len(set(seen)) == 1
+        and [path.name for path in (tmp_path / "deep").iterdir()] == ["file"]
+    )
 
 
 def test_parts_that_share_files_exclude_each_other(tmp_path: Path) -> None:
     with alone(tmp_path, 1, 4):
         for part, parts in ((1, 4), (0, 1), (1, 2), (3, 6), (1, 3)):
-            with pytest.raises(AutolabelError, match="another job is writing here"), alone(tmp_path, part, parts):
+            with (
+                pytest.raises(AutolabelError, match="another job is writing here"),
+                alone(tmp_path, part, parts),
+            ):
                 pass
         for part, parts in ((0, 4), (3, 4), (0, 2), (2, 6)):
             with alone(tmp_path, part, parts):
@@ -319,10 +424,22 @@ def test_sweeping_takes_half_written_files_alone(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     sweep(tmp_path)
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [".hmsa-kept", "a.png"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        ".hmsa-kept",
+        "a.png",
+    ]
 
 
 def test_a_folder_that_takes_no_lock_is_a_sentence(tmp_path: Path) -> None:
-    for enter in (lambda: alone(tmp_path / "nowhere", 0, 1), lambda: one_at_a_time(tmp_path / "nowhere")):
-        with pytest.raises(ImageWriteError, match=r"nowhere/\.lock-.*: cannot be written \(No such file or directory\)"), enter():
+    for enter in (
+        lambda: alone(tmp_path / "nowhere", 0, 1),
+        lambda: one_at_a_time(tmp_path / "nowhere"),
+    ):
+        with (
+            pytest.raises(
+                ImageWriteError,
+                match=r"nowhere/\.lock-.*: cannot be written \(No such file or directory\)",
+            ),
+            enter(),
+        ):
             pass

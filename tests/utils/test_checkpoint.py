@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.checkpoint import CheckpointError, CheckpointFolder, load_checkpoint, save_checkpoint, sha256_of
+from utils.checkpoint import (
+    CheckpointError,
+    CheckpointFolder,
+    load_checkpoint,
+    save_checkpoint,
+    sha256_of,
+)
 
 
 def test_a_checkpoint_comes_back_and_its_hash_is_the_files(tmp_path: Path) -> None:
@@ -35,7 +41,10 @@ def test_only_the_last_are_kept_and_last_names_the_newest(tmp_path: Path) -> Non
 @pytest.mark.parametrize("damage", ["truncate", "flip a bit", "no hash"])
 def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path: Path, damage: str) -> None:
     folder = CheckpointFolder(tmp_path, keep=3)
-    good, bad = folder.save(1, {"model": {"w": torch.zeros(100)}}), folder.save(2, {"model": {"w": torch.ones(100)}})
+    good, bad = (
+        folder.save(1, {"model": {"w": torch.zeros(100)}}),
+        folder.save(2, {"model": {"w": torch.ones(100)}}),
+    )
     if damage == "truncate":
         bad.write_bytes(bad.read_bytes()[:-200])
     elif damage == "flip a bit":
@@ -62,11 +71,17 @@ def test_a_file_that_would_run_code_is_refused_unrun(tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"text of a file", b"GLOBAL", pickle.dumps([1], protocol=2)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a checkpoint", b"text of a file", b"GLOBAL", pickle.dumps([1], protocol=2)],
+)
 def test_what_is_no_checkpoint_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.pt"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="x.pt: (damaged or not a PyTorch checkpoint|carries no hmsa configuration)"):
+    with pytest.raises(
+        CheckpointError,
+        match="x.pt: (damaged or not a PyTorch checkpoint|carries no hmsa configuration)",
+    ):
         load_checkpoint(path)
     with pytest.raises(CheckpointError, match="is a folder"):
         load_checkpoint(tmp_path)
@@ -97,8 +112,18 @@ except CheckpointError as error:
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, root: Path) -> None:
     """A limit on the size of files stands for a disk that fills up while a checkpoint is written."""
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], cwd=root, capture_output=True, text=True, check=True)
-    assert "sentence:" in done.stdout and "step-00000002.pt" in done.stdout and "untouched" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (
+        "sentence:" in done.stdout
+        and "step-00000002.pt" in done.stdout
+        and "untouched" in done.stdout
+    )
     folder = CheckpointFolder(tmp_path)
     assert folder.newest_valid() == (tmp_path / "step-00000001.pt", [])
     assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]

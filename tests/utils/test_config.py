@@ -33,7 +33,12 @@ def mistakes_of(path: Path, overrides: Sequence[str] = ()) -> list[str]:
 def test_an_empty_file_is_the_papers_configuration(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, a="# nothing\n"))
     assert config == Config()
-    assert (config.optim.lr, config.optim.weight_decay, config.model.trunk, config.loss.main) == (0.01, 5e-4, "hrnet_w48", "rmi")
+    assert (config.optim.lr, config.optim.weight_decay, config.model.trunk, config.loss.main) == (
+        0.01,
+        5e-4,
+        "hrnet_w48",
+        "rmi",
+    )
 
 
 def test_one_mistake_is_one_line_with_file_line_path_and_the_right_word(tmp_path: Path) -> None:
@@ -69,7 +74,9 @@ loss:
 lerning_rate: 1e-3
 """
     path = write(tmp_path, a=text, b="experiment:\n  sead: 3\n")
-    found = mistakes_of(path, ["runtime.tf32=on", "optm.lr=1", "x", "eval.overlap=[1", "experiment.seed=07"])
+    found = mistakes_of(
+        path, ["runtime.tf32=on", "optm.lr=1", "x", "eval.overlap=[1", "experiment.seed=07"]
+    )
     assert found == [
         "a.yaml:3: optim.momentun: unknown key (did you mean 'momentum'?)",
         "a.yaml:4: optim.lr: expected a number, got 'fast'",
@@ -119,20 +126,42 @@ def test_did_you_mean(section: str, key: str, word: str) -> None:
 
 
 def test_a_key_like_no_other_lists_what_there_is() -> None:
-    with pytest.raises(ConfigError, match=r"experiment\.zzz: unknown key; experiment has name, output, seed"):
+    with pytest.raises(
+        ConfigError, match=r"experiment\.zzz: unknown key; experiment has name, output, seed"
+    ):
         Config.from_dict({"experiment": {"zzz": 1}})
 
 
 @pytest.mark.parametrize(
     "override",
     [
-        "optim.lr='0.1'", "optim.lr=true", "optim.lr=0", "optim.lr=.inf", "optim.epochs=2.0", "optim.epochs=1e2", "experiment.name=3",
-        "data.crop=512", "data.crop=[1.5, 2]", "data.crop=[0, 4]", "data.crop=[1, 2, 3]", "data.flip=1.5", "eval.scales=1.0", "eval.scales=[]",
-        "eval.scales=[-1]", "model.output_stride=32", "model.output_stride=8.0", "data.cv=3", "model.trunk='timm:'", "optim.ema_decay=1",
-        "data.class_uniform.tile=true", "data.extra=true", "data.extra={labels: auto, root: x, mode: blend}", "loss.rmi.radius=4.0",
+        "optim.lr='0.1'",
+        "optim.lr=true",
+        "optim.lr=0",
+        "optim.lr=.inf",
+        "optim.epochs=2.0",
+        "optim.epochs=1e2",
+        "experiment.name=3",
+        "data.crop=512",
+        "data.crop=[1.5, 2]",
+        "data.crop=[0, 4]",
+        "data.crop=[1, 2, 3]",
+        "data.flip=1.5",
+        "eval.scales=1.0",
+        "eval.scales=[]",
+        "eval.scales=[-1]",
+        "model.output_stride=32",
+        "model.output_stride=8.0",
+        "data.cv=3",
+        "model.trunk='timm:'",
+        "optim.ema_decay=1",
+        "data.class_uniform.tile=true",
+        "data.extra=true",
+        "data.extra={labels: auto, root: x, mode: blend}",
+        "loss.rmi.radius=4.0",
         "loss.rmi.lambda_way=true",
     ],
-)  # fmt: skip
+)
 def test_values_out_of_range_or_of_another_type_are_refused(override: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Config.from_dict({}, [override])
@@ -141,17 +170,36 @@ def test_values_out_of_range_or_of_another_type_are_refused(override: str) -> No
 
 
 def test_whole_numbers_are_numbers() -> None:
-    config = Config.from_dict({}, ["data.flip=1", "eval.scales=[1, 2]", "data.class_uniform.tile=[3, 4]"])
-    assert (config.data.flip, config.eval.scales, config.data.class_uniform.tile) == (1.0, (1.0, 2.0), (3, 4))
+    config = Config.from_dict(
+        {}, ["data.flip=1", "eval.scales=[1, 2]", "data.class_uniform.tile=[3, 4]"]
+    )
+    assert (config.data.flip, config.eval.scales, config.data.class_uniform.tile) == (
+        1.0,
+        (1.0, 2.0),
+        (3, 4),
+    )
 
 
 def test_bases_are_overlaid_in_order_and_relative_to_their_file(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     write(tmp_path / "in", b="base: ../c.yaml\noptim: {lr: 0.2, epochs: 2}\n")
-    write(tmp_path, c="optim: {lr: 0.3, epochs: 3, momentum: 0.3}\neval: {scales: [0.25, 1.0]}\n", d="optim: {epochs: 4}\n")
-    path = write(tmp_path, a="base: [in/b.yaml, d.yaml]\noptim: {lr: 1}\ndata: {extra: {labels: coarse}}\n", e="base: a.yaml\ndata: {extra: null}\n")
+    write(
+        tmp_path,
+        c="optim: {lr: 0.3, epochs: 3, momentum: 0.3}\neval: {scales: [0.25, 1.0]}\n",
+        d="optim: {epochs: 4}\n",
+    )
+    path = write(
+        tmp_path,
+        a="base: [in/b.yaml, d.yaml]\noptim: {lr: 1}\ndata: {extra: {labels: coarse}}\n",
+        e="base: a.yaml\ndata: {extra: null}\n",
+    )
     config = load_config(path)
-    assert (config.optim.lr, config.optim.epochs, config.optim.momentum, config.eval.scales) == (1.0, 4, 0.3, (0.25, 1.0))
+    assert (config.optim.lr, config.optim.epochs, config.optim.momentum, config.eval.scales) == (
+        1.0,
+        4,
+        0.3,
+        (0.25, 1.0),
+    )
     assert config.data.extra is not None
     assert load_config(tmp_path / "e.yaml").data.extra is None
 
@@ -159,12 +207,16 @@ def test_bases_are_overlaid_in_order_and_relative_to_their_file(tmp_path: Path) 
 def test_a_mistake_in_a_base_names_the_base_and_goes_when_it_is_overridden(tmp_path: Path) -> None:
     path = write(tmp_path, a="base: b.yaml\n", b="optim:\n  lr: -1\n")
     assert mistakes_of(path) == ["b.yaml:2: optim.lr: must be greater than 0, got -1"]
-    assert mistakes_of(path, ["optim.lr=-2"]) == ["command line: optim.lr: must be greater than 0, got -2"]
+    assert mistakes_of(path, ["optim.lr=-2"]) == [
+        "command line: optim.lr: must be greater than 0, got -2"
+    ]
     assert load_config(path, ["optim.lr=0.5"]).optim.lr == 0.5
 
 
 def test_missing_base_names_the_chain_and_the_nearest_file(tmp_path: Path) -> None:
-    path = write(tmp_path, a="experiment: {seed: -1}\nbase: b.yaml\n", b="\nbase: deom.yaml\n", demo="")
+    path = write(
+        tmp_path, a="experiment: {seed: -1}\nbase: b.yaml\n", b="\nbase: deom.yaml\n", demo=""
+    )
     assert [text.replace(f"{tmp_path}/", "") for text in mistakes_of(path)] == [
         "a.yaml:1: experiment.seed: must be at least 0, got -1",
         "b.yaml:2: base: no such file 'deom.yaml' (did you mean 'demo.yaml'?): a.yaml -> b.yaml -> deom.yaml",
@@ -182,7 +234,9 @@ def test_cycles_name_the_chain(tmp_path: Path, loop: list[str]) -> None:
 
 @pytest.mark.parametrize("base", ["3", "[1]", "{a: b}", "['']", "true"])
 def test_base_must_be_file_names(tmp_path: Path, base: str) -> None:
-    assert mistakes_of(write(tmp_path, a=f"base: {base}\n")) == ["a.yaml:1: base: expected a file name or a list of file names"]
+    assert mistakes_of(write(tmp_path, a=f"base: {base}\n")) == [
+        "a.yaml:1: base: expected a file name or a list of file names"
+    ]
 
 
 def test_unreadable_bases_do_not_hide_other_mistakes(tmp_path: Path) -> None:
@@ -190,24 +244,41 @@ def test_unreadable_bases_do_not_hide_other_mistakes(tmp_path: Path) -> None:
     found = mistakes_of(path)
     assert len(found) == 3
     assert found[0] == "a.yaml:2: optim.lrr: unknown key (did you mean 'lr'?)"
-    assert found[1].startswith("b.yaml:1: base: not valid YAML") and found[2].startswith("c.yaml: base: holds no options")
+    assert found[1].startswith("b.yaml:1: base: not valid YAML") and found[2].startswith(
+        "c.yaml: base: holds no options"
+    )
 
 
 def test_overrides_are_yaml_and_the_last_wins() -> None:
     config = Config.from_dict(
         {"optim": {"lr": 0.3}},
         [
-            "optim.lr=1e-3", "optim.lr=5E-3", "eval.scales=[0.5,1.0]", "data.class_uniform={fraction: 0.25, tile: 64}",
-            "data.class_uniform.point=centroid", "data.extra.labels=coarse", "optim.clip_norm=null",
-            "experiment.name=no", "data.root=/a b/c=d", "autolabel.class_thresholds={car: 0.5}",
+            "optim.lr=1e-3",
+            "optim.lr=5E-3",
+            "eval.scales=[0.5,1.0]",
+            "data.class_uniform={fraction: 0.25, tile: 64}",
+            "data.class_uniform.point=centroid",
+            "data.extra.labels=coarse",
+            "optim.clip_norm=null",
+            "experiment.name=no",
+            "data.root=/a b/c=d",
+            "autolabel.class_thresholds={car: 0.5}",
             "autolabel.class_thresholds.bus=0.25",
         ],
-    )  # fmt: skip
+    )
     assert config.optim.lr == 5e-3
     assert config.eval.scales == (0.5, 1.0)
-    assert (config.data.class_uniform.fraction, config.data.class_uniform.tile, config.data.class_uniform.point) == (0.25, (64, 64), "centroid")
+    assert (
+        config.data.class_uniform.fraction,
+        config.data.class_uniform.tile,
+        config.data.class_uniform.point,
+    ) == (0.25, (64, 64), "centroid")
     assert config.data.extra is not None and config.data.extra.labels == "coarse"
-    assert (config.experiment.name, config.experiment.output, config.data.root) == ("no", "runs/no", "/a b/c=d")
+    assert (config.experiment.name, config.experiment.output, config.data.root) == (
+        "no",
+        "runs/no",
+        "/a b/c=d",
+    )
     assert config.autolabel.class_thresholds == {"car": 0.5, "bus": 0.25}
 
 
@@ -235,9 +306,18 @@ def test_what_is_no_override(text: str) -> None:
         (["data.extra={labels: coarse, policy: {car: human}}"], "data.extra.policy"),
         (["data.extra={labels: coarse, mode: boost}"], "data.extra.boost_classes"),
         (["data.extra={labels: coarse, boost_classes: [car]}"], "data.extra.boost_classes"),
-        (["data.extra={labels: coarse, mode: boost, boost_classes: [car]}", "data.class_uniform.fraction=0"], "data.extra.mode"),
+        (
+            [
+                "data.extra={labels: coarse, mode: boost, boost_classes: [car]}",
+                "data.class_uniform.fraction=0",
+            ],
+            "data.extra.mode",
+        ),
         (["optim.lr_scaling=linear"], "optim.reference_batch"),
-        (["optim.schedule=scl_poly", "optim.epochs=3", "optim.rescale_epoch=3"], "optim.rescale_epoch"),
+        (
+            ["optim.schedule=scl_poly", "optim.epochs=3", "optim.rescale_epoch=3"],
+            "optim.rescale_epoch",
+        ),
     ],
 )
 def test_contradictions_between_fields(overrides: list[str], place: str) -> None:
@@ -246,19 +326,31 @@ def test_contradictions_between_fields(overrides: list[str], place: str) -> None
     assert [mistake.path for mistake in caught.value.mistakes] == [place]
     with pytest.raises(ConfigError) as caught:
         Config.from_dict({}, [*overrides, "runtime.precision=int8"])
-    assert {mistake.path for mistake in caught.value.mistakes} == {place, "runtime.precision"}, "a mistake elsewhere must not hide it"
+    assert {mistake.path for mistake in caught.value.mistakes} == {place, "runtime.precision"}, (
+        "a mistake elsewhere must not hide it"
+    )
 
 
 def test_train_scales_follow_multiscale_unless_given() -> None:
-    chosen = {kind: Config.from_dict({}, [f"model.multiscale={kind}"]).model.train_scales for kind in ("single", "hierarchical", "explicit")}
+    chosen = {
+        kind: Config.from_dict({}, [f"model.multiscale={kind}"]).model.train_scales
+        for kind in ("single", "hierarchical", "explicit")
+    }
     assert chosen == {"single": (1.0,), "hierarchical": (0.5, 1.0), "explicit": (0.5, 1.0, 2.0)}
-    assert Config.from_dict({}, ["model.train_scales=[0.25, 1.0]"]).model.train_scales == (0.25, 1.0)
+    assert Config.from_dict({}, ["model.train_scales=[0.25, 1.0]"]).model.train_scales == (
+        0.25,
+        1.0,
+    )
 
 
 def plain(value: Any) -> bool:
     if isinstance(value, dict):
         return all(type(key) is str and plain(inner) for key, inner in value.items())
-    return all(map(plain, value)) if type(value) is list else value is None or type(value) in (str, int, float, bool)
+    return (
+        all(map(plain, value))
+        if type(value) is list
+        else value is None or type(value) in (str, int, float, bool)
+    )
 
 
 SCALES = st.lists(st.floats(0.1, 4), min_size=1, max_size=4, unique=True)
@@ -268,11 +360,27 @@ SCALES = st.lists(st.floats(0.1, 4), min_size=1, max_size=4, unique=True)
     st.fixed_dictionaries(
         {},
         optional={
-            "experiment": st.fixed_dictionaries({"name": st.text(min_size=1, max_size=8).filter(lambda text: text.isprintable())}),
-            "optim": st.fixed_dictionaries({}, optional={"lr": st.floats(1e-9, 1e9), "clip_norm": st.none() | st.floats(1e-3, 10)}),
+            "experiment": st.fixed_dictionaries(
+                {"name": st.text(min_size=1, max_size=8).filter(lambda text: text.isprintable())}
+            ),
+            "optim": st.fixed_dictionaries(
+                {},
+                optional={"lr": st.floats(1e-9, 1e9), "clip_norm": st.none() | st.floats(1e-3, 10)},
+            ),
             "eval": st.fixed_dictionaries({"scales": SCALES, "tile": st.none() | st.just([8, 9])}),
-            "data": st.fixed_dictionaries({"extra": st.none() | st.just({"labels": "coarse"}), "class_uniform": st.just({"tile": 7})}),
-            "autolabel": st.fixed_dictionaries({"class_thresholds": st.dictionaries(st.sampled_from(["car", "yes", "08", "1e3"]), st.floats(0, 1))}),
+            "data": st.fixed_dictionaries(
+                {
+                    "extra": st.none() | st.just({"labels": "coarse"}),
+                    "class_uniform": st.just({"tile": 7}),
+                }
+            ),
+            "autolabel": st.fixed_dictionaries(
+                {
+                    "class_thresholds": st.dictionaries(
+                        st.sampled_from(["car", "yes", "08", "1e3"]), st.floats(0, 1)
+                    )
+                }
+            ),
         },
     )
 )
@@ -303,7 +411,14 @@ def test_configurations_do_not_change() -> None:
 
 def test_iter_fields_names_every_option_with_default_and_meaning() -> None:
     fields = {field.name: field for field in iter_fields()}
-    assert {"experiment.seed", "data.extra", "data.extra.policy", "data.class_uniform.tile", "loss.rmi.radius", "autolabel.scales"} <= set(fields)
+    assert {
+        "experiment.seed",
+        "data.extra",
+        "data.extra.policy",
+        "data.class_uniform.tile",
+        "loss.rmi.radius",
+        "autolabel.scales",
+    } <= set(fields)
     assert "data.class_uniform" not in fields and "optim" not in fields
     for name, field in fields.items():
         assert field.description, name
@@ -320,10 +435,14 @@ def test_schedule_arguments_are_the_schedules_keywords() -> None:
 
     from utils.schedule import build_schedule
 
-    assert {*Config().optim.schedule_arguments(), "steps_per_epoch"} == set(inspect.signature(build_schedule).parameters)
+    assert {*Config().optim.schedule_arguments(), "steps_per_epoch"} == set(
+        inspect.signature(build_schedule).parameters
+    )
 
 
 def test_importable_without_torch_or_numpy() -> None:
     code = "import sys; import utils.config; print(sorted({'torch', 'numpy', 'cv2'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"

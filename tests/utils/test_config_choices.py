@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from datasets import Augmentation, ClassUniform, ExtraSource, build_eval_loader, build_files, build_train_loader
+from datasets import (
+    Augmentation,
+    ClassUniform,
+    ExtraSource,
+    build_eval_loader,
+    build_files,
+    build_train_loader,
+)
 from datasets.build import DATASETS
 from datasets.policy import POLICIES
 from loss import LOSSES, build_criterion
@@ -34,7 +41,11 @@ def choices(name: str) -> set[Any]:
     def literals(annotation: Any) -> set[Any]:
         if typing.get_origin(annotation) is typing.Literal:
             return set(typing.get_args(annotation))
-        inner = typing.get_args(annotation) if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) else ()
+        inner = (
+            typing.get_args(annotation)
+            if isinstance(annotation, types.UnionType) or typing.get_origin(annotation)
+            else ()
+        )
         return set().union(*map(literals, inner))
 
     return literals(FIELDS[name].annotation)
@@ -43,7 +54,11 @@ def choices(name: str) -> set[Any]:
 def names_in(section: str) -> set[str]:
     """The fields of a section, without those of sections in it."""
     start = f"{section}."
-    return {name.removeprefix(start) for name in FIELDS if name.startswith(start) and "." not in name.removeprefix(start)}
+    return {
+        name.removeprefix(start)
+        for name in FIELDS
+        if name.startswith(start) and "." not in name.removeprefix(start)
+    }
 
 
 def keywords(function: Callable[..., Any]) -> set[str]:
@@ -61,12 +76,19 @@ def test_choices_are_the_builders_tables() -> None:
 
 
 def test_fields_of_the_model_are_build_models_keywords() -> None:
-    assert names_in("model") - {"init_from"} == keywords(build_model) - {"num_classes", "activation_checkpointing"}
+    assert names_in("model") - {"init_from"} == keywords(build_model) - {
+        "num_classes",
+        "activation_checkpointing",
+    }
 
 
 def test_fields_of_the_loss_are_build_criterions_keywords() -> None:
     nested = {"rmi", "ohem", "bootstrapped", "relaxed_boundary"}
-    assert names_in("loss") | nested == keywords(build_criterion) - {"num_classes", "ignore_label", "align_corners"}
+    assert names_in("loss") | nested == keywords(build_criterion) - {
+        "num_classes",
+        "ignore_label",
+        "align_corners",
+    }
     common = {"logits", "label", "ignore_label", "valid_pixels", "parts", "num_classes"}
     assert names_in("loss.rmi") - {"weight", "lambda_way"} == keywords(rmi_loss) - common
     assert names_in("loss.ohem") == keywords(ohem_cross_entropy) - common
@@ -77,32 +99,65 @@ def test_fields_of_the_loss_are_build_criterions_keywords() -> None:
 def test_fields_of_the_data_are_keywords_of_the_datasets_room() -> None:
     augmentation = {field.name for field in dataclasses.fields(Augmentation)}
     assert augmentation <= names_in("data")
-    assert names_in("data.class_uniform") == {field.name for field in dataclasses.fields(ClassUniform)}
-    assert {"probability", "mode", "boost_classes"} == {field.name for field in dataclasses.fields(ExtraSource)} & names_in("data.extra")
-    assert {"dataset", "root", "classes", "cv", "max_pixels"} <= keywords(build_files) & names_in("data")
-    assert {"split", "labels", "policy", "confidence_threshold", "mask_border"} <= keywords(build_files) & names_in("data.extra")
-    assert {"batch_size", "workers", "cache", "cache_dir"} <= keywords(build_train_loader) & names_in("data")
-    assert {"batch_size", "workers", "score_native"} <= keywords(build_eval_loader) & names_in("eval")
+    assert names_in("data.class_uniform") == {
+        field.name for field in dataclasses.fields(ClassUniform)
+    }
+    assert {"probability", "mode", "boost_classes"} == {
+        field.name for field in dataclasses.fields(ExtraSource)
+    } & names_in("data.extra")
+    assert {"dataset", "root", "classes", "cv", "max_pixels"} <= keywords(build_files) & names_in(
+        "data"
+    )
+    assert {"split", "labels", "policy", "confidence_threshold", "mask_border"} <= keywords(
+        build_files
+    ) & names_in("data.extra")
+    assert {"batch_size", "workers", "cache", "cache_dir"} <= keywords(
+        build_train_loader
+    ) & names_in("data")
+    assert {"batch_size", "workers", "score_native"} <= keywords(build_eval_loader) & names_in(
+        "eval"
+    )
 
 
 def test_fields_of_the_optimiser_are_keywords_of_their_builders() -> None:
-    taken = keywords(build_optimizer) | keywords(parameter_groups) | keywords(build_schedule) | keywords(scaled_learning_rate)
-    elsewhere = {"accumulate", "clip_norm", "ema_decay", "lr_scaling"}  # the loop, the weight average, `scaling`
+    taken = (
+        keywords(build_optimizer)
+        | keywords(parameter_groups)
+        | keywords(build_schedule)
+        | keywords(scaled_learning_rate)
+    )
+    elsewhere = {
+        "accumulate",
+        "clip_norm",
+        "ema_decay",
+        "lr_scaling",
+    }  # the loop, the weight average, `scaling`
     assert names_in("optim") - elsewhere <= taken
 
 
 @pytest.mark.parametrize("section", ["eval", "autolabel"])
 def test_fields_of_inference_are_predicts_keywords(section: str) -> None:
-    assert {"scales", "flip", "combine", "over", "tile", "overlap"} <= keywords(predict) & names_in(section)
+    assert {"scales", "flip", "combine", "over", "tile", "overlap"} <= keywords(predict) & names_in(
+        section
+    )
 
 
 def test_defaults_agree_with_the_builders() -> None:
     """A field and the keyword it becomes mean the same when left alone, unless the paper's value is chosen here."""
     chosen_here = {"output_stride", "main", "train_scales", "num_classes"}
-    for function, section in ((build_model, "model"), (build_criterion, "loss"), (rmi_loss, "loss.rmi"), (ohem_cross_entropy, "loss.ohem")):
+    for function, section in (
+        (build_model, "model"),
+        (build_criterion, "loss"),
+        (rmi_loss, "loss.rmi"),
+        (ohem_cross_entropy, "loss.ohem"),
+    ):
         for name, parameter in inspect.signature(function).parameters.items():
             field = FIELDS.get(f"{section}.{name}")
-            if field is None or name in chosen_here or parameter.default in (inspect.Parameter.empty, None):
+            if (
+                field is None
+                or name in chosen_here
+                or parameter.default in (inspect.Parameter.empty, None)
+            ):
                 continue
             assert field.default == parameter.default, f"{section}.{name}"
     for field_ in dataclasses.fields(Augmentation):
@@ -111,6 +166,8 @@ def test_defaults_agree_with_the_builders() -> None:
 
 
 def test_timm_trunks_are_taken_by_name() -> None:
-    assert Config.from_dict({}, ["model.trunk=timm:convnext_tiny"]).model.trunk == "timm:convnext_tiny"
+    assert (
+        Config.from_dict({}, ["model.trunk=timm:convnext_tiny"]).model.trunk == "timm:convnext_tiny"
+    )
     with pytest.raises(ConfigError, match=r"'timm:' is none of .* \(did you mean 'timm:NAME'\?\)"):
         Config.from_dict({}, ["model.trunk='timm:'"])

@@ -20,9 +20,15 @@ CLASS_LISTS = sorted(CONFIGS.rglob("classes.yaml"))
 EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(CLASS_LISTS))
 PAPER = json.loads((ROOT / "tests" / "data" / "paper_values.json").read_text(encoding="utf-8"))
 REQUIRED = [
-    *(f"configs/mapillary/deeplabv3plus_r50_{kind}.yaml" for kind in ("single", "explicit", "hierarchical")),
+    *(
+        f"configs/mapillary/deeplabv3plus_r50_{kind}.yaml"
+        for kind in ("single", "explicit", "hierarchical")
+    ),
     *(f"configs/mapillary/hrnet_ocr_{kind}.yaml" for kind in ("single", "hierarchical")),
-    *(f"configs/cityscapes/hrnet_ocr_{kind}.yaml" for kind in ("single", "hierarchical", "teacher", "student", "sota")),
+    *(
+        f"configs/cityscapes/hrnet_ocr_{kind}.yaml"
+        for kind in ("single", "hierarchical", "teacher", "student", "sota")
+    ),
 ]
 
 
@@ -59,7 +65,9 @@ def test_first_line_names_a_schema_that_exists(path: Path) -> None:
 
 def test_schemas_on_disk_are_those_of_the_models() -> None:
     for path, text in schemas().items():
-        assert json.loads(path.read_text(encoding="utf-8")) == json.loads(text), f"{path}: run python scripts/write_schema.py"
+        assert json.loads(path.read_text(encoding="utf-8")) == json.loads(text), (
+            f"{path}: run python scripts/write_schema.py"
+        )
 
 
 def test_schema_names_every_option_with_its_meaning() -> None:
@@ -69,15 +77,29 @@ def test_schema_names_every_option_with_its_meaning() -> None:
         for name, entry in node["properties"].items():
             assert name == "base" or entry.get("description"), name
             yield name
-            references = [entry.get("$ref"), *(choice.get("$ref") for choice in entry.get("anyOf", []))]
+            references = [
+                entry.get("$ref"),
+                *(choice.get("$ref") for choice in entry.get("anyOf", [])),
+            ]
             for reference in filter(None, references):
                 inner = schema["$defs"][reference.rpartition("/")[2]]
                 assert inner["additionalProperties"] is False
                 yield from (f"{name}.{part}" for part in properties(inner))
 
     names = set(properties(schema))
-    assert {"base", "optim.lr", "data.extra.policy", "data.class_uniform.tile", "autolabel.class_thresholds"} <= names
-    assert {name for name, _ in flat(load_config(CONFIGS / "cityscapes/release/hrnet_ocr_sota.yaml").to_dict())} <= names
+    assert {
+        "base",
+        "optim.lr",
+        "data.extra.policy",
+        "data.class_uniform.tile",
+        "autolabel.class_thresholds",
+    } <= names
+    assert {
+        name
+        for name, _ in flat(
+            load_config(CONFIGS / "cityscapes/release/hrnet_ocr_sota.yaml").to_dict()
+        )
+    } <= names
 
 
 def test_all_recipes_of_the_paper_are_there() -> None:
@@ -98,26 +120,44 @@ def test_recipe_holds_the_papers_values(name: str) -> None:
 def test_release_deviates_exactly_where_it_is_written(name: str) -> None:
     table = dict(PAPER["deviations"][name])
     paper, release = resolved(table.pop("of")), resolved(name)
-    differing = {key: release.get(key, "absent") for key in {*paper, *release} if paper.get(key) != release.get(key)}
-    assert {key: value for key, value in differing.items() if not key.startswith("experiment.")} == table
+    differing = {
+        key: release.get(key, "absent")
+        for key in {*paper, *release}
+        if paper.get(key) != release.get(key)
+    }
+    assert {
+        key: value for key, value in differing.items() if not key.startswith("experiment.")
+    } == table
 
 
 def test_every_recipe_in_the_papers_folders_is_in_the_table() -> None:
     """A new file is either compared with the paper, or a named deviation, or no recipe by itself."""
     shared = {"training.yaml"}
-    on_disk = {name_of(path) for family in PAPER["stated"] for path in (ROOT / family).rglob("*.yaml") if path.name not in shared}
+    on_disk = {
+        name_of(path)
+        for family in PAPER["stated"]
+        for path in (ROOT / family).rglob("*.yaml")
+        if path.name not in shared
+    }
     assert on_disk == {*PAPER["recipes"], *PAPER["deviations"]}
 
 
 def test_deviations_live_apart_and_say_why() -> None:
     for name in PAPER["deviations"]:
         assert Path(name).parent.name == "release"
-        comments = [line for line in (ROOT / name).read_text(encoding="utf-8").splitlines()[1:] if line.startswith("#")]
+        comments = [
+            line
+            for line in (ROOT / name).read_text(encoding="utf-8").splitlines()[1:]
+            if line.startswith("#")
+        ]
         assert len(" ".join(comments)) > 60, f"{name} does not say why it deviates"
 
 
 def test_runs_of_different_recipes_never_share_a_folder() -> None:
-    outputs = [load_config(ROOT / name).experiment.output for name in [*PAPER["recipes"], *PAPER["deviations"], "configs/demo.yaml"]]
+    outputs = [
+        load_config(ROOT / name).experiment.output
+        for name in [*PAPER["recipes"], *PAPER["deviations"], "configs/demo.yaml"]
+    ]
     assert len(set(outputs)) == len(outputs)
 
 
@@ -127,7 +167,9 @@ def test_checkpoints_and_labels_that_recipes_read_are_those_that_recipes_write()
         config = load_config(path)
         places = [config.model.init_from, config.data.extra.root if config.data.extra else None]
         for place in filter(None, places):
-            assert any(place.startswith(f"{output}/") for output in outputs), f"{path}: nothing writes {place}"
+            assert any(place.startswith(f"{output}/") for output in outputs), (
+                f"{path}: nothing writes {place}"
+            )
 
 
 def test_class_list_of_camvid() -> None:
@@ -135,11 +177,18 @@ def test_class_list_of_camvid() -> None:
     assert content["ignore"] == 255
     assert [entry["id"] for entry in content["classes"]] == list(range(11))
     assert content["classes"][10] == {"name": "Bicyclist", "color": [0, 128, 192], "id": 10}
-    assert load_config(CONFIGS / "camvid" / "deeplabv3plus_r18_hierarchical.yaml").data.classes == "configs/camvid/classes.yaml"
+    assert (
+        load_config(CONFIGS / "camvid" / "deeplabv3plus_r18_hierarchical.yaml").data.classes
+        == "configs/camvid/classes.yaml"
+    )
 
 
 def test_commands_in_the_readme_name_what_exists() -> None:
-    lines = [line for line in (CONFIGS / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("torchrun ")]
+    lines = [
+        line
+        for line in (CONFIGS / "README.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("torchrun ")
+    ]
     assert len(lines) == 11
     trained: set[str] = set()
     for line in lines:
@@ -155,4 +204,6 @@ def test_commands_in_the_readme_name_what_exists() -> None:
             needed = [words[words.index("--checkpoint") + 1]]
             trained.add(words[words.index("--output") + 1] if "--output" in words else "")
         for place in filter(None, needed):
-            assert any(place.startswith(done) for done in trained if done), f"{line}: {place} is not there yet"
+            assert any(place.startswith(done) for done in trained if done), (
+                f"{line}: {place} is not there yet"
+            )

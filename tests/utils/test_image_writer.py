@@ -29,7 +29,9 @@ def decoded(data: bytes, way: int = cv2.IMREAD_UNCHANGED) -> np.ndarray:
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 6]), st.integers(0, 2**32 - 1))
-def test_every_kind_of_png_reads_back(tmp_path_factory: Any, height: int, width: int, level: int, seed: int) -> None:
+def test_every_kind_of_png_reads_back(
+    tmp_path_factory: Any, height: int, width: int, level: int, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     path = tmp_path_factory.getbasetemp() / "picture.png"
 
@@ -50,7 +52,10 @@ def test_every_kind_of_png_reads_back(tmp_path_factory: Any, height: int, width:
 
 def test_palette_png_keeps_ids_and_shows_colours(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    ids, palette = rng.integers(0, 256, (20, 30)).astype(np.uint8), rng.integers(0, 256, (256, 3)).astype(np.uint8)
+    ids, palette = (
+        rng.integers(0, 256, (20, 30)).astype(np.uint8),
+        rng.integers(0, 256, (256, 3)).astype(np.uint8),
+    )
     write_png(tmp_path / "ids.png", ids, palette=palette)
     with Image.open(tmp_path / "ids.png") as picture:
         assert picture.mode == "P"
@@ -62,7 +67,11 @@ def test_palette_png_keeps_ids_and_shows_colours(tmp_path: Path) -> None:
 
 
 def test_what_is_no_picture_is_refused() -> None:
-    for wrong in (np.zeros((2, 2)), np.zeros((2, 2, 4), dtype=np.uint8), np.zeros((0, 2), dtype=np.uint8)):
+    for wrong in (
+        np.zeros((2, 2)),
+        np.zeros((2, 2, 4), dtype=np.uint8),
+        np.zeros((0, 2), dtype=np.uint8),
+    ):
         with pytest.raises(AssertionError):
             encode_png(wrong)
     with pytest.raises(AssertionError):
@@ -72,7 +81,9 @@ def test_what_is_no_picture_is_refused() -> None:
 
 
 def test_label_maps_are_smaller_than_opencv_makes_them() -> None:
-    label = np.kron(np.random.default_rng(0).integers(0, 19, (16, 32)), np.ones((16, 16), dtype=np.uint8))
+    label = np.kron(
+        np.random.default_rng(0).integers(0, 19, (16, 32)), np.ones((16, 16), dtype=np.uint8)
+    )
     label = label.astype(np.uint8)
     done, theirs = cv2.imencode(".png", label, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     assert done and len(encode_png(label)) <= len(theirs)
@@ -85,7 +96,9 @@ def test_everything_submitted_is_written(tmp_path: Path, workers: int) -> None:
         for number, array in enumerate(arrays):
             writer.submit(tmp_path / f"deep/{number % 3}/{number}.png", array)
     for number, array in enumerate(arrays):
-        np.testing.assert_array_equal(np.array(Image.open(tmp_path / f"deep/{number % 3}/{number}.png")), array)
+        np.testing.assert_array_equal(
+            np.array(Image.open(tmp_path / f"deep/{number % 3}/{number}.png")), array
+        )
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -114,10 +127,14 @@ def test_a_full_queue_makes_the_caller_wait(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_first_failure_reaches_the_caller_and_stops_the_writing(tmp_path: Path, workers: int) -> None:
+def test_the_first_failure_reaches_the_caller_and_stops_the_writing(
+    tmp_path: Path, workers: int
+) -> None:
     (tmp_path / "file").write_text("not a folder")
     writer = ImageWriter(workers, 1)
-    with pytest.raises(ImageWriteError, match=r"a\.png: cannot be written \((Not a directory|File exists)\)"):
+    with pytest.raises(
+        ImageWriteError, match=r"a\.png: cannot be written \((Not a directory|File exists)\)"
+    ):
         for _ in range(200):
             writer.submit(tmp_path / "file" / "a.png", np.zeros((2, 2), dtype=np.uint8))
         writer.close()
@@ -141,7 +158,9 @@ def test_the_callers_own_error_is_not_hidden(tmp_path: Path) -> None:
         raise KeyError("mine")
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "label.png"
     write_png(target, np.ones((3, 3), dtype=np.uint8))
     before = target.read_bytes()
@@ -156,7 +175,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path: Path, mon
         write_png(target, np.zeros((3, 3), dtype=np.uint8))
     reason = "cannot be written (No space left on device); make room or choose another folder"
     assert str(caught.value) == f"{target}: {reason}" and isinstance(caught.value, OSError)
-    assert target.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == ["label.png"]
+    assert target.read_bytes() == before and [file.name for file in tmp_path.iterdir()] == [
+        "label.png"
+    ]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -17,12 +17,22 @@ from PIL import Image
 
 from utils.boundary_f import boundary_f, outline
 from utils.instance_iou import CITYSCAPES_AVERAGE_SIZES, instances_path, read_instances
-from utils.metrics import BoundaryF, ConfusionMatrix, InstanceIoU, MetricsError, category_iou, iou_of, mean_of
+from utils.metrics import (
+    BoundaryF,
+    ConfusionMatrix,
+    InstanceIoU,
+    MetricsError,
+    category_iou,
+    iou_of,
+    mean_of,
+)
 
 BYTES, WIDE = torch.uint8, torch.int64
 
 
-def counted(predicted: np.ndarray, label: np.ndarray, num_classes: int, dtype: torch.dtype = BYTES) -> ConfusionMatrix:
+def counted(
+    predicted: np.ndarray, label: np.ndarray, num_classes: int, dtype: torch.dtype = BYTES
+) -> ConfusionMatrix:
     matrix = ConfusionMatrix(num_classes)
     matrix.update(torch.as_tensor(predicted).to(dtype), torch.as_tensor(label).to(dtype))
     return matrix
@@ -39,7 +49,9 @@ def test_golden_matrices_and_scores(golden: dict[str, Any], case: str, dtype: to
     wanted = golden[case]
     matrix = counted(np.array(wanted["pred"]), np.array(wanted["gt"]), len(wanted["hist"]), dtype)
     assert matrix.numpy().tolist() == wanted["hist"]
-    np.testing.assert_allclose(matrix.iou(), [math.nan if x is None else x for x in wanted["iou"]], rtol=1e-15)
+    np.testing.assert_allclose(
+        matrix.iou(), [math.nan if x is None else x for x in wanted["iou"]], rtol=1e-15
+    )
     assert matrix.miou() == pytest.approx(wanted["mean_iou_nanmean"], rel=1e-15)
     assert matrix.pixel_accuracy() == pytest.approx(wanted["acc"], rel=1e-15)
     accuracy_of_classes = wanted.get("acc_cls", wanted.get("acc_cls_nanmean"))
@@ -64,13 +76,19 @@ def test_precision_and_recall_are_not_swapped() -> None:
 def test_absent_classes_are_listed_and_left_out_of_the_mean() -> None:
     label, predicted = np.array([0, 0, 3, 255]), np.array([0, 0, 1, 2])
     matrix = counted(predicted, label, 5)
-    assert matrix.absent() == [2, 4], "a class that is predicted only on ignored pixels is absent; class 1 scores 0"
+    assert matrix.absent() == [2, 4], (
+        "a class that is predicted only on ignored pixels is absent; class 1 scores 0"
+    )
     assert matrix.miou() == pytest.approx(1 / 3)
 
 
 def test_nothing_counted_has_no_score() -> None:
     matrix = counted(np.zeros(4), np.full(4, 255), 2)
-    assert math.isnan(matrix.miou()) and math.isnan(matrix.pixel_accuracy()) and matrix.absent() == [0, 1]
+    assert (
+        math.isnan(matrix.miou())
+        and math.isnan(matrix.pixel_accuracy())
+        and matrix.absent() == [0, 1]
+    )
     matrix.update(torch.zeros(0, dtype=BYTES), torch.zeros(0, dtype=BYTES))
     assert matrix.numpy().sum() == 0
 
@@ -86,7 +104,9 @@ def labelled(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int, int]:
 
 
 @given(labelled())
-def test_matrix_equals_brute_force_for_any_dtype(case: tuple[np.ndarray, np.ndarray, int, int]) -> None:
+def test_matrix_equals_brute_force_for_any_dtype(
+    case: tuple[np.ndarray, np.ndarray, int, int],
+) -> None:
     predicted, label, num_classes, ignore = case
     wanted = np.zeros((num_classes, num_classes), dtype=np.int64)
     for p, t in zip(predicted.tolist(), label.tolist(), strict=True):
@@ -94,7 +114,9 @@ def test_matrix_equals_brute_force_for_any_dtype(case: tuple[np.ndarray, np.ndar
             wanted[t, p] += 1
     for dtypes in [(BYTES, BYTES), (WIDE, WIDE), (BYTES, WIDE), (torch.int32, BYTES)]:
         matrix = ConfusionMatrix(num_classes, ignore_label=ignore)
-        matrix.update(torch.as_tensor(predicted).to(dtypes[0]), torch.as_tensor(label).to(dtypes[1]))
+        matrix.update(
+            torch.as_tensor(predicted).to(dtypes[0]), torch.as_tensor(label).to(dtypes[1])
+        )
         np.testing.assert_array_equal(matrix.numpy(), wanted)
 
 
@@ -107,10 +129,14 @@ def test_ignore_label_may_be_any_value_outside_the_classes(ignore: int) -> None:
 
 @pytest.mark.parametrize("dtype", [BYTES, WIDE])
 @pytest.mark.parametrize("value", [3, 7, 254])
-def test_label_outside_the_classes_is_named_and_nothing_is_counted(dtype: torch.dtype, value: int) -> None:
+def test_label_outside_the_classes_is_named_and_nothing_is_counted(
+    dtype: torch.dtype, value: int
+) -> None:
     matrix = ConfusionMatrix(3)
     label = torch.tensor([0, 1, 255, value]).to(dtype)
-    with pytest.raises(MetricsError, match=f"label value {value} is none of the 3 classes nor the ignore label 255"):
+    with pytest.raises(
+        MetricsError, match=f"label value {value} is none of the 3 classes nor the ignore label 255"
+    ):
         matrix.update(torch.zeros(4).to(dtype), label)
     assert matrix.numpy().sum() == 0
 
@@ -120,7 +146,9 @@ def test_negative_label_and_prediction_outside_the_classes_are_named() -> None:
         ConfusionMatrix(3).update(torch.tensor([0, 0]), torch.tensor([0, -3]))
     for dtype in (BYTES, WIDE):
         with pytest.raises(MetricsError, match="predicted value 3 is none of the 3 classes"):
-            ConfusionMatrix(3).update(torch.tensor([0, 3]).to(dtype), torch.tensor([0, 1]).to(dtype))
+            ConfusionMatrix(3).update(
+                torch.tensor([0, 3]).to(dtype), torch.tensor([0, 1]).to(dtype)
+            )
 
 
 def test_any_split_into_parts_gives_the_same_bits() -> None:
@@ -128,13 +156,18 @@ def test_any_split_into_parts_gives_the_same_bits() -> None:
     label, predicted = rng.integers(0, 5, (6, 10, 11)), rng.integers(0, 5, (6, 10, 11))
     whole = counted(predicted, label, 5)
     for parts in ([0], [0, 3], [0, 1, 2, 5]):
-        ranks = [counted(p, t, 5) for p, t in zip(np.split(predicted, parts), np.split(label, parts), strict=True)]
+        ranks = [
+            counted(p, t, 5)
+            for p, t in zip(np.split(predicted, parts), np.split(label, parts), strict=True)
+        ]
         merged = ConfusionMatrix(5)
         for rank in ranks:
             merged.merge(rank)
         total = torch.stack([rank.matrix for rank in ranks]).sum(dim=0)
         ranks[-1].reduce(lambda own, total=total: total)  # type: ignore[misc]
-        assert torch.equal(merged.matrix, whole.matrix) and torch.equal(ranks[-1].matrix, whole.matrix)
+        assert torch.equal(merged.matrix, whole.matrix) and torch.equal(
+            ranks[-1].matrix, whole.matrix
+        )
     whole.reduce(None)
     assert torch.equal(merged.matrix, whole.matrix)
 
@@ -164,7 +197,9 @@ def test_category_score_forgives_mistakes_inside_a_category() -> None:
 @pytest.fixture
 def official(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     scripts = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
-    if not hasattr(np, "in1d"):  # cityscapesScripts 2.x calls a function that NumPy 2.4 no longer has
+    if not hasattr(
+        np, "in1d"
+    ):  # cityscapesScripts 2.x calls a function that NumPy 2.4 no longer has
         monkeypatch.setattr(np, "in1d", np.isin, raising=False)
     monkeypatch.setattr(scripts.args, "quiet", True)
     monkeypatch.setattr(scripts.args, "JSONOutput", False)
@@ -178,7 +213,9 @@ def made_up_tree(folder: Path, *, images: int, seed: int, lone: bool) -> list[tu
     background = raw + [0, 4, 29, 30]  # caravan and trailer have instances but are not scored
     pairs = []
     for number in range(images):
-        label = np.repeat(np.repeat(rng.choice(background, (8, 16)), 8, axis=0), 8, axis=1).astype(np.uint8)
+        label = np.repeat(np.repeat(rng.choice(background, (8, 16)), 8, axis=0), 8, axis=1).astype(
+            np.uint8
+        )
         instances = label.astype(np.int32)
         for count in range(int(rng.integers(3, 9))):
             raw_id = int(rng.choice([24, 25, 26, 27, 28, 29, 31, 32, 33]))
@@ -190,7 +227,10 @@ def made_up_tree(folder: Path, *, images: int, seed: int, lone: bool) -> list[tu
         wrong = rng.random(label.shape) < 0.3
         predicted[wrong] = rng.choice(raw, int(wrong.sum()))
         stem = f"aachen_{number:06d}_{seed:06d}"
-        files = [folder / f"{stem}{end}.png" for end in ("_pred", "_gtFine_labelIds", "_gtFine_instanceIds")]
+        files = [
+            folder / f"{stem}{end}.png"
+            for end in ("_pred", "_gtFine_labelIds", "_gtFine_instanceIds")
+        ]
         for file, array in zip(files, (predicted, label, instances.astype(np.uint16)), strict=True):
             Image.fromarray(array).save(file)
         pairs.append((files[0], files[1]))
@@ -198,11 +238,15 @@ def made_up_tree(folder: Path, *, images: int, seed: int, lone: bool) -> list[tu
 
 
 @pytest.mark.parametrize(("seed", "lone"), [(1, False), (2, True), (3, False)])
-def test_all_scores_equal_cityscapes_scripts(tmp_path: Path, official: ModuleType, seed: int, lone: bool) -> None:
+def test_all_scores_equal_cityscapes_scripts(
+    tmp_path: Path, official: ModuleType, seed: int, lone: bool
+) -> None:
     from cityscapesscripts.helpers.labels import labels
 
     pairs = made_up_tree(tmp_path, images=3, seed=seed, lone=lone)
-    wanted = official.evaluateImgLists([str(p) for p, _ in pairs], [str(t) for _, t in pairs], official.args)
+    wanted = official.evaluateImgLists(
+        [str(p) for p, _ in pairs], [str(t) for _, t in pairs], official.args
+    )
     classes = [label for label in labels if not label.ignoreInEval]
     to_train = np.full(256, 255, dtype=np.uint8)
     for index, label in enumerate(classes):
@@ -211,7 +255,9 @@ def test_all_scores_equal_cityscapes_scripts(tmp_path: Path, official: ModuleTyp
     matrix = ConfusionMatrix(len(classes))
     instance = InstanceIoU(names=names, to_train=to_train, categories=categories)
     for predicted_file, label_file in pairs:
-        predicted, label = (to_train[np.array(Image.open(file))] for file in (predicted_file, label_file))
+        predicted, label = (
+            to_train[np.array(Image.open(file))] for file in (predicted_file, label_file)
+        )
         matrix.update(torch.from_numpy(predicted), torch.from_numpy(label))
         instances = instances_path(label_file)
         assert instances is not None
@@ -219,7 +265,9 @@ def test_all_scores_equal_cityscapes_scripts(tmp_path: Path, official: ModuleTyp
 
     def equal(ours: dict[str, float], theirs: dict[str, float]) -> None:
         valid = {name: score for name, score in theirs.items() if not math.isnan(score)}
-        assert {name: score for name, score in ours.items() if not math.isnan(score)} == pytest.approx(valid, abs=1e-9)
+        assert {
+            name: score for name, score in ours.items() if not math.isnan(score)
+        } == pytest.approx(valid, abs=1e-9)
 
     equal(dict(zip(names, matrix.iou(), strict=True)), wanted["classScores"])
     equal(category_iou(matrix.numpy(), categories), wanted["categoryScores"])
@@ -238,9 +286,14 @@ def test_instance_sums_do_not_depend_on_how_images_are_shared() -> None:
     to_train[7] = 1
 
     def metric() -> InstanceIoU:
-        return InstanceIoU(names=["person", "road"], to_train=to_train, categories=["human", "flat"])
+        return InstanceIoU(
+            names=["person", "road"], to_train=to_train, categories=["human", "flat"]
+        )
 
-    images = [(rng.integers(0, 2, (9, 9)), np.where(rng.random((9, 9)) < 0.5, 24_000 + n, 7)) for n in range(7)]
+    images = [
+        (rng.integers(0, 2, (9, 9)), np.where(rng.random((9, 9)) < 0.5, 24_000 + n, 7))
+        for n in range(7)
+    ]
     matrix = np.array([[50, 3], [4, 60]])
     whole = metric()
     ranks = [metric() for _ in range(3)]
@@ -265,7 +318,10 @@ def test_instance_faults_are_named(tmp_path: Path) -> None:
     for name in ("rgb.png", "broken.png", "missing.png"):
         with pytest.raises(MetricsError, match=name):
             read_instances(tmp_path / name)
-    assert instances_path(tmp_path / "x_gtFine_labelIds.png") is None and instances_path(tmp_path / "rgb.png") is None
+    assert (
+        instances_path(tmp_path / "x_gtFine_labelIds.png") is None
+        and instances_path(tmp_path / "rgb.png") is None
+    )
 
 
 # --- boundary F ---------------------------------------------------------------------------------------------------
@@ -301,13 +357,17 @@ def slow_boundary_f(found: np.ndarray, wanted: np.ndarray, radius: int) -> float
 def test_boundary_f_equals_its_definition(seed: int, radius: int) -> None:
     rng = np.random.default_rng(seed)
     masks = [np.kron(rng.random((3, 4)) < 0.4, np.ones((3, 3), dtype=bool)) for _ in range(2)]
-    assert boundary_f(*masks, radius=radius) == pytest.approx(slow_boundary_f(*masks, radius), abs=1e-12)
+    assert boundary_f(*masks, radius=radius) == pytest.approx(
+        slow_boundary_f(*masks, radius), abs=1e-12
+    )
 
 
 @given(st.integers(0, 2**32 - 1))
 def test_boundary_scores_of_whole_images_equal_the_definition(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    label, predicted = (np.kron(rng.integers(0, 3, (4, 5)), np.ones((4, 4), dtype=int)) for _ in range(2))
+    label, predicted = (
+        np.kron(rng.integers(0, 3, (4, 5)), np.ones((4, 4), dtype=int)) for _ in range(2)
+    )
     label[rng.random(label.shape) < 0.1] = 255
     metric = BoundaryF(3, threshold=0.08)
     metric.update(predicted, label)
@@ -342,7 +402,9 @@ def test_boundary_state_travels_exactly() -> None:
     rng = np.random.default_rng(0)
     metrics = [BoundaryF(4) for _ in range(3)]
     for number in range(7):
-        label, predicted = (np.kron(rng.integers(0, 4, (4, 5)), np.ones((7, 7), dtype=int)) for _ in range(2))
+        label, predicted = (
+            np.kron(rng.integers(0, 4, (4, 5)), np.ones((7, 7), dtype=int)) for _ in range(2)
+        )
         metrics[0].update(predicted, label)
         metrics[1 + number % 2].update(predicted, label)
     gathered = BoundaryF(4)
@@ -353,13 +415,20 @@ def test_boundary_state_travels_exactly() -> None:
 def test_outline_is_one_pixel_on_the_upper_left_side() -> None:
     mask = np.zeros((4, 4), dtype=bool)
     mask[2:, 2:] = True
-    assert outline(mask).astype(int).tolist() == [[0, 0, 0, 0], [0, 1, 1, 1], [0, 1, 0, 0], [0, 1, 0, 0]]
+    assert outline(mask).astype(int).tolist() == [
+        [0, 0, 0, 0],
+        [0, 1, 1, 1],
+        [0, 1, 0, 0],
+        [0, 1, 0, 0],
+    ]
 
 
 @pytest.mark.gpu
 def test_gpu_counts_the_same() -> None:
     rng = np.random.default_rng(0)
-    label, predicted = (torch.from_numpy(rng.integers(0, 19, (500, 700)).astype(np.uint8)) for _ in range(2))
+    label, predicted = (
+        torch.from_numpy(rng.integers(0, 19, (500, 700)).astype(np.uint8)) for _ in range(2)
+    )
     label[:20] = 255
     matrices = [ConfusionMatrix(19, device=device) for device in ("cpu", "cuda")]
     for matrix in matrices:

@@ -16,7 +16,16 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from utils.processes import AgreedError, Processes, SynchronisedBatchNorm, agreed_round, join, lost_contact, synchronise_batch_norm, unwrap
+from utils.processes import (
+    AgreedError,
+    Processes,
+    SynchronisedBatchNorm,
+    agreed_round,
+    join,
+    lost_contact,
+    synchronise_batch_norm,
+    unwrap,
+)
 
 
 def _free_port() -> int:
@@ -25,8 +34,16 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _start(rank: int, work: Callable[[Processes], Any], world_size: int, port: int, results: Any) -> None:
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def _start(
+    rank: int, work: Callable[[Processes], Any], world_size: int, port: int, results: Any
+) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK=str(rank),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     torch.set_num_threads(1)
     processes = join(device="cpu", timeout_minutes=1)
     results[rank] = work(processes)
@@ -46,7 +63,11 @@ ALONE = Processes(rank=0, world_size=1, local_rank=0, device=torch.device("cpu")
 
 def _collectives(processes: Processes) -> tuple[list[int], list[bool], list[int]]:
     total = processes.sum(torch.tensor([2**53 + 1, processes.rank], dtype=torch.int64)).tolist()
-    return total, processes.any(processes.rank == 1, False, torch.tensor(True)), processes.gather(processes.rank)
+    return (
+        total,
+        processes.any(processes.rank == 1, False, torch.tensor(True)),
+        processes.gather(processes.rank),
+    )
 
 
 def test_sums_are_exact_and_flags_are_shared() -> None:
@@ -80,12 +101,20 @@ def test_alone_the_error_itself_comes_through() -> None:
 
 def _network() -> nn.Sequential:
     torch.manual_seed(1)
-    return nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 1), nn.BatchNorm2d(4)).double()
+    return nn.Sequential(
+        nn.Conv2d(3, 5, 3, padding=1),
+        nn.BatchNorm2d(5),
+        nn.ReLU(),
+        nn.Conv2d(5, 4, 1),
+        nn.BatchNorm2d(4),
+    ).double()
 
 
 def _batch() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
-    image = torch.randn(6, 3, 7, 9, generator=generator, dtype=torch.float64) * 3 + 100  # far from zero: E[x^2] - E[x]^2 would cancel
+    image = (
+        torch.randn(6, 3, 7, 9, generator=generator, dtype=torch.float64) * 3 + 100
+    )  # far from zero: E[x^2] - E[x]^2 would cancel
     return image, torch.randn(6, 4, 7, 9, generator=generator, dtype=torch.float64)
 
 
@@ -96,7 +125,9 @@ def _train_once(processes: Processes) -> dict[str, list[float]]:
     own = slice(processes.rank * share, (processes.rank + 1) * share)
     (network(image[own]) * weights[own]).sum().mul(processes.world_size).backward()
     inner = unwrap(network)
-    values = {name: parameter.grad for name, parameter in inner.named_parameters()} | dict(inner.named_buffers())
+    values = {name: parameter.grad for name, parameter in inner.named_parameters()} | dict(
+        inner.named_buffers()
+    )
     return {name: value.double().reshape(-1).tolist() for name, value in values.items()}
 
 
@@ -106,7 +137,9 @@ def test_synchronised_batch_norm_equals_the_whole_batch(world_size: int) -> None
     for found in run(_train_once, world_size):
         assert found.keys() == expected.keys()
         for name, values in expected.items():
-            torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(values), rtol=1e-9, atol=1e-9, msg=name)
+            torch.testing.assert_close(
+                torch.tensor(found[name]), torch.tensor(values), rtol=1e-9, atol=1e-9, msg=name
+            )
 
 
 def _unequal_parts(processes: Processes) -> list[float]:
@@ -122,14 +155,18 @@ def test_ranks_may_hold_batches_of_unequal_size() -> None:
     whole(_batch()[0])
     assert whole.running_var is not None
     for found in run(_unequal_parts, 2):
-        torch.testing.assert_close(torch.tensor(found, dtype=torch.float64), whole.running_var, rtol=1e-10, atol=0)
+        torch.testing.assert_close(
+            torch.tensor(found, dtype=torch.float64), whole.running_var, rtol=1e-10, atol=0
+        )
 
 
 def test_conversion_keeps_the_state_dict_and_evaluation() -> None:
     network = _network().eval()
     keys, image = list(network.state_dict()), _batch()[0]
     before = network(image)
-    converted = synchronise_batch_norm(network, Processes(rank=0, world_size=2, local_rank=0, device=torch.device("cpu")))
+    converted = synchronise_batch_norm(
+        network, Processes(rank=0, world_size=2, local_rank=0, device=torch.device("cpu"))
+    )
     assert any(isinstance(module, SynchronisedBatchNorm) for module in converted.modules())
     assert list(converted.state_dict()) == keys
     assert torch.equal(converted(image), before)
@@ -137,7 +174,9 @@ def test_conversion_keeps_the_state_dict_and_evaluation() -> None:
 
 def test_on_cuda_torchs_own_is_taken_with_the_same_keys() -> None:
     keys = list(_network().state_dict())
-    converted = synchronise_batch_norm(_network(), Processes(rank=0, world_size=2, local_rank=0, device=torch.device("cuda")))
+    converted = synchronise_batch_norm(
+        _network(), Processes(rank=0, world_size=2, local_rank=0, device=torch.device("cuda"))
+    )
     assert isinstance(converted[1], nn.SyncBatchNorm) and list(converted.state_dict()) == keys
 
 
@@ -154,7 +193,10 @@ def test_synchronised_batch_norm_does_not_break_the_graph() -> None:
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
     try:
-        network = synchronise_batch_norm(_network().float(), Processes(rank=0, world_size=2, local_rank=0, device=torch.device("cpu")))
+        network = synchronise_batch_norm(
+            _network().float(),
+            Processes(rank=0, world_size=2, local_rank=0, device=torch.device("cpu")),
+        )
         found = torch._dynamo.explain(network)(_batch()[0].float())
         assert found.graph_break_count == 0 and found.graph_count == 1, found.break_reasons
     finally:
@@ -165,7 +207,12 @@ def _finds_no_other(processes: Processes) -> list[bool]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # torch has renamed an option
         network, static = processes.wrap(_network()), processes.wrap(_network(), static_graph=True)
-    return [network.gradient_as_bucket_view, network.broadcast_buffers, network.static_graph, static.static_graph]
+    return [
+        network.gradient_as_bucket_view,
+        network.broadcast_buffers,
+        network.static_graph,
+        static.static_graph,
+    ]
 
 
 def test_gradients_live_in_the_buckets_and_buffers_are_not_sent() -> None:

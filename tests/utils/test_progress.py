@@ -10,14 +10,18 @@ from utils import progress
 from utils.progress import progress_bar
 
 
-def test_lines_of_a_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_of_a_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     with progress_bar(total=3, unit="image", show=True, desc="{0.5, 1}") as bar:
         for _ in range(3):
             bar.update()
             bar.refresh()
     lines = capsys.readouterr().err.split("\n")
-    assert lines[-1] == "" and re.fullmatch(r"\{0\.5, 1\}: 100% 3/3 \[00:00<00:00, .*image.*\]", lines[-2])
+    assert lines[-1] == "" and re.fullmatch(
+        r"\{0\.5, 1\}: 100% 3/3 \[00:00<00:00, .*image.*\]", lines[-2]
+    )
     assert not any("\r" in line or "\x1b" in line or not line for line in lines[:-1])
 
 

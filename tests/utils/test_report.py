@@ -17,7 +17,7 @@ from utils.png import ImageWriteError
 from utils.report import AutolabelReport, ComparedRow, EvaluationReport, write_report
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
-NAMES = ["road", "<b>car</b> & \"van\"", "sky"]
+NAMES = ["road", '<b>car</b> & "van"', "sky"]
 COLORS = [(128, 64, 128), (0, 0, 142), (70, 130, 180)]
 MATRIX = np.array([[90, 10, 0], [5, 15, 0], [0, 0, 0]])
 
@@ -72,30 +72,66 @@ def picture(seed: int, size: tuple[int, int] = (30, 40)) -> np.ndarray:
 
 def example(title: str = "night/0001", remark: str = "mIoU 12.3 %") -> Example:
     flat = np.full((30, 40, 3), (0, 0, 142), dtype=np.uint8)
-    return Example(title, [Picture.photo("image", picture(0)), Picture.drawing("label", flat)], remark)
+    return Example(
+        title, [Picture.photo("image", picture(0)), Picture.drawing("label", flat)], remark
+    )
 
 
 def full_evaluation() -> EvaluationReport:
     return EvaluationReport(
-        title="runs/<x>", names=NAMES, colors=COLORS, matrix=MATRIX, images=7, split="val",
-        checkpoint="runs/x/<best>.pt", checkpoint_sha256="ab" * 32,
-        settings={"eval": {"scales": [0.5, 1.0], "flip": True, "tile": None}, "optim": {"lr": 0.01, "rmi": {"radius": 3}}, "plain": "<i>"},
+        title="runs/<x>",
+        names=NAMES,
+        colors=COLORS,
+        matrix=MATRIX,
+        images=7,
+        split="val",
+        checkpoint="runs/x/<best>.pt",
+        checkpoint_sha256="ab" * 32,
+        settings={
+            "eval": {"scales": [0.5, 1.0], "flip": True, "tile": None},
+            "optim": {"lr": 0.01, "rmi": {"radius": 3}},
+            "plain": "<i>",
+        },
         facts={"validation loss": "0.412"},
-        compared=[ComparedRow("hierarchical", [1], False, 0.5, np.array([0.5, 0.5, np.nan])),
-                  ComparedRow("average", [0.5, 1, 2], True, 0.48, np.array([0.6, 0.25, np.nan])), ComparedRow("max", [2], False, 0.6)],
-        categories={"flat": 0.9, "vehicle": float("nan")}, instance_iou={NAMES[1]: 0.25}, category_instance_iou={"vehicle": 0.3},
-        boundary_f=np.array([0.5, 0.25, np.nan]), worst=[example("worst/0001")], worst_per_class={NAMES[1]: [example("class/0002")], "sky": []},
-        attention=[example("attention/0003")], shares=np.array([[0.8, 0.1, 0.0], [0.2, 0.9, 0.0]]), share_scales=[0.5, 1.0],
-    )  # fmt: skip
+        compared=[
+            ComparedRow("hierarchical", [1], False, 0.5, np.array([0.5, 0.5, np.nan])),
+            ComparedRow("average", [0.5, 1, 2], True, 0.48, np.array([0.6, 0.25, np.nan])),
+            ComparedRow("max", [2], False, 0.6),
+        ],
+        categories={"flat": 0.9, "vehicle": float("nan")},
+        instance_iou={NAMES[1]: 0.25},
+        category_instance_iou={"vehicle": 0.3},
+        boundary_f=np.array([0.5, 0.25, np.nan]),
+        worst=[example("worst/0001")],
+        worst_per_class={NAMES[1]: [example("class/0002")], "sky": []},
+        attention=[example("attention/0003")],
+        shares=np.array([[0.8, 0.1, 0.0], [0.2, 0.9, 0.0]]),
+        share_scales=[0.5, 1.0],
+    )
 
 
 def full_autolabel() -> AutolabelReport:
     return AutolabelReport(
-        title="auto", names=NAMES, colors=COLORS, images=4, kept=np.array([60, 20, 0]), predicted=np.array([80, 40, 0]), pixels=200,
-        thresholds={"sky": 0.7}, checkpoint="teacher.pt", checkpoint_sha256="cd" * 32, settings={"threshold": 0.9}, facts={"mean confidence": "0.93"},
-        human=np.array([30, 0, 10]), agreement=np.array([[20, 5, 0], [0, 0, 0], [0, 0, 5]]), hard_bytes=100, confidence_bytes=50,
-        reading_seconds={"hard labels": 0.004, "soft labels": 0.25}, panels=[example("panel/1")], failed=[("<broken>.jpg", "it's truncated")],
-    )  # fmt: skip
+        title="auto",
+        names=NAMES,
+        colors=COLORS,
+        images=4,
+        kept=np.array([60, 20, 0]),
+        predicted=np.array([80, 40, 0]),
+        pixels=200,
+        thresholds={"sky": 0.7},
+        checkpoint="teacher.pt",
+        checkpoint_sha256="cd" * 32,
+        settings={"threshold": 0.9},
+        facts={"mean confidence": "0.93"},
+        human=np.array([30, 0, 10]),
+        agreement=np.array([[20, 5, 0], [0, 0, 0], [0, 0, 5]]),
+        hard_bytes=100,
+        confidence_bytes=50,
+        reading_seconds={"hard labels": 0.004, "soft labels": 0.25},
+        panels=[example("panel/1")],
+        failed=[("<broken>.jpg", "it's truncated")],
+    )
 
 
 def read(tmp_path: Path, report: EvaluationReport | AutolabelReport) -> tuple[Page, str]:
@@ -104,7 +140,9 @@ def read(tmp_path: Path, report: EvaluationReport | AutolabelReport) -> tuple[Pa
     return Page(text), text
 
 
-@pytest.mark.parametrize("report", [full_evaluation(), full_autolabel()], ids=["evaluation", "autolabel"])
+@pytest.mark.parametrize(
+    "report", [full_evaluation(), full_autolabel()], ids=["evaluation", "autolabel"]
+)
 def test_pages_need_nothing_else_and_escape_everything(tmp_path: Path, report: Any) -> None:
     page, text = read(tmp_path, report)
     assert not re.search(r"https?:|//cdn|@import|url\(", text), "nothing may be fetched"
@@ -120,7 +158,16 @@ def test_pages_need_nothing_else_and_escape_everything(tmp_path: Path, report: A
 
 def test_evaluation_says_every_number(tmp_path: Path) -> None:
     page, text = read(tmp_path, full_evaluation())
-    assert page.sections() == ["summary", "classes", "scales", "shares", "attention", "confusion", "worst", "settings"]
+    assert page.sections() == [
+        "summary",
+        "classes",
+        "scales",
+        "shares",
+        "attention",
+        "confusion",
+        "worst",
+        "settings",
+    ]
     # road: 90 / 105, car: 15 / 30; mean (85.7 + 50) / 2
     for number in ("67.9", "85.7", "50.0", "87.5", "0.412"):
         assert number in page.text, number
@@ -131,12 +178,24 @@ def test_evaluation_says_every_number(tmp_path: Path) -> None:
     assert page.row("hierarchical") == ["hierarchical", "1", "no", "", "50.0", ""]
     assert page.row("average") == ["average", "0.5, 1, 2", "yes", "", "48.0", "-2.0"]
     assert page.row("max") == ["max", "2", "no", "", "60.0", "+10.0"]
-    assert page.row("flat") == ["flat", "", "90.0", "–"] and page.row("vehicle") == ["vehicle", "", "–", "30.0"]
+    assert page.row("flat") == ["flat", "", "90.0", "–"] and page.row("vehicle") == [
+        "vehicle",
+        "",
+        "–",
+        "30.0",
+    ]
     assert ["road", "80", "20", ""] in page.rows and ["sky", "–", "–", ""] in page.rows
     assert "width:80.0%" in text and "width:20.0%" in text, "the same as a bar"
-    assert ["class", "hierarchical: 1", "average: 0.5, 1, 2 + flip"] in page.rows and ["sky", "–", "–"] in page.rows
+    assert ["class", "hierarchical: 1", "average: 0.5, 1, 2 + flip"] in page.rows and [
+        "sky",
+        "–",
+        "–",
+    ] in page.rows
     assert [NAMES[1], "50", "25"] in page.rows
-    assert "split val · 7 images · 3 classes · hierarchical at 1 · checkpoint abababababab" in page.text
+    assert (
+        "split val · 7 images · 3 classes · hierarchical at 1 · checkpoint abababababab"
+        in page.text
+    )
     assert ["road", NAMES[1], "10.0", "66.7"] in page.rows, "the commonest mistake"
     assert f"road predicted as {NAMES[1]}: 10.00 %" in page.text
     for title in ("worst/0001", "class/0002", "attention/0003"):
@@ -145,8 +204,18 @@ def test_evaluation_says_every_number(tmp_path: Path) -> None:
 
 def test_settings_show_every_value_and_the_hash(tmp_path: Path) -> None:
     page, _ = read(tmp_path, full_evaluation())
-    assert page.row("sha256") == ["sha256", "ab" * 32] and page.row("file") == ["file", "runs/x/<best>.pt"]
-    values = {"scales": "[0.5, 1]", "flip": "true", "tile": "null", "lr": "0.01", "radius": "3", "plain": "<i>"}
+    assert page.row("sha256") == ["sha256", "ab" * 32] and page.row("file") == [
+        "file",
+        "runs/x/<best>.pt",
+    ]
+    values = {
+        "scales": "[0.5, 1]",
+        "flip": "true",
+        "tile": "null",
+        "lr": "0.01",
+        "radius": "3",
+        "plain": "<i>",
+    }
     for name, value in values.items():
         assert [name, value] in page.rows
     assert "optim.rmi" in page.text
@@ -154,25 +223,53 @@ def test_settings_show_every_value_and_the_hash(tmp_path: Path) -> None:
 
 def test_autolabel_says_every_number(tmp_path: Path) -> None:
     page, _ = read(tmp_path, full_autolabel())
-    assert page.sections() == ["summary", "kept", "before", "agreement", "panels", "cost", "failed", "settings"]
-    assert page.row("road")[:6] == ["road", "0.9", "", "75.0", "80", "60"] and page.row("sky")[1:4] == ["0.7", "", "–"]
+    assert page.sections() == [
+        "summary",
+        "kept",
+        "before",
+        "agreement",
+        "panels",
+        "cost",
+        "failed",
+        "settings",
+    ]
+    assert page.row("road")[:6] == ["road", "0.9", "", "75.0", "80", "60"] and page.row("sky")[
+        1:4
+    ] == ["0.7", "", "–"]
     assert page.row("all") == ["all", "", "", "66.7", "120", "80", ""]
     assert ["road", "", "75.00", "75.00", "30", "60", "2.00x"] in page.rows
     assert [NAMES[1], "", "0.00", "25.00", "0", "20", "–"] in page.rows
     assert ["road", "", "80.0", "100.0", "80.0", "25"] in page.rows
-    assert page.row("soft labels, float32 for each class") == ["soft labels, float32 for each class", "2.4 kB", "600 B", "24"]
-    assert page.row("hard labels (PNG), on disk") == ["hard labels (PNG), on disk", "100 B", "25 B", "1"]
+    assert page.row("soft labels, float32 for each class") == [
+        "soft labels, float32 for each class",
+        "2.4 kB",
+        "600 B",
+        "24",
+    ]
+    assert page.row("hard labels (PNG), on disk") == [
+        "hard labels (PNG), on disk",
+        "100 B",
+        "25 B",
+        "1",
+    ]
     assert page.row("soft labels") == ["soft labels", "250.0"]
     assert page.row("<broken>.jpg") == ["<broken>.jpg", "it's truncated"]
-    assert "40.0" in page.text and "20.0" in page.text, "labelled share of all pixels, after and before"
+    assert "40.0" in page.text and "20.0" in page.text, (
+        "labelled share of all pixels, after and before"
+    )
 
 
 def test_the_papers_soft_labels_take_three_terabytes(tmp_path: Path) -> None:
     pixels = 20_000 * 1024 * 2048
     report = AutolabelReport(
-        title="paper", names=[f"class {n}" for n in range(19)], colors=np.zeros((256, 3), dtype=np.uint8), images=20_000,
-        kept=np.full(19, pixels // 19), pixels=pixels, hard_bytes=10**9,
-    )  # fmt: skip
+        title="paper",
+        names=[f"class {n}" for n in range(19)],
+        colors=np.zeros((256, 3), dtype=np.uint8),
+        images=20_000,
+        kept=np.full(19, pixels // 19),
+        pixels=pixels,
+        hard_bytes=10**9,
+    )
     page, _ = read(tmp_path, report)
     assert page.row("soft labels, float32 for each class")[1:] == ["3.19 TB", "159 MB", "3,188"]
 
@@ -181,12 +278,31 @@ def test_the_papers_soft_labels_take_three_terabytes(tmp_path: Path) -> None:
 def test_the_smallest_reports(tmp_path: Path, classes: int) -> None:
     names, colors = [f"class {n}" for n in range(classes)], np.zeros((256, 3), dtype=np.uint8)
     nothing = np.zeros((classes, classes), dtype=np.int64)
-    page, _ = read(tmp_path, EvaluationReport(title="t", names=names, colors=colors, matrix=nothing, images=0))
-    assert page.sections() == ["summary", "classes", "confusion", "settings"] and page.row("class 0")[2] == "–"
-    page, _ = read(tmp_path, EvaluationReport(title="t", names=names, colors=colors, matrix=nothing + np.eye(classes, dtype=int), images=1))
+    page, _ = read(
+        tmp_path, EvaluationReport(title="t", names=names, colors=colors, matrix=nothing, images=0)
+    )
+    assert (
+        page.sections() == ["summary", "classes", "confusion", "settings"]
+        and page.row("class 0")[2] == "–"
+    )
+    page, _ = read(
+        tmp_path,
+        EvaluationReport(
+            title="t",
+            names=names,
+            colors=colors,
+            matrix=nothing + np.eye(classes, dtype=int),
+            images=1,
+        ),
+    )
     assert page.row("mean")[2] == "100.0"
     empty = np.zeros(classes, dtype=np.int64)
-    page, _ = read(tmp_path, AutolabelReport(title="t", names=names, colors=colors, images=0, kept=empty, human=empty, pixels=0))
+    page, _ = read(
+        tmp_path,
+        AutolabelReport(
+            title="t", names=names, colors=colors, images=0, kept=empty, human=empty, pixels=0
+        ),
+    )
     assert page.sections() == ["summary", "kept", "before", "settings"]
 
 
@@ -198,7 +314,9 @@ def decoded(one: Picture) -> np.ndarray:
 
 def test_pictures_shrink_and_drawings_keep_their_colours() -> None:
     palette = picture(3, (19, 1))[:, 0]
-    label = np.kron(np.random.default_rng(0).integers(0, 19, (20, 40)), np.ones((30, 30), dtype=int))
+    label = np.kron(
+        np.random.default_rng(0).integers(0, 19, (20, 40)), np.ones((30, 30), dtype=int)
+    )
     drawing = Picture.drawing("label", palette[label], width=400)
     assert (drawing.width, drawing.height, drawing.mime) == (400, 200, "image/png")
     allowed = {tuple(colour) for colour in palette.tolist()}
@@ -218,7 +336,10 @@ def test_pictures_travel_inside_the_page(tmp_path: Path) -> None:
     assert len(sources) == 6
     for source in sources:
         kind, data = source.removeprefix("data:").split(";base64,")
-        assert kind in ("image/png", "image/jpeg") and cv2.imdecode(np.frombuffer(base64.b64decode(data), dtype=np.uint8), 1) is not None
+        assert (
+            kind in ("image/png", "image/jpeg")
+            and cv2.imdecode(np.frombuffer(base64.b64decode(data), dtype=np.uint8), 1) is not None
+        )
 
 
 def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:

@@ -20,7 +20,11 @@ RAW = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
 TO_RAW = np.zeros(256, dtype=np.uint8)
 TO_RAW[:19] = RAW
 SIZE = (20, 30)
-NAMES = [f"{city}/{city}_{number:06d}_000019_leftImg8bit" for city in ("berlin", "bad-honnef") for number in range(3)]
+NAMES = [
+    f"{city}/{city}_{number:06d}_000019_leftImg8bit"
+    for city in ("berlin", "bad-honnef")
+    for number in range(3)
+]
 
 
 def submission(folder: Path, benchmark: str = "cityscapes", split: str = "test") -> Submission:
@@ -63,8 +67,14 @@ def test_a_complete_submission_is_zipped_with_the_same_bytes_each_time(tmp_path:
 
 
 def test_the_whole_split_needs_no_note(tmp_path: Path) -> None:
-    assert submission(tmp_path).note(1525) is None and submission(tmp_path, split="val").note(500) is None
-    assert submission(tmp_path, split="val").note(499) is not None and submission(tmp_path, "folder").note(3) is None
+    assert (
+        submission(tmp_path).note(1525) is None
+        and submission(tmp_path, split="val").note(500) is None
+    )
+    assert (
+        submission(tmp_path, split="val").note(499) is not None
+        and submission(tmp_path, "folder").note(3) is None
+    )
 
 
 def test_train_ids_become_raw_ids(tmp_path: Path) -> None:
@@ -82,20 +92,31 @@ def test_every_fault_is_named(tmp_path: Path) -> None:
     write_png(files[2], np.full((SIZE[1], SIZE[0]), 7, dtype=np.uint8))
     write_png(files[3], rng.integers(0, 19, SIZE).astype(np.uint8))  # train ids, the usual mistake
     files[4].write_bytes(files[4].read_bytes()[:60])
-    write_png(files[5], np.full(SIZE, 7, dtype=np.uint8), palette=np.zeros((256, 3), dtype=np.uint8))
+    write_png(
+        files[5], np.full(SIZE, 7, dtype=np.uint8), palette=np.zeros((256, 3), dtype=np.uint8)
+    )
     (tmp_path / "notes.txt").write_text("hello")
-    problems = {problem.split(": ")[0]: problem.split(": ", 1)[1] for problem in mine.problems(images)}
+    problems = {
+        problem.split(": ")[0]: problem.split(": ", 1)[1] for problem in mine.problems(images)
+    }
     assert problems[files[0].name] == f"is missing (image '{NAMES[0]}')"
     assert problems[files[1].name] == "is PNG of mode RGB where 8-bit grey PNG is wanted"
     assert problems[files[2].name] == "is 30 x 20 where the image is 20 x 30 (height x width)"
-    assert problems[files[3].name].startswith("holds the value 0, 1, 2, 3, 4, which is the raw id of no scored class")
+    assert problems[files[3].name].startswith(
+        "holds the value 0, 1, 2, 3, 4, which is the raw id of no scored class"
+    )
     assert problems[files[4].name].startswith("cannot be read")
     assert problems[files[5].name] == "is PNG of mode P where 8-bit grey PNG is wanted"
-    assert problems["notes.txt"] == "is not the prediction of any of the 6 images" and len(problems) == 7
+    assert (
+        problems["notes.txt"] == "is not the prediction of any of the 6 images"
+        and len(problems) == 7
+    )
     (tmp_path / "old.zip").write_bytes(b"of an earlier run")
     with pytest.raises(SubmissionError, match="cannot be handed in: .*is missing"):
         mine.zip(tmp_path / "old.zip", images)
-    assert not (tmp_path / "old.zip").exists(), "a zip of an earlier run must not be mistaken for this one"
+    assert not (tmp_path / "old.zip").exists(), (
+        "a zip of an earlier run must not be mistaken for this one"
+    )
 
 
 def test_two_images_of_one_official_name(tmp_path: Path) -> None:
@@ -124,7 +145,9 @@ def test_a_full_disk_leaves_no_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
-    with pytest.raises(SubmissionError, match=r"out\.zip: cannot be written \(No space left on device\)"):
+    with pytest.raises(
+        SubmissionError, match=r"out\.zip: cannot be written \(No space left on device\)"
+    ):
         submission(tmp_path / "labels").zip(tmp_path / "out.zip", images)
     assert [file.name for file in tmp_path.iterdir()] == ["labels"]
 
@@ -139,7 +162,10 @@ def test_the_official_script_takes_the_names_unchanged(tmp_path: Path) -> None:
         write_png(mine.path(name), mine.encode(label))
         stem = Path(name).name.removesuffix("_leftImg8bit")
         write_png(tmp_path / f"gtFine/val/berlin/{stem}_gtFine_labelIds.png", TO_RAW[label])
-        write_png(tmp_path / f"gtFine/val/berlin/{stem}_gtFine_instanceIds.png", TO_RAW[label].astype(np.uint16))
+        write_png(
+            tmp_path / f"gtFine/val/berlin/{stem}_gtFine_instanceIds.png",
+            TO_RAW[label].astype(np.uint16),
+        )
     code = (
         "import numpy as np\n"
         "if not hasattr(np, 'in1d'): np.in1d = np.isin\n"  # gone from NumPy 2.4; cityscapesScripts 2.x still calls it
@@ -147,7 +173,12 @@ def test_the_official_script_takes_the_names_unchanged(tmp_path: Path) -> None:
         "script.main()\n"
     )
     roots = {"CITYSCAPES_DATASET": str(tmp_path), "CITYSCAPES_RESULTS": str(tmp_path / "results")}
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **roots}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **roots}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "Images Processed: 3" in done.stdout
-    assert "Score Average" in done.stdout and "1.000" in done.stdout.split("Score Average")[1].splitlines()[0]
+    assert (
+        "Score Average" in done.stdout
+        and "1.000" in done.stdout.split("Score Average")[1].splitlines()[0]
+    )

@@ -17,7 +17,13 @@ from utils.cli import StopSignal
 from utils.ema import WeightAverage
 from utils.logbook import Logbook
 from utils.meter import Meter
-from utils.optimizer import OptimizerError, build_optimizer, parameter_groups, scaled_learning_rate, set_learning_rate
+from utils.optimizer import (
+    OptimizerError,
+    build_optimizer,
+    parameter_groups,
+    scaled_learning_rate,
+    set_learning_rate,
+)
 from utils.processes import Processes
 from utils.run_folder import RunError, RunFolder
 from utils.schedule import build_schedule
@@ -26,14 +32,18 @@ from utils.training_state import BufferGuard, Progress, TrainingState
 
 def test_poly_by_epoch_is_the_releases() -> None:
     """The release: lr0 * (1 - epoch / epochs)^exponent, constant within an epoch (RELEASE 1.10)."""
-    factor = build_schedule(schedule="poly", epochs=175, steps_per_epoch=371, poly_exponent=2.0, schedule_per="epoch")
+    factor = build_schedule(
+        schedule="poly", epochs=175, steps_per_epoch=371, poly_exponent=2.0, schedule_per="epoch"
+    )
     assert factor(0) == factor(370) == 1.0
     assert factor(371) == pytest.approx((1 - 1 / 175) ** 2, abs=1e-15)
     assert factor(100 * 371 + 5) == pytest.approx((75 / 175) ** 2, abs=1e-15)
 
 
 def test_poly_by_step_falls_every_step_to_zero() -> None:
-    factor = build_schedule(schedule="poly", epochs=2, steps_per_epoch=10, poly_exponent=1.0, warmup_steps=4)
+    factor = build_schedule(
+        schedule="poly", epochs=2, steps_per_epoch=10, poly_exponent=1.0, warmup_steps=4
+    )
     values = [factor(step) for step in range(20)]
     assert values[:4] == pytest.approx([0.25, 0.5 * 0.95, 0.75 * 0.9, 0.85])
     assert all(a > b for a, b in zip(values[3:], values[4:], strict=False))
@@ -41,10 +51,29 @@ def test_poly_by_step_falls_every_step_to_zero() -> None:
 
 
 def test_the_releases_other_schedules() -> None:
-    poly2 = build_schedule(schedule="poly2", epochs=180, steps_per_epoch=1, poly_exponent=1.0, poly_step=110, schedule_per="epoch")
+    poly2 = build_schedule(
+        schedule="poly2",
+        epochs=180,
+        steps_per_epoch=1,
+        poly_exponent=1.0,
+        poly_step=110,
+        schedule_per="epoch",
+    )
     assert poly2(109) == pytest.approx(71 / 180) and poly2(110) == pytest.approx((70 / 180) ** 2)
-    scl = build_schedule(schedule="scl_poly", epochs=100, steps_per_epoch=1, poly_exponent=1.0, rescale=0.5, repoly=1.5, rescale_epoch=60)
-    assert scl(59) == pytest.approx(0.41) and scl(60) == pytest.approx(0.5) and scl(80) == pytest.approx(0.5 * 0.5**1.5)
+    scl = build_schedule(
+        schedule="scl_poly",
+        epochs=100,
+        steps_per_epoch=1,
+        poly_exponent=1.0,
+        rescale=0.5,
+        repoly=1.5,
+        rescale_epoch=60,
+    )
+    assert (
+        scl(59) == pytest.approx(0.41)
+        and scl(60) == pytest.approx(0.5)
+        and scl(80) == pytest.approx(0.5 * 0.5**1.5)
+    )
 
 
 def _toy() -> nn.Sequential:
@@ -54,13 +83,25 @@ def _toy() -> nn.Sequential:
 
 def test_every_parameter_is_in_one_group_with_its_rate_and_decay() -> None:
     model = _toy()
-    groups = parameter_groups(model, lr=0.1, weight_decay=1e-4, decay_norm_and_bias=False, head_parameters=model[2].parameters(),
-                              head_lr_multiplier=10.0)
+    groups = parameter_groups(
+        model,
+        lr=0.1,
+        weight_decay=1e-4,
+        decay_norm_and_bias=False,
+        head_parameters=model[2].parameters(),
+        head_lr_multiplier=10.0,
+    )
     seen = {id(p): group for group in groups for p in group["params"]}
     assert len(seen) == len(list(model.parameters()))
-    assert seen[id(model[0].weight)]["weight_decay"] == 1e-4 and seen[id(model[0].weight)]["base_lr"] == 0.1
+    assert (
+        seen[id(model[0].weight)]["weight_decay"] == 1e-4
+        and seen[id(model[0].weight)]["base_lr"] == 0.1
+    )
     assert seen[id(model[1].weight)]["weight_decay"] == 0.0
-    assert seen[id(model[2].weight)]["base_lr"] == 1.0 and seen[id(model[2].bias)]["weight_decay"] == 0.0
+    assert (
+        seen[id(model[2].weight)]["base_lr"] == 1.0
+        and seen[id(model[2].bias)]["weight_decay"] == 0.0
+    )
 
 
 @pytest.mark.parametrize("backend", ["foreach", "fused"])
@@ -69,8 +110,12 @@ def test_backends_agree_with_the_loop(backend: str, optimizer: str) -> None:
     weights = []
     for kind in ("torch", backend):
         model = _toy().double()
-        image = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-        built = build_optimizer(parameter_groups(model, lr=0.1, weight_decay=1e-3), optimizer=optimizer, backend=kind)
+        image = torch.randn(
+            2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+        )
+        built = build_optimizer(
+            parameter_groups(model, lr=0.1, weight_decay=1e-3), optimizer=optimizer, backend=kind
+        )
         for step in range(5):
             set_learning_rate(built, 1.0 - step / 10)
             (model(image) - 1).pow(4).mean().backward()
@@ -87,14 +132,20 @@ def test_fused_sgd_survives_an_overflow_in_its_first_step() -> None:
             parameter = nn.Parameter(torch.ones(1000))
             trash = [torch.full((1000,), 1e30) for _ in range(20)]
             del trash
-            built = build_optimizer(parameter_groups(nn.ParameterList([parameter]), lr=0.1, weight_decay=0.0), backend=backend, scaled=True)
+            built = build_optimizer(
+                parameter_groups(nn.ParameterList([parameter]), lr=0.1, weight_decay=0.0),
+                backend=backend,
+                scaled=True,
+            )
             scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
             for gradient in (float("inf"), 1.0):
                 scaler.scale((parameter * gradient).sum()).backward()
                 scaler.step(built)
                 scaler.update()
                 built.zero_grad()
-            torch.testing.assert_close(parameter.detach(), torch.full((1000,), 0.9), msg=f"{backend}, trial {trial}")
+            torch.testing.assert_close(
+                parameter.detach(), torch.full((1000,), 0.9), msg=f"{backend}, trial {trial}"
+            )
 
 
 # As far as ours must know it: no set_to_none, one flag per group for the first step, and the momentum under torch's name (ENGINEERING 2.3).
@@ -117,7 +168,9 @@ class FusedSGD(torch.optim.Optimizer):
 
 
 @pytest.fixture
-def apex(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[dict[str, str]], None]]:
+def apex(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Callable[[dict[str, str]], None]]:
     """Puts packages of that name onto the path; they are gone afterwards."""
 
     def install(files: dict[str, str]) -> None:
@@ -133,7 +186,9 @@ def apex(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[
         del sys.modules[name]
 
 
-def test_apex_is_only_taken_when_it_is_nvidias_and_whole(apex: Callable[[dict[str, str]], None]) -> None:
+def test_apex_is_only_taken_when_it_is_nvidias_and_whole(
+    apex: Callable[[dict[str, str]], None],
+) -> None:
     groups = parameter_groups(_toy(), lr=0.1, weight_decay=0.0)
 
     def sentence() -> str:
@@ -145,7 +200,12 @@ def test_apex_is_only_taken_when_it_is_nvidias_and_whole(apex: Callable[[dict[st
     assert "not installed" in sentence() and "PyPI package called apex is unrelated" in sentence()
     apex({"apex/__init__.py": "from pyramid.session import UnencryptedCookieSessionFactoryConfig"})
     assert "not NVIDIA's but the unrelated Pyramid toolkit" in sentence()
-    apex({"apex/__init__.py": "", "apex/optimizers/__init__.py": "from torch.optim.optimizer import no_longer_there"})
+    apex(
+        {
+            "apex/__init__.py": "",
+            "apex/optimizers/__init__.py": "from torch.optim.optimizer import no_longer_there",
+        }
+    )
     assert "without its CUDA extensions" in sentence()
     apex({"amp_C.py": ""})
     assert "cannot be imported" in sentence() and "no_longer_there" in sentence()
@@ -158,14 +218,22 @@ def test_apex_trains_as_torch_does(apex: Callable[[dict[str, str]], None]) -> No
     weights = []
     for backend in ("torch", "apex"):
         model = _toy()
-        state = TrainingState(model, build_optimizer(parameter_groups(model, lr=0.1, weight_decay=1e-3), backend=backend, momentum=0.8),
-                              torch.amp.GradScaler("cpu", enabled=False), None)  # fmt: skip
+        state = TrainingState(
+            model,
+            build_optimizer(
+                parameter_groups(model, lr=0.1, weight_decay=1e-3), backend=backend, momentum=0.8
+            ),
+            torch.amp.GradScaler("cpu", enabled=False),
+            None,
+        )
         for factor in (1.0, 0.5, 0.25):
             set_learning_rate(state.optimizer, factor)
             model(torch.ones(2, 3, 8, 8)).square().mean().backward()
             state.step()
             model.zero_grad(set_to_none=True)
-        weights.append(torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()]))
+        weights.append(
+            torch.cat([parameter.detach().reshape(-1) for parameter in model.parameters()])
+        )
         assert "momentum_buffer" in state.content()["optimizer"]["state"][0]
     assert type(state.optimizer).__module__ == "apex.optimizers"
     torch.testing.assert_close(weights[0], weights[1])
@@ -206,7 +274,12 @@ def test_a_state_goes_on_where_it_was() -> None:
     def fresh() -> TrainingState:
         model = _toy()
         built = build_optimizer(parameter_groups(model, lr=0.1, weight_decay=0.0))
-        return TrainingState(model, built, torch.amp.GradScaler("cpu", enabled=False), WeightAverage(model, decay=0.9))
+        return TrainingState(
+            model,
+            built,
+            torch.amp.GradScaler("cpu", enabled=False),
+            WeightAverage(model, decay=0.9),
+        )
 
     def step(state: TrainingState) -> None:
         state.model(torch.ones(2, 3, 8, 8)).square().mean().backward()
@@ -244,7 +317,9 @@ def test_rows_beyond_the_resumed_step_are_dropped(tmp_path: Path) -> None:
     assert (tmp_path / "config.yaml").read_text() == "a: 1\n"
 
 
-def test_a_scale_with_all_the_attention_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_scale_with_all_the_attention_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     book = Logbook(tmp_path)
     for step, share in ((1, 0.5), (2, 0.99), (3, 0.9999), (4, 1.0)):
         book.row("train", step, {"loss": 0.5, "attention_0.5": 1 - share, "attention_1": share})
@@ -279,7 +354,9 @@ def test_a_scaler_goes_on_after_a_skipped_step_and_falls_until_overflow_is_no_ex
     start = state.model[0].weight.clone()
     for expected in (True, True, False):  # 4, 2, 1
         assert state.overflow_is_usual() is expected
-        state.scaler.scale(state.model(torch.randn(2, 3, 8, 8)).square().mean() * float("inf")).backward()
+        state.scaler.scale(
+            state.model(torch.randn(2, 3, 8, 8)).square().mean() * float("inf")
+        ).backward()
         assert not torch.isfinite(state.gradient_norm())
         state.skip_step()
         state.model.zero_grad(set_to_none=True)
@@ -295,7 +372,11 @@ def test_a_place_in_an_epoch_is_found_again_with_another_batch() -> None:
     progress.fit_batch(4)
     assert progress.step_in_epoch == 5 and progress.steps_left(5, 10) == 15
     progress.fit_batch(3)
-    assert (progress.step_in_epoch, progress.step, progress.batch) == (6, 35, 3)  # of 20 images seen, 18 make whole steps
+    assert (progress.step_in_epoch, progress.step, progress.batch) == (
+        6,
+        35,
+        3,
+    )  # of 20 images seen, 18 make whole steps
     fresh = Progress()
     fresh.fit_batch(8)
     assert fresh.batch == 8 and fresh.step_in_epoch == 0
@@ -314,7 +395,9 @@ def test_a_validation_that_is_repeated_is_noted_once(tmp_path: Path) -> None:
         assert [json.loads(line)["kind"] for line in book.path.read_text().splitlines()] == expected
 
 
-def test_tensorboard_may_fail_and_training_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_tensorboard_may_fail_and_training_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Broken:
         def add_scalar(self, *_: object) -> None:
             raise OSError("No space left on device")
@@ -344,22 +427,43 @@ def test_one_request_to_stop_may_come_twice(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_readings_average_over_steps_and_name_their_parts() -> None:
-    meter = Meter(Processes(rank=0, world_size=1, local_rank=0, device=torch.device("cpu")), steps_left=4, every=2)
+    meter = Meter(
+        Processes(rank=0, world_size=1, local_rank=0, device=torch.device("cpu")),
+        steps_left=4,
+        every=2,
+    )
     batches = list(meter.timed([1, 2]))
     assert batches == [1, 2]
-    found = [meter.step({"a": torch.tensor(value), "b": torch.tensor(1.0)}, {"attention_0.5": torch.tensor(value / 10)}, images=3, lr=0.1, epoch=0)
-             for value in (2.0, 4.0)]  # fmt: skip
+    found = [
+        meter.step(
+            {"a": torch.tensor(value), "b": torch.tensor(1.0)},
+            {"attention_0.5": torch.tensor(value / 10)},
+            images=3,
+            lr=0.1,
+            epoch=0,
+        )
+        for value in (2.0, 4.0)
+    ]
     assert found[0] is None and found[1] is not None
     assert (found[1]["loss"], found[1]["loss_a"], found[1]["loss_b"]) == (4.0, 3.0, 1.0)
-    assert found[1]["attention_0.5"] == pytest.approx(0.3) and found[1]["lr"] == 0.1 and found[1]["images_per_second"] > 0
+    assert (
+        found[1]["attention_0.5"] == pytest.approx(0.3)
+        and found[1]["lr"] == 0.1
+        and found[1]["images_per_second"] > 0
+    )
     assert "images/s" in meter.close() and "GiB" in meter.close()
     resumed = Meter(meter.processes, steps_left=3, first_step=1, every=2)
-    assert resumed.step({"a": torch.tensor(1.0)}, {}, images=3, lr=0.1, epoch=0) is not None  # at step 2, as before
+    assert (
+        resumed.step({"a": torch.tensor(1.0)}, {}, images=3, lr=0.1, epoch=0) is not None
+    )  # at step 2, as before
 
 
 def test_a_summary_tells_what_was_done_and_what_comes_next(tmp_path: Path) -> None:
     progress = Progress(epoch=2, step=10, skipped_steps=1, best_miou=0.5123, best_epoch=1)
-    assert progress.summary() == "2 epochs, 10 steps, 1 of them skipped; best val mIoU 51.2 % after epoch 1"
+    assert (
+        progress.summary()
+        == "2 epochs, 10 steps, 1 of them skipped; best val mIoU 51.2 % after epoch 1"
+    )
     run = RunFolder(tmp_path)
     assert run.next_commands() == ""
     newest = run.checkpoints.save(3, {})

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from utils.colours import heat_colours, oklch, scale_colours
 from utils.panels import legend, panel, to_width, with_colour_bar
-from utils.visualise import attention_share, colorize, error_map, heat, overlay, scale_map, scale_shares
+from utils.visualise import (
+    attention_share,
+    colorize,
+    error_map,
+    heat,
+    overlay,
+    scale_map,
+    scale_shares,
+)
 
 PALETTE = np.arange(768, dtype=np.uint16).reshape(256, 3).astype(np.uint8)
 
@@ -33,7 +41,10 @@ def test_colorize_and_overlay() -> None:
 
 
 def test_error_map_shows_wrong_red_ignored_black_right_light() -> None:
-    label, predicted = np.array([[0, 1, 255]], dtype=np.uint8), np.array([[0, 2, 1]], dtype=np.uint8)
+    label, predicted = (
+        np.array([[0, 1, 255]], dtype=np.uint8),
+        np.array([[0, 2, 1]], dtype=np.uint8),
+    )
     for image in (None, np.full((1, 3, 3), 40, dtype=np.uint8)):
         right, wrong, ignored = error_map(predicted, label, image=image)[0].astype(int)
         assert right.min() > 120 and np.ptp(right) == 0
@@ -70,7 +81,10 @@ def test_scale_colours_are_distinct(count: int) -> None:
     assert colours.shape == (count, 3) and min(gaps, default=255) > 25
 
 
-@given(st.lists(st.sampled_from([0.25, 0.5, 0.75, 1.0, 1.5, 2.0]), min_size=1, unique=True), st.integers(0, 2**32 - 1))
+@given(
+    st.lists(st.sampled_from([0.25, 0.5, 0.75, 1.0, 1.5, 2.0]), min_size=1, unique=True),
+    st.integers(0, 2**32 - 1),
+)
 def test_shares_sum_to_one_and_say_what_each_scale_gives(scales: list[float], seed: int) -> None:
     """Were the logits of a scale 1 and those of the others 0, the chain (METHOD 1) would give the scale's share."""
     rng = np.random.default_rng(seed)
@@ -93,7 +107,9 @@ def test_shares_resize_attention_as_the_network_does() -> None:
 
     def resized(values: np.ndarray) -> np.ndarray:
         tensor = torch.from_numpy(values)[None, None]
-        return torch.nn.functional.interpolate(tensor, (12, 16), mode="bilinear", align_corners=False)[0, 0].numpy()
+        return torch.nn.functional.interpolate(
+            tensor, (12, 16), mode="bilinear", align_corners=False
+        )[0, 0].numpy()
 
     np.testing.assert_allclose(shares[0.5], resized(low), atol=1e-5)
     np.testing.assert_allclose(shares[1.0], (1 - resized(low)) * resized(high), atol=1e-5)
@@ -122,7 +138,10 @@ def test_scale_map_is_the_scales_own_colour_where_it_rules() -> None:
 
 
 def test_panel_lays_out_rows_and_writes_captions() -> None:
-    red, tall = np.full((40, 80, 3), (200, 0, 0), dtype=np.uint8), np.full((120, 60, 3), (0, 0, 200), dtype=np.uint8)
+    red, tall = (
+        np.full((40, 80, 3), (200, 0, 0), dtype=np.uint8),
+        np.full((120, 60, 3), (0, 0, 200), dtype=np.uint8),
+    )
     picture = panel([("first", red), ("second", tall), ("third", red)], columns=2, width=80, gap=8)
     assert picture.dtype == np.uint8 and picture.shape[1] == 2 * 80 + 3 * 8
     strip = round(1.6 * 11)
@@ -143,7 +162,9 @@ def test_to_width_averages_down_and_repeats_up() -> None:
     board = np.indices((8, 8)).sum(axis=0) % 2 * 200
     picture = np.repeat(board[..., None], 3, axis=2).astype(np.uint8)
     np.testing.assert_array_equal(to_width(picture, 4), np.full((4, 4, 3), 100))
-    np.testing.assert_array_equal(to_width(picture, 16), np.kron(picture, np.ones((2, 2, 1), dtype=np.uint8)))
+    np.testing.assert_array_equal(
+        to_width(picture, 16), np.kron(picture, np.ones((2, 2, 1), dtype=np.uint8))
+    )
 
 
 def test_colour_bar_and_legend() -> None:
@@ -154,4 +175,8 @@ def test_colour_bar_and_legend() -> None:
     np.testing.assert_array_equal(bar[0], heat_colours()[-1])
     np.testing.assert_array_equal(bar[-1], heat_colours()[0])
     named = legend([("road", (128, 64, 128)), ("sky", (70, 130, 180))], width=300)
-    assert named.shape[1] == 300 and (named == (128, 64, 128)).all(axis=2).any() and (named == (70, 130, 180)).all(axis=2).any()
+    assert (
+        named.shape[1] == 300
+        and (named == (128, 64, 128)).all(axis=2).any()
+        and (named == (70, 130, 180)).all(axis=2).any()
+    )

@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils.config_errors import ConfigError
-from utils.yaml_loader import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, dotted, parse_yaml, read_yaml, write_yaml
+from utils.yaml_loader import (
+    MAX_ALIASES,
+    MAX_BYTES,
+    MAX_DEPTH,
+    dotted,
+    parse_yaml,
+    read_yaml,
+    write_yaml,
+)
 
 
 def value_of(text: str | bytes) -> Any:
@@ -86,7 +94,9 @@ def test_leading_zeros_are_refused_with_what_to_write(text: str) -> None:
     plain = f"{float(text):g}" if "." in text or "e" in text else str(int(text))
     assert mistake.startswith(f"f.yaml:2: b: '{text}' has leading zeros")
     assert f'quote it: "{text}"' in mistake
-    assert parse_yaml(f"x: {mistake.split('write ')[1].split(' or ')[0]}", source="").value == {"x": float(plain)}
+    assert parse_yaml(f"x: {mistake.split('write ')[1].split(' or ')[0]}", source="").value == {
+        "x": float(plain)
+    }
 
 
 def test_mistakes_that_do_not_hide_the_rest_come_together_with_their_lines() -> None:
@@ -101,7 +111,10 @@ def test_mistakes_that_do_not_hide_the_rest_come_together_with_their_lines() -> 
     ]
 
 
-@pytest.mark.parametrize("tag", ["!!python/object:os.system", "!!python/name:os.system", "!!int", "!x", "!<tag:a,2000:b>"])
+@pytest.mark.parametrize(
+    "tag",
+    ["!!python/object:os.system", "!!python/name:os.system", "!!int", "!x", "!<tag:a,2000:b>"],
+)
 def test_tags_are_refused(tag: str) -> None:
     (mistake,) = mistakes_of(f"a: {tag} 1")
     assert "f.yaml:1: the tag " in mistake and "not allowed" in mistake
@@ -170,16 +183,42 @@ def test_byte_order_mark_and_other_encodings() -> None:
 
 def test_lines_are_known_by_path() -> None:
     document = parse_yaml("a:\n  b: 1\n  c:\n    - 1\n    - {d: 2}\n", source="f.yaml")
-    wanted = {("a",): 1, ("a", "b"): 2, ("a", "c"): 3, ("a", "c", 0): 4, ("a", "c", 1): 5, ("a", "c", 1, "d"): 5}
+    wanted = {
+        ("a",): 1,
+        ("a", "b"): 2,
+        ("a", "c"): 3,
+        ("a", "c", 0): 4,
+        ("a", "c", 1): 5,
+        ("a", "c", 1, "d"): 5,
+    }
     assert {path: line for path, line in document.lines.items() if path} == wanted
     assert dotted(("a", "c", 1, "d")) == "a.c[1].d"
 
 
-WORDS = ["1e-3", "yes", "08", "0o7", "12:30", "~", "true", ".5", "0x1F", "-.inf", "null", "=", "<<", "2020-01-01", "1_0"]
+WORDS = [
+    "1e-3",
+    "yes",
+    "08",
+    "0o7",
+    "12:30",
+    "~",
+    "true",
+    ".5",
+    "0x1F",
+    "-.inf",
+    "null",
+    "=",
+    "<<",
+    "2020-01-01",
+    "1_0",
+]
 TEXT = st.text(max_size=12) | st.sampled_from(WORDS)
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False) | TEXT,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT.filter(lambda key: key != "<<"), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(TEXT.filter(lambda key: key != "<<"), inner, max_size=3)
+    ),
     max_leaves=12,
 )
 
