@@ -22,6 +22,10 @@ $(STAMP): setup.py pyproject.toml
 
 lint: venv
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p .mypy_tree/hmsa
+	@for part in hmsa/__init__.py hmsa/__main__.py engine network datasets loss utils; do \
+	  ln -sfn "../../$$part" .mypy_tree/hmsa/; done
 	$(BIN)/mypy
 
 test: lint
@@ -31,5 +35,5 @@ demo: venv
 	PATH="$(abspath $(BIN)):$$PATH" bash scripts/demo.sh
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .mypy_tree .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,15 +1,18 @@
-"""Packaging: every room becomes a sub-package of `hmsa`, so that site-packages gains one directory, not five."""
+"""Packaging: the packages at top level become sub-packages of `hmsa`, with configurations and class lists inside."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-ROOMS = ("network", "datasets", "loss", "utils")
+ROOMS = ("engine", "network", "datasets", "loss", "utils")
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "hmsa" / "__init__.py").read_text())[1]
 
-PACKAGES = [f"hmsa.{room}" for room in ROOMS]
+PACKAGES = ["hmsa", "hmsa.configs"]
+PACKAGES += [f"hmsa.{room}" for room in ROOMS]
 PACKAGES += [f"hmsa.{room}.{inner}" for room in ROOMS for inner in find_packages(str(ROOT / room))]
 
 TEST = [
@@ -32,7 +35,7 @@ TEST = [
 
 setup(
     name="hmsa",
-    version="0.1.0",
+    version=VERSION,
     description="Hierarchical multi-scale attention for semantic segmentation: train, evaluate, auto-label",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8")
     if (ROOT / "README.md").exists()
@@ -41,14 +44,20 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=PACKAGES,
-    package_dir={f"hmsa.{room}": room for room in ROOMS},
-    package_data={"": ["*.json", "*.yaml", "*.html", "*.css", "*.js", "py.typed"]},
+    package_dir={"hmsa": "hmsa", **{f"hmsa.{name}": name for name in (*ROOMS, "configs")}},
+    package_data={
+        "": ["*.json", "*.yaml", "*.html", "*.css", "*.js", "py.typed"],
+        "hmsa.configs": ["**/*.yaml", "**/*.json", "**/*.md"],
+    },
+    entry_points={"console_scripts": ["hmsa = hmsa.__main__:main"]},
     install_requires=[
         "torch>=2.6",  # before 2.6 torch.load(weights_only=True) could run code: CVE-2025-32434
         "torchvision>=0.21",
         "numpy>=1.26",
         "opencv-python-headless>=4.8",  # cv2 without the desktop libraries a server lacks
         "pillow>=10.1",
+        "filelock>=3.12",  # torch requires it, and jinja2, anyway
+        "jinja2>=3.1",
         "pyyaml>=6.0",
         "pydantic>=2.0",
         "tqdm>=4.60",

@@ -9,80 +9,76 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .augmentation import Augmentation as Augmentation
-    from .augmentation import augment as augment
-    from .augmentation import augmentation_preset as augmentation_preset
-    from .augmentation import sample_generator as sample_generator
+    from .augment.augmentation import Augmentation as Augmentation
+    from .augment.augmentation import sample_generator as sample_generator
+    from .augment.device_augment import augment_on_device as augment_on_device
+    from .augment.normalisation import normalise as normalise
     from .build import build_files as build_files
     from .build import image_files as image_files
-    from .cache import DecodedCache as DecodedCache
-    from .cache import build_cache as build_cache
-    from .cityscapes import CITYSCAPES as CITYSCAPES
-    from .class_uniform import ClassIndex as ClassIndex
-    from .class_uniform import build_class_index as build_class_index
-    from .device_augment import augment_on_device as augment_on_device
+    from .checks.suggest import suggest_data as suggest_data
+    from .checks.verify import Verification as Verification
+    from .checks.verify import count_pixels as count_pixels
+    from .checks.verify import find_duplicates as find_duplicates
+    from .checks.verify import verify_files as verify_files
     from .errors import DataError as DataError
-    from .eval_loader import EvalLoader as EvalLoader
-    from .eval_loader import build_eval_loader as build_eval_loader
     from .files import Files as Files
-    from .loader import ClassUniform as ClassUniform
-    from .loader import ExtraSource as ExtraSource
-    from .loader import TrainLoader as TrainLoader
-    from .loader import build_train_loader as build_train_loader
-    from .normalisation import normalise as normalise
-    from .plan import EpochPlan as EpochPlan
-    from .plan import ExtraPlan as ExtraPlan
+    from .layouts.cityscapes import CITYSCAPES as CITYSCAPES
+    from .loading.eval_loader import EvalLoader as EvalLoader
+    from .loading.eval_loader import build_eval_loader as build_eval_loader
+    from .loading.loader import ClassUniform as ClassUniform
+    from .loading.loader import ExtraSource as ExtraSource
+    from .loading.loader import TrainLoader as TrainLoader
+    from .loading.loader import build_train_loader as build_train_loader
+    from .loading.workers import explain_lost_worker as explain_lost_worker
     from .policy import LabelPolicy as LabelPolicy
-    from .reading import image_size as image_size
-    from .reading import read_image as read_image
-    from .reading import read_label as read_label
-    from .reading import resize_long_edge as resize_long_edge
+    from .reading.cache import DecodedCache as DecodedCache
+    from .reading.cache import build_cache as build_cache
+    from .reading.decoding import image_size as image_size
+    from .reading.decoding import read_image as read_image
+    from .reading.decoding import read_label as read_label
+    from .reading.decoding import resize_long_edge as resize_long_edge
+    from .sampling.class_uniform import ClassIndex as ClassIndex
+    from .sampling.class_uniform import build_class_index as build_class_index
+    from .sampling.plan import EpochPlan as EpochPlan
+    from .sampling.plan import ExtraPlan as ExtraPlan
     from .spec import ClassInfo as ClassInfo
     from .spec import DatasetSpec as DatasetSpec
-    from .suggest import suggest_data as suggest_data
-    from .verify import Verification as Verification
-    from .verify import count_pixels as count_pixels
-    from .verify import find_duplicates as find_duplicates
-    from .verify import verify_files as verify_files
-    from .workers import explain_lost_worker as explain_lost_worker
 
 _HOME = {
-    "Augmentation": "augmentation",
-    "CITYSCAPES": "cityscapes",
-    "ClassIndex": "class_uniform",
+    "Augmentation": "augment.augmentation",
+    "CITYSCAPES": "layouts.cityscapes",
+    "ClassIndex": "sampling.class_uniform",
     "ClassInfo": "spec",
-    "ClassUniform": "loader",
+    "ClassUniform": "loading.loader",
     "DataError": "errors",
     "DatasetSpec": "spec",
-    "DecodedCache": "cache",
-    "EpochPlan": "plan",
-    "EvalLoader": "eval_loader",
-    "ExtraPlan": "plan",
-    "ExtraSource": "loader",
+    "DecodedCache": "reading.cache",
+    "EpochPlan": "sampling.plan",
+    "EvalLoader": "loading.eval_loader",
+    "ExtraPlan": "sampling.plan",
+    "ExtraSource": "loading.loader",
     "Files": "files",
     "LabelPolicy": "policy",
-    "TrainLoader": "loader",
-    "Verification": "verify",
-    "augment": "augmentation",
-    "augment_on_device": "device_augment",
-    "augmentation_preset": "augmentation",
-    "build_cache": "cache",
-    "build_class_index": "class_uniform",
-    "build_eval_loader": "eval_loader",
+    "TrainLoader": "loading.loader",
+    "Verification": "checks.verify",
+    "augment_on_device": "augment.device_augment",
+    "build_cache": "reading.cache",
+    "build_class_index": "sampling.class_uniform",
+    "build_eval_loader": "loading.eval_loader",
     "build_files": "build",
-    "build_train_loader": "loader",
-    "count_pixels": "verify",
-    "explain_lost_worker": "workers",
-    "find_duplicates": "verify",
+    "build_train_loader": "loading.loader",
+    "count_pixels": "checks.verify",
+    "explain_lost_worker": "loading.workers",
+    "find_duplicates": "checks.verify",
     "image_files": "build",
-    "image_size": "reading",
-    "normalise": "normalisation",
-    "read_image": "reading",
-    "read_label": "reading",
-    "resize_long_edge": "reading",
-    "sample_generator": "augmentation",
-    "suggest_data": "suggest",
-    "verify_files": "verify",
+    "image_size": "reading.decoding",
+    "normalise": "augment.normalisation",
+    "read_image": "reading.decoding",
+    "read_label": "reading.decoding",
+    "resize_long_edge": "reading.decoding",
+    "sample_generator": "augment.augmentation",
+    "suggest_data": "checks.suggest",
+    "verify_files": "checks.verify",
 }
 
 __all__ = sorted(_HOME)  # noqa: PLE0605

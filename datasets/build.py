@@ -10,18 +10,26 @@ from typing import Literal
 
 import numpy as np
 
-from .autolabels import AutoLabels, find_auto_labels
-from .cityscapes import find_cityscapes
-from .class_list import Layout
 from .errors import DataError
 from .files import STILL, Files, pack
-from .folder import find_folder, read_list
-from .listing import IMAGE_SUFFIXES, Found, first_entries, has_suffix, require_folder, scan, stem
-from .mapillary import find_mapillary
+from .layouts.autolabels import AutoLabels, find_auto_labels
+from .layouts.cityscapes import find_cityscapes
+from .layouts.class_list import Layout
+from .layouts.folder import find_folder, read_list
+from .layouts.listing import (
+    IMAGE_SUFFIXES,
+    Found,
+    first_entries,
+    has_suffix,
+    require_folder,
+    scan,
+    stem,
+)
+from .layouts.mapillary import find_mapillary
+from .layouts.video import count_frames, is_video
 from .policy import LabelPolicy
-from .reading import DEFAULT_MAX_PIXELS
+from .reading.decoding import DEFAULT_MAX_PIXELS
 from .spec import DatasetSpec, did_you_mean
-from .video import count_frames, is_video
 
 DATASETS = ("folder", "cityscapes", "mapillary")
 LABEL_KINDS = ("fine", "coarse", "auto", "none")

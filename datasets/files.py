@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from .errors import DataError
+from .layouts.video import frame_size, read_frame
 from .policy import LabelPolicy
-from .reading import DEFAULT_MAX_PIXELS, image_size, read_image, read_label
+from .reading.decoding import DEFAULT_MAX_PIXELS, image_size, read_image, read_label
 from .spec import DatasetSpec, LabelIds
-from .video import frame_size, read_frame
 
 STILL = -1  # the frame number of what is no video
 

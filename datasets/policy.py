@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .errors import DataError
-from .reading import read_confidence, read_label
+from .reading.decoding import read_confidence, read_label
 from .spec import DatasetSpec, did_you_mean
 
 POLICIES = ("auto", "human", "union", "drop")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from .build import MULTISCALE, build_model
 from .decoders import DECODERS
 from .fusion import fuse, fuse_scales
+from .inference.raster import render_rows
 from .layers import ModelError
 from .prediction import Prediction
-from .raster import render_rows
 from .trunks import TRUNKS
-from .weights import LoadReport, load_trunk_weights, load_weights
+from .weights.loading import LoadReport, load_trunk_weights, load_weights
 
 __all__ = [
     "DECODERS",

@@ -11,7 +11,7 @@ from .decoders import DECODERS
 from .fusion import checked_scales
 from .heads import ConvHead
 from .layers import ModelError
-from .multiscale import Explicit, ExplicitHead, Hierarchical, HierarchicalDual, MultiScale, Single
+from .model import Explicit, ExplicitHead, Hierarchical, HierarchicalDual, MultiScale, Single
 from .trunks import build_trunk
 
 FUSE_AT = ("image", "features")
@@ -117,8 +117,8 @@ def build_model(
         **attention,
     )
     if trunk_weights is not None:
-        from .pretrained import resolve_weights
-        from .weights import load_trunk_weights
+        from .weights.loading import load_trunk_weights
+        from .weights.pretrained import resolve_weights
 
         load_trunk_weights(model.trunk, resolve_weights(trunk_weights, trunk=trunk))
     return model

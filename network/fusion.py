@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
+from .inference.raster import Mixed, Raster, Stored, Weighted, at_size, compute
 from .layers import ModelError
 from .prediction import Prediction
-from .raster import Mixed, Raster, Stored, Weighted, at_size, compute
 
 Size = tuple[int, int]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from .inference.raster import Raster
 from .layers import ConvNorm, frugal
-from .raster import Raster
 
 STRIPS = 8  # a map is worked through in at most so many strips ...
 FEWEST_ROWS = 16  # ... of no fewer rows than this, because strips share a border of `halo` rows

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from hmsa.engine.command_line import at_least, run_door
 from scripts.benchmarks.harness import ROW_KEYS, Disagreement
-from utils.cli import at_least, run_door
 
 FOLDER = Path(__file__).resolve().parent / "benchmarks"
 NAMES = tuple(sorted(file.stem for file in FOLDER.glob("*.py") if file.stem != "harness"))
@@ -99,7 +99,7 @@ def _cell(value: object) -> str:
 
 def user_errors() -> tuple[type[Exception], ...]:
     """What ends a measurement in one sentence."""
-    import assemble
+    from hmsa.engine import build as assemble
 
     return assemble.USER_ERRORS
 

@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw
 
-from datasets import (
+from hmsa.datasets import (
     DataError,
     Files,
     Verification,
@@ -29,8 +29,8 @@ from datasets import (
     suggest_data,
     verify_files,
 )
-from utils.cli import parse_with_overrides, run_door
-from utils.config import Config, ConfigError, load_config
+from hmsa.engine.command_line import parse_with_overrides, run_door
+from hmsa.utils.config import Config, ConfigError, load_config
 
 LEAST_SHARE = 1e-6  # left end of the chart's logarithmic axis
 SHOWN_SIZES = 5

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets import DataError, build_files, read_image, read_label
-from datasets.files import Files
-from utils.scores import iou_of, mean_of
+from hmsa.datasets import DataError, build_files, read_image, read_label
+from hmsa.datasets.files import Files
+from hmsa.utils.metrics.scores import iou_of, mean_of
 
 FINEST_BITS = 5  # of each channel in the histograms
 BITS, POWERS = (3, 4, 5), (0.0, 0.25, 0.5, 0.75, 1.0)

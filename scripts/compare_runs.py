@@ -20,8 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.page import Cell, Row, bar, number, page, section, table
-from utils.png import ImageWriteError, write_file
+from hmsa.utils.files.png import ImageWriteError, write_file
+from hmsa.utils.report.page import Cell, Row, bar, number, page, section, table
 
 PLACES = ("metrics.json", "eval/metrics.json")
 OTHER_SCORES = {

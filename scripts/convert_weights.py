@@ -22,17 +22,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
-from network import DECODERS, MULTISCALE, ModelError, build_model, load_weights
-from network.weight_files import read_tensors
-from network.weights import recognise
-from utils.checkpoint import is_ours
+from hmsa.network import DECODERS, MULTISCALE, ModelError, build_model, load_weights
+from hmsa.network.weights.files import read_tensors
+from hmsa.network.weights.loading import recognise
+from hmsa.utils.training.checkpoint import is_ours
 
 SUFFIXES = (".safetensors", ".pth")
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(command_line)
-    from assemble import USER_ERRORS
+    from hmsa.engine.build import USER_ERRORS
 
     try:
         tensors = convert(
@@ -78,7 +78,7 @@ def convert(
 ) -> dict[str, Tensor]:
     """The tensors of `source` by our names, complete for that model. Raises ModelError where they are not."""
     if is_ours(source):
-        from assemble import load_model
+        from hmsa.engine.build import load_model
 
         model = load_model(source, config_file=None, overrides=(), device=torch.device("cpu")).model
         return dict((model.trunk if trunk_only else model).state_dict())

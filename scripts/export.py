@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor, nn
 
-from network import ModelError
-from network.folding import prepare_for_inference
+from hmsa.network import ModelError
+from hmsa.network.inference.folding import prepare_for_inference
 
 TOLERANCE = 1e-3  # largest absolute difference of logits between the file and the model
 SUFFIXES = (".onnx", ".pt2")
@@ -44,7 +44,7 @@ class Fused(nn.Module):
 
 def main(command_line: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(command_line)
-    from assemble import USER_ERRORS, load_model
+    from hmsa.engine.build import USER_ERRORS, load_model
 
     try:
         loaded = load_model(

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.demo_scenes.coarse import draw_coarse  # noqa: E402
-from scripts.demo_scenes.scene import draw_scene, stream  # noqa: E402
-from utils.cli import at_least  # noqa: E402
+from hmsa.engine.command_line import at_least
+from scripts.demo_scenes.coarse import draw_coarse
+from scripts.demo_scenes.scene import draw_scene, stream
 
 CITIES = {
     "train": ("aachenau", "bremfurt", "colmar_am_see", "dornstadt"),

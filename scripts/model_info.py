@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from network import DECODERS, MULTISCALE, TRUNKS, ModelError, Prediction, build_model
-from network.inference import predict
-from scripts.live_memory import LiveMemory
+from hmsa.network import DECODERS, MULTISCALE, TRUNKS, ModelError, Prediction, build_model
+from hmsa.network.inference.predict import predict
+from scripts.benchmarks.live_memory import LiveMemory
 
 EVALUATED = ((1.0,), (0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0))
 MIB = 2**20

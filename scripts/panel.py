@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import at_least, parse_with_overrides, run_door
+from hmsa.engine.command_line import at_least, parse_with_overrides, run_door
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -46,11 +46,11 @@ def main(options: argparse.Namespace) -> int:
     """Predict and draw."""
     import torch
 
-    import assemble
-    from datasets import DataError
-    from pictures import pictures_of
-    from utils.image_writer import ImageWriter
-    from utils.panels import panel
+    from hmsa.datasets import DataError
+    from hmsa.engine import build as assemble
+    from hmsa.engine.pictures import pictures_of
+    from hmsa.utils.files.image_writer import ImageWriter
+    from hmsa.utils.report.panels import panel
 
     loaded = assemble.load_model(
         options.checkpoint,
@@ -77,7 +77,7 @@ if __name__ == "__main__":
     OPTIONS = parse()
 
     def user_errors() -> tuple[type[Exception], ...]:
-        import assemble
+        from hmsa.engine import build as assemble
 
         return assemble.USER_ERRORS
 

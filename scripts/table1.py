@@ -21,8 +21,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from scripts.table_charts import cost_chart, gain_chart
-from scripts.table_runs import (
+from hmsa.engine.command_line import at_least, parse_with_overrides
+from hmsa.utils.config import load_config
+from scripts.tables.charts import cost_chart, gain_chart
+from scripts.tables.runs import (
     Run,
     Scoring,
     commit,
@@ -32,8 +34,6 @@ from scripts.table_runs import (
     run_table,
     table_parser,
 )
-from utils.cli import at_least, parse_with_overrides
-from utils.config import load_config
 
 THREE, FOUR = "0.5,1,2", "0.25,0.5,1,2"
 MODELS: dict[str, tuple[tuple[str, ...], tuple[Scoring, ...]]] = {
@@ -319,8 +319,8 @@ def measure_costs(
     options: argparse.Namespace, models: Sequence[str], *, rounds: int = 7
 ) -> dict[str, dict[str, float]]:
     """Model -> FLOPs, seconds and peak memory of a training step relative to single scale's: the same crops, alternately, in this process."""
+    from hmsa.utils.training.cost import count_flops
     from scripts.benchmarks.harness import peak_extra_mib, time_alternately
-    from utils.cost import count_flops
 
     chosen = list(dict.fromkeys(["single", *models]))
     arguments: dict[str, dict[str, Any]] = {
@@ -348,8 +348,8 @@ def training_step(*, config: str, overrides: list[str]) -> Callable[[], Any]:
     """Forward, loss and backward of one batch of noise, as train.py does them."""
     import torch
 
-    import assemble
-    from utils.runtime import autocast_dtype
+    from hmsa.engine import build as assemble
+    from hmsa.utils.runtime import autocast_dtype
 
     settings = load_config(Path(config), overrides)
     files = assemble.split_files(settings, settings.data.train_split)

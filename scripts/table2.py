@@ -19,8 +19,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from hmsa.engine.command_line import at_least, parse_with_overrides
 from scripts.table1 import mean_and_deviation, paired
-from scripts.table_runs import (
+from scripts.tables.runs import (
     Run,
     Scoring,
     best_checkpoint,
@@ -31,7 +32,6 @@ from scripts.table_runs import (
     run_table,
     table_parser,
 )
-from utils.cli import at_least, parse_with_overrides
 
 SCORED = Scoring(("0.5,1,2",))
 ROWS = {  # name: multiscale, labels of the coarse images

@@ -14,7 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils.config import json_schema
+from hmsa.utils.config import json_schema
 
 _BYTE = {"type": "integer", "minimum": 0, "maximum": 255}
 _TEXT = {"type": "string", "minLength": 1}

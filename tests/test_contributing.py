@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch.nn.functional import cross_entropy
 
-from datasets import ClassInfo, DataError, DatasetSpec
-from loss import LOSSES, build_criterion
-from network import DECODERS, TRUNKS, build_model
-from utils.config_models import LossName
+from hmsa.datasets import ClassInfo, DataError, DatasetSpec
+from hmsa.loss import LOSSES, build_criterion
+from hmsa.network import DECODERS, TRUNKS, build_model
+from hmsa.utils.config.models import LossName
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import assemble
-import train
+from hmsa.engine import build as assemble
+from hmsa.engine import train
+from hmsa.utils.config import load_config
+from hmsa.utils.processes import join
 from tests.datasets.trees import make_auto_labels, make_cityscapes, make_mapillary
-from utils.config import load_config
-from utils.processes import join
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = json.loads((ROOT / "tests" / "data" / "paper_values.json").read_text(encoding="utf-8"))

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..heads import ConvHead, in_strips
+from ..inference.raster import Joined, Stored, at_size, settled
 from ..layers import ConvNorm, initialise_kaiming, normalise_pooled
-from ..raster import Joined, Stored, at_size, settled
 from ..trunks.trunk import Features
 from .decoder import Decoded, Decoder
 

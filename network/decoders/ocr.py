@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..heads import ConvHead, in_strips
+from ..inference.raster import Stored
 from ..layers import ConvNorm, frugal, full_precision, lifted
-from ..raster import Stored
 from ..trunks.trunk import Features
 from .decoder import Decoded, Decoder
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..inference.raster import Joined, Stored, at_size, settled
 from ..layers import BatchNorm, initialise_kaiming, resize, run_stage
-from ..raster import Joined, Stored, at_size, settled
 from .trunk import Features, Trunk
 
 

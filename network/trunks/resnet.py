@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..inference.raster import Stored
 from ..layers import BatchNorm, ModelError, run_stage
-from ..raster import Stored
 from .trunk import Features, Trunk
 
 NAMES = ("resnet18", "resnet34", "resnet50", "resnet101")

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..inference.raster import Joined, Stored, at_size, settled
 from ..layers import ModelError, run_stage
-from ..raster import Joined, Stored, at_size, settled
 from .trunk import Features, Trunk
 
 Value = TypeVar("Value")

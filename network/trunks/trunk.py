@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..raster import Raster
+from ..inference.raster import Raster
 
 
 class Features(NamedTuple):

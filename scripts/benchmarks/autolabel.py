@@ -18,10 +18,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-import autolabel
-from assemble import Inference, Loaded
-from datasets import CITYSCAPES, Files, LabelPolicy, normalise
-from network import build_model
+from hmsa.datasets import CITYSCAPES, Files, LabelPolicy, normalise
+from hmsa.engine import autolabel
+from hmsa.engine.build import Inference, Loaded
+from hmsa.network import build_model
+from hmsa.utils.config import Config
+from hmsa.utils.files.png import encode_png
+from hmsa.utils.runtime import autocast_dtype
 from scripts.benchmarks.data import draw_files, draw_pair
 from scripts.benchmarks.harness import (
     Disagreement,
@@ -31,9 +34,6 @@ from scripts.benchmarks.harness import (
     synchronise,
     time_alternately,
 )
-from utils.config import Config
-from utils.png import encode_png
-from utils.runtime import autocast_dtype
 
 SPREAD = 40.0  # fresh classifiers give all classes nearly the same probability; so much larger weights tell them apart
 THRESHOLD = (

@@ -17,10 +17,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
-from datasets import CITYSCAPES, Augmentation, Files, build_cache, sample_generator
-from datasets.augmentation import Geometry, Photometric, draw_geometry, draw_photometric
-from datasets.files import pack
-from datasets.loader import Request, Source, TrainReader
+from hmsa.datasets import CITYSCAPES, Augmentation, Files, build_cache, sample_generator
+from hmsa.datasets.augment.augmentation import (
+    Geometry,
+    Photometric,
+    draw_geometry,
+    draw_photometric,
+)
+from hmsa.datasets.files import pack
+from hmsa.datasets.loading.loader import Request, Source, TrainReader
 from scripts.benchmarks.harness import Disagreement, Workload, row, size_text, time_alternately
 
 Maker = Callable[[int, int], Any]  # sample of (position in the plan, image)

@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datasets import normalise, read_image
-from network import build_model, load_weights
-from network.folding import prepare_for_inference
-from network.inference import predict_label
-from network.raster import Raster
+from hmsa.datasets import normalise, read_image
+from hmsa.network import build_model, load_weights
+from hmsa.network.inference.folding import prepare_for_inference
+from hmsa.network.inference.predict import predict_label
+from hmsa.network.inference.raster import Raster
+from hmsa.utils.config import load_config
+from hmsa.utils.metrics.confusion import ConfusionMatrix
 from scripts.benchmarks.harness import Disagreement, Workload, compare
-from utils.config import load_config
-from utils.metrics import ConfusionMatrix
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = load_config(str(ROOT / "configs" / "demo.yaml")).model.model_dump(

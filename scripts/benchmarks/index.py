@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from datasets import Files
-from datasets.class_uniform import class_places
+from hmsa.datasets import Files
+from hmsa.datasets.sampling.class_uniform import class_places
 from scripts.benchmarks.data import draw_files
 from scripts.benchmarks.harness import Disagreement, row, size_text, time_alternately
 

@@ -14,10 +14,9 @@ import cv2
 import numpy as np
 import torch
 
-from utils.metrics import ConfusionMatrix
-from utils.png import encode_png
-
-from .harness import Disagreement, Workload, compare
+from hmsa.utils.files.png import encode_png
+from hmsa.utils.metrics.confusion import ConfusionMatrix
+from scripts.benchmarks.harness import Disagreement, Workload, compare
 
 IGNORE = 255
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loss import rmi_loss
+from hmsa.loss import rmi_loss
 from scripts.benchmarks.harness import (
     MIB,
     Workload,

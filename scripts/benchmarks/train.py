@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-import assemble
-import train
+from hmsa.engine import build as assemble
+from hmsa.engine import train
+from hmsa.utils.config import Config
+from hmsa.utils.processes import Processes
+from hmsa.utils.runtime import prepare_runtime
+from hmsa.utils.training.logbook import Logbook
+from hmsa.utils.training.nonfinite import SkippedSteps
+from hmsa.utils.training.run_folder import RunFolder
 from scripts.benchmarks.harness import Disagreement, Workload, compare
-from utils.config import Config
-from utils.logbook import Logbook
-from utils.nonfinite import SkippedSteps
-from utils.processes import Processes
-from utils.run_folder import RunFolder
-from utils.runtime import prepare_runtime
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "fp32": {"channels_last": False},

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loss import cross_entropy, rmi_loss
-from loss.sources import at_size
-from network.fusion import Maps, fuse_maps, resized
-from network.raster import Stored
+from hmsa.loss import cross_entropy, rmi_loss
+from hmsa.loss.sources import at_size
+from hmsa.network.fusion import Maps, fuse_maps, resized
+from hmsa.network.inference.raster import Stored
 from scripts.benchmarks.harness import Workload, compare, require_close, size_text
 
 SIZES = ("1x19x1024x2048", "1x65x1024x2048")

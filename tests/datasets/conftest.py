@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import ClassInfo, DatasetSpec, Files
-from datasets.files import pack
+from hmsa.datasets import ClassInfo, DatasetSpec, Files
+from hmsa.datasets.files import pack
 
 
 @pytest.fixture

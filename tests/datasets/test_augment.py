@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from datasets import (
+from hmsa.datasets import (
     Augmentation,
     DataError,
     augment,
@@ -21,7 +21,7 @@ from datasets import (
     normalise,
     sample_generator,
 )
-from datasets.augmentation import (
+from hmsa.datasets.augment.augmentation import (
     Photometric,
     apply_draws,
     blur,
@@ -29,7 +29,7 @@ from datasets.augmentation import (
     draw_photometric,
     jitter,
 )
-from datasets.resample import place_axis, resize_image, take_nearest
+from hmsa.datasets.augment.resample import place_axis, resize_image, take_nearest
 
 IGNORE = 255
 PLAIN: dict[str, Any] = {"color": 0.0, "hue": 0.0, "blur": "none"}

@@ -17,8 +17,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import Augmentation, DataError, Files, LabelPolicy, build_cache, build_train_loader
-from datasets import cache as room
+from hmsa.datasets import (
+    Augmentation,
+    DataError,
+    Files,
+    LabelPolicy,
+    build_cache,
+    build_train_loader,
+)
+from hmsa.datasets.reading import cache as room
 
 MakeFiles = Callable[..., Files]
 

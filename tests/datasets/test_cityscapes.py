@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets import CITYSCAPES, DataError, Files, build_files
+from hmsa.datasets import CITYSCAPES, DataError, Files, build_files
 from tests.datasets.trees import (
     OFFICIAL,
     RELEASE,

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from datasets import CITYSCAPES, DataError, EpochPlan, Files, LabelPolicy, build_class_index
-from datasets import class_uniform as room
-from datasets.class_uniform import class_places
-from datasets.files import pack
+from hmsa.datasets import CITYSCAPES, DataError, EpochPlan, Files, LabelPolicy, build_class_index
+from hmsa.datasets.files import pack
+from hmsa.datasets.sampling import class_uniform as room
+from hmsa.datasets.sampling.class_uniform import class_places
 
 MakeFiles = Callable[..., Files]
 

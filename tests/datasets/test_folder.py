@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets import DataError, Files, build_files, image_files, read_label
-from datasets.class_list import Layout
-from datasets.listing import glob_to_regex
+from hmsa.datasets import DataError, Files, build_files, image_files, read_label
+from hmsa.datasets.layouts.class_list import Layout
+from hmsa.datasets.layouts.listing import glob_to_regex
 from tests.datasets.trees import label, make_folder, photo, save, touch, toy_spec, write_class_list
 
 

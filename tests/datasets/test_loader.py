@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets import (
+from hmsa.datasets import (
     Augmentation,
     ClassUniform,
     DataError,
@@ -347,7 +347,7 @@ def test_workers_outlive_signals_to_the_process_group(files: Files) -> None:
 SCRIPT = """
     import os, pickle, signal, sys
     sys.path.insert(0, {root!r})
-    from datasets import Augmentation, DataError, build_train_loader
+    from hmsa.datasets import Augmentation, DataError, build_train_loader
     files = pickle.load(open({files!r}, "rb"))
     loader = build_train_loader(files, augmentation=Augmentation(crop=(8, 8)), batch_size=1, workers=2)
     batches = loader.epoch(0)
@@ -392,7 +392,7 @@ def test_a_lost_worker_is_explained(root: Path, files: Files, tmp_path: Path) ->
         print('DataError:', error)
         os._exit(4)
     except RuntimeError as error:  # it may also come between two batches
-        from datasets import explain_lost_worker
+        from hmsa.datasets import explain_lost_worker
         print('DataError:', explain_lost_worker(error))
         os._exit(4)"""
     done = run_script(root, files, tmp_path, textwrap.dedent("    " + action))

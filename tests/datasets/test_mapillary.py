@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets import DataError, Files, build_files
-from datasets.mapillary import load_mapillary_spec
+from hmsa.datasets import DataError, Files, build_files
+from hmsa.datasets.layouts.mapillary import load_mapillary_spec
 from tests.datasets.trees import make_mapillary, mapillary_config
 
 SPLITS = {"training": 3, "validation": 2, "testing": 1}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import normalise
+from hmsa.datasets import normalise
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_layouts(image: torch.Tensor, channels_last: bool) -> None:
 
 def test_first_use_in_inference_mode_does_not_harm_training() -> None:
     """What is kept between calls must not become an inference tensor."""
-    from datasets import normalisation
+    from hmsa.datasets.augment import normalisation
 
     normalisation._constants.cache_clear()
     image = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)

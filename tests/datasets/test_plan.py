@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets import DataError, EpochPlan, ExtraPlan
-from datasets.class_uniform import PLACE
-from datasets.plan import EXTRA, FINE, class_quotas, global_batches, plan_length
+from hmsa.datasets import DataError, EpochPlan, ExtraPlan
+from hmsa.datasets.sampling.class_uniform import PLACE
+from hmsa.datasets.sampling.plan import EXTRA, FINE, class_quotas, global_batches, plan_length
 
 
 @dataclass

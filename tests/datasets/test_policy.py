@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from datasets import CITYSCAPES, DataError, Files, LabelPolicy, build_files
-from datasets.policy import POLICIES, inner_frame
+from hmsa.datasets import CITYSCAPES, DataError, Files, LabelPolicy, build_files
+from hmsa.datasets.policy import POLICIES, inner_frame
+from hmsa.utils.labelling.autolabels import confidence_name, encode_label, label_name, manifest
 from tests.datasets.trees import (
     label,
     make_auto_labels,
@@ -22,7 +23,6 @@ from tests.datasets.trees import (
     save,
     toy_spec,
 )
-from utils.autolabels import confidence_name, encode_label, label_name, manifest
 
 LABELS = arrays(np.uint8, (5, 7), elements=st.sampled_from([0, 1, 2, 255]))
 

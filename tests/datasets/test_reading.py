@@ -13,8 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets import CITYSCAPES, DataError, image_size, read_image, read_label, resize_long_edge
-from datasets.reading import DEFAULT_MAX_PIXELS, decode_label
+from hmsa.datasets import (
+    CITYSCAPES,
+    DataError,
+    image_size,
+    read_image,
+    read_label,
+    resize_long_edge,
+)
+from hmsa.datasets.reading.decoding import DEFAULT_MAX_PIXELS, decode_label
 from tests.datasets.trees import encoded, label, photo, png_with_size, save, toy_spec
 
 

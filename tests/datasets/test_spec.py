@@ -11,9 +11,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-import datasets
-from datasets import CITYSCAPES, ClassInfo, DataError, DatasetSpec
-from datasets.class_list import load_class_list
+import hmsa.datasets as datasets
+from hmsa.datasets import CITYSCAPES, ClassInfo, DataError, DatasetSpec
+from hmsa.datasets.layouts.class_list import load_class_list
 from tests.datasets.trees import toy_spec, write_class_list
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import (
+from hmsa.datasets import (
     DataError,
     Files,
     Verification,
@@ -18,8 +18,8 @@ from datasets import (
     suggest_data,
     verify_files,
 )
-from datasets import verify as verify_module
-from datasets.verify import histogram
+from hmsa.datasets.checks import verify as verify_module
+from hmsa.datasets.checks.verify import histogram
 from tests.datasets.trees import (
     encoded,
     label,

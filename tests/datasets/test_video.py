@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets import ClassInfo, DataError, DatasetSpec, Files, build_eval_loader, image_files
-from datasets.video import KEPT_FRAMES
+from hmsa.datasets import ClassInfo, DataError, DatasetSpec, Files, build_eval_loader, image_files
+from hmsa.datasets.layouts.video import KEPT_FRAMES
 
 SPEC = DatasetSpec(
     name="two", classes=(ClassInfo("a", (0, 0, 0), (0,)), ClassInfo("b", (9, 9, 9), (1,)))

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from datasets import CITYSCAPES, ClassInfo, DatasetSpec
+from hmsa.datasets import CITYSCAPES, ClassInfo, DatasetSpec
 
 # Cities of Cityscapes with their numbers of fine images (RELEASE 1.3 and the official file lists).
 VAL_CITIES = {"frankfurt": 267, "lindau": 59, "munster": 174}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loss import (
+from hmsa.loss import (
     LOSSES,
     PRESETS,
     LossError,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from loss import LOSSES, build_criterion
+from hmsa.loss import LOSSES, build_criterion
 
 
 @pytest.mark.parametrize("main", sorted(LOSSES))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loss import (
+from hmsa.loss import (
     LossError,
     binary_cross_entropy,
     bootstrapped_cross_entropy,

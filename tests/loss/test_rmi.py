@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from loss import LossError, pixels, rmi_loss, weighted_rmi_loss
-from loss.region import _robust_cholesky
+from hmsa.loss import LossError, pixels, rmi_loss, weighted_rmi_loss
+from hmsa.loss.region import _robust_cholesky
 from tests.loss.direct_rmi import direct_rmi_loss
 
 DATA = Path(__file__).resolve().parents[1] / "data"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from loss import (
+from hmsa.loss import (
     PRESETS,
     LossError,
     binary_cross_entropy,
@@ -23,10 +23,10 @@ from loss import (
     relaxed_boundary_loss,
     rmi_loss,
 )
-from loss.sources import UpsampledMaps, at_size
-from network import build_model
-from network.fusion import Maps, fuse_maps, resized
-from network.raster import Stored
+from hmsa.loss.sources import UpsampledMaps, at_size
+from hmsa.network import build_model
+from hmsa.network.fusion import Maps, fuse_maps, resized
+from hmsa.network.inference.raster import Stored
 
 SIZE = (66, 90)
 LOSSES: dict[str, Callable[[Any, Tensor], Tensor]] = {

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from loss import build_criterion
-from network.key_names import from_authors
+from hmsa.loss import build_criterion
+from hmsa.network.weights.key_names import from_authors
 from tests.network.conftest import golden_of
 
 NUMBERS = json.loads(

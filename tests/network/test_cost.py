@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from network import build_model
+from hmsa.network import build_model
 
 
 def training_flops(multiscale: str, **parts: str) -> int:

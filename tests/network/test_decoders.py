@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from network import DECODERS, ModelError, build_model
-from network.decoders import Decoder
-from network.trunks.trunk import Features
+from hmsa.network import DECODERS, ModelError, build_model
+from hmsa.network.decoders import Decoder
+from hmsa.network.trunks.trunk import Features
 
 PUBLISHED = {"ocr": 512, "deeplabv3plus": 256, "fcn": 256}
 CLASSES = 7

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from network import build_model
+from hmsa.network import build_model
 
 
 class Exported(nn.Module):

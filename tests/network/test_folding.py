@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network import Prediction, build_model
-from network.folding import prepare_for_inference
-from network.inference import predict
+from hmsa.network import Prediction, build_model
+from hmsa.network.inference.folding import prepare_for_inference
+from hmsa.network.inference.predict import predict
 
 
 def with_statistics(model: nn.Module) -> nn.Module:

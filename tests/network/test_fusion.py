@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from network import ModelError, Prediction, fuse, fuse_scales
-from network.fusion import chain, checked_scales, maps_of, resized, scaled_size
-from network.raster import compute, render_rows
+from hmsa.network import ModelError, Prediction, fuse, fuse_scales
+from hmsa.network.fusion import chain, checked_scales, maps_of, resized, scaled_size
+from hmsa.network.inference.raster import compute, render_rows
 
 # Sums of the two channels, channel 0 at [3, 5] and channel 1 at [7, 11] of the fused 8 x 12 map (RELEASE.md 2.6).
 AUTHORS = {

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from network.key_names import from_authors
-from network.multiscale import MultiScale
+from hmsa.network.model import MultiScale
+from hmsa.network.weights.key_names import from_authors
 from tests.network.conftest import remembered
 
 

@@ -14,9 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from network import ModelError, Prediction, build_model
-from network.inference import label_and_confidence, predict, predict_label, predicted_label
-from network.tiling import alignment, overlap_pixels, ramp, spans
+from hmsa.network import ModelError, Prediction, build_model
+from hmsa.network.inference.predict import (
+    label_and_confidence,
+    predict,
+    predict_label,
+    predicted_label,
+)
+from hmsa.network.inference.tiling import alignment, overlap_pixels, ramp, spans
 
 
 class Convolutions(nn.Module):

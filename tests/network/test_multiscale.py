@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from network import (
+from hmsa.network import (
     DECODERS,
     MULTISCALE,
     ModelError,
@@ -17,8 +17,8 @@ from network import (
     fuse_scales,
     render_rows,
 )
-from network.layers import frugal
-from network.raster import Raster, Stored
+from hmsa.network.inference.raster import Raster, Stored
+from hmsa.network.layers import frugal
 
 SMALL = {"trunk": "resnet18", "decoder": "deeplabv3plus", "num_classes": 5}
 OCR = {"trunk": "hrnet_w18_small", "decoder": "ocr", "num_classes": 5, "dropout": 0.0}

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from network.folding import prepare_for_inference
-from network.inference import predict
+from hmsa.network.inference.folding import prepare_for_inference
+from hmsa.network.inference.predict import predict
 from tests.network.conftest import remembered
 
 NUMBERS = json.loads((Path(__file__).parents[1] / "data" / "golden_pooling.json").read_text())[

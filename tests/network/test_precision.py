@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from network import build_model
-from network.decoders.ocr import ObjectAttention, gather_regions
-from network.layers import BatchNorm
+from hmsa.network import build_model
+from hmsa.network.decoders.ocr import ObjectAttention, gather_regions
+from hmsa.network.layers import BatchNorm
 
 OCR = {"trunk": "hrnet_w18_small", "decoder": "ocr", "num_classes": 5}
 RESNET = {"trunk": "resnet18", "decoder": "deeplabv3plus", "num_classes": 5}

@@ -14,8 +14,8 @@ from urllib.parse import urlparse
 import pytest
 import torch
 
-from network import TRUNKS, ModelError, build_model
-from network.pretrained import IMAGENET, WEIGHTS, Source, Weights, resolve_weights
+from hmsa.network import TRUNKS, ModelError, build_model
+from hmsa.network.weights.pretrained import IMAGENET, WEIGHTS, Source, Weights, resolve_weights
 
 CONTENT = b"weights of a trunk" * 50_000
 

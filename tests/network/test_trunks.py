@@ -8,10 +8,10 @@ import pytest
 import torch
 import torchvision
 
-from network import TRUNKS, ModelError, load_trunk_weights
-from network.layers import resize
-from network.trunks import build_trunk
-from network.trunks.hrnet import Exchange
+from hmsa.network import TRUNKS, ModelError, load_trunk_weights
+from hmsa.network.layers import resize
+from hmsa.network.trunks import build_trunk
+from hmsa.network.trunks.hrnet import Exchange
 
 timm = pytest.importorskip("timm")
 

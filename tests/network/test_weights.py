@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from network import ModelError, build_model, load_weights
-from network.key_names import AUTHORS_OCR, from_authors, to_authors
+from hmsa.network import ModelError, build_model, load_weights
+from hmsa.network.weights.key_names import AUTHORS_OCR, from_authors, to_authors
 
 NARROW = {
     "decoder_channels": 16,

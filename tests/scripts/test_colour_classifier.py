@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets import build_files, read_image, read_label
+from hmsa.datasets import build_files, read_image, read_label
+from hmsa.utils.metrics.confusion import ConfusionMatrix
 from scripts import colour_classifier
 from scripts.make_demo_data import main as make_demo_data
-from utils.metrics import ConfusionMatrix
 
 
 @pytest.fixture(scope="module")

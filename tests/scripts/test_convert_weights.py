@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from network import build_model, load_weights
+from hmsa.network import build_model, load_weights
+from hmsa.utils.config import Config
+from hmsa.utils.training.checkpoint import FORMAT
 from scripts.convert_weights import main
 from tests.datasets.trees import toy_spec
-from utils.checkpoint import FORMAT
-from utils.config import Config
 
 safetensors = pytest.importorskip("safetensors.torch")
 SMALL = ["--trunk", "hrnet_w18_small", "--decoder", "ocr"]
@@ -77,7 +77,7 @@ def test_a_checkpoint_of_a_training_says_itself_what_model_it_is(tmp_path: Path)
 
 def authors_names(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict by the authors' names, with the prefix of their checkpoints."""
-    from network import key_names
+    from hmsa.network.weights import key_names
 
     result = {}
     for name, value in model.state_dict().items():

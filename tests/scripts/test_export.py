@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from network import ModelError, build_model
+from hmsa.network import ModelError, build_model
 from scripts.export import TOLERANCE, export_model, main
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets import build_files, read_image, read_label
+from hmsa.datasets import build_files, read_image, read_label
 from scripts.demo_scenes import ids
 from scripts.demo_scenes.coarse import CONFUSED, draw_coarse
 from scripts.demo_scenes.scene import FREQUENCIES, Scene, contents, draw_scene

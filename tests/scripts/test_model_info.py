@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from network import build_model
-from network.inference import predict
-from scripts.live_memory import LiveMemory, peak_bytes
+from hmsa.network import build_model
+from hmsa.network.inference.predict import predict
+from scripts.benchmarks.live_memory import LiveMemory, peak_bytes
 from scripts.model_info import information, main, table
 
 SIZE = (64, 128)

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from scripts import table1, table2, table_runs
+from scripts import table1, table2
 from scripts.make_demo_data import main as draw
-from scripts.table_charts import cost_chart, gain_chart
-from scripts.table_runs import Run, RunError, Scoring, perform, perform_all
+from scripts.tables import runs as table_runs
+from scripts.tables.charts import cost_chart, gain_chart
+from scripts.tables.runs import Run, RunError, Scoring, perform, perform_all
 
 ROOT = table_runs.ROOT
 DEMO = ROOT / "configs" / "demo.yaml"

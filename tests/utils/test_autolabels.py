@@ -15,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from network.inference import label_and_confidence
-from utils.autolabel_check import problems_of
-from utils.autolabels import (
+from hmsa.network.inference.predict import label_and_confidence
+from hmsa.utils.files.png import ImageWriteError
+from hmsa.utils.files.prefetch import prefetch
+from hmsa.utils.labelling.autolabel_check import problems_of
+from hmsa.utils.labelling.autolabels import (
     NOT_YET,
     AutolabelError,
     Entry,
@@ -34,10 +36,13 @@ from utils.autolabels import (
     soft_label_seconds,
     write_failure,
 )
-from utils.png import ImageWriteError
-from utils.prefetch import prefetch
-from utils.thresholds import BINS, confidence_histogram, hard_label, quantile_thresholds
-from utils.work_tree import alone, claim, one_at_a_time, sweep, write_once
+from hmsa.utils.labelling.thresholds import (
+    BINS,
+    confidence_histogram,
+    hard_label,
+    quantile_thresholds,
+)
+from hmsa.utils.labelling.work_tree import alone, claim, one_at_a_time, sweep, write_once
 
 THRESHOLDS = st.lists(st.sampled_from([0.0, 0.4, 0.5, 0.9, 0.97, 1.0]), min_size=5, max_size=5)
 

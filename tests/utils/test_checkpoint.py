@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.checkpoint import (
+from hmsa.utils.training.checkpoint import (
     CheckpointError,
     CheckpointFolder,
     load_checkpoint,
@@ -98,7 +98,7 @@ def test_foreign_weights_ask_for_a_configuration(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, signal, sys, torch
 from pathlib import Path
-from utils.checkpoint import CheckpointError, CheckpointFolder
+from hmsa.utils.training.checkpoint import CheckpointError, CheckpointFolder
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = CheckpointFolder(Path(sys.argv[1]), keep=2)
 folder.save(1, {"model": {"w": torch.zeros(1000)}})

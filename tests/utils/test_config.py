@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.config import Config, ConfigError, dump, iter_fields, load_config
+from hmsa.utils.config import Config, ConfigError, dump, iter_fields, load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -385,7 +385,7 @@ SCALES = st.lists(st.floats(0.1, 4), min_size=1, max_size=4, unique=True)
     )
 )
 def test_dictionary_and_dump_give_the_configuration_back(values: dict[str, Any]) -> None:
-    from utils.yaml_loader import parse_yaml
+    from hmsa.utils.files.yaml_loader import parse_yaml
 
     config = Config.from_dict(values)
     assert plain(config.to_dict())
@@ -433,7 +433,7 @@ def test_iter_fields_names_every_option_with_default_and_meaning() -> None:
 def test_schedule_arguments_are_the_schedules_keywords() -> None:
     import inspect
 
-    from utils.schedule import build_schedule
+    from hmsa.utils.training.schedule import build_schedule
 
     assert {*Config().optim.schedule_arguments(), "steps_per_epoch"} == set(
         inspect.signature(build_schedule).parameters

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from datasets import (
+from hmsa.datasets import (
     Augmentation,
     ClassUniform,
     ExtraSource,
@@ -19,18 +19,18 @@ from datasets import (
     build_files,
     build_train_loader,
 )
-from datasets.build import DATASETS
-from datasets.policy import POLICIES
-from loss import LOSSES, build_criterion
-from loss.cross_entropy import bootstrapped_cross_entropy, ohem_cross_entropy
-from loss.rmi import rmi_loss
-from network import DECODERS, MULTISCALE, TRUNKS, build_model
-from network.inference import predict
-from utils.config import Config, ConfigError, iter_fields
-from utils.config_models import TRAIN_SCALES
-from utils.config_models import TRUNKS as KNOWN_TRUNKS
-from utils.optimizer import build_optimizer, parameter_groups, scaled_learning_rate
-from utils.schedule import build_schedule
+from hmsa.datasets.build import DATASETS
+from hmsa.datasets.policy import POLICIES
+from hmsa.loss import LOSSES, build_criterion
+from hmsa.loss.cross_entropy import bootstrapped_cross_entropy, ohem_cross_entropy
+from hmsa.loss.rmi import rmi_loss
+from hmsa.network import DECODERS, MULTISCALE, TRUNKS, build_model
+from hmsa.network.inference.predict import predict
+from hmsa.utils.config import Config, ConfigError, iter_fields
+from hmsa.utils.config.models import TRAIN_SCALES
+from hmsa.utils.config.models import TRUNKS as KNOWN_TRUNKS
+from hmsa.utils.training.optimizer import build_optimizer, parameter_groups, scaled_learning_rate
+from hmsa.utils.training.schedule import build_schedule
 
 FIELDS = {field.name: field for field in iter_fields()}
 

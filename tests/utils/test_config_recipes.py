@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from hmsa.utils.config import Config, load_config
+from hmsa.utils.files.yaml_loader import read_yaml
 from scripts.write_schema import schemas
-from utils.config import Config, load_config
-from utils.yaml_loader import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"

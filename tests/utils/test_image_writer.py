@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils import png
-from utils.image_writer import ImageWriteError, ImageWriter
-from utils.png import encode_png, write_file, write_png
+from hmsa.utils.files import png
+from hmsa.utils.files.image_writer import ImageWriteError, ImageWriter
+from hmsa.utils.files.png import encode_png, write_file, write_png
 
 
 def decoded(data: bytes, way: int = cv2.IMREAD_UNCHANGED) -> np.ndarray:

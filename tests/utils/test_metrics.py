@@ -15,9 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from utils.boundary_f import boundary_f, outline
-from utils.instance_iou import CITYSCAPES_AVERAGE_SIZES, instances_path, read_instances
-from utils.metrics import (
+from hmsa.utils.metrics.boundary_f import boundary_f, outline
+from hmsa.utils.metrics.confusion import (
     BoundaryF,
     ConfusionMatrix,
     InstanceIoU,
@@ -26,6 +25,7 @@ from utils.metrics import (
     iou_of,
     mean_of,
 )
+from hmsa.utils.metrics.instance_iou import CITYSCAPES_AVERAGE_SIZES, instances_path, read_instances
 
 BYTES, WIDE = torch.uint8, torch.int64
 

@@ -16,7 +16,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from utils.processes import (
+from hmsa.utils.processes import (
     AgreedError,
     Processes,
     SynchronisedBatchNorm,

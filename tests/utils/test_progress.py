@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from utils import progress
-from utils.progress import progress_bar
+from hmsa.utils.training import progress
+from hmsa.utils.training.progress import progress_bar
 
 
 def test_lines_of_a_log(

@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.page import Example, Picture
-from utils.png import ImageWriteError
-from utils.report import AutolabelReport, ComparedRow, EvaluationReport, write_report
+from hmsa.utils.files.png import ImageWriteError
+from hmsa.utils.report.page import Example, Picture
+from hmsa.utils.report.report import AutolabelReport, ComparedRow, EvaluationReport, write_report
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 NAMES = ["road", '<b>car</b> & "van"', "sky"]

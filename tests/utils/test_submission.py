@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from utils.png import write_png
-from utils.submission import Submission, SubmissionError
+from hmsa.utils.files.png import write_png
+from hmsa.utils.labelling.submission import Submission, SubmissionError
 
 RAW = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
 TO_RAW = np.zeros(256, dtype=np.uint8)

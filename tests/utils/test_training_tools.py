@@ -13,21 +13,21 @@ import pytest
 import torch
 from torch import nn
 
-from utils.cli import StopSignal
-from utils.ema import WeightAverage
-from utils.logbook import Logbook
-from utils.meter import Meter
-from utils.optimizer import (
+from hmsa.engine.command_line import StopSignal
+from hmsa.utils.processes import Processes
+from hmsa.utils.training.ema import WeightAverage
+from hmsa.utils.training.logbook import Logbook
+from hmsa.utils.training.meter import Meter
+from hmsa.utils.training.optimizer import (
     OptimizerError,
     build_optimizer,
     parameter_groups,
     scaled_learning_rate,
     set_learning_rate,
 )
-from utils.processes import Processes
-from utils.run_folder import RunError, RunFolder
-from utils.schedule import build_schedule
-from utils.training_state import BufferGuard, Progress, TrainingState
+from hmsa.utils.training.run_folder import RunError, RunFolder
+from hmsa.utils.training.schedule import build_schedule
+from hmsa.utils.training.training_state import BufferGuard, Progress, TrainingState
 
 
 def test_poly_by_epoch_is_the_releases() -> None:
@@ -413,8 +413,8 @@ def test_one_request_to_stop_may_come_twice(monkeypatch: pytest.MonkeyPatch) -> 
     """From SLURM and again from torchrun; only a later SIGTERM is impatience."""
     ended: list[int] = []
     clock = iter([100.0, 101.0, 106.0])
-    monkeypatch.setattr("utils.cli.time.monotonic", lambda: next(clock))
-    monkeypatch.setattr("utils.cli.os._exit", ended.append)
+    monkeypatch.setattr("hmsa.engine.command_line.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("hmsa.engine.command_line.os._exit", ended.append)
     stop = StopSignal()
     assert not stop.asked
     stop._handle(signal.SIGUSR1, None)  # type: ignore[arg-type]

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.colours import heat_colours, oklch, scale_colours
-from utils.panels import legend, panel, to_width, with_colour_bar
-from utils.visualise import (
+from hmsa.utils.report.colours import heat_colours, oklch, scale_colours
+from hmsa.utils.report.panels import legend, panel, to_width, with_colour_bar
+from hmsa.utils.report.visualise import (
     attention_share,
     colorize,
     error_map,

@@ -11,8 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.config_errors import ConfigError
-from utils.yaml_loader import (
+from hmsa.utils.config.errors import ConfigError
+from hmsa.utils.files.yaml_loader import (
     MAX_ALIASES,
     MAX_BYTES,
     MAX_DEPTH,

@@ -1,0 +1,1 @@
+"""What training draws for each sample: geometry, colour, blur, normalisation."""

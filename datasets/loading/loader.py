@@ -1,0 +1,303 @@
+"""Batches for training: uint8 throughout, the same for any number of workers, ranks with an equal global batch, and after a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from ..augment.augmentation import (
+    Augmentation,
+    apply_draws,
+    draw_geometry,
+    draw_photometric,
+    sample_generator,
+)
+from ..errors import DataError
+from ..files import Files
+from ..reading.cache import DecodedCache, build_cache
+from ..sampling.class_uniform import ClassIndex, build_class_index
+from ..sampling.plan import EXTRA, EpochPlan, ExtraPlan, global_batches, plan_length
+from .workers import Batch, Processes, batches, start_loader
+
+
+@dataclass(frozen=True)
+class ClassUniform:
+    """Class-uniform sampling: the `fraction` of an epoch, the `tile` (pixels, or height and width) in which a class counts once, and its `point`."""
+
+    fraction: float = 0.5
+    tile: int | tuple[int, int] = 1024
+    point: str = "pixel"
+
+
+@dataclass(frozen=True)
+class ExtraSource:
+    """Images with coarse or automatic labels beside the fine ones; `files` carries their threshold and policy.
+
+    `mixture`: of every epoch the share `probability` is fine, the rest comes from here. `boost`: places of the classes named in `boost_classes`
+    join these classes' pools.
+    """
+
+    files: Files
+    probability: float = 0.5
+    mode: str = "mixture"
+    boost_classes: Sequence[str] = ()
+
+
+class Source:
+    """Decoded samples of one set of files, from the cache where there is one."""
+
+    def __init__(self, files: Files, cache: DecodedCache | None = None) -> None:
+        self.files, self.cache = files, cache
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Image uint8 [H, W, 3] and label uint8 [H, W] of equal size; not to be written to."""
+        if self.cache is not None:
+            return self.cache.read(index)
+        image = self.files.read_image(index)
+        return image, self.files.read_label(index, image_size=(image.shape[0], image.shape[1]))
+
+    def locate(self, index: int, point: tuple[int, int]) -> tuple[int, int]:
+        """Where pixel `point` of the label file lies in what `read` returns: elsewhere if the cache holds it smaller."""
+        return point if self.cache is None else self.cache.locate(index, point)
+
+
+class Request(NamedTuple):
+    """One entry of a plan on its way to a worker: the epoch travels with it, so that persistent workers never work with an old one."""
+
+    epoch: int
+    position: int
+    source: int
+    image: int
+    y: int
+    x: int
+
+
+class TrainReader:
+    """Reads and augments the samples of a batch."""
+
+    def __init__(
+        self, sources: list[Source], *, augmentation: Augmentation, seed: int, photometric: bool
+    ) -> None:
+        self.sources, self.augmentation, self.seed, self.photometric = (
+            sources,
+            augmentation,
+            seed,
+            photometric,
+        )
+        self.fine_count = len(sources[0].files)
+
+    def read(self, requests: list[Request]) -> Batch:
+        """The batch as described in TrainLoader.epoch."""
+        count, (height, width) = len(requests), self.augmentation.crop
+        image = np.empty((count, height, width, 3), dtype=np.uint8)
+        label = np.empty((count, height, width), dtype=np.uint8)
+        region = torch.empty((count, 4), dtype=torch.int64)
+        for slot, request in enumerate(requests):
+            region[slot] = torch.tensor(self._write_sample(request, (image[slot], label[slot])))
+        return {
+            "image": torch.from_numpy(image).permute(0, 3, 1, 2),
+            "label": torch.from_numpy(label),
+            "index": torch.tensor(
+                [item.image + (self.fine_count if item.source == EXTRA else 0) for item in requests]
+            ),
+            "position": torch.tensor([item.position for item in requests]),
+            "region": region,
+            "names": [self.sources[item.source].files.name(item.image) for item in requests],
+        }
+
+    def _write_sample(
+        self, request: Request, results: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[int, int, int, int]:
+        """Augment into a slot of the batch; returns the part of it that is not padding."""
+        source = self.sources[request.source]
+        image, label = source.read(request.image)
+        point = source.locate(request.image, (request.y, request.x)) if request.y >= 0 else None
+        rng = sample_generator(self.seed, request.epoch, request.position)
+        strengths = draw_photometric(self.augmentation, rng)
+        geometry = draw_geometry(
+            (image.shape[0], image.shape[1]), augmentation=self.augmentation, rng=rng, point=point
+        )
+        apply_draws(
+            image,
+            label,
+            results,
+            geometry=geometry,
+            strengths=strengths if self.photometric else None,
+            augmentation=self.augmentation,
+            ignore_label=source.files.spec.ignore_label,
+        )
+        return geometry.region(self.augmentation.crop)
+
+    def describe(self, requests: list[Request]) -> str:
+        """The images asked for."""
+        return ", ".join(
+            str(self.sources[item.source].files.image_path(item.image)) for item in requests
+        )
+
+
+class TrainLoader:
+    """Training batches of one rank, epoch by epoch, from workers that live on between epochs."""
+
+    def __init__(
+        self,
+        reader: TrainReader,
+        plan: EpochPlan,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        processes: Processes,
+    ) -> None:
+        self.plan = plan
+        self._steps = _Steps(plan, batch_size=batch_size, rank=rank, world_size=world_size)
+        self._reader, self._processes = reader, processes
+        self._loader: DataLoader[Any] | None = None
+
+    def __len__(self) -> int:
+        """Steps of an epoch, the same on every rank and in every epoch."""
+        return len(self._steps)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """Batches of `epoch` from step `start_step` on: the same as those of an epoch that was never interrupted.
+
+        A batch holds `image` uint8 [N, 3, h, w] (channels-last in memory), `label` uint8 [N, h, w], `index` int64 [N] (of the image among the fine
+        files, or fine count + index among the extra ones), `position` int64 [N] in the epoch's plan, `region` int64 [N, 4]
+        (top, bottom, left, right of what is not padding), `names` list of N texts.
+        """
+        assert 0 <= start_step <= len(self)
+        self._steps.epoch, self._steps.start_step = epoch, start_step
+        if self._loader is None:
+            self._loader = start_loader(self._reader, self._steps, self._processes)
+        yield from batches(self._loader)
+
+    def close(self) -> None:
+        """End the workers; a later `epoch` starts new ones."""
+        self._loader = None
+
+
+class _Steps:
+    """What torch's loader asks for the requests of each step of the epoch that is set."""
+
+    def __init__(self, plan: EpochPlan, *, batch_size: int, rank: int, world_size: int) -> None:
+        self.plan, self.batch_size, self.rank, self.world_size = plan, batch_size, rank, world_size
+        self.epoch = self.start_step = 0
+
+    def __len__(self) -> int:
+        return self.plan.length // (self.batch_size * self.world_size)
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        epoch, entries = self.epoch, self.plan.entries(self.epoch)
+        steps = global_batches(
+            self.plan.length,
+            batch_size=self.batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            start_step=self.start_step,
+        )
+        for positions in steps:
+            yield [_request(epoch, position, entries[position]) for position in positions]
+
+
+def _request(epoch: int, position: int, entry: np.void) -> Request:
+    return Request(
+        epoch, position, int(entry["source"]), int(entry["image"]), int(entry["y"]), int(entry["x"])
+    )
+
+
+def build_train_loader(
+    files: Files,
+    *,
+    augmentation: Augmentation,
+    batch_size: int,
+    workers: int = 0,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    accumulate: int = 1,
+    class_uniform: ClassUniform | None = None,
+    extra: ExtraSource | None = None,
+    cache: str = "none",
+    cache_dir: str | Path | None = None,
+    photometric: bool = True,
+    prefetch: int = 2,
+    pin_memory: bool | None = None,
+) -> TrainLoader:
+    """The training loader of one rank.
+
+    An epoch has len(files) samples less what does not fill a step of batch_size * world_size * accumulate: with that product equal, every global
+    batch is the same for any number of ranks. Builds, or finds in `cache_dir`, the class index if `class_uniform` is given and the decoded `cache`
+    ("none", "memmap", "zstd", "zlib", "jpeg"). `photometric=False` leaves colour and blur to `augment_on_device`.
+    DataError: no labels, no images, an impossible plan, a cache that cannot be written.
+    """
+    parts = [files] if extra is None else [files, extra.files]
+    for part in parts:
+        part.require_labels()
+        if not len(part):
+            raise DataError(f"split '{part.split}' in {part.root} has no images")
+    if extra is not None and extra.files.spec != files.spec:
+        raise DataError(
+            f"data.extra has the classes of {extra.files.spec.name}, not those of {files.spec.name}: they cannot be mixed"
+        )
+    plan = _build_plan(
+        files,
+        class_uniform,
+        extra,
+        seed=seed,
+        workers=workers,
+        cache_dir=cache_dir,
+        length=plan_length(len(files), samples_per_step=batch_size * world_size * accumulate),
+    )
+    long_edge = augmentation.long_edge
+    caches = [
+        build_cache(part, kind=cache, cache_dir=cache_dir, long_edge=long_edge, workers=workers)
+        for part in parts
+    ]
+    sources = [Source(part, decoded) for part, decoded in zip(parts, caches, strict=True)]
+    reader = TrainReader(sources, augmentation=augmentation, seed=seed, photometric=photometric)
+    processes = Processes(
+        workers=workers, prefetch=prefetch, persistent=True, pin_memory=pin_memory
+    )
+    return TrainLoader(
+        reader, plan, batch_size=batch_size, rank=rank, world_size=world_size, processes=processes
+    )
+
+
+def _build_plan(
+    files: Files,
+    class_uniform: ClassUniform | None,
+    extra: ExtraSource | None,
+    *,
+    seed: int,
+    length: int,
+    workers: int,
+    cache_dir: str | Path | None,
+) -> EpochPlan:
+    fraction = 0.0 if class_uniform is None else class_uniform.fraction
+    indices: list[ClassIndex | None] = [None, None]
+    if class_uniform is not None and fraction > 0:
+        parts = [files] if extra is None else [files, extra.files]
+        for slot, part in enumerate(parts):
+            indices[slot] = build_class_index(
+                part,
+                tile=class_uniform.tile,
+                point=class_uniform.point,
+                cache_dir=cache_dir,
+                workers=max(1, workers),
+            )
+    joined = None
+    if extra is not None:
+        boosted = tuple(files.spec.index_of(name) for name in extra.boost_classes)
+        joined = ExtraPlan(
+            len(extra.files),
+            indices[1],
+            mode=extra.mode,
+            probability=extra.probability,
+            boost_classes=boosted,
+        )
+    return EpochPlan(len(files), indices[0], fraction, extra=joined, seed=seed, length=length)

@@ -1,0 +1,1 @@
+"""Image and label files, decoded and checked; caches of what was decoded."""

@@ -1,0 +1,1 @@
+"""Which samples an epoch holds, in which order."""

@@ -1,0 +1,1 @@
+"""The commands: train, evaluate, auto-label. The only package that joins the others."""

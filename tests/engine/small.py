@@ -1,0 +1,262 @@
+"""A training of a fraction of a second, and what can happen to it: the door train.py itself, on a trunk of three convolutions.
+
+    python tests/engine/small.py [--fault ACTION:MOMENT:NUMBER[:RANK]]... CONFIG [options of train.py]
+    python tests/engine/small.py --serve
+
+A fault is an action at the NUMBER-th time that a moment comes in this process. Served, requests come as lines of JSON and each training is a fork
+of the process, which has paid for the imports already.
+"""
+
+from __future__ import annotations
+
+import atexit
+import collections
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import torch
+from torch import Tensor, nn
+
+from hmsa.engine import build as assemble
+from hmsa.engine import train
+from hmsa.engine.command_line import resolve_or_exit, run_door
+from hmsa.network.inference.raster import Stored
+from hmsa.network.layers import ConvNorm
+from hmsa.network.trunks import TRUNKS, Features, Trunk
+from hmsa.utils.processes import launched_rank, recorded
+from hmsa.utils.training import checkpoint, logbook
+
+
+class Small(Trunk):
+    """Three convolutions: `fine` at stride 4, `semantic` at stride 8."""
+
+    fine_channels, fine_stride = 8, 4
+    channels, stride = 8, 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early = nn.Sequential(
+            ConvNorm(inputs=3, outputs=8, kernel=3, stride=2),
+            ConvNorm(inputs=8, outputs=8, kernel=3, stride=2),
+        )
+        self.late = ConvNorm(inputs=8, outputs=8, kernel=3, stride=2)
+
+    def forward(self, image: Tensor) -> Features:
+        fine = self.early(image)
+        return Features(fine=Stored(fine), semantic=Stored(self.late(fine)))
+
+
+class Faults:
+    """Counts moments and does what is asked for at some of them."""
+
+    def __init__(self, asked: list[str]) -> None:
+        self.asked: dict[tuple[str, int], str] = {}
+        for text in asked:
+            action, moment, number, *rank = text.split(":")
+            if int((rank or ["0"])[0]) == launched_rank():
+                self.asked[moment, int(number)] = action
+        self.seen: collections.Counter[str] = collections.Counter()
+
+    def at(self, moment: str) -> str | None:
+        """The action due now, if any."""
+        self.seen[moment] += 1
+        return self.asked.get((moment, self.seen[moment]))
+
+    def __call__(self, moment: str) -> None:
+        action = self.at(moment)
+        if action is not None:
+            getattr(self, action)()
+
+    @staticmethod
+    def kill() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def kill_once(self) -> None:
+        marker = Path(os.environ["KILLED_ONCE"])
+        if not marker.exists():
+            marker.touch()
+            self.kill()
+
+    @staticmethod
+    def fail() -> None:
+        raise AssertionError("this rank alone has failed")
+
+    @staticmethod
+    def lose_worker() -> None:
+        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+    @staticmethod
+    def fill_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+
+    @staticmethod
+    def terminate_group() -> None:
+        os.killpg(0, signal.SIGTERM)
+
+    @staticmethod
+    def terminate_all() -> None:
+        """As SLURM does: the launcher and every process below it at once."""
+        for number in [os.getppid(), *_below(os.getppid())]:
+            os.kill(number, signal.SIGTERM)
+
+    @staticmethod
+    def out_of_memory() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def _below(number: int) -> list[int]:
+    children = Path(f"/proc/{number}/task/{number}/children").read_text().split()
+    return [inner for child in map(int, children) for inner in (child, *_below(child))]
+
+
+def watch(faults: Faults) -> None:
+    """Put a moment before (and after) what a training does."""
+
+    def around(owner: Any, name: str, before: str | None, after: str | None = None) -> None:
+        inner: Callable[..., Any] = getattr(owner, name)
+
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            if before is not None:
+                faults(before)
+            result = inner(*arguments, **keywords)
+            if after is not None:
+                faults(after)
+            return result
+
+        setattr(owner, name, call)
+
+    around(train, "take_step", "step", "stepped")
+    around(train, "forward_backward", None, "gradients")
+    around(train, "evaluate", "evaluate")
+    around(logbook.Logbook, "row", None, "row")
+    around(checkpoint.CheckpointFolder, "save_best", "best")
+    around(os, "fsync", "fsync")
+    around(os, "replace", "replace", "replaced")
+    around(Path, "unlink", "unlink")
+
+    def write(self: Any, data: bytes) -> int:
+        if faults.at("write") == "kill":
+            self.file.write(data[: len(data) // 2])
+            self.file.flush()
+            faults.kill()
+        return whole(self, data)
+
+    whole, checkpoint._HashingFile.write = checkpoint._HashingFile.write, write  # type: ignore[method-assign]
+    build = assemble.criterion
+
+    def criterion(*arguments: Any) -> Any:
+        built = build(*arguments)
+        judge = built.forward
+
+        def forward(*inputs: Any, **keywords: Any) -> dict[str, Tensor]:
+            terms = judge(*inputs, **keywords)
+            action = faults.at("loss")
+            return (
+                {name: term * float("nan") for name, term in terms.items()}
+                if action == "nan"
+                else terms
+            )
+
+        built.forward = forward
+        return built
+
+    assemble.criterion = criterion
+
+
+def run(words: list[str]) -> int:
+    """train.py's last lines, after the faults are set."""
+    asked = []
+    while words and words[0] == "--fault":
+        asked.append(words[1])
+        words = words[2:]
+    TRUNKS["resnet18"] = lambda **_: Small()
+    watch(Faults(asked))
+    arguments = train.parse_arguments(words)
+    arguments.resolved = resolve_or_exit(arguments.config, arguments.overrides)
+    return run_door(
+        recorded(lambda: train.main(arguments)), user_errors=lambda: assemble.USER_ERRORS
+    )
+
+
+def _fork(request: dict[str, Any], rank: int, port: int, output: Any) -> int:
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.setpgid(0, 0)
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+        if request["processes"] > 1:
+            os.environ.update(
+                RANK=str(rank),
+                LOCAL_RANK=str(rank),
+                WORLD_SIZE=str(request["processes"]),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            )
+        os.environ.update(request["environment"])
+        status = run(request["words"])
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def serve() -> None:
+    """Answer each request with the exit statuses (minus the signal's number where one ended it) and the outputs of all ranks."""
+    import torch._dynamo
+    import torch.utils.tensorboard  # noqa: F401 - both here so that no fork has to
+
+    torch.set_num_threads(1)
+    answers, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        request = json.loads(line)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        outputs = [tempfile.TemporaryFile("w+") for _ in range(request["processes"])]  # noqa: SIM115 - closed below
+        children = [_fork(request, rank, port, output) for rank, output in enumerate(outputs)]
+        found: dict[int, int] = {}
+        while len(found) < len(children):
+            child, status = os.wait()
+            found[child] = os.waitstatus_to_exitcode(status)
+            if (
+                found[child] == -signal.SIGKILL
+            ):  # as a launcher does, or a machine that loses its power
+                for other in set(children) - set(found):
+                    os.kill(other, signal.SIGKILL)
+        texts = []
+        for output in outputs:
+            output.seek(0)
+            texts.append(output.read())
+            output.close()
+        print(
+            json.dumps({"statuses": [found[child] for child in children], "texts": texts}),
+            file=answers,
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--serve"]:
+        serve()
+    else:
+        sys.exit(run(sys.argv[1:]))

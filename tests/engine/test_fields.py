@@ -1,0 +1,193 @@
+"""Every field of the configuration is read by something: change it, and an argument of its consumer changes."""
+
+from __future__ import annotations
+
+import ast
+import typing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hmsa.engine import build as assemble
+from hmsa.utils.config import Config, ConfigField, iter_fields
+from hmsa.utils.processes import Processes
+
+ALONE = Processes(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+BASE: dict[str, Any] = {
+    "data": {"extra": {"root": "labels"}, "dataset": "cityscapes"},
+    "loss": {"class_weights": "linear"},
+}
+DOORS = ("train.py", "eval.py", "autolabel.py", "labelling.py")
+
+
+class Recorder:
+    """Stands for every builder that assemble calls, and notes with what."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        spec = SimpleNamespace(num_classes=3, ignore_label=255, names=("a", "b", "c"))
+        files = SimpleNamespace(spec=spec)
+        verification = SimpleNamespace(raise_for_problems=lambda: None)
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
+        model.parameters_of_heads = lambda: ()  # type: ignore[assignment]
+        results = {
+            "build_files": files,
+            "verify_files": verification,
+            "count_pixels": np.array([1, 2, 3]),
+            "build_model": model,
+            "synchronise_batch_norm": model,
+        }
+        for name in (
+            "build_files",
+            "build_train_loader",
+            "build_eval_loader",
+            "verify_files",
+            "count_pixels",
+            "build_model",
+            "load_weights",
+            "build_criterion",
+            "build_optimizer",
+            "parameter_groups",
+            "scaled_learning_rate",
+            "build_schedule",
+            "predict",
+            "class_weights_from_counts",
+            "normalise",
+            "augment_on_device",
+            "synchronise_batch_norm",
+            "compile_in_place",
+            "WeightAverage",
+        ):
+            monkeypatch.setattr(assemble, name, self.stand_in(name, results.get(name, 0.5)))
+        monkeypatch.setattr(assemble, "TrainingState", lambda *parts: None)
+
+    def stand_in(self, name: str, result: Any) -> Any:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            shown = [
+                argument
+                for argument in (*arguments, *keywords.items())
+                if not isinstance(argument, (torch.Tensor, torch.nn.Module))
+            ]
+            self.calls.append(f"{name}{shown}")
+            return result
+
+        return call
+
+    def of(self, config: Config) -> list[str]:
+        """What assemble does with `config`, as text."""
+        self.calls = []
+        files = assemble.split_files(config, config.data.train_split)
+        assemble.split_files(config, config.data.val_split)
+        assemble.verify(config, files)
+        assemble.train_loader(config, files, ALONE)
+        assemble.split_loader(config, files, ALONE)
+        model = assemble.initial_model(config, num_classes=3)
+        self.calls.append(
+            str(next(assemble.place(model, config, torch.device("cpu")).parameters()).dtype)
+        )
+        assemble.training_state(config, files, ALONE)
+        self.calls.append(str(assemble.lazily(config)))
+        assemble.criterion(config, files)
+        assemble.schedule(config, steps_per_epoch=10)
+        assemble.prepared(
+            config,
+            {
+                "image": torch.zeros(1),
+                "label": torch.zeros(1),
+                "region": torch.zeros(1),
+                "position": torch.zeros(1),
+            },
+            epoch=0,
+            device=torch.device("cpu"),
+        )
+        for section in (config.eval, config.autolabel):
+            assemble.Inference.of(section).predict(model, torch.zeros(1))
+        return self.calls
+
+
+def other_value(field: ConfigField) -> Any:
+    """A value for `field` that is allowed and not its default."""
+    special = {
+        "data.crop": [64, 96],
+        "data.scale_range": [0.7, 1.4],
+        "data.class_uniform.tile": [64, 64],
+        "data.blur_sigma": [0.5, 0.6],
+        "model.train_scales": [0.25, 1.0],
+        "eval.scales": [1.0],
+        "autolabel.scales": [1.0],
+        "eval.tile": [64, 64],
+        "autolabel.tile": [64, 64],
+        "data.extra.policy": {"a": "human"},
+        "data.extra.boost_classes": ["a"],
+        "autolabel.class_thresholds": {"a": 0.5},
+        "loss.relaxed_boundary.strict_classes": [1],
+        "data.root": "elsewhere",
+        "experiment.output": "elsewhere",
+    }
+    if field.name in special:
+        value = special[field.name]
+        return tuple(value) if isinstance(value, list) else value
+    options = (
+        typing.get_args(field.annotation)
+        if typing.get_origin(field.annotation) is not None
+        else (field.annotation,)
+    )
+    choices = [choice for option in options for choice in (typing.get_args(option) or (option,))]
+    literal = [
+        choice
+        for choice in choices
+        if isinstance(choice, (str, int))
+        and not isinstance(choice, type)
+        and choice != field.default
+    ]
+    if literal:
+        return literal[-1]
+    if isinstance(field.default, bool):
+        return not field.default
+    if isinstance(field.default, int):
+        return field.default + 2
+    if isinstance(field.default, float):
+        return field.default / 2 if field.default else 0.125
+    return (
+        0.5
+        if any("float" in str(choice) for choice in choices)
+        else 3
+        if any("int" in str(choice) for choice in choices)
+        else "other"
+    )
+
+
+def changed_copy(model: Any, path: list[str], value: Any) -> Any:
+    """`model` with one field changed and nothing checked: rules between fields are tested elsewhere."""
+    if len(path) > 1:
+        value = changed_copy(getattr(model, path[0]), path[1:], value)
+    return model.model_copy(update={path[0]: value})
+
+
+def test_every_field_changes_an_argument_of_its_consumer(
+    monkeypatch: pytest.MonkeyPatch, root: Path
+) -> None:
+    recorder = Recorder(monkeypatch)
+    base = Config.from_dict(BASE)
+    before = recorder.of(base)
+    assert recorder.of(base) == before
+    read_by_doors = {
+        node.attr
+        for door in DOORS
+        for node in ast.walk(ast.parse((root / door).read_text()))
+        if isinstance(node, ast.Attribute)
+    }
+    unread = []
+    for field in iter_fields():
+        if field.name == "data.extra":
+            continue
+        changed = (
+            recorder.of(changed_copy(base, field.name.split("."), other_value(field))) != before
+        )
+        if not changed and field.name.rpartition(".")[2] not in read_by_doors:
+            unread.append(field.name)
+    assert unread == []

@@ -1,0 +1,185 @@
+"""What a user can get wrong ends in one clear sentence and status 2, with no traceback and nothing lost."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from tests.engine.conftest import Door, configuration, draw
+
+
+def _says(done: object, *words: str) -> None:
+    text = done.stderr  # type: ignore[attr-defined]
+    errors = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in text, text
+    for word in words:
+        assert word in text, f"'{word}' not in: {text}"
+
+
+def test_misspelt_key(street: Path, door: Door, tmp_path: Path) -> None:
+    _says(
+        door("train.py", configuration(tmp_path, street), "optim.momentun=0.9", check=2),
+        "momentun",
+        "did you mean",
+        "momentum",
+    )
+
+
+def test_missing_data_root(street: Path, door: Door, tmp_path: Path) -> None:
+    _says(
+        door("train.py", configuration(tmp_path, street), "data.root=/no/such/place", check=2),
+        "/no/such/place",
+        "data.root",
+    )
+
+
+def test_empty_split(street: Path, door: Door, tmp_path: Path) -> None:
+    _says(
+        door("train.py", configuration(tmp_path, street), "data.train_split=training", check=2),
+        "training",
+    )
+
+
+def _label(data: Path) -> Path:
+    return data / "labels" / "train" / "train_2.png"
+
+
+def test_image_without_label(door: Door, tmp_path: Path) -> None:
+    data = draw(tmp_path / "data")
+    _label(data).unlink()
+    _says(door("train.py", configuration(tmp_path, data), check=2), "train_2")
+
+
+def test_label_of_another_size(door: Door, tmp_path: Path) -> None:
+    data = draw(tmp_path / "data")
+    cv2.imwrite(str(_label(data)), np.zeros((64, 95), np.uint8))
+    _says(door("train.py", configuration(tmp_path, data), check=2), "train_2")
+
+
+def test_label_value_outside_the_classes(door: Door, tmp_path: Path) -> None:
+    data = draw(tmp_path / "data")
+    label = cv2.imread(str(_label(data)), cv2.IMREAD_UNCHANGED)
+    label[5:9, 5:9] = 7
+    cv2.imwrite(str(_label(data)), label)
+    _says(door("train.py", configuration(tmp_path, data), check=2), "train_2", "7")
+
+
+def test_rgb_label(door: Door, tmp_path: Path) -> None:
+    data = draw(tmp_path / "data")
+    cv2.imwrite(str(_label(data)), np.zeros((64, 96, 3), np.uint8))
+    _says(door("train.py", configuration(tmp_path, data), check=2), "train_2", "RGB")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_truncated_image(door: Door, tmp_path: Path, suffix: str) -> None:
+    data = draw(tmp_path / "data")
+    path = data / "images" / "train" / "train_2.png"
+    image = cv2.imread(str(path))
+    path.unlink()
+    cv2.imwrite(str(path.with_suffix(suffix)), image)
+    whole = path.with_suffix(suffix).read_bytes()
+    path.with_suffix(suffix).write_bytes(whole[: len(whole) // 2])
+    _says(door("train.py", configuration(tmp_path, data), check=2), f"train_2{suffix}")
+
+
+def test_checkpoint_of_another_class_count(
+    trained: Path, street: Path, door: Door, tmp_path: Path
+) -> None:
+    content = torch.load(trained / "checkpoints" / "best.pt", weights_only=True)
+    content["spec"]["classes"].append(
+        {
+            "name": "tree",
+            "color": [0, 255, 0],
+            "raw_ids": [3],
+            "category": None,
+            "has_instances": False,
+        }
+    )
+    torch.save(content, tmp_path / "four.pt")
+    _says(door("eval.py", "--checkpoint", tmp_path / "four.pt", check=2), "3", "4")
+
+
+def test_folder_that_cannot_be_written(
+    street: Path, trained: Path, door: Door, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    _says(
+        door(
+            "train.py",
+            configuration(tmp_path, street),
+            f"experiment.output={tmp_path}/file/run",
+            check=2,
+        ),
+        "file/run",
+        "experiment.output",
+    )
+    _says(
+        door(
+            "eval.py",
+            "--checkpoint",
+            trained / "checkpoints" / "best.pt",
+            "--output",
+            tmp_path / "file",
+            check=2,
+        ),
+        "--output",
+    )
+
+
+def test_start_without_resume_in_a_folder_that_holds_a_run(
+    trained: Path, street: Path, door: Door, tmp_path: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    _says(
+        door("train.py", configuration(tmp_path, street), f"experiment.output={trained}", check=2),
+        "--resume",
+    )
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_missing_and_foreign_checkpoints(door: Door, tmp_path: Path) -> None:
+    _says(door("eval.py", "--checkpoint", tmp_path / "no.pt", check=2), "no.pt")
+    torch.save({"state_dict": {}}, tmp_path / "authors.pt")
+    _says(door("eval.py", "--checkpoint", tmp_path / "authors.pt", check=2), "--config")
+
+
+def test_only_one_rank_speaks(door: Door, street: Path, tmp_path: Path) -> None:
+    done = door(
+        "train.py",
+        configuration(tmp_path, street),
+        "data.root=/no/such/place",
+        processes=2,
+        check=None,
+    )
+    assert done.returncode != 0
+    assert (
+        len(
+            [
+                line
+                for line in done.stderr.splitlines()
+                if "error: /no/such/place" in line or "error: " in line and "/no/such" in line
+            ]
+        )
+        == 1
+    )
+
+
+def test_a_split_without_labels_cannot_be_scored(
+    trained: Path, street: Path, door: Door, tmp_path: Path
+) -> None:
+    images = tmp_path / "data"
+    (images / "images").mkdir(parents=True)
+    os.symlink(street / "images" / "val", images / "images" / "val")
+    done = door(
+        "eval.py",
+        "--checkpoint",
+        trained / "checkpoints" / "best.pt",
+        f"data.root={images}",
+        check=2,
+    )
+    _says(done, "label")

@@ -1,0 +1,1 @@
+"""Hard labels from confidences: thresholds, the folder of labels, its manifest, submissions."""

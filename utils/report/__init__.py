@@ -1,0 +1,1 @@
+"""Pages and pictures that tell what a run found."""

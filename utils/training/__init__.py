@@ -1,0 +1,1 @@
+"""What a training needs beside the network: optimiser, schedule, checkpoints, logs."""
