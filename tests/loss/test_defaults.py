@@ -1,4 +1,4 @@
-"""A default is the same wherever it stands: in the configuration, and where a loss is called without one."""
+"""A default is the same in the configuration and where a loss is called without one."""
 
 from __future__ import annotations
 
