@@ -176,7 +176,8 @@ def _averaged_maps(
     one_hot = counts.to(error.dtype) / pool_size**2
 
     # The epsilon of each pixel is averaged too: padding has none.
-    areas = window_areas(*label.shape[1:], pool_size, label.device)
+    height, width = label.shape[1:]
+    areas = window_areas(height, width, pool_size, label.device)
     return PooledMaps(one_hot, error, areas * (probability_epsilon / pool_size**2))
 
 

@@ -21,7 +21,7 @@ from hmsa.loss import (
 )
 from hmsa.network import build_model
 
-# Where the paper and the authors' code differ (docs/release_notes.md, training losses).
+# Where the paper and the authors' code differ (docs/release_notes.md, losses).
 SETTINGS: dict[str, dict[str, Any]] = {
     "paper": {"main": "rmi", "aux": "cross_entropy", "scale_weight": 0.0},
     "release": {"main": "rmi", "aux": "bce", "scale_weight": 0.05},
