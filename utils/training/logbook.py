@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ class Logbook:
             file.write(json.dumps({"kind": kind, "step": step, **plain}) + "\n")
 
         for name, number in _numbers(kind, plain):
-            self._show(lambda board, name=name, number=number: board.add_scalar(name, number, step))  # type: ignore[misc]
+            self._show(partial(_add_scalar, name=name, number=number, step=step))
         self._warn_of_lone_scale(step, plain)
 
     def _warn_of_lone_scale(self, step: int, values: Mapping[str, Any]) -> None:
@@ -216,6 +217,10 @@ def _is_before(line: str, step: int, to_validate: bool) -> bool:
         return row["step"] < step
     except (json.JSONDecodeError, KeyError, TypeError):
         return False
+
+
+def _add_scalar(board: Any, *, name: str, number: float, step: int) -> None:
+    board.add_scalar(name, number, step)
 
 
 def _numbers(kind: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

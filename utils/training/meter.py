@@ -39,8 +39,8 @@ class Meter:
             total=first_step + steps_left, initial=first_step, unit="step", show=processes.is_main
         )
         self.started_at = time.monotonic()
-        self.total_images = 0
-        self.total_waited_s = 0.0
+        self.images_in_all = 0
+        self.waited_in_all = 0.0
         self._start_reading()
 
     def _start_reading(self) -> None:
@@ -62,7 +62,7 @@ class Meter:
 
             waited_s = time.monotonic() - start
             self.waited_s += waited_s
-            self.total_waited_s += waited_s
+            self.waited_in_all += waited_s
             yield item
 
     def step(
@@ -83,7 +83,7 @@ class Meter:
         self.steps += 1
         self.steps_done += 1
         self.images += images
-        self.total_images += images
+        self.images_in_all += images
 
         # Loss terms and others may have equal names, so the former get a prefix, as in the logs.
         losses = {f"loss_{name}": term for name, term in terms.items()}
@@ -141,10 +141,10 @@ class Meter:
         """End the progress line; returns what the steps of this run took, in one line."""
         self.bar.close()
         seconds = max(time.monotonic() - self.started_at, 1e-9)
-        speed = self.total_images * self.processes.world_size / seconds
+        speed = self.images_in_all * self.processes.world_size / seconds
         memory_gib = peak_memory_mib(self.processes.device) / 1024
         return (
             f"trained for {timedelta(seconds=round(seconds))} h at {speed:.1f} images/s, "
-            f"{self.total_waited_s / seconds:.0%} of the time waiting for data, "
+            f"{self.waited_in_all / seconds:.0%} of the time waiting for data, "
             f"{memory_gib:.1f} GiB at most"
         )
