@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -34,7 +34,7 @@ def prefetch(
             yield _finished(*waiting.popleft())
 
 
-def _finished(item: Item, future: Future[Result]) -> tuple[Item, Result | Exception]:
+def _finished(item: Item, future: Future[Any]) -> tuple[Item, Any]:
     try:
         return item, future.result()
     except Exception as error:

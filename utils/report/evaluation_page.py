@@ -73,9 +73,9 @@ def _summary(report: EvaluationReport) -> Section:
         "iIoU %": report.instance_iou,
         "category iIoU %": report.category_instance_iou,
     }
-    for name, values in means.items():
-        if values:
-            figures[name] = percent(_mean_of_all(values.values()))
+    for name, scores in means.items():
+        if scores:
+            figures[name] = percent(mean_of(np.array(list(scores.values()))))
     if report.boundary_f is not None:
         figures["boundary F %"] = percent(mean_of(report.boundary_f))
 
@@ -84,10 +84,6 @@ def _summary(report: EvaluationReport) -> Section:
     absent = [name for name, value in zip(report.names, iou, strict=True) if np.isnan(value)]
     values = {"figures": {**figures, **report.facts}, "absent": absent}
     return Section("summary", "Summary", "evaluation/summary.html", values)
-
-
-def _mean_of_all(values: Any) -> float:
-    return mean_of(np.array(list(values)))
 
 
 def _classes(report: EvaluationReport) -> Section:
