@@ -15,9 +15,7 @@ from PIL import Image, ImageEnhance
 from hmsa.datasets import (
     Augmentation,
     DataError,
-    augment,
     augment_on_device,
-    augmentation_preset,
     normalise,
     sample_generator,
 )
@@ -40,6 +38,34 @@ ranges = st.sampled_from([(0.5, 2.0), (1.0, 1.0), (0.3, 0.6), (1.7, 3.0), (0.05,
 def coded(label: np.ndarray) -> np.ndarray:
     """An image whose colour tells the label: no two labels share one, none is black (as padding is)."""
     return np.stack([label + 1, 200 - label, 3 * label], axis=-1).astype(np.uint8)
+
+
+def augment(
+    image: np.ndarray,
+    label: np.ndarray,
+    *,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+    point: tuple[int, int] | None = None,
+    ignore_label: int = IGNORE,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One sample, drawn and made as the loader does it."""
+    strengths = draw_photometric(augmentation, rng)
+    geometry = draw_geometry(label.shape, augmentation=augmentation, rng=rng, point=point)
+    results = (
+        np.empty((*augmentation.crop, 3), dtype=np.uint8),
+        np.empty(augmentation.crop, dtype=np.uint8),
+    )
+    apply_draws(
+        image,
+        label,
+        results,
+        geometry=geometry,
+        strengths=strengths,
+        augmentation=augmentation,
+        ignore_label=ignore_label,
+    )
+    return results
 
 
 def applied(
@@ -362,22 +388,8 @@ def test_drawn_strengths_fill_their_ranges() -> None:
         assert low <= sigmas[sigmas > 0].min() < low + 0.01 and high - 0.01 < sigmas.max() <= high
 
 
-def test_presets() -> None:
-    """What RELEASE 1.9 and the paper differ in; unknown names and values are refused in a sentence."""
-    release, paper = (
-        augmentation_preset("release", crop=(64, 64)),
-        augmentation_preset("paper", crop=(64, 64), flip=0.0),
-    )
-    assert (release.blur, release.place, release.interpolation, release.color, release.hue) == (
-        "none",
-        "centre",
-        "cubic",
-        0.25,
-        0.25,
-    )
-    assert (paper.blur, paper.scale_range, paper.flip) == ("gaussian", (0.5, 2.0), 0.0)
-    with pytest.raises(DataError, match="preset 'papr' is none of paper, release"):
-        augmentation_preset("papr", crop=(64, 64))
+def test_values_out_of_range_are_refused_in_a_sentence() -> None:
+    """Each names its field."""
     wrongs: list[dict[str, Any]] = [
         {"scale_range": (2.0, 0.5)},
         {"crop": (0, 5)},

@@ -25,7 +25,7 @@ from hmsa.datasets import (
     build_cache,
     build_train_loader,
 )
-from hmsa.datasets.reading import cache as room
+from hmsa.datasets.reading import cache as cache_module
 
 MakeFiles = Callable[..., Files]
 
@@ -46,7 +46,9 @@ def files(make_files: MakeFiles) -> Files:
     return make_files([rng.integers(0, 4, size, dtype=np.uint8) for size in sizes], images)
 
 
-def build(files: Files, folder: Path, kind: str = "memmap", **options: object) -> room.DecodedCache:
+def build(
+    files: Files, folder: Path, kind: str = "memmap", **options: object
+) -> cache_module.DecodedCache:
     """A cache, silently."""
     cache = build_cache(files, kind=kind, cache_dir=folder, announce=lambda text: None, **options)  # type: ignore[arg-type]
     assert cache is not None
@@ -118,9 +120,9 @@ def test_built_once_and_again_when_a_source_changes(
 ) -> None:
     """Keyed by the identity of images and labels, by kind and, where it matters, by long edge."""
     built: list[str] = []
-    original = room._build
+    original = cache_module._build
     monkeypatch.setattr(
-        room,
+        cache_module,
         "_build",
         lambda *args, **kwargs: (built.append(kwargs["kind"]), original(*args, **kwargs)),
     )
@@ -172,7 +174,7 @@ def test_a_full_disk_is_one_sentence_and_leftovers_go(
 ) -> None:
     """Nothing half written stays, neither from this build nor from one that was killed."""
     killed = build(files, tmp_path).folder
-    killed.rename(killed.with_name(killed.name + ".12345678.tmp"))
+    killed.rename(killed.with_name(f"{killed.name}.tmp"))
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -206,7 +208,7 @@ def test_size_is_said_first_and_must_fit(
     assert (
         (cache.folder / "data.bin").stat().st_size
         == 4 * pixels
-        == room._expected_bytes(files, kind="memmap", long_edge=None)
+        == cache_module._expected_bytes(files, kind="memmap", long_edge=None)
     )
     build_cache(files, kind="zlib", cache_dir=tmp_path / "a")
     assert "about" in capsys.readouterr().err

@@ -20,8 +20,9 @@ from PIL import Image
 
 from hmsa.datasets import CITYSCAPES, DataError, EpochPlan, Files, LabelPolicy, build_class_index
 from hmsa.datasets.files import pack
-from hmsa.datasets.sampling import class_uniform as room
+from hmsa.datasets.sampling import class_uniform as index_module
 from hmsa.datasets.sampling.class_uniform import class_places
+from tests.datasets.trees import subset
 
 MakeFiles = Callable[..., Files]
 
@@ -179,13 +180,13 @@ class Counted:
     """Counts how often an index is built."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.times, built = 0, room._join
+        self.times, built = 0, index_module._index_files
 
         def join(*arguments: Any) -> Any:
             self.times += 1
             return built(*arguments)
 
-        monkeypatch.setattr(room, "_join", join)
+        monkeypatch.setattr(index_module, "_index_files", join)
 
 
 def test_cache_is_rebuilt_when_anything_that_matters_changes(
@@ -206,7 +207,7 @@ def test_cache_is_rebuilt_when_anything_that_matters_changes(
         build(tile=16) == 2
         and build(tile=(8, 16)) == 3
         and build(point="centroid") == 4
-        and build(files.subset([0, 1])) == 5
+        and build(subset(files, [0, 1])) == 5
     )
     assert build(replace(files, spec=replace(files.spec, classes=files.spec.classes[::-1]))) == 6
     assert build(replace(files, policy=LabelPolicy(classes={"class 0": "drop"}))) == 7
@@ -239,7 +240,7 @@ def test_a_damaged_index_is_built_again(make_files: MakeFiles, tmp_path: Path) -
 
 
 def _start_together(files: Files, folder: Path, log: Path, rank: int) -> None:
-    built = room._join
+    built = index_module._index_files
 
     def slow_join(*arguments: Any) -> Any:
         with open(log, "a") as file:
@@ -247,7 +248,7 @@ def _start_together(files: Files, folder: Path, log: Path, rank: int) -> None:
         time.sleep(0.3)
         return built(*arguments)
 
-    room._join = slow_join
+    index_module._index_files = slow_join
     assert build_class_index(files, tile=8, cache_dir=folder).counts().sum() == 12
 
 
@@ -312,7 +313,7 @@ def test_quotas_are_the_releases(golden: tuple[dict[str, Any], dict[str, np.ndar
     ]
     stacked = np.concatenate(places)
     order = np.argsort(stacked["class"], kind="stable")
-    index = room.ClassIndex(
+    index = index_module.ClassIndex(
         places=stacked[order], bounds=np.searchsorted(stacked["class"][order], np.arange(20))
     )
     for name, reference in expected["build_epoch"].items():

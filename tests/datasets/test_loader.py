@@ -28,6 +28,7 @@ from hmsa.datasets import (
     build_train_loader,
     explain_lost_worker,
 )
+from tests.datasets.trees import subset
 
 MakeFiles = Callable[..., Files]
 AUGMENTATION = Augmentation(crop=(16, 20), blur="gaussian")
@@ -260,7 +261,7 @@ def test_user_mistakes(files: Files) -> None:
     with pytest.raises(DataError, match="has no labels"):
         build_train_loader(replace(files, labels=None), **options())
     with pytest.raises(DataError, match="split 'train' in .* has no images"):
-        build_train_loader(files.subset([]), **options(class_uniform=None))
+        build_train_loader(subset(files, []), **options(class_uniform=None))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 20])

@@ -7,6 +7,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from hmsa.datasets import CITYSCAPES, ClassInfo, DatasetSpec
+from hmsa.datasets import CITYSCAPES, ClassInfo, DatasetSpec, Files
 
 # Cities of Cityscapes with their numbers of fine images (RELEASE 1.3 and the official file lists).
 VAL_CITIES = {"frankfurt": 267, "lindau": 59, "munster": 174}
@@ -59,6 +60,14 @@ def toy_spec(count: int = 3, **options: Any) -> DatasetSpec:
         ClassInfo(chr(97 + index), (10 * index, 100, 200), (index,)) for index in range(count)
     )
     return DatasetSpec(name="toy", classes=classes, **{"known_raw_ids": (255,), **options})
+
+
+def subset(files: Files, indices: Sequence[int]) -> Files:
+    """The chosen images of a split in the given order, without what only automatic labels have."""
+    chosen = np.asarray(indices, dtype=np.int64)
+    given = {"labels": files.labels, "frames": files.frames}
+    kept = {name: values[chosen] for name, values in given.items() if values is not None}
+    return replace(files, images=files.images[chosen], names=files.names[chosen], **kept)
 
 
 def photo(size: tuple[int, int] = (24, 32), seed: int = 0) -> np.ndarray:
