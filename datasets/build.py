@@ -76,6 +76,7 @@ def build_files(
             each names folders and files.
     """
     _require_known(dataset, labels, cv)
+    # Absolute, since workers and later steps may run in another working folder.
     root = Path(root).expanduser().absolute()
     require_folder(root, what="data root", hint="set data.root")
     chosen = LabelPolicy(
@@ -104,6 +105,7 @@ def build_files(
             max_pixels=max_pixels,
         )
 
+    # With automatic labels the images are listed alone, since their own labels may not exist.
     found = lister.find("none")
     for name in chosen.classes:
         found.spec.index_of(name)
@@ -115,6 +117,7 @@ def build_files(
         Path(label_root).expanduser().absolute(), split=split, names=found.names, spec=found.spec
     )
 
+    # Labels drawn by people are paired with the images by name.
     human = None
     if chosen.needs_human:
         coarse = lister.find("coarse")
@@ -301,6 +304,7 @@ def _expand(entry: str) -> list[_InputImage]:
         listed, _ = read_list(Path(path), root=Path(folder))
         return [_single(os.path.join(folder, name), name) for name in listed]
 
+    # Names keep what lies below the folders that the pattern spells out.
     if any(sign in entry for sign in "*?["):
         matches = sorted(name for name in glob(path, recursive=True) if os.path.isfile(name))
         if not matches:
@@ -345,6 +349,7 @@ def _unique_names(images: Sequence[_InputImage]) -> list[str]:
     taken: set[str] = set()
     unnamed = list(range(len(images)))
 
+    # Each image takes the shortest form of its name that no other image has.
     for form in forms:
         counts = Counter(form[index] for index in unnamed)
         ambiguous = []
@@ -357,6 +362,7 @@ def _unique_names(images: Sequence[_InputImage]) -> list[str]:
             taken.add(name)
         unnamed = ambiguous
 
+    # What no form could tell apart is numbered.
     for index in unnamed:
         base, number = forms[-1][index], 1
         while f"{base}.{number}" in taken:

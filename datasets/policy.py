@@ -151,6 +151,7 @@ class LabelPolicy:
             least = np.ceil(np.float64(255) * self.confidence_threshold - 1e-9)
             merged[confidence < least] = spec.ignore_label
 
+        # Classes that the automatic label may not keep, then those that people's label adds.
         removed = self._train_ids(spec, ("human", "drop"))
         if removed:
             merged[np.isin(merged, removed)] = spec.ignore_label

@@ -76,6 +76,7 @@ class DatasetSpec:
                 "ids and below 256"
             )
 
+        # Two classes of one name or id could not be told apart in tables and label files.
         used = [value for item in self.classes for value in item.raw_ids]
         _require_unique(self.name, "name", [item.name for item in self.classes])
         _require_unique(self.name, "id", used)
@@ -87,6 +88,7 @@ class DatasetSpec:
                 f"{self.name}: ignore ids must lie between -1 and 255, "
                 f"not {list(self.ignored_raw_ids)}"
             )
+        # Compared as an 8-bit file holds them, in which -1 is 255.
         clash = sorted(set(used) & {value % 256 for value in self.ignored_raw_ids})
         if clash:
             raise DataError(f"{self.name}: id {clash[0]} is both a class and ignore")
@@ -164,6 +166,7 @@ class DatasetSpec:
             DataError: there is none; the nearest class, or a short list of all, is named.
         """
         if name not in self.names:
+            # A list of all classes helps where no name is near, unless it is too long to read.
             near = did_you_mean(name, self.names)
             if not near and self.num_classes <= 40:
                 near = f" (choose from {', '.join(self.names)})"

@@ -127,6 +127,7 @@ def draw_photometric(augmentation: Augmentation, rng: np.random.Generator) -> Ph
     brightness, contrast, saturation = 1 + augmentation.color * (2 * draws[:3] - 1)
     hue = float(augmentation.hue * (2 * draws[3] - 1))
 
+    # The strength of the blur is drawn whether it is used or not.
     sigma = 0.0
     if augmentation.blur != "none" and draws[4] < augmentation.blur_probability:
         low, high = augmentation.blur_sigma or _SIGMA[augmentation.blur]
@@ -225,6 +226,7 @@ def apply_draws(
         augmentation: the options.
         ignore_label: what padding holds in the label.
     """
+    # Image and label come from the same source window by the same rule, so they stay aligned.
     shown = _crop_image(image, geometry, augmentation=augmentation, strengths=strengths)
     shown_label = take_nearest(
         label[geometry.rows.source, geometry.columns.source],

@@ -58,6 +58,7 @@ def augment_on_device(
     ]
     inside = _inside(region.to(image.device), (image.shape[2], image.shape[3]))
 
+    # In the workers' order: colour, hue, blur.
     values = image.to(torch.float32)
     values = _shift_hue(_mix_colors(values, inside, strengths), strengths)
     if any(item.sigma > 0 for item in strengths):
@@ -183,6 +184,7 @@ def _bilateral(values: Tensor, inside: Tensor, strengths: list[Photometric]) -> 
             rows = slice(radius + dy, radius + dy + height)
             columns = slice(radius + dx, radius + dx + width)
 
+            # Weight by distance in space and in colour; none outside the image.
             neighbour = framed[:, :, rows, columns]
             far = (neighbour - values).abs().sum(1, keepdim=True)
             weight = (

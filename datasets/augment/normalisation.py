@@ -37,6 +37,7 @@ def normalise(
         assert image.shape[3] == 3, f"normalise takes images of 3 channels, not {list(image.shape)}"
         image = image.permute(0, 3, 1, 2)
 
+    # Reduced precision would round twice.
     exact = torch.float32
     if dtype == torch.float64:
         exact = torch.float64

@@ -85,6 +85,7 @@ def place_axis(
             offset = spare // 2
         return Axis(start=0, length=size, offset=offset, extent=scaled, point=point)
 
+    # The window that becomes the crop, and the range of its first pixel.
     length = min(size, max(1, round(crop / scale)))
     low, high = 0, size - length
     if point is not None:

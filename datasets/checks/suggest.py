@@ -35,6 +35,7 @@ def suggest_data(verification: Verification) -> dict[str, Any]:
         long_edge = USUAL_LONG_EDGE
         sizes = [_at_long_edge(size, long_edge) for size in sizes]
 
+    # The crop fits into all but the smallest tenth of the images.
     tenth = len(sizes) // 10
     crop = [
         _crop_side(sorted(size[axis] for size in sizes)[tenth], LARGEST_CROP[axis])

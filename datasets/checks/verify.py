@@ -124,6 +124,7 @@ def verify_files(
         for what, fault in outcome.faults.items():
             faults.setdefault((what, fault.kind), []).append((int(index), fault))
 
+    # Faults of one kind are one sentence, however many files have them.
     result.problems = [_sentence(files, found) for found in faults.values()]
     _judge_whole(files, result)
     return result
@@ -175,9 +176,10 @@ def _outcomes(
 
 def _look_at(files: Files, index: int) -> _PairOutcome:
     outcome = _PairOutcome()
+    expected: tuple[int, int] | None
     try:
         height, width = files.read_image(index).shape[:2]
-        outcome.size = expected = (height, width)
+        expected = outcome.size = (height, width)
     except DataError as fault:
         outcome.faults["image"] = fault
         # Its label is compared all the same, where the header tells a size.
@@ -309,6 +311,7 @@ def find_duplicates(first: Files, second: Files, *, workers: int = 4) -> list[tu
         {path: _length(path) for path in map(files.image_path, range(len(files)))}
         for files in (first, second)
     ]
+    # Files of different lengths cannot be equal, so most are never read.
     shared = set(lengths[0].values()) & set(lengths[1].values()) - {None}
     candidates = [[path for path, length in side.items() if length in shared] for side in lengths]
 

@@ -90,6 +90,7 @@ def _from_folder(place: Path, names: Sequence[str]) -> AutoLabels:
     files = frozenset(scan(place, accept=lambda name: name.endswith(".png")))
     for shortened, end, label_ids in _LABEL_FORMS:
         wanted = [_label_base(name, shortened) + end for name in names]
+        # A form that fits no image at all is not the one in use; the next one is tried.
         missing = [path for path in wanted if path not in files]
         if len(missing) == len(wanted):
             continue
@@ -291,6 +292,7 @@ def _index_of(image: str, by_name: dict[str, int], by_last_part: dict[str, int])
     The image's name is `image` or the end of it, of whole parts, the longest first; else the image
     is the only one with this last part.
     """
+    # The manifest may come from a machine where the images lay elsewhere.
     parts = image.split("/")
     for start in range(len(parts)):
         index = by_name.get("/".join(parts[start:]))

@@ -106,6 +106,7 @@ def find_cityscapes(
     images: list[str] = []
     label_paths: list[str] = []
     names: list[str] = []
+    # Image and label pair by city and the official stem of their names.
     for folder, cities in _cities_of(root, split, cv):
         place = _image_place(root, folder)
         found = _scan(root, f"{place}/{folder}", _IMAGE_END, cities)
@@ -182,6 +183,7 @@ def _cities_of(root: Path, split: str, cv: int | None) -> list[tuple[str, frozen
             kind="split",
         )
 
+    # The training part is all that is not held out.
     chosen = held_out
     if split == "train":
         chosen = [item for item in ordered if item not in held_out]

@@ -74,6 +74,7 @@ def _spec(content: Any, *, default_name: str) -> DatasetSpec:
             "classes: must be a list such as [{name: road, color: [128, 64, 128], id: 0}, ...]"
         )
 
+    # The first ignored value is the one that this project writes.
     ignored = _ids(values.get("ignore", 255), "ignore", least=-1)
     classes = tuple(_class(entry, position) for position, entry in enumerate(entries))
     return DatasetSpec(name=name, classes=classes, raw_ignore=ignored[0], known_raw_ids=ignored)

@@ -62,6 +62,7 @@ def find_folder(
     if not images:
         raise _no_images(root, place, split)
 
+    # A split without a label folder can still be predicted.
     label_place = layout.labels.replace("{split}", split)
     labels = None
     if with_labels:
@@ -224,6 +225,7 @@ def relative_names(images: Sequence[str]) -> list[str]:
     if folder:
         relative = [os.path.relpath(path, folder) for path in images]
 
+    # Images that differ in their suffix alone keep it.
     names = [stem(path) for path in relative]
     counts = Counter(names)
     for index, path in enumerate(relative):

@@ -84,6 +84,7 @@ def require_folder(folder: Path, *, what: str, hint: str) -> None:
     if folder.exists():
         raise DataError(f"{what} {folder} is not a folder; {hint}", kind="missing")
 
+    # The nearest folder that does exist shows where the path goes wrong.
     parent = folder
     while not parent.is_dir() and parent != parent.parent:
         parent = parent.parent

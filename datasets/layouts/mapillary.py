@@ -82,6 +82,7 @@ def find_mapillary(
             what=f"image folder of split '{split}'",
             hint="set data.root to the folder that holds training and validation",
         )
+        # Image and label pair by their names without suffix.
         found = _by_stem(root / place, (".jpg", ".jpeg"))
         keys = sorted(found)
         if with_labels:

@@ -59,6 +59,7 @@ def read_frame(path: str | Path, number: int, *, max_pixels: int) -> np.ndarray:
         if reader is None or not reader.can_reach(number):
             reader = _READERS[key] = _VideoReader(path)
 
+        # Only the videos read last stay open.
         _READERS.move_to_end(key)
         while len(_READERS) > _OPEN_VIDEOS:
             _READERS.popitem(last=False)

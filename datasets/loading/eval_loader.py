@@ -114,6 +114,7 @@ def build_eval_loader(
     """
     if with_label:
         files.require_labels()
+    # Images are dealt out in turn, since neighbours in a list are often of one size and scene.
     share = list(range(rank, len(files), world_size))
     steps = [[index] for index in share]
     if batch_size > 1:

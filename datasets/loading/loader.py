@@ -120,6 +120,7 @@ class TrainReader:
 
     def read(self, requests: list[Request]) -> Batch:
         """The batch as described in TrainLoader.epoch."""
+        # Samples are written straight into the batch, so nothing is copied afterwards.
         count, (height, width) = len(requests), self.augmentation.crop
         image = np.empty((count, height, width, 3), dtype=np.uint8)
         label = np.empty((count, height, width), dtype=np.uint8)
@@ -313,6 +314,7 @@ def build_train_loader(
         length=plan_length(len(files), samples_per_step=batch_size * world_size * accumulate),
     )
 
+    # The cache of the fine images and that of the extra ones are apart.
     sources = []
     for part in parts:
         decoded = build_cache(

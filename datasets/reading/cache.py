@@ -147,6 +147,7 @@ def build_cache(
     if kind != "jpeg":
         long_edge = None
 
+    # The name holds all that the content depends on, so a cache is never stale.
     settings = {"version": _VERSION, "kind": kind, "long_edge": long_edge}
     name = f"decoded-{kind}-{identity(files, images=True, settings=settings)}"
     folder = cache_folder(cache_dir, root=files.root) / name
@@ -195,6 +196,7 @@ def _build(
             "data.cache_dir to another disk, or data.cache to jpeg or none"
         )
 
+    # All images lie one after the other in one file, and the table says where.
     table = np.zeros(len(files), dtype=ROW)
     with built_whole(folder) as temporary:
         temporary.mkdir()

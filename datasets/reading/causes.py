@@ -81,6 +81,7 @@ def _likely_cause(
         ids = {value for item in spec.classes for value in item.raw_ids}
     counted_from_0 = ids == set(range(classes))
 
+    # From the most telling to the least: the first that applies is said.
     checks = (
         (present <= {0, 255}, "a binary mask of 0 and 255? save its 255 as the id of the class"),
         (

@@ -38,6 +38,7 @@ def read_image(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.
     if header is None:
         return _read_by_pillow(path, data)
 
+    # What opencv would decode without a word, though not to the colours meant.
     if header.bit_depth > 8:
         raise DataError(
             f"{path}: image has {header.bit_depth} bits per channel; convert it to 8 bits",
@@ -106,6 +107,7 @@ def read_label(
     raw = decode_label(path, spec=spec, max_pixels=max_pixels)
     require_same_size(path, (raw.shape[0], raw.shape[1]), image_size)
 
+    # One look-up finds faulty values, a second maps the others.
     to_train, unknown = spec.tables(label_ids)
     if cv2.countNonZero(cv2.LUT(raw, unknown)):
         counts = np.bincount(raw.reshape(-1), minlength=256)
@@ -191,6 +193,7 @@ def _label_values(
             values //= 255 // (2**header.bit_depth - 1)
         return values
 
+    # More bits than a class id needs: most often instance ids, which are class * 1000 + number.
     if picture.mode.startswith("I") or picture.mode == "F":
         largest = np.asarray(picture).max()
         hint = "save it as 8-bit grey or palette PNG"

@@ -72,6 +72,7 @@ def identity(files: Files, *, images: bool, settings: dict[str, Any]) -> str:
     facts = {**settings, **files.label_settings(), "files": len(files)}
     record = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
 
+    # Size and time stand for the content, which would take as long to read as to derive.
     for index in range(len(files)):
         sources = list(files.label_sources(index))
         if images:

@@ -92,6 +92,7 @@ def build_class_index(
     }
     name = f"class_index-{identity(files, images=False, settings=settings)}.npz"
     path = cache_folder(cache_dir, root=files.root) / name
+    # Ranks that start together build it once.
     with sole_builder(path):
         found = _load(path)
         if found is None:
@@ -202,6 +203,7 @@ def _runs(
 
     Runs end at tile borders; those of ignored pixels are left out.
     """
+    # A run begins where the value changes, and at every tile border.
     height, width = label.shape
     begins = np.ones((height, width), dtype=bool)
     np.not_equal(label[:, 1:], label[:, :-1], out=begins[:, 1:])

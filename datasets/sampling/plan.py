@@ -128,6 +128,7 @@ class EpochPlan:
             assert self.extra is not None
             index, count = self.extra.class_index, self.extra.files_count
 
+        # The class-uniform part: each class takes its quota from the places where it occurs.
         pools: list[np.ndarray] = []
         if index is not None and self.fraction > 0:
             pools = self._pools(index, source)
@@ -140,6 +141,7 @@ class EpochPlan:
             if quota
         ]
 
+        # The rest shows whole images, without a class or pixel of their own.
         images = np.full(length - sum(quotas), -1, dtype=ENTRY)
         images["image"] = _walk(rng, count, len(images))
         images["source"] = source
@@ -186,6 +188,7 @@ def class_quotas(
         each, rest = divmod(total, len(present))
         for class_id in present:
             quotas[class_id] = each
+        # The classes that get one more move on from epoch to epoch.
         for turn in range(rest):
             quotas[present[(epoch * rest + turn) % len(present)]] += 1
     return quotas

@@ -1,4 +1,6 @@
-"""The decoded cache: the same pixels as without it, never stale, never half written, its size said first."""
+"""The decoded cache: the same pixels as without it, never stale, never half written, its size said
+first.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ def build(
 
 @pytest.mark.parametrize("kind", ["memmap", "zlib", "zstd"])
 def test_lossless_kinds_give_what_decoding_gives(files: Files, tmp_path: Path, kind: str) -> None:
-    """Bit for bit, from this process and from a pickled copy as spawned workers get it; labels with the policy applied."""
+    """Bit for bit, from this process and from a pickled copy as spawned workers get it; labels with
+    the policy applied.
+    """
     if kind == "zstd":
         pytest.importorskip("zstandard")
     files = replace(files, policy=LabelPolicy(classes={"class 1": "drop"}))
@@ -73,7 +77,9 @@ def test_lossless_kinds_give_what_decoding_gives(files: Files, tmp_path: Path, k
 
 
 def test_jpeg_kind_is_small_near_and_its_labels_are_ids(files: Files, tmp_path: Path) -> None:
-    """Shrunk to the long edge, never enlarged; labels are nearest, so no id comes up that was not there; points move along."""
+    """Shrunk to the long edge, never enlarged; labels are nearest, so no id comes up that was not
+    there; points move along.
+    """
     cache = build(files, tmp_path / "cache", "jpeg", long_edge=20)
     for index in range(len(files)):
         image, label = cache.read(index)
@@ -141,7 +147,9 @@ def test_built_once_and_again_when_a_source_changes(
 
 
 def test_damaged_caches_are_built_again(files: Files, tmp_path: Path) -> None:
-    """Truncated data, a lost or broken table; leftovers of a killed build are not taken for a cache."""
+    """Truncated data, a lost or broken table; leftovers of a killed build are not taken for a
+    cache.
+    """
     cache = build(files, tmp_path)
     whole = (cache.folder / "data.bin").read_bytes()
     for name, content in (
@@ -162,7 +170,9 @@ def test_damaged_caches_are_built_again(files: Files, tmp_path: Path) -> None:
 
 
 def test_a_failing_build_leaves_nothing_behind(files: Files, tmp_path: Path) -> None:
-    """A faulty label in the middle: its sentence, and no folder that a later run could take for a cache."""
+    """A faulty label in the middle: its sentence, and no folder that a later run could take for a
+    cache.
+    """
     Image.fromarray(np.full((24, 32), 77, dtype=np.uint8)).save(files.root / "002.label.png")
     with pytest.raises(DataError, match=r"002\.label\.png.*77"):
         build(files, tmp_path / "cache")

@@ -126,7 +126,8 @@ def test_class_list_of_camvid_form(tmp_path: Path) -> None:
 def test_class_list_with_ids_several_ignores_and_no_colors(tmp_path: Path) -> None:
     path = tmp_path / "classes.yaml"
     path.write_text(
-        "ignore: [11, 255]\nclasses:\n  - {name: road, ids: [5, 3]}\n  - {name: sky, id: 9, category: high}\n"
+        "ignore: [11, 255]\nclasses:\n"
+        "  - {name: road, ids: [5, 3]}\n  - {name: sky, id: 9, category: high}\n"
     )
     spec, _ = load_class_list(path)
     assert spec.name == tmp_path.name
