@@ -320,7 +320,7 @@ def _download(source: WeightSource, target: Path) -> None:
             try:
                 read_tensors(part, name="what it sent")
             except ModelError as error:
-                reason = _reason(error)
+                reason = _reason(error).removesuffix(": fetch it again")
                 if not announced:
                     reason += " (the server did not say how long the file is: it may be cut off)"
                 raise _NotFetched(reason) from error
