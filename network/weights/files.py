@@ -152,25 +152,24 @@ def _reason(beginning: bytes, error: Exception, name: str) -> str:
         return f"{name} is damaged or is neither a file of PyTorch nor safetensors: fetch it again."
 
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    what = ""
+    cause = "it is damaged or opening it would run code"
     if found is not None:
-        what = f" ({found[1]})"
+        cause = f"opening it would run code ({found[1]})"
     return (
-        f"{name} is refused, because opening it would run code{what}: use a file that holds only "
-        "tensors and plain values."
+        f"{name} is refused, because {cause}: use a file that holds only tensors and plain values."
     )
 
 
 def _read_safetensors(path: Path, name: str) -> Mapping[str, object]:
     try:
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
         raise ModelError(
             f"{name} needs the safetensors library: pip install safetensors."
         ) from error
 
+    # A header may name dtypes, sizes and places that do not exist, each with its own exception.
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except Exception as error:
         raise ModelError(f"{name} is damaged or is no safetensors file: fetch it again.") from error
