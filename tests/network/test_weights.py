@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import zipfile
@@ -129,9 +130,15 @@ def test_a_truncated_checkpoint_is_one_sentence(tmp_path):
         load_weights(model_of(RESNET), tmp_path / "absent.pth")
 
 
+@functools.cache
+def small_model():
+    """A model that no test changes."""
+    return model_of({"trunk": "resnet18", "decoder": "fcn"}, multiscale="single")
+
+
 def nothing_loaded(source, match, *, strict=True):
     """Both ways of loading refuse `source` in one sentence and change nothing."""
-    model = model_of({"trunk": "resnet18", "decoder": "fcn"}, multiscale="single")
+    model = small_model()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     loads = (
         lambda: load_weights(model, source, strict=strict, say=lambda text: None),
@@ -177,7 +184,7 @@ def test_what_is_no_file_is_named(tmp_path, place):
 
 def changed(change) -> dict[str, torch.Tensor]:
     """The state dict of a model with one tensor changed."""
-    state = model_of({"trunk": "resnet18", "decoder": "fcn"}, multiscale="single").state_dict()
+    state = small_model().state_dict()
     key = "trunk.layer1.0.conv1.weight"
     return {**state, key: change(state[key].clone())}
 
