@@ -273,7 +273,7 @@ def compile_in_place(model: MultiScaleModel, what: str) -> None:
 
 
 def criterion(config: Config, files: Files) -> Any:
-    """The criterion of the loss section; it counts the pixels of `files` where it weighs classes."""
+    """The criterion of the loss section; the pixels of `files` are counted to weigh classes."""
     weighting, weights = config.loss.class_weights, None
     if weighting != "none":
         counts = torch.from_numpy(count_pixels(files, workers=max(1, config.data.workers)))

@@ -197,6 +197,7 @@ def train(
             if stop:
                 step = progress.step
                 logger.warning("stopped by a signal after step %d; go on with --resume", step)
+                logbook.close()
                 return stop_signal.status
 
         # 4. The end of an epoch. The checkpoint comes before the validation, so that nothing that
