@@ -74,7 +74,7 @@ def main(arguments: argparse.Namespace) -> int:
         # A user error on one rank is raised on all: none waits for one that has ended.
         with processes.agreement(UserError):
             shard, shards = parse_shard(arguments.shard)
-            job = set_up(arguments, processes)
+            job = prepare_labelling(arguments, processes)
         if job.settings["keep_share"] is not None:
             job = job.with_thresholds(measured_thresholds(job, processes))
 
@@ -129,7 +129,7 @@ def parse_shard(text: str) -> tuple[int, int]:
 # --- what is asked for ---
 
 
-def set_up(arguments: argparse.Namespace, processes: Processes) -> LabellingJob:
+def prepare_labelling(arguments: argparse.Namespace, processes: Processes) -> LabellingJob:
     """Load the teacher, find the images, choose everything but thresholds that are measured.
 
     Raises:

@@ -47,7 +47,7 @@ from .pictures import (
     example_panel,
     infer,
     legend_of,
-    resized,
+    result_at_size,
     share_maps,
 )
 from .reporting import Evaluation, per_class, print_results, write_results
@@ -66,7 +66,7 @@ def main(arguments: argparse.Namespace) -> int:
 
         # A user error on one rank is raised on all: none waits for one that has ended.
         with processes.agreement(UserError):
-            job = set_up(arguments, processes)
+            job = prepare_evaluation(arguments, processes)
 
         if job.files.labels is None:
             predict_and_report(job, processes, of_split=not arguments.images)
@@ -117,7 +117,7 @@ class EvaluationJob:
         def add(batch: dict[str, Any], position: int, result: ImageResult) -> None:
             name, index = batch["names"][position], int(batch["index"][position])
             if not self.own_size:
-                result = resized(result, self.files.image_size(index))
+                result = result_at_size(result, self.files.image_size(index))
             if pictures is not None:
                 pictures.add(name, index, batch["image"][position], result)
             if self.submission is not None:
@@ -126,7 +126,7 @@ class EvaluationJob:
         return add
 
 
-def set_up(arguments: argparse.Namespace, processes: Processes) -> EvaluationJob:
+def prepare_evaluation(arguments: argparse.Namespace, processes: Processes) -> EvaluationJob:
     """Load the checkpoint, find the files, choose how to infer.
 
     Raises:

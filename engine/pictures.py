@@ -140,7 +140,7 @@ def _labelled(
     return ImageResult(predicted_label(prediction.logits), None, prediction)
 
 
-def resized(result: ImageResult, size: tuple[int, int]) -> ImageResult:
+def result_at_size(result: ImageResult, size: tuple[int, int]) -> ImageResult:
     """The result at another size (H, W); needs its logits unless it has that size already."""
     if tuple(result.label.shape[-2:]) == size:
         return result
