@@ -468,11 +468,11 @@ def label_record(
         record["kept"] = hard.kept.tolist()
 
     # An image of a split with labels may lack its own.
-    if job.files.labels is not None and human is None:
-        record["human"], record["agreement"] = None, []
-    elif job.files.labels is not None:
+    if human is not None:
         record["human"] = _class_counts(human, classes)
         record["agreement"] = agreement_of(human, hard.label.numpy(), classes=classes)
+    elif job.files.labels is not None:
+        record["human"], record["agreement"] = None, []
     return record
 
 

@@ -91,6 +91,7 @@ def train(
     # With several ranks the wrapped network averages gradients over them during backward.
     static_graph = runtime.compile == "model" and optim.accumulate == 1
     model = processes.wrap(state.model, static_graph=static_graph)
+    train_scales = config.model.train_scales
     half = autocast_dtype(runtime.precision)
     validation = Validation(config, validation_files, criterion, processes)
     skipped = SkippedSteps(processes, run.folder, limit=runtime.max_bad_steps)
@@ -185,7 +186,7 @@ def train(
 
             # What the step was like, and what is due after it.
             images = len(batches) * config.data.batch_size
-            attention = build.attention_means(prediction, state.model.train_scales)
+            attention = build.attention_means(prediction, train_scales)
             reading = meter.step(terms, attention, images=images, lr=lr, epoch=progress.epoch)
             if dry_run:
                 return report_costs(config, state, processes, meter, terms, began=began)
@@ -280,6 +281,7 @@ class Validation:
     ) -> None:
         """Score the split if an epoch ended unscored; note the result and keep the best weights."""
         config, progress = self.config, state.progress
+        network: Any = state.model
         if not progress.to_validate:
             return
 
@@ -294,7 +296,7 @@ class Validation:
                 logbook.picture(
                     "val",
                     progress.step,
-                    lambda: example_panel(state.model, self.files, self.options),
+                    lambda: example_panel(network, self.files, self.options),
                 )
         logger.info(
             "epoch %d: val mIoU %.1f %% at %s, %d images",
@@ -324,9 +326,10 @@ class Validation:
         self, state: TrainingState, loader: Iterable[dict[str, Any]], *, images: int, show: bool
     ) -> Evaluation:
         """Evaluate `images` images, counted over all ranks."""
+        network: Any = state.model
         with state.evaluated_weights(), build.explained(self.config, "validation"):
             return evaluate(
-                state.model,
+                network,
                 loader,
                 spec=self.files.spec,
                 options=self.options,

@@ -55,9 +55,9 @@ class Measures:
         ]
         self._count_comments(text, rows)
 
-        for node in tree.body:
-            if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                self._note_home(node.name, path)
+        for statement in tree.body:
+            if isinstance(statement, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                self._note_home(statement.name, path)
         for node in ast.walk(tree):
             self.conditionals += isinstance(node, ast.IfExp)
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
