@@ -293,6 +293,7 @@ def criterion(config: Config, files: Files) -> Any:
 
 def training_state(config: Config, files: Files, processes: Processes) -> TrainingState:
     """Model, optimiser, scaler and averaged weights of a training that begins, on their device."""
+    # fp16 needs its losses scaled, so that small gradients do not vanish.
     scaler = torch.amp.GradScaler(processes.device.type, enabled=config.runtime.precision == "fp16")
 
     model = initial_model(config, num_classes=files.spec.num_classes)
@@ -475,6 +476,7 @@ def load_model(
         config = load_config(config_file, overrides)
         spec = split_files(config, config.data.val_split).spec
 
+    # Weights of the trunk alone would be replaced at once.
     model = model_from(config, num_classes=spec.num_classes, trunk_weights=False)
     load_weights(model, checkpoint)
     return Loaded(

@@ -151,6 +151,7 @@ def prepare_evaluation(arguments: argparse.Namespace, processes: Processes) -> E
     model = prepare_for_inference(loaded.model, autocast_dtype=ways[0].autocast_dtype)
     loaded = replace(loaded, model=model)
 
+    # Pictures are the point where there is nothing to score.
     files, split = files_to_evaluate(arguments, loaded)
     kinds = arguments.save or ()
     if files.labels is None and arguments.output and not kinds:

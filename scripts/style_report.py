@@ -23,6 +23,9 @@ WIDTH = 100
 LONG_BODY = 12  # lines from which a function should be divided into paragraphs
 LINES_PER_COMMENT = 40
 
+# Marks that switch formatting off, and the words by which a comment speaks to a tool.
+SKIPS = ("fmt:", "noqa: " + "E402")
+FOR_TOOLS = ("fmt:", "noqa", "type:", "/usr")
 # Names that every program or every page has for the same purpose.
 CONVENTIONAL = frozenset({"main", "build_parser", "add_arguments", "run", "sections", "subtitle"})
 NOT_OURS = frozenset({"tests", "build", "dist", "node_modules"})
@@ -74,8 +77,8 @@ class Measures:
                 continue
             words = token.string.lstrip("#! ")
             is_own_line = rows[token.start[0] - 1].lstrip().startswith("#")
-            self.skips += words.startswith(("fmt:", "noqa: E402"))
-            self.comments += is_own_line and not words.startswith(("fmt:", "noqa", "type:", "/usr"))
+            self.skips += words.startswith(SKIPS)
+            self.comments += is_own_line and not words.startswith(FOR_TOOLS)
 
     def _count_function(
         self, node: ast.FunctionDef | ast.AsyncFunctionDef, rows: Sequence[str]
