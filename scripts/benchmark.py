@@ -23,9 +23,8 @@ import torch
 # A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hmsa.engine.command_line import at_least, run_door
+from hmsa.engine.command_line import at_least, run_command
 from hmsa.utils.files.writing import WriteError, write_file
-from hmsa.utils.words import UserError
 from scripts.measuring.harness import ROW_KEYS, Disagreement
 
 FOLDER = Path(__file__).resolve().parent / "benchmarks"
@@ -48,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if named is None:
         parser.error(f"{arguments.name}: name the benchmark first, before its options")
     _require_device(parser, arguments.device)
-    return run_door(lambda: measure(arguments), user_errors=lambda: (UserError,))
+    return run_command(lambda: measure(arguments))
 
 
 def measure(arguments: argparse.Namespace) -> int:

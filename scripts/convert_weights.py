@@ -24,13 +24,12 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hmsa.engine.build import load_model
-from hmsa.engine.command_line import run_door
+from hmsa.engine.command_line import run_command
 from hmsa.network import DECODERS, MULTISCALE, ModelError, build_model, load_weights
 from hmsa.network.weights.files import read_tensors
 from hmsa.network.weights.loading import recognise
 from hmsa.utils.files.writing import write_file_with
 from hmsa.utils.training.checkpoint import is_ours
-from hmsa.utils.words import UserError
 
 SUFFIXES = (".safetensors", ".pth")
 # The last layer of each decoder, whose rows are the classes.
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.input.exists() and options.output.resolve() == options.input.resolve():
         parser.error(f"{options.output} is the file to read; name another file to write")
-    return run_door(lambda: convert_file(options), user_errors=lambda: (UserError,))
+    return run_command(lambda: convert_file(options))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -26,12 +26,12 @@ from torch import Tensor, nn
 # A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hmsa.engine.arguments import read_scale
 from hmsa.engine.build import load_model
-from hmsa.engine.command_line import at_least, parse_with_overrides, run_door
+from hmsa.engine.command_line import at_least, parse_with_overrides, run_command
 from hmsa.network import ModelError
 from hmsa.network.inference import prepare_for_inference
 from hmsa.utils.files.writing import written_whole
-from hmsa.utils.words import UserError
 
 TOLERANCE = 1e-3  # largest absolute difference of a logit between the file and the model
 SUFFIXES = (".onnx", ".pt2")
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{options.checkpoint} is the checkpoint to read; name another --output")
     if len(set(written)) < len(written):
         parser.error("--output names one file twice")
-    return run_door(lambda: export_files(options), user_errors=lambda: (UserError,))
+    return run_command(lambda: export_files(options))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -95,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--scales",
-        type=float,
+        type=read_scale,
         nargs="+",
         metavar="S",
         help="default: those of the checkpoint's eval section",

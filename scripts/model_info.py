@@ -29,7 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 # A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hmsa.engine.command_line import at_least, run_door
+from hmsa.engine.arguments import read_scale
+from hmsa.engine.command_line import at_least, run_command
 from hmsa.network import (
     DECODERS,
     MULTISCALE,
@@ -41,7 +42,6 @@ from hmsa.network import (
 )
 from hmsa.network.inference import predict
 from hmsa.utils.files.writing import write_file
-from hmsa.utils.words import UserError
 from scripts.measuring.live_memory import LiveMemory
 
 EVALUATED = ((1.0,), (0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0))
@@ -84,7 +84,7 @@ class NetworkParts:
 def main(argv: Sequence[str] | None = None) -> int:
     """Count and print; returns the exit status."""
     options = build_parser().parse_args(argv)
-    return run_door(lambda: count_models(options), user_errors=lambda: (UserError,))
+    return run_command(lambda: count_models(options))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -127,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scales",
         nargs="+",
-        type=_scale,
+        type=read_scale,
         action="append",
         metavar="S",
         help="a scale list to evaluate; may be repeated",
@@ -142,17 +142,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     return parser
-
-
-def _scale(text: str) -> float:
-    """An argparse type: a scale that an image can be resized by."""
-    try:
-        scale = float(text)
-    except ValueError:
-        scale = 0.0
-    if not 0 < scale <= 16:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 16")
-    return scale
 
 
 def count_models(options: argparse.Namespace) -> int:

@@ -16,8 +16,8 @@ from pathlib import Path
 # A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hmsa.engine.command_line import at_least, parse_with_overrides, run_door
-from hmsa.utils.words import UserError
+from hmsa.engine.arguments import read_scale
+from hmsa.engine.command_line import at_least, parse_with_overrides, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_with_overrides(parser, argv)
     if options.output.resolve() == options.checkpoint.resolve():
         parser.error(f"{options.output} is the checkpoint to read; name another --output")
-    return run_door(lambda: draw_panel(options), user_errors=lambda: (UserError,))
+    return run_command(lambda: draw_panel(options))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
         default=0,
         help="which image of the split, from 0 (default: %(default)s)",
     )
-    parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="default: eval.scales")
+    parser.add_argument(
+        "--scales", nargs="+", type=read_scale, metavar="S", help="default: eval.scales"
+    )
     parser.add_argument(
         "--width",
         type=at_least(16),

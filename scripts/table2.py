@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hmsa.engine.command_line import at_least, parse_with_overrides
 from hmsa.utils.files.writing import write_file
 from scripts.tables.program import prepare, run_table, table_parser
-from scripts.tables.runs import Run, Scoring, commit, perform_all, run_command
+from scripts.tables.runs import Run, Scoring, commit, perform_all, run_program
 from scripts.tables.seed_statistics import mean_and_deviation, paired, percent
 
 SCORED = Scoring(("0.5,1,2",))
@@ -146,7 +146,7 @@ def run_of(
 def label_coarse_images(options: argparse.Namespace, teacher: Run) -> TeacherLabels:
     """The labels that a teacher gives the coarse images; those that are there are kept."""
     output = options.runs / f"labels-{teacher.folder.name}-{options.threshold:g}"
-    run_command(
+    run_program(
         "autolabel.py",
         "--checkpoint",
         str(teacher.best_checkpoint),

@@ -147,7 +147,8 @@ def build_network(arguments: argparse.Namespace, files: Files) -> nn.Module:
         for name in model.decoder.classifiers:
             for parameter in model.decoder.get_submodule(name).parameters():
                 parameter.mul_(SPREAD)
-    return model.to(arguments.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    model = model.to(arguments.device).eval()
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def ours(*, arguments: argparse.Namespace, files: Files, output: Path) -> Workload:

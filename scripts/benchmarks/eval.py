@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmsa.datasets import normalise, read_image
+from hmsa.engine.arguments import read_scale
 from hmsa.engine.command_line import at_least
 from hmsa.network import InferenceOptions, build_model, load_weights
 from hmsa.network.inference import predict_label, prepare_for_inference
@@ -101,7 +102,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the image (default: 512 1024, demo 256 512)",
     )
     parser.add_argument(
-        "--scales", nargs="+", type=float, default=[0.5, 1.0, 2.0], help="(default: %(default)s)"
+        "--scales",
+        nargs="+",
+        type=read_scale,
+        default=[0.5, 1.0, 2.0],
+        help="(default: %(default)s)",
     )
     parser.add_argument("--no-flip", action="store_true", help="leave the mirrored image out")
     parser.add_argument(

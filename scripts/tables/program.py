@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hmsa.engine.build import split_files
-from hmsa.engine.command_line import at_least, run_door
+from hmsa.engine.command_line import at_least, run_command
 from hmsa.utils.config import load_config
-from hmsa.utils.words import UserError
 
 from .runs import ROOT, TableError, stop_children
 
@@ -76,7 +75,7 @@ def run_table(make: Callable[[argparse.Namespace], int], options: argparse.Names
     SIGTERM ends the trainings that run as well.
     """
     signal.signal(signal.SIGTERM, stop_children)
-    return run_door(lambda: make(options), user_errors=lambda: (UserError,))
+    return run_command(lambda: make(options))
 
 
 def prepare(options: argparse.Namespace) -> str:

@@ -186,7 +186,7 @@ def _train(run: Run) -> float:
         pass  # not there, or cut off by a power cut: train.py itself knows whether it is done
 
     begin = time.monotonic()
-    run_command(
+    run_program(
         "train.py",
         str(run.config),
         "--resume",
@@ -213,7 +213,7 @@ def _score(run: Run, number: int) -> dict[str, Any]:
     if others:
         compare = ["--compare", *others]
 
-    run_command(
+    run_program(
         "eval.py",
         "--checkpoint",
         str(run.best_checkpoint),
@@ -236,7 +236,7 @@ def _score(run: Run, number: int) -> dict[str, Any]:
 _children: set[subprocess.Popen[bytes]] = set()
 
 
-def run_command(name: str, *arguments: str, threads: int, log: Path) -> None:
+def run_program(name: str, *arguments: str, threads: int, log: Path) -> None:
     """Run a program of the checkout, such as train.py, with its output appended to `log`.
 
     Raises:

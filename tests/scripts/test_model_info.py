@@ -152,8 +152,8 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     [
         (["--size", "0", "64"], "whole number from 1 on"),
         (["--classes", "-1"], "whole number from 1 on"),
-        (["--scales", "nan"], "'nan' is not a number above 0"),
-        (["--scales", "0.5", "inf"], "'inf' is not a number above 0"),
+        (["--scales", "nan"], "'nan' is not a scale"),
+        (["--scales", "0.5", "inf"], "'inf' is not a scale"),
     ],
 )
 def test_a_wrong_number_is_one_sentence(

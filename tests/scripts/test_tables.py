@@ -54,7 +54,7 @@ class FakePrograms:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, broken_seed: int | None = None) -> None:
         self.calls: list[tuple[str, ...]] = []
         self.broken_seed = broken_seed
-        monkeypatch.setattr(table_runs, "run_command", self)
+        monkeypatch.setattr(table_runs, "run_program", self)
 
     def __call__(self, name: str, *arguments: str, threads: int, log: Path) -> None:
         self.calls.append((name, *arguments))
@@ -124,7 +124,7 @@ def test_one_failure_leaves_the_other_rows_made(
 def test_a_program_that_fails_shows_the_end_of_its_log(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"(?s)train.py .*status 2.*no such file"):
         missing = str(tmp_path / "missing.yaml")
-        table_runs.run_command("train.py", missing, threads=1, log=tmp_path / "log")
+        table_runs.run_program("train.py", missing, threads=1, log=tmp_path / "log")
 
 
 def test_data_of_a_recipe_is_drawn_once_and_its_size_counts(
@@ -404,7 +404,7 @@ from pathlib import Path
 from scripts.tables import runs
 signal.signal(signal.SIGTERM, runs.stop_children)
 runs.ROOT = Path(sys.argv[1])
-runs.run_command("child.py", threads=1, log=Path(sys.argv[1]) / "log")
+runs.run_program("child.py", threads=1, log=Path(sys.argv[1]) / "log")
 print("went on")
 """
     (tmp_path / "child.py").write_text(
