@@ -85,6 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="*.onnx or *.pt2; may be repeated",
     )
+
+    # What is fixed in the exported file.
     parser.add_argument(
         "--size",
         type=at_least(1),

@@ -59,6 +59,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     length.add_argument(
         "--case", type=_case, metavar="SEED:NUMBER", help="repeat one case and show its output"
     )
+
+    # Without a seed every run tries new cases; it is printed, so that each can be repeated.
     parser.add_argument(
         "--seed", type=at_least(0), help="of all cases (default: another one in each run)"
     )
@@ -68,6 +70,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="keep the folders of what is found"
     )
+
     options = parser.parse_args(argv)
     if options.seed is None:
         options.seed = secrets.randbelow(10**6)

@@ -109,6 +109,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--multiscale", nargs="+", default=list(MULTISCALE), metavar="NAME", help="default: all"
     )
+
+    # The images that are counted with.
     parser.add_argument(
         "--size",
         nargs=2,
@@ -132,6 +134,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="S",
         help="a scale list to evaluate; may be repeated",
     )
+
     parser.add_argument(
         "--output-stride", type=at_least(1), help="of trunks that can be dilated (default: 8)"
     )

@@ -42,6 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
         default=0,
         help="which image of the split, from 0 (default: %(default)s)",
     )
+
+    # How it is inferred and drawn.
     parser.add_argument(
         "--scales", nargs="+", type=read_scale, metavar="S", help="default: eval.scales"
     )

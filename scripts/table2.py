@@ -180,6 +180,8 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         name: {row["seed"]: row["scored"][0]["miou"] for row in rows if row["method"] == name}
         for name in ROWS
     }
+
+    # Gains are paired: a row and the baseline of one seed share the order of their images.
     lines = []
     for name, by_seed in by_row.items():
         mean, deviation = mean_and_deviation(list(by_seed.values()))

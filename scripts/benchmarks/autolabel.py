@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=at_least(1), default=8, help="images of a round (default: %(default)s)"
     )
+
     parser.add_argument("--trunk", default="resnet50", help="(default: %(default)s)")
     parser.add_argument("--decoder", default="deeplabv3plus", help="(default: %(default)s)")
     parser.add_argument(

@@ -69,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HxW",
         help="size of the images (default: %(default)s)",
     )
+
     parser.add_argument(
         "--images", type=at_least(1), default=6, help="image pairs drawn (default: %(default)s)"
     )

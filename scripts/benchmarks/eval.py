@@ -108,7 +108,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[0.5, 1.0, 2.0],
         help="(default: %(default)s)",
     )
+
     parser.add_argument("--no-flip", action="store_true", help="leave the mirrored image out")
+
+    # A trained network on a photo shows how far half precision changes labels that matter.
     parser.add_argument(
         "--weights",
         help="a checkpoint of 19 classes for the one network named: agreement on a trained model",
@@ -127,6 +130,8 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     for network in arguments.networks:
         parts, default_size = NETWORKS[network]
         height, width = arguments.size or default_size
+
+        # Each side builds its own network and image, in a process of its own for the memory.
         material = Material(
             parts=parts,
             size=(height, width),

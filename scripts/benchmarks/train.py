@@ -53,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=at_least(1), default=1, help="images a step (default: %(default)s)"
     )
     parser.add_argument("--loss", default="rmi", help="main loss (default: %(default)s)")
+
+    # What is compared, and in which of the settings the cost of attention is measured.
     parser.add_argument(
         "--settings",
         nargs="+",

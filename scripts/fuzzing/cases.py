@@ -47,7 +47,7 @@ COMMANDS = {
             *(CONFIG, "--dry-run", RUN_HERE, "data.extra.split=extra", "data.extra.labels=auto"),
             *("data.extra.root=autolabels/manifest.json", "data.verify=all"),
         ),
-        (CONFIG, DATA, PHOTOS, "autolabels"),
+        (CONFIG, DATA, "autolabels"),
     ),
     "eval": FuzzedCommand("eval.py", (*CHECKPOINT, "--output", "out"), (DATA, RUN)),
     "eval run": FuzzedCommand("eval.py", ("--checkpoint", "run", "--output", "out"), (DATA, RUN)),
@@ -72,8 +72,8 @@ COMMANDS = {
     ),
     "autolabel again": FuzzedCommand(
         "autolabel.py",
-        (*CHECKPOINT, "--images", PHOTOS, "--output", "autolabels"),
-        (PHOTOS, RUN, "autolabels"),
+        (*CHECKPOINT, "--split", "extra", "--output", "autolabels"),
+        (DATA, RUN, "autolabels"),
         outputs=("autolabels",),
     ),
     "verify": FuzzedCommand(
@@ -109,6 +109,7 @@ ALL_BYTES: tuple[Mutation, ...] = (
 )
 TEXT = (m.odd_value, m.odd_value, m.shuffle_lines, m.odd_bytes, m.duplicate_key, m.cut_off)
 IN_PICTURES = (m.odd_picture, m.odd_picture, m.other_size, m.certain(m.cut_off), *ALL_BYTES)
+IN_LABELS = (m.enormous_header, m.wrong_label_values, m.wrong_label_values, m.empty_label)
 READ_CHECKPOINT = ("eval", "eval run", "predict", "autolabel", "convert", "fine-tune", "panel")
 TARGETS = {
     "configuration": Target(
@@ -144,19 +145,29 @@ TARGETS = {
         (*ALL_BYTES, m.odd_bytes, m.cut_off),
     ),
     "training image": Target(
-        ("data/images/*/*.png",),
-        ("train", "check", "eval", "panel"),
-        (*IN_PICTURES, m.enormous_header),
+        ("data/images/train/*.png",), ("train", "check"), (*IN_PICTURES, m.enormous_header)
     ),
-    "label": Target(
-        ("data/labels/*/*.png",),
-        ("train", "check", "eval"),
-        (*IN_PICTURES, m.enormous_header, m.wrong_label_values, m.empty_label),
+    "validation image": Target(
+        ("data/images/val/*.png",), ("train", "check", "eval"), (*IN_PICTURES, m.enormous_header)
+    ),
+    "training label": Target(
+        ("data/labels/train/*.png",), ("train", "check"), (*IN_PICTURES, *IN_LABELS)
+    ),
+    "validation label": Target(
+        ("data/labels/val/*.png",), ("train", "check", "eval"), (*IN_PICTURES, *IN_LABELS)
+    ),
+    "image of a panel": Target(
+        ("data/images/val/val0.png", "data/labels/val/val0.png"),
+        ("panel",),
+        (*IN_PICTURES, m.enormous_header),
     ),
     "photo": Target(
         ("photos/first.png", "photos/second.jpg", "photos/more/third.png"),
-        ("predict", "predict list", "autolabel", "autolabel list", "autolabel again"),
+        ("predict", "predict list", "autolabel", "autolabel list"),
         IN_PICTURES,
+    ),
+    "image to label again": Target(
+        ("data/images/extra/*.png",), ("autolabel again", "student"), IN_PICTURES
     ),
     "list": Target(
         ("photos.txt",),
@@ -241,7 +252,7 @@ def make_case(material: Path, folder: Path, *, seed: int, number: int) -> Case:
     target = TARGETS[rng.choice(sorted(TARGETS))]
     name = rng.choice(target.commands)
     command = COMMANDS[name]
-    _copy(material, folder, command.parts)
+    copy_parts(material, folder, command.parts)
 
     # A file may be missing where it is optional, such as the hash beside a checkpoint.
     pattern = rng.choice(target.files)
@@ -282,11 +293,12 @@ def _case_of_words(material: Path, folder: Path, rng: random.Random, number: int
         outputs = (odd,)
         damage = Damage(f"the output is {odd}", matters=False)
 
-    _copy(material, folder, sorted({*command.parts, CONFIG, DATA, PHOTOS, "photos.txt"}))
+    copy_parts(material, folder, sorted({*command.parts, CONFIG, DATA, PHOTOS, "photos.txt"}))
     return Case(number, name, command.program, words, outputs, "command line", damage)
 
 
-def _copy(material: Path, folder: Path, parts: Sequence[str]) -> None:
+def copy_parts(material: Path, folder: Path, parts: Sequence[str]) -> None:
+    """Copy parts of the sound inputs into the folder of a case."""
     (folder / "home").mkdir(parents=True)
     for part in parts:
         if (material / part).is_dir():

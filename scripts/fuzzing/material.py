@@ -45,7 +45,7 @@ CONFIG = {
     "loss": {"main": "cross_entropy"},
     "optim": {"lr": 0.01, "epochs": 1},
     "eval": {"scales": [0.5, 1.0], "workers": 0},
-    "autolabel": {"scales": [0.5, 1.0], "threshold": 0.2, "workers": 0},
+    "autolabel": {"scales": [0.5, 1.0], "threshold": 0.2, "workers": 1},
     "runtime": {"device": "cpu", "threads": 1, "log_every": 1},
 }
 
@@ -63,14 +63,10 @@ def make_material(folder: Path) -> None:
     _write_photos(folder)
     _write_video(folder / "film.avi")
 
-    # A run with all its files, then labels that its network gave the photos.
+    # A run with all its files, then labels that its network gives the images without labels.
     command(folder, "train.py", "config.yaml", "experiment.output=run")
-    best = "run/checkpoints/best.pt"
-    command(
-        folder,
-        "autolabel.py",
-        *("--checkpoint", best, "--images", "photos", "--output", "autolabels"),
-    )
+    words = ("--checkpoint", "run/checkpoints/best.pt", "--split", "extra")
+    command(folder, "autolabel.py", *words, "--output", "autolabels")
 
 
 def command(folder: Path, program: str, *words: str) -> None:
@@ -108,13 +104,16 @@ def environment(folder: Path) -> dict[str, str]:
 def _write_data(root: Path) -> None:
     """A data set of the kind "folder": images and labels by split, and the list of classes."""
     rng = np.random.default_rng(0)
-    for split, count in (("train", 4), ("val", 2)):
+    for split, count in (("train", 4), ("val", 2), ("extra", 3)):
         for kind in ("images", "labels"):
             (root / kind / split).mkdir(parents=True)
+
+        # The split "extra" has no labels: a network gives it some.
         for number in range(count):
             image, label = _scene(rng)
             Image.fromarray(image).save(root / "images" / split / f"{split}{number}.png")
-            Image.fromarray(label).save(root / "labels" / split / f"{split}{number}.png")
+            if split != "extra":
+                Image.fromarray(label).save(root / "labels" / split / f"{split}{number}.png")
 
     classes = [
         {"name": name, "color": COLOURS[number].tolist(), "id": number}

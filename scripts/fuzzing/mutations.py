@@ -184,12 +184,14 @@ def shuffle_lines(path: Path, rng: random.Random) -> Damage:
     number = rng.randrange(len(lines))
     what = rng.choice(["deleted", "moved", "indented", "unindented"])
     line = lines.pop(number)
+
     if what == "moved":
         lines.insert(rng.randrange(len(lines) + 1), line)
     elif what == "indented":
         lines.insert(number, "  " + line)
     elif what == "unindented":
         lines.insert(number, line[2:])
+
     path.write_text("\n".join(lines) + "\n")
     return Damage(f"line {number + 1} {what}: {line!r}", matters=False)
 
@@ -219,6 +221,7 @@ def deep_yaml(path: Path, rng: random.Random) -> Damage:
             for number in range(9)
         ),
     }
+
     what = rng.choice(sorted(contents))
     path.write_text(contents[what])
     return Damage(f"now {what}", matters=True)
@@ -241,6 +244,8 @@ def edit_list(path: Path, rng: random.Random) -> Damage:
         "the list itself": (b"photos.txt", False),
         "a web address": (b"https://example.org/first.png", True),
     }
+
+    # Whatever names no image has to be refused or left out with a word.
     what = rng.choice(sorted(odd_lines))
     odd, matters = odd_lines[what]
     lines = path.read_bytes().splitlines()
@@ -267,6 +272,7 @@ def edit_classes(path: Path, rng: random.Random) -> Damage:
         classes[one]["color"] = rng.choice([[1, 2], [1, 2, 300], "red", [1.5, 0, 0], None])
     else:
         content["classes"] = rng.choice([[], None, "sky", {}])
+
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return Damage(what, matters=True)
 
@@ -292,6 +298,8 @@ def odd_picture(path: Path, rng: random.Random) -> Damage:
     """The same picture in a form that cameras and programs write, too."""
     image = Image.open(path)
     image.load()
+
+    # Pillow takes the format from the ending of the name, but for those that are named here.
     forms = {
         "grey": lambda: image.convert("L").save(path),
         "palette": lambda: image.convert("P").save(path),
@@ -306,6 +314,7 @@ def odd_picture(path: Path, rng: random.Random) -> Damage:
             path, format="GIF", save_all=True, append_images=[image.convert("P")] * 2
         ),
     }
+
     what = rng.choice(sorted(forms))
     forms[what]()
     return Damage(f"saved anew: {what}", matters=False)
@@ -410,6 +419,7 @@ def _odd_tensor(content: dict[str, Any], rng: random.Random) -> Damage:
     names = [name for name in state if state[name].is_floating_point() and state[name].ndim > 0]
     name = rng.choice(names)
     tensor = state[name].clone()
+
     what = rng.choice(["not finite", "missing", "shape", "complex", "sparse", "integers", "text"])
     if what == "not finite":
         tensor.view(-1)[rng.randrange(tensor.numel())] = rng.choice(NOT_NUMBERS)
@@ -444,6 +454,7 @@ def _odd_spec(content: dict[str, Any], rng: random.Random) -> Damage:
         classes = []
     else:
         classes = [{**item, "name": number} for number, item in enumerate(classes)]
+
     content["spec"] = {**spec, "classes": classes}
     return Damage(f"classes of the checkpoint: {what}", matters=what != "odd names")
 

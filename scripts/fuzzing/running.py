@@ -128,6 +128,8 @@ def run_process(case: Case, folder: Path) -> Outcome:
             stderr=output,
             start_new_session=True,
         )
+
+        # None after the limit; what the program has started goes down with it.
         status: int | None = None
         with contextlib.suppress(subprocess.TimeoutExpired):
             status = child.wait(LIMIT)
@@ -169,6 +171,8 @@ def _state(path: str) -> str:
 def findings(case: Case, outcome: Outcome, before: Snapshot, after: Snapshot) -> list[str]:
     """What is wrong with how a command ended; nothing where it is as it should be."""
     wrong = []
+
+    # The first of these explains the others: a traceback ends with status 1, too.
     if outcome.status is None:
         wrong.append(f"hangs: no end after {LIMIT:.0f} s")
     elif "Traceback (most recent call last)" in outcome.text:
@@ -193,6 +197,8 @@ def _touched(case: Case, before: Snapshot, after: Snapshot) -> list[str]:
         for path, state in before.items()
         if after.get(path) != state and not _owns(case, path, before)
     )
+
+    # Under an output anything may appear.
     new = sorted(
         path
         for path in after.keys() - before.keys()

@@ -47,6 +47,8 @@ def table_parser(doc: str | None, *, name: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, help=f"rows and tables (default, for the default recipe: {output})"
     )
+
+    # How much of the machine is used, and where; none of it changes a row.
     parser.add_argument(
         "--runs",
         type=Path,
@@ -65,6 +67,8 @@ def table_parser(doc: str | None, *, name: str) -> argparse.ArgumentParser:
         metavar="section.key=value",
         help="change the recipe, e.g. optim.epochs=10",
     )
+
+    # For `prepare`, which knows whether the default recipe was changed.
     parser.set_defaults(published=(recipe, output))
     return parser
 
