@@ -168,7 +168,7 @@ def ours(*, arguments: argparse.Namespace, files: Files, output: Path) -> Worklo
     job = LabellingJob(
         loaded=Loaded(model=model, config=config, spec=CITYSCAPES, sha256=""),
         files=replace(files, labels=None),
-        inference=inference_options(config.autolabel),
+        options=inference_options(config.autolabel),
         policy=LabelPolicy(),
         output=output,
         thresholds=np.full(CITYSCAPES.num_classes, THRESHOLD),
