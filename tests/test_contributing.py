@@ -1,4 +1,4 @@
-"""CONTRIBUTING: its examples are true. Each is put where the page says, by an import hook, and used."""
+"""CONTRIBUTING: its examples are true. Each is put where the page says and then used."""
 
 from __future__ import annotations
 
