@@ -234,7 +234,9 @@ class TrainingState:
         """
         for parameter, state in self.optimizer.state.items():
             for name, value in state.items():
-                if isinstance(value, Tensor) and value.shape == parameter.shape and value.ndim:
+                if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                    continue
+                if value.stride() != parameter.stride():
                     state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
