@@ -296,8 +296,8 @@ def _choose(checkpoints: CheckpointFolder) -> Path | None:
             return None
         raise CheckpointError(
             f"{'; '.join(passed)}; no checkpoint is left to go on from, and nothing was changed: "
-            "copy the files here again, each with its .sha256, or begin anew in another folder "
-            "with experiment.output=DIR"
+            "copy the files here again, each with its .sha256 (for a file that you trust, "
+            "sha256sum makes one), or begin anew in another folder with experiment.output=DIR"
         )
 
     steps = checkpoints.steps()
