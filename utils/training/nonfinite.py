@@ -6,12 +6,14 @@ All ranks skip it together, its images are named, and after too many of them the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..files.writing import write_file_with
 from ..processes import Processes
 from .logbook import logger
 from .run_folder import RunError
@@ -58,7 +60,7 @@ class SkippedSteps:
         suspects = [names for was_bad, names in gathered if was_bad]
         culprit = "loss"
         if not suspects:
-            culprit = "gradient"
+            culprit = "gradient or a running statistic"
             suspects = [names for _, names in gathered]
         images = ", ".join(name for names in suspects for name in names)
 
@@ -75,7 +77,7 @@ class SkippedSteps:
 
         # Each rank keeps its own batches; one may have had room on its disk and another none.
         kept = ""
-        if own or culprit == "gradient":
+        if own or culprit != "loss":
             kept = self._keep(step, batches, terms)
         where = max(self.processes.gather(kept))
 
@@ -92,9 +94,9 @@ class SkippedSteps:
     ) -> str:
         """Save this rank's batches for a later look; returns where, or "" when the disk is full."""
         file = self.folder / f"not-finite-rank{self.processes.rank}.pt"
+        content = {"step": step, "terms": dict(terms), "batches": list(batches)}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            torch.save({"step": step, "terms": dict(terms), "batches": list(batches)}, file)
+            write_file_with(file, partial(torch.save, content))
         except (OSError, RuntimeError):
             return ""
         return f"the batches are in {self.folder}/not-finite-rank*.pt and "
