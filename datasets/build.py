@@ -294,6 +294,8 @@ def image_files(
 def _expand(entry: str) -> list[_InputImage]:
     """Every image that an input stands for."""
     path = os.path.abspath(entry)
+    if "\0" in path:
+        raise DataError(f"{entry}: a name of a file cannot hold NUL", kind="missing")
     if os.path.isdir(path):
         return _in_folder(entry, path)
 
@@ -331,7 +333,8 @@ def _single(path: str, name: str) -> _InputImage:
     # A name that is absolute or climbs out of the input's folder would do so below an output, too.
     if os.path.isabs(name) or ".." in name.split("/"):
         name = os.path.basename(name)
-    return _InputImage(path, name, os.path.basename(os.path.dirname(path)))
+    # The folder by its true name, for a path may end in `..` before the file.
+    return _InputImage(path, name, os.path.basename(os.path.realpath(os.path.dirname(path))))
 
 
 def _unique_names(images: Sequence[_InputImage]) -> list[str]:

@@ -13,6 +13,7 @@ from ..spec import DatasetSpec
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+LONGEST_SHOWN = 200  # characters of a name in a sentence
 SHOWN = 3  # how many files a sentence names before it counts the rest
 
 
@@ -37,29 +38,46 @@ def scan(folder: str | Path, *, accept: Callable[[str], bool]) -> list[str]:
     """Paths of the accepted files below `folder`, relative with "/", sorted.
 
     `accept` is asked with the file's name. Hidden files and folders are left out.
+
+    Raises:
+        DataError: a folder that cannot be read.
     """
     found: list[str] = []
     visited: set[tuple[int, int]] = set()
     pending = [(os.fspath(folder), "")]
     while pending:
         place, prefix = pending.pop()
-        with os.scandir(place) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if not entry.is_dir():
-                    if accept(entry.name):
-                        found.append(prefix + entry.name)
-                    continue
+        for entry in _visible_entries(place):
+            if not _is_folder(entry):
+                if accept(entry.name):
+                    found.append(prefix + entry.name)
+                continue
 
-                # A link that leads back up would never end.
-                if entry.is_symlink():
-                    status = entry.stat()
-                    if (status.st_dev, status.st_ino) in visited:
-                        continue
-                    visited.add((status.st_dev, status.st_ino))
-                pending.append((entry.path, f"{prefix}{entry.name}/"))
+            # A link that leads back up would never end.
+            if entry.is_symlink():
+                status = entry.stat()
+                if (status.st_dev, status.st_ino) in visited:
+                    continue
+                visited.add((status.st_dev, status.st_ino))
+            pending.append((entry.path, f"{prefix}{entry.name}/"))
     return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle; what it stands for is said when it is read
+        return False
+
+
+def _visible_entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(
+            f"{folder}: folder cannot be read ({error.strerror})", kind="unreadable"
+        ) from error
 
 
 def has_suffix(suffixes: Sequence[str]) -> Callable[[str], bool]:
@@ -79,14 +97,14 @@ def require_folder(folder: Path, *, what: str, hint: str) -> None:
     Raises:
         DataError: `folder` is no folder; what lies beside it, and `hint`, are said.
     """
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return
-    if folder.exists():
+    if os.path.exists(folder):
         raise DataError(f"{what} {folder} is not a folder; {hint}", kind="missing")
 
     # The nearest folder that does exist shows where the path goes wrong.
     parent = folder
-    while not parent.is_dir() and parent != parent.parent:
+    while not os.path.isdir(parent) and parent != parent.parent:
         parent = parent.parent
     raise DataError(
         f"{what} {folder} does not exist ({parent} holds {first_entries(parent)}); {hint}",
@@ -100,16 +118,23 @@ def first_entries(folder: Path) -> str:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                suffix = "/" * entry.is_dir()
+                suffix = "/" * _is_folder(entry)
                 names.append(entry.name + suffix)
     except OSError as error:
         return f"nothing readable ({error.strerror})"
     return some(sorted(names)) or "nothing"
 
 
+def shown(text: str) -> str:
+    """Text from outside as a message shows it: of bounded length."""
+    if len(text) <= LONGEST_SHOWN:
+        return text
+    return f"{text[: LONGEST_SHOWN - 3]}..."
+
+
 def some(names: Sequence[str]) -> str:
     """The first few of many names, and how many more there are."""
-    text = ", ".join(names[:SHOWN])
+    text = ", ".join(shown(name) for name in names[:SHOWN])
     if len(names) > SHOWN:
         text += f" and {len(names) - SHOWN} more"
     return text
@@ -178,7 +203,7 @@ def glob_files(root: Path, pattern: str) -> dict[str, str]:
     # Only what lies below the folders that the pattern spells out is scanned.
     fixed, _, _ = re.split(r"[*?]", pattern, maxsplit=1)[0].rpartition("/")
     base = root / fixed
-    if not base.is_dir():
+    if not os.path.isdir(base):
         return {}
 
     prefix = ""

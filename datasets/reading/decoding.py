@@ -47,7 +47,22 @@ def read_image(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.
         DataError: missing, empty, more than `max_pixels` declared, truncated, 16-bit, CMYK, or not
             an image.
     """
-    data = _read_bytes(path, "image", max_pixels)
+    return decode_image(path, read_image_bytes(path, max_pixels=max_pixels), max_pixels=max_pixels)
+
+
+def read_image_bytes(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
+    """The bytes of an image file, for `decode_image`.
+
+    Raises:
+        DataError: missing, empty, no file, or far too large for `max_pixels`.
+    """
+    return _read_bytes(path, "image", max_pixels)
+
+
+def decode_image(
+    path: str | Path, data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> np.ndarray:
+    """`read_image` from the bytes of the file; `path` is for messages."""
     header = _checked_header(path, data, "image", max_pixels)
     if header is None:
         return _read_by_pillow(path, data)

@@ -5,6 +5,7 @@ A device has no end, and a pipe may have nobody who writes: reading either can w
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import BinaryIO
 
 from ..errors import DataError
 
+_DIGITS = 32
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -71,6 +73,24 @@ def read_text(path: str | Path, what: str) -> str:
                 f"{path}: {what} cannot be read ({error}); save it as UTF-8", kind="unreadable"
             ) from error
     return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+
+
+def digest(data: bytes) -> str:
+    """32 hex digits of a hash over bytes."""
+    return hashlib.sha256(data).hexdigest()[:_DIGITS]
+
+
+def file_digest(path: str | Path) -> str:
+    """`digest` of all bytes of a file.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with open_regular(path, "file") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
+    except OSError as error:
+        raise unreadable(path, "file", error) from error
 
 
 def unreadable(path: str | Path, what: str, error: OSError) -> DataError:
