@@ -24,9 +24,8 @@ from .layouts.listing import (
     IMAGE_SUFFIXES,
     ListedSplit,
     first_entries,
-    has_suffix,
     require_folder,
-    scan,
+    scan_images,
     stem,
 )
 from .layouts.mapillary import find_mapillary
@@ -318,7 +317,7 @@ def _expand(entry: str) -> list[_InputImage]:
 
 
 def _in_folder(entry: str, path: str) -> list[_InputImage]:
-    found = scan(path, accept=has_suffix(IMAGE_SUFFIXES))
+    found = scan_images(path)
     if not found:
         raise DataError(
             f"{entry}: no image ({' '.join(IMAGE_SUFFIXES)}) in this folder, "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import DataError
@@ -27,6 +27,7 @@ from .listing import (
     pair,
     require_folder,
     scan,
+    scan_images,
     shown,
     some,
     stem,
@@ -61,7 +62,7 @@ def find_folder(
     if list_file is not None:
         return _from_list(spec, root, list_file, with_labels)
 
-    images = _listed(root, place, IMAGE_SUFFIXES)
+    images = _listed(root, place, scan_images)
     if not images:
         raise _no_images(root, place, split)
 
@@ -69,7 +70,7 @@ def find_folder(
     label_place = layout.labels.replace("{split}", split)
     labels = None
     if with_labels:
-        labels = _listed(root, label_place, LABEL_SUFFIXES)
+        labels = _listed(root, label_place, _scan_labels)
     if labels is None:
         keys = sorted(images)
         return ListedSplit(spec, [images[key] for key in keys], None, keys)
@@ -109,7 +110,13 @@ def _class_file(root: Path, classes: Path | None) -> Path:
     return default
 
 
-def _listed(root: Path, place: str, suffixes: Sequence[str]) -> dict[str, str] | None:
+def _scan_labels(folder: Path) -> list[str]:
+    return scan(folder, accept=has_suffix(LABEL_SUFFIXES))
+
+
+def _listed(
+    root: Path, place: str, scan_folder: Callable[[Path], list[str]]
+) -> dict[str, str] | None:
     """Files of a folder or glob under their keys, relative to root.
 
     None where the folder does not exist or the glob matches nothing.
@@ -118,7 +125,7 @@ def _listed(root: Path, place: str, suffixes: Sequence[str]) -> dict[str, str] |
         return glob_files(root, place) or None
     if not os.path.isdir(root / place):
         return None
-    found = by_key(scan(root / place, accept=has_suffix(suffixes)), stem, place=str(root / place))
+    found = by_key(scan_folder(root / place), stem, place=str(root / place))
     return {key: f"{place}/{path}" for key, path in found.items()}
 
 

@@ -9,9 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
+from ..notices import notice
 from ..spec import DatasetSpec
 
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+# What else may be an image: not looked for, since few such files are meant to be trained on.
+OTHER_IMAGE_SUFFIXES = (
+    *(".gif", ".pgm", ".pbm", ".pnm", ".jfif", ".jpe", ".jp2", ".j2k", ".avif", ".heic", ".heif"),
+    *(".tga", ".psd", ".dng", ".cr2", ".nef", ".arw", ".raw", ".exr", ".hdr", ".ico", ".pcx"),
+    *(".sgi", ".svg", ".xpm", ".apng", ".jxl", ".eps", ".dds", ".ras", ".sr", ".pfm", ".npy"),
+)
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
 LONGEST_SHOWN = 200  # characters of a name in a sentence
 SHOWN = 3  # how many files a sentence names before it counts the rest
@@ -78,6 +86,20 @@ def _visible_entries(folder: str) -> list[os.DirEntry[str]]:
         raise DataError(
             f"{folder}: folder cannot be read ({error.strerror})", kind="unreadable"
         ) from error
+
+
+def scan_images(folder: str | Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[str]:
+    """`scan` for images; other files that look like some are left out and said."""
+    found = scan(folder, accept=has_suffix((*suffixes, *OTHER_IMAGE_SUFFIXES, *VIDEO_SUFFIXES)))
+    is_listed = has_suffix(suffixes)
+    others = [path for path in found if not is_listed(path)]
+    if others:
+        notice(
+            f"{folder}: {len(others)} files in formats that are not looked for in a folder are "
+            f"left out ({some(others)}); convert images to {' '.join(suffixes)}, and name videos "
+            "singly"
+        )
+    return [path for path in found if is_listed(path)]
 
 
 def has_suffix(suffixes: Sequence[str]) -> Callable[[str], bool]:

@@ -221,3 +221,24 @@ def test_folders_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     os.symlink("loop.jpg", root / "images/train/loop.jpg")
     with pytest.raises(DataError, match=r"without label in .*loop\.jpg"):
         listed(root)
+
+
+@pytest.mark.parametrize("name", ["b.gif", "c.pgm", "d.jfif", "e.jp2", "f.mp4"])
+def test_images_in_other_formats_are_said_where_they_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """In a folder to predict, and in a split; what is no image stays unsaid."""
+    root = make_folder(tmp_path, {"train": ["a"]})
+    (root / "images/train/notes.txt").touch()
+    assert len(image_files([root / "images/train"], spec=toy_spec())) == 1
+    assert capsys.readouterr().err == ""
+    (root / "images/train" / name).touch()
+    for list_files in (
+        lambda: listed(root),
+        lambda: image_files([root / "images/train"], spec=toy_spec()),
+    ):
+        assert len(list_files()) == 1
+        said = capsys.readouterr().err
+        assert (
+            f"1 files in formats that are not looked for in a folder are left out ({name})" in said
+        )
