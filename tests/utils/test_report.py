@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -200,6 +201,15 @@ def test_no_text_of_the_data_becomes_a_script(tmp_path: Path, report: Any) -> No
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'"
     )
+
+
+def test_names_that_are_not_utf8_do_not_lose_the_page(tmp_path: Path) -> None:
+    """Kind: text that an encoding cannot hold; the page escapes it."""
+    report = full_autolabel()
+    report.failed = [(os.fsdecode(b"caf\xe9.jpg"), "broken")]
+    report.panels = [example(os.fsdecode(b"caf\xe9"))]
+    page, _ = read(tmp_path, report)
+    assert page.row("caf\\udce9.jpg") == ["caf\\udce9.jpg", "broken"]
 
 
 def test_evaluation_says_every_number(tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ def written_whole(
             written stays behind.
     """
     path = Path(path)
+    if "\0" in str(path):
+        raise WriteError(f"{str(path)!r}: no file can be called so; {advice}")
+
     temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,8 +73,14 @@ def write_file_with(
 
 
 def write_file(path: Path | str, data: bytes | str, *, durable: bool = False) -> None:
-    """Write `data` (text as UTF-8) to `path`, whole or not at all; see `written_whole`."""
-    content = data.encode() if isinstance(data, str) else data
+    """Write `data` to `path`, whole or not at all; see `written_whole`.
+
+    Text is written as UTF-8. What UTF-8 cannot hold is escaped as in Python's texts (\\udce9): names
+    of files may contain it, and no result may be lost because of a name.
+    """
+    content = data
+    if isinstance(content, str):
+        content = content.encode("utf-8", errors="backslashreplace")
     with written_whole(path, durable=durable) as temporary:
         temporary.write_bytes(content)
 
