@@ -209,7 +209,8 @@ class OutputFolder:
             if other != source:
                 raise OutputError(
                     f"{printable(source)}: its result and that of {printable(other)} would both be "
-                    f"called {printable(_key(name))}; rename one of them, or write them to two folders"
+                    f"called {printable(_key(name))}; rename one of them, or write them to two "
+                    "folders"
                 )
             if os.path.lexists(path):
                 present.append(name)

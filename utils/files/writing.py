@@ -55,7 +55,7 @@ def written_whole(
             _flush_tree(temporary)
         os.replace(temporary, path)
         if durable:
-            _flush(path.parent)
+            flush(path.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         raise WriteError(f"{path}: cannot be written ({reason}); {advice}") from error
@@ -75,7 +75,7 @@ def write_file_with(
 def write_file(path: Path | str, data: bytes | str, *, durable: bool = False) -> None:
     """Write `data` to `path`, whole or not at all; see `written_whole`.
 
-    Text is written as UTF-8. What UTF-8 cannot hold is escaped as in Python's texts (\\udce9): names
+    Text is written as UTF-8. What UTF-8 cannot hold is escaped, as `outputs.printable` does: names
     of files may contain it, and no result may be lost because of a name.
     """
     content = data
@@ -97,11 +97,12 @@ def _flush_tree(path: Path) -> None:
     """Bring a file, or a folder and the files in it, to the disk."""
     if path.is_dir():
         for item in path.iterdir():
-            _flush(item)
-    _flush(path)
+            flush(item)
+    flush(path)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Bring a file or folder to the disk, so that it survives a power cut."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
