@@ -134,6 +134,7 @@ def full_autolabel() -> AutolabelReport:
         reading_seconds={"hard labels": 0.004, "soft labels": 0.25},
         panels=[example("panel/1")],
         failed=[("<broken>.jpg", "it's truncated")],
+        warnings=["nothing is kept of <sky>"],
     )
 
 
@@ -310,6 +311,7 @@ def test_autolabel_says_every_number(tmp_path: Path) -> None:
     ]
     assert page.row("soft labels") == ["soft labels", "250.0"]
     assert page.row("<broken>.jpg") == ["<broken>.jpg", "it's truncated"]
+    assert "nothing is kept of <sky>" in page.texts, "a warning stands by itself"
     assert "40.0" in page.text and "20.0" in page.text, (
         "labelled share of all pixels, after and before"
     )
