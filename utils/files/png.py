@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .png_chunks import SIGNATURE
+from .png_chunks import PNG_SIGNATURE
 from .writing import WriteError, write_file, write_file_with
 
 # Names that callers used before; they move to `writing`.
@@ -78,7 +78,7 @@ def encode_png(
     packer = zlib.compressobj(level, zlib.DEFLATED, zlib.MAX_WBITS, 9, strategy)
     chunks.append(_chunk(b"IDAT", packer.compress(_filtered(array)) + packer.flush()))
     chunks.append(_chunk(b"IEND", b""))
-    return SIGNATURE + b"".join(chunks)
+    return PNG_SIGNATURE + b"".join(chunks)
 
 
 def _filtered(array: np.ndarray) -> bytes:
