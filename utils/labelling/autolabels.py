@@ -30,14 +30,23 @@ from typing import Any
 
 import numpy as np
 
-from ..files.label_format import FORMAT, IMAGES, MANIFEST, VERSION
+from ..files.label_format import (
+    CITYSCAPES_CONFIDENCE_SUFFIX,
+    CITYSCAPES_SUFFIX,
+    CONFIDENCE_SUFFIX,
+    ENTRIES,
+    FORMAT,
+    MANIFEST,
+    RAW_LABEL_SUFFIX,
+    TRAIN_LABEL_SUFFIX,
+    VERSION,
+)
 from ..files.png import encode_png
 from ..files.png_chunks import iterate_chunks
 from ..files.writing import temporary_beside, write_file
 from ..words import UserError
 from .label_record import is_label_record, is_record
 
-CITYSCAPES_SUFFIX = "_leftImg8bit"
 NOT_YET = "not labelled yet"
 # Where the images lie: not for training, which has them anyway, but for checking the labels.
 IMAGE_PATHS = ".image-paths.json"
@@ -105,10 +114,10 @@ def label_name(name: str, *, label_ids: str) -> str:
     if not name.endswith(CITYSCAPES_SUFFIX):
         return f"{name}.png"
 
-    kind = "labelTrainIds"
+    suffix = TRAIN_LABEL_SUFFIX
     if label_ids == "raw":
-        kind = "labelIds"
-    return f"{name.removesuffix(CITYSCAPES_SUFFIX)}_gtAuto_{kind}.png"
+        suffix = RAW_LABEL_SUFFIX
+    return f"{name.removesuffix(CITYSCAPES_SUFFIX)}{suffix}.png"
 
 
 def confidence_name(name: str) -> str:
@@ -117,8 +126,8 @@ def confidence_name(name: str) -> str:
     It holds 8 bits: floor(255 x the largest probability), before any threshold.
     """
     if not name.endswith(CITYSCAPES_SUFFIX):
-        return f"{name}_confidence.png"
-    return f"{name.removesuffix(CITYSCAPES_SUFFIX)}_gtAuto_confidence.png"
+        return f"{name}{CONFIDENCE_SUFFIX}.png"
+    return f"{name.removesuffix(CITYSCAPES_SUFFIX)}{CITYSCAPES_CONFIDENCE_SUFFIX}.png"
 
 
 def failure_path(label: Path) -> Path:
@@ -196,7 +205,7 @@ class LabelTree:
             write_file(folder / IMAGE_PATHS, json.dumps(paths, indent=0) + "\n")
 
         lines = "".join(json.dumps(line) + "\n" for line in self.lines)
-        write_file(folder / IMAGES, lines, durable=True)
+        write_file(folder / ENTRIES, lines, durable=True)
         write_file(folder / MANIFEST, json.dumps(self.manifest, indent=2) + "\n", durable=True)
 
 
@@ -331,7 +340,7 @@ def manifest(
         "version": VERSION,
         **settings,
         "complete": not failures,
-        "images": IMAGES,
+        "images": ENTRIES,
         "labelled": len(records),
         "failures": list(failures),
         "pixels": pixels,
