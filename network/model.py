@@ -23,6 +23,12 @@ from .trunks.trunk import Trunk
 
 Size = tuple[int, int]  # (height, width) in pixels
 
+# Beyond these an image is nothing, or takes the memory of hundreds: a slip of the keyboard.
+SMALLEST_SCALE, LARGEST_SCALE = 1 / 64, 16.0
+
+# What torch says where batch norm has nothing to take a variance of.
+ONE_VALUE = "Expected more than 1 value per channel"
+
 
 def fuse(
     lower: Prediction,
@@ -127,10 +133,20 @@ class MultiScaleModel(nn.Module):
         each scale's own prediction, at the resolution of its features.
 
         Raises:
-            ModelError: the scales make no sense, or not for this model.
+            ModelError: the scales make no sense, or not for this model, or the images are too
+                small for batch norm in training.
         """
         chosen = checked_scales(self.train_scales if scales is None else scales)
-        own = self.predict_scales(image, chosen, keep_scales=keep_scales)
+        try:
+            own = self.predict_scales(image, chosen, keep_scales=keep_scales)
+        except ValueError as error:
+            if ONE_VALUE not in str(error):
+                raise
+            raise ModelError(
+                f"crops of {image.shape[-2]} x {image.shape[-1]} pixels in a batch of "
+                f"{image.shape[0]} are too small for batch norm at scale {min(chosen):g}, where "
+                "only one value is left: use larger crops, larger scales or a larger batch."
+            ) from error
         fused = self.fuse_scales(own, (image.shape[-2], image.shape[-1]))
         if keep_scales:
             fused = fused._replace(scales=own)
@@ -293,12 +309,14 @@ def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
     """The scales as floats.
 
     Raises:
-        ModelError: there are none, one is not a positive number, or one occurs twice.
+        ModelError: there are none, one is not a number between 1/64 and 16, or one occurs twice.
     """
     values = tuple(float(scale) for scale in scales)
-    if not values or any(not math.isfinite(scale) or scale <= 0 for scale in values):
+    # A comparison with NaN is false, so that NaN is refused as well.
+    if not values or not all(SMALLEST_SCALE <= scale <= LARGEST_SCALE for scale in values):
         raise ModelError(
-            f"scales {list(scales)} must be one or more positive numbers, such as 0.5 1.0 2.0."
+            f"scales {list(scales)} must be one or more numbers from {SMALLEST_SCALE:g} to "
+            f"{LARGEST_SCALE:g}, such as 0.5 1.0 2.0."
         )
     if len(set(values)) < len(values):
         raise ModelError(f"scales {list(scales)} name a scale twice: give each scale once.")
