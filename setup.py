@@ -48,6 +48,7 @@ setup(
     package_data={
         "": ["*.json", "*.yaml", "*.html", "*.css", "*.js", "py.typed"],
         "hmsa.configs": ["**/*.yaml", "**/*.json", "**/*.md"],
+        "hmsa.utils.report": ["templates/**/*"],
     },
     entry_points={"console_scripts": ["hmsa = hmsa.__main__:main"]},
     install_requires=[

@@ -1,8 +1,13 @@
-"""One's own images and labels: split folders, globs or list files below one root, classes from a `classes.yaml`."""
+"""One's own images and labels below one root, with classes from a `classes.yaml`.
+
+Format: images in any of `IMAGE_SUFFIXES`, labels as single-channel pictures of class ids in any of
+`LABEL_SUFFIXES`. They lie in split folders, are matched by globs, or are named by list files.
+"""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +17,7 @@ from .class_list import Layout, load_class_list
 from .listing import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
-    Found,
+    ListedSplit,
     by_key,
     first_entries,
     glob_files,
@@ -32,45 +37,81 @@ def find_folder(
     classes: Path | None,
     layout: Layout | None = None,
     with_labels: bool = True,
-) -> Found:
-    """List a split of a folder data set; `classes` defaults to `<root>/classes.yaml`, `layout` to the one written there."""
+) -> ListedSplit:
+    """List a split of a folder data set.
+
+    Args:
+        root: folder of the data set.
+        split: name of the split, or a list file (*.txt) below the root.
+        classes: class list; by default `<root>/classes.yaml`.
+        layout: where the files lie; by default as the class list says.
+        with_labels: whether labels are looked for.
+
+    Raises:
+        DataError: no class list, an empty split, or images and labels that do not pair.
+    """
     spec, own_layout = load_class_list(_class_file(root, classes))
     layout = layout or own_layout
-    if split.endswith(".txt"):
-        return _found_in_list(spec, root, root / split, with_labels)
-    if layout.list is not None:
-        return _found_in_list(spec, root, root / layout.list.replace("{split}", split), with_labels)
     place = layout.images.replace("{split}", split)
-    default_list = root / f"{split}.txt"
-    if layout == Layout() and not (root / place).is_dir() and default_list.is_file():
-        return _found_in_list(spec, root, default_list, with_labels)
+
+    list_file = _list_file(root, split, layout, place)
+    if list_file is not None:
+        return _from_list(spec, root, list_file, with_labels)
+
     images = _listed(root, place, IMAGE_SUFFIXES)
     if not images:
         raise _no_images(root, place, split)
+
+    # A split without a label folder can still be predicted.
     label_place = layout.labels.replace("{split}", split)
-    labels = _listed(root, label_place, LABEL_SUFFIXES) if with_labels else None
+    labels = None
+    if with_labels:
+        labels = _listed(root, label_place, LABEL_SUFFIXES)
     if labels is None:
         keys = sorted(images)
-        return Found(spec, [images[key] for key in keys], None, keys)
+        return ListedSplit(spec, [images[key] for key in keys], None, keys)
+
     keys = pair(images, labels, image_place=str(root / place), label_place=str(root / label_place))
-    return Found(spec, [images[key] for key in keys], [labels[key] for key in keys], keys)
+    return ListedSplit(spec, [images[key] for key in keys], [labels[key] for key in keys], keys)
+
+
+def _list_file(root: Path, split: str, layout: Layout, image_place: str) -> Path | None:
+    """The list file that names the files of a split; None where folders or globs do."""
+    if split.endswith(".txt"):
+        return root / split
+    if layout.list is not None:
+        return root / layout.list.replace("{split}", split)
+
+    # `<split>.txt` in the root needs no layout, as long as there is no folder for the split.
+    default = root / f"{split}.txt"
+    if layout == Layout() and not (root / image_place).is_dir() and default.is_file():
+        return default
+    return None
 
 
 def _class_file(root: Path, classes: Path | None) -> Path:
-    if classes is None:
-        if not (root / "classes.yaml").is_file():
-            raise DataError(
-                f"data.classes is not set and {root / 'classes.yaml'} does not exist; write a class list, e.g. 'classes: [{{name: road, color: "
-                "[128, 64, 128], id: 0}, ...]', and name it in data.classes",
-                kind="classes",
-            )
-        return root / "classes.yaml"
-    return root / classes if not classes.exists() and (root / classes).exists() else classes
+    if classes is not None:
+        if not classes.exists() and (root / classes).exists():
+            return root / classes
+        return classes
+
+    default = root / "classes.yaml"
+    if not default.is_file():
+        raise DataError(
+            f"data.classes is not set and {default} does not exist; write a class list, e.g. "
+            "'classes: [{name: road, color: [128, 64, 128], id: 0}, ...]', and name it in "
+            "data.classes",
+            kind="classes",
+        )
+    return default
 
 
 def _listed(root: Path, place: str, suffixes: Sequence[str]) -> dict[str, str] | None:
-    """Files of a folder or glob under their keys, relative to root; None where the folder does not exist or the glob matches nothing."""
-    if any(sign in place for sign in "*?"):
+    """Files of a folder or glob under their keys, relative to root.
+
+    None where the folder does not exist or the glob matches nothing.
+    """
+    if _is_glob(place):
         return glob_files(root, place) or None
     if not (root / place).is_dir():
         return None
@@ -78,89 +119,116 @@ def _listed(root: Path, place: str, suffixes: Sequence[str]) -> dict[str, str] |
     return {key: f"{place}/{path}" for key, path in found.items()}
 
 
+def _is_glob(place: str) -> bool:
+    return any(sign in place for sign in "*?")
+
+
 def _no_images(root: Path, place: str, split: str) -> DataError:
-    if any(sign in place for sign in "*?"):
+    """The error that says why a split is empty."""
+    if _is_glob(place):
         return DataError(
-            f"split '{split}' is empty: no file matches {root / place} ({root} holds {first_entries(root)})",
+            f"split '{split}' is empty: no file matches {root / place} "
+            f"({root} holds {first_entries(root)})",
             kind="empty split",
         )
-    hint = "check data.root and the split's name, or give the class list a layout"
-    require_folder(root / place, what=f"image folder of split '{split}'", hint=hint)
-    kinds, inside = " ".join(IMAGE_SUFFIXES), first_entries(root / place)
+    require_folder(
+        root / place,
+        what=f"image folder of split '{split}'",
+        hint="check data.root and the split's name, or give the class list a layout",
+    )
     return DataError(
-        f"split '{split}' is empty: no image ({kinds}) below {root / place}, which holds {inside}",
+        f"split '{split}' is empty: no image ({' '.join(IMAGE_SUFFIXES)}) below {root / place}, "
+        f"which holds {first_entries(root / place)}",
         kind="empty split",
     )
 
 
-def _found_in_list(spec: DatasetSpec, root: Path, path: Path, with_labels: bool) -> Found:
+def _from_list(spec: DatasetSpec, root: Path, path: Path, with_labels: bool) -> ListedSplit:
     images, labels = read_list(path, root=root)
     if not images:
         raise DataError(f"{path}: list file names no image", kind="empty split")
-    names = relative_names(images)
-    return Found(spec, images, labels if with_labels else None, names)
+    if not with_labels:
+        labels = None
+    return ListedSplit(spec, images, labels, relative_names(images))
 
 
 def read_list(path: Path, *, root: Path) -> tuple[list[str], list[str] | None]:
     """Images and labels of a list file: lines "image label" or "image", relative to `root`.
 
-    Spaces, a tab or a comma separate; `#` starts a line of comment. DataError: a line of another form, a file that is missing or listed twice.
+    Spaces, a tab or a comma separate; `#` starts a line of comment.
+
+    Raises:
+        DataError: a line of another form, or a file that is missing or listed twice.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: list file cannot be read ({error})", kind="missing") from error
+
     rows: list[list[str]] = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
+        line = line.strip()
+        if not line or line.startswith("#"):
             continue
-        row = _cut(line.strip(), root)
-        if len(row) not in (1, 2) or (rows and len(row) != len(rows[0])):
-            expected = (
-                "as many files as the lines above"
-                if rows and len(row) in (1, 2)
-                else "'image label' or 'image'"
-            )
-            hint = "separate paths that hold spaces by a tab"
+        row = _cut(line, root)
+        expected = None
+        if len(row) not in (1, 2):
+            expected = "'image label' or 'image'"
+        elif rows and len(row) != len(rows[0]):
+            expected = "as many files as the lines above"
+        if expected is not None:
             raise DataError(
-                f"{path}, line {number}: '{line.strip()}' does not name {expected} ({hint})",
+                f"{path}, line {number}: '{line}' does not name {expected} "
+                "(separate paths that hold spaces by a tab)",
                 kind="pairs",
             )
         rows.append(row)
+
     missing = [name for row in rows for name in row if not os.path.exists(root / name)]
     if missing:
         raise DataError(
-            f"{path}: {len(missing)} of the files listed do not exist below {root}: {some(missing)}",
+            f"{path}: {len(missing)} of the files listed do not exist below {root}: "
+            f"{some(missing)}",
             kind="missing",
         )
     images = [row[0] for row in rows]
-    doubled = (
-        sorted({name for name in images if images.count(name) > 1})
-        if len(set(images)) < len(images)
-        else []
-    )
+    doubled = sorted(name for name, count in Counter(images).items() if count > 1)
     if doubled:
         raise DataError(f"{path}: listed more than once: {some(doubled)}", kind="pairs")
-    return images, [row[1] for row in rows] if rows and len(rows[0]) == 2 else None
+
+    if not rows or len(rows[0]) == 1:
+        return images, None
+    return images, [row[1] for row in rows]
 
 
 def _cut(line: str, root: Path) -> list[str]:
+    """The paths that a line names."""
     for separator in ("\t", ","):
         if separator in line:
             return [part.strip() for part in line.split(separator)]
-    return [line] if os.path.exists(root / line) else line.split()
+
+    # A path may hold spaces, where it stands alone.
+    if os.path.exists(root / line):
+        return [line]
+    return line.split()
 
 
 def relative_names(images: Sequence[str]) -> list[str]:
-    """Unique names of images from anywhere: below the folder they share, without suffix; with it where two would be equal."""
-    folder = (
-        os.path.commonpath([os.path.dirname(path) for path in images])
-        if len({os.path.isabs(path) for path in images}) == 1
-        else ""
-    )
-    relative = [os.path.relpath(path, folder) if folder else path.lstrip("/") for path in images]
+    """Unique names of images from anywhere.
+
+    Below the folder they share, without suffix; with it where two would be equal.
+    """
+    folder = ""
+    if len({os.path.isabs(path) for path in images}) == 1:
+        folder = os.path.commonpath([os.path.dirname(path) for path in images])
+    relative = [path.lstrip("/") for path in images]
+    if folder:
+        relative = [os.path.relpath(path, folder) for path in images]
+
+    # Images that differ in their suffix alone keep it.
     names = [stem(path) for path in relative]
-    if len(set(names)) == len(names):
-        return names
-    doubled = {name for name in names if names.count(name) > 1}
-    return [path if name in doubled else name for path, name in zip(relative, names, strict=True)]
+    counts = Counter(names)
+    for index, path in enumerate(relative):
+        if counts[names[index]] > 1:
+            names[index] = path
+    return names

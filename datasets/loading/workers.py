@@ -1,4 +1,8 @@
-"""Loader processes: one thread each, deaf to signals meant for the main process, gone when it goes, and telling it what went wrong."""
+"""Loader processes.
+
+Each has one thread, ignores the signals that are meant for the main process, ends with it, and
+hands over what went wrong.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +28,20 @@ Batch = dict[str, Any]
 
 
 class BatchReader(Protocol):
-    """Makes the batch that a list of requests asks for; what goes over to the workers."""
+    """Makes the batch that a list of requests asks for; it is sent to the workers."""
 
     def read(self, requests: list[Any]) -> Batch:
         """The batch; DataError if a file is at fault."""
 
     def describe(self, requests: list[Any]) -> str:
-        """The files the requests are about, for messages."""
+        """The files that the requests are about, for messages."""
 
 
-class _Reading(Dataset[Any]):
-    """A BatchReader as torch's loader wants it: a whole batch at a time, a user's error as a value instead of a traceback."""
+class _BatchDataset(Dataset[Any]):
+    """A BatchReader as torch's loader wants it.
+
+    It gives a whole batch at a time, and a user's error as a value instead of a traceback.
+    """
 
     def __init__(self, reader: BatchReader) -> None:
         self.reader = reader
@@ -52,14 +59,20 @@ class _Reading(Dataset[Any]):
         return self.__getitems__([request])
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
 @dataclass(frozen=True)
-class Processes:
-    """How many `workers` (0: the main process reads), how many batches each prepares ahead at most, whether they outlive an epoch, and whether
-    batches go to pinned memory (None: where there is a GPU)."""
+class WorkerProcesses:
+    """How a loader's processes are run.
+
+    Attributes:
+        workers: how many there are; 0: the main process reads.
+        prefetch: how many batches each prepares ahead at most.
+        persistent: whether they outlive an epoch.
+        pin_memory: whether batches go to pinned memory; None: where there is a GPU.
+    """
 
     workers: int
     prefetch: int
@@ -67,38 +80,47 @@ class Processes:
     pin_memory: bool | None
 
 
-def start_loader(reader: BatchReader, steps: Any, processes: Processes) -> DataLoader[Any]:
+def start_loader(reader: BatchReader, steps: Any, processes: WorkerProcesses) -> DataLoader[Any]:
     """torch's DataLoader over `steps`, an iterable of lists of requests."""
-    many = processes.workers > 0
+    pin_memory = processes.pin_memory
+    if pin_memory is None:
+        pin_memory = torch.cuda.is_available()
+
+    # torch refuses these options where there are no workers.
+    for_workers: dict[str, Any] = {}
+    if processes.workers > 0:
+        for_workers = {
+            "persistent_workers": processes.persistent,
+            "prefetch_factor": processes.prefetch,
+            "worker_init_fn": partial(_begin_worker, main=os.getpid()),
+        }
     return DataLoader(
-        _Reading(reader),
+        _BatchDataset(reader),
         batch_sampler=steps,
         num_workers=processes.workers,
-        collate_fn=_as_it_is,
-        pin_memory=torch.cuda.is_available()
-        if processes.pin_memory is None
-        else processes.pin_memory,
-        persistent_workers=processes.persistent and many,
-        prefetch_factor=processes.prefetch if many else None,
-        worker_init_fn=partial(_begin_worker, main=os.getpid()) if many else None,
+        collate_fn=_unchanged,
+        pin_memory=pin_memory,
+        **for_workers,
     )
 
 
 def batches(loader: DataLoader[Any]) -> Iterator[Batch]:
-    """The loader's batches, with DataError for a file at fault or a lost worker."""
+    """The loader's batches.
+
+    Raises:
+        DataError: a file is at fault, or a worker was lost.
+    """
     with _lost_worker_explained():
         iterator = iter(loader)
         if loader.num_workers:
-            # Exit handlers run in reverse order, and starting the workers may have registered one of torch's.
+            # Exit handlers run in reverse order, and starting the workers may have registered one
+            # of torch's.
             atexit.unregister(_end_workers)
             atexit.register(_end_workers)
-        yield from map(_require_batch, iterator)
-
-
-def _require_batch(batch: Batch | DataError) -> Batch:
-    if isinstance(batch, DataError):
-        raise batch
-    return batch
+        for batch in iterator:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
 
 
 @contextmanager
@@ -115,35 +137,37 @@ def _lost_worker_explained() -> Iterator[None]:
 def explain_lost_worker(error: BaseException) -> str | None:
     """One sentence if `error` is how a dead loader worker shows, else None.
 
-    torch notices by a signal and raises RuntimeError wherever the main process happens to be, in the middle of a step too; or the connection breaks
-    while a batch is being received.
+    torch notices by a signal and raises RuntimeError wherever the main process happens to be, in
+    the middle of a step, too; or the connection breaks while a batch is being received.
     """
-    if not isinstance(error, (ConnectionError, EOFError)) and "DataLoader worker (pid" not in str(
-        error
-    ):
+    is_broken_link = isinstance(error, (ConnectionError, EOFError))
+    if not is_broken_link and "DataLoader worker (pid" not in str(error):
         return None
     return (
-        "a data loader worker was lost, killed from outside or for want of memory (in containers often of /dev/shm); lower data.workers or "
-        f"data.batch_size, or enlarge the memory, and resume ({type(error).__name__}: {' '.join(str(error).split())})"
+        "a data loader worker was lost, killed from outside or for want of memory (in containers "
+        "often of /dev/shm); lower data.workers or data.batch_size, or enlarge the memory, and "
+        f"resume ({type(error).__name__}: {' '.join(str(error).split())})"
     )
 
 
 def _begin_worker(_: int, *, main: int) -> None:
-    """One thread; deaf to what is not meant for it.
-
-    What a forked worker inherits it never collects: pages stay shared with the main process, and no loader that is garbage there is shut down from
-    here.
-    """
+    """Prepare a worker process: one thread, and no answer to signals meant for the main process."""
+    # What a forked worker inherits it never collects: pages stay shared with the main process, and
+    # no loader that is garbage there is shut down from here.
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _heed_only(main)
+    _end_only_for(main)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 
 
-def _heed_only(main: int) -> None:
-    """Let SIGTERM end this process only if the main process sent it. One to the whole process group is the main process's to answer: it needs its
-    workers to finish the step and save (ENGINEERING 5.1). Ignoring all would leave it waiting for its workers when it ends by an exception."""
+def _end_only_for(main: int) -> None:
+    """Let SIGTERM end this process only if process `main` sent it.
+
+    One to the whole process group is the main process's to answer: it needs its workers to finish
+    the step and save. Ignoring all of them would leave it waiting for its workers when it ends by
+    an exception.
+    """
     if not hasattr(signal, "sigwaitinfo"):  # macOS does not tell who sent a signal
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -158,7 +182,11 @@ def _await_end(main: int) -> None:
 
 
 def _end_workers() -> None:
-    """At exit, before torch waits seconds for each worker of a loader that the traceback of an exception keeps alive."""
+    """End all daemon children at exit.
+
+    Else torch waits seconds for each worker of a loader that the traceback of an exception keeps
+    alive.
+    """
     for child in multiprocessing.active_children():
         if child.daemon:  # as multiprocessing itself is about to do
             child.terminate()

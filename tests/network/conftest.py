@@ -22,7 +22,7 @@ from torch import Tensor
 from hmsa.network import build_model, load_weights
 from hmsa.network.decoders import Decoded
 from hmsa.network.model import MultiScale
-from hmsa.network.weights.key_names import to_authors
+from tests.network.authors_names import to_authors
 
 NUMBERS = json.loads((Path(__file__).parents[1] / "data" / "golden_network.json").read_text())
 HRNET = {"trunk": "hrnet_w48", "decoder": "ocr"}

@@ -1,4 +1,7 @@
-"""Published weights by name: the table, the cache, and what goes wrong on the way. Nothing here leaves this machine."""
+"""Published weights by name: the table, the cache, and what goes wrong on the way.
+
+Nothing here leaves this machine.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,13 @@ import pytest
 import torch
 
 from hmsa.network import TRUNKS, ModelError, build_model
-from hmsa.network.weights.pretrained import IMAGENET, WEIGHTS, Source, Weights, resolve_weights
+from hmsa.network.weights.pretrained import (
+    IMAGENET,
+    WEIGHTS,
+    Weights,
+    WeightSource,
+    resolve_weights,
+)
 
 CONTENT = b"weights of a trunk" * 50_000
 
@@ -64,11 +73,16 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def publish(
-    monkeypatch: pytest.MonkeyPatch, *sources: Source, trunk: str | None = "resnet18"
+    monkeypatch: pytest.MonkeyPatch, *sources: WeightSource, trunk: str | None = "resnet18"
 ) -> None:
     monkeypatch.setitem(
         WEIGHTS, "made/up", Weights("made/up", trunk, sources, "none", "made for this test")
     )
+
+
+def leftovers(cache: Path) -> list[str]:
+    """The names of all files in the cache but locks."""
+    return sorted(file.name for file in cache.iterdir() if not file.name.endswith(".lock"))
 
 
 def closed_port() -> str:
@@ -130,7 +144,7 @@ def test_timm_knows_the_names() -> None:
 def test_weights_are_fetched_once_and_checked(
     monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path, sha256: str | None
 ) -> None:
-    publish(monkeypatch, Source(server.url(), sha256))
+    publish(monkeypatch, WeightSource(server.url(), sha256))
     path = resolve_weights("made/up", trunk="resnet18")
     assert path == cache / "made--up.pth" and path.read_bytes() == CONTENT
     assert (
@@ -138,13 +152,13 @@ def test_weights_are_fetched_once_and_checked(
         == hashlib.sha256(CONTENT).hexdigest()
     )
     assert resolve_weights("made/up", trunk="resnet18", offline=True) == path and server.asked == 1
-    assert not list(cache.glob("*.part")) and not list(cache.glob(".*.part"))
+    assert leftovers(cache) == ["made--up.pth", "made--up.pth.sha256"]
 
 
 def test_a_name_may_leave_its_publisher_out(
     monkeypatch: pytest.MonkeyPatch, server: Server, tmp_path: Path
 ) -> None:
-    publish(monkeypatch, Source(server.url()))
+    publish(monkeypatch, WeightSource(server.url()))
     assert (
         resolve_weights("up", trunk="resnet18", cache_dir=tmp_path / "elsewhere").parent
         == tmp_path / "elsewhere"
@@ -152,7 +166,7 @@ def test_a_name_may_leave_its_publisher_out(
 
 
 def test_many_processes_fetch_a_file_once(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
-    publish(monkeypatch, Source(server.url()))
+    publish(monkeypatch, WeightSource(server.url()))
     with ThreadPoolExecutor(6) as pool:
         paths = set(pool.map(lambda _: resolve_weights("made/up", trunk="resnet18"), range(6)))
     assert len(paths) == 1 and server.asked == 1
@@ -161,28 +175,28 @@ def test_many_processes_fetch_a_file_once(monkeypatch: pytest.MonkeyPatch, serve
 def test_what_is_not_what_was_published_is_refused(
     monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path
 ) -> None:
-    publish(monkeypatch, Source(server.url(), "0123456789abcdef"))
+    publish(monkeypatch, WeightSource(server.url(), "0123456789abcdef"))
     with pytest.raises(
         ModelError, match=r"net.pth sent is not what was published.*should be 0123456789ab"
     ):
         resolve_weights("made/up", trunk="resnet18")
-    assert not [file for file in cache.iterdir() if not file.name.endswith(".lock")]
+    assert not leftovers(cache)
 
 
 def test_a_connection_that_breaks_off_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path
 ) -> None:
     server.announced = len(CONTENT) + 5
-    publish(monkeypatch, Source(server.url()))
+    publish(monkeypatch, WeightSource(server.url()))
     with pytest.raises(ModelError, match="could not be fetched"):
         resolve_weights("made/up", trunk="resnet18")
-    assert not [file for file in cache.iterdir() if not file.name.endswith(".lock")]
+    assert not leftovers(cache)
 
 
 def test_a_mirror_is_tried_next(
     monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path
 ) -> None:
-    publish(monkeypatch, Source(closed_port()), Source(server.url("net.bin")))
+    publish(monkeypatch, WeightSource(closed_port()), WeightSource(server.url("net.bin")))
     assert resolve_weights("made/up", trunk="resnet18") == cache / "made--up.bin"
 
 
@@ -192,7 +206,8 @@ def test_a_damaged_cache_is_noticed(
     monkeypatch: pytest.MonkeyPatch, server: Server, flip_a_byte: bool, pinned: bool
 ) -> None:
     publish(
-        monkeypatch, Source(server.url(), hashlib.sha256(CONTENT).hexdigest() if pinned else None)
+        monkeypatch,
+        WeightSource(server.url(), hashlib.sha256(CONTENT).hexdigest() if pinned else None),
     )
     path = resolve_weights("made/up", trunk="resnet18")
     content = bytearray(CONTENT)
@@ -240,7 +255,7 @@ def test_an_address_that_does_not_answer_is_one_sentence(
 ) -> None:
     url = closed_port() if trouble == "closed" else server.url()
     server.status = 404 if trouble == "404" else 200
-    publish(monkeypatch, Source(url))
+    publish(monkeypatch, WeightSource(url))
     folder = tmp_path / "folder"
     if trouble == "unwritable":
         folder.write_text("a file where a folder should be")
@@ -312,7 +327,7 @@ def test_a_model_starts_from_fetched_weights(
     file = tmp_path / "trunk.pth"
     torch.save(source.trunk.state_dict(), file)
     serving = Server(file.read_bytes())
-    publish(monkeypatch, Source(serving.url()))
+    publish(monkeypatch, WeightSource(serving.url()))
     model = build_model(
         trunk="resnet18", decoder="fcn", multiscale="single", num_classes=3, trunk_weights="made/up"
     )

@@ -1,4 +1,4 @@
-"""Checkpoints of every kind load completely or say in one sentence why not; none of them runs code."""
+"""Checkpoints of every kind load completely or say in one sentence why not; none runs code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from hmsa.network import ModelError, build_model, load_weights
-from hmsa.network.weights.key_names import AUTHORS_OCR, from_authors, to_authors
+from hmsa.network.weights.key_names import AUTHORS_OCR, from_authors
+from tests.network.authors_names import to_authors
 
 NARROW = {
     "decoder_channels": 16,
@@ -65,7 +66,7 @@ def test_names_go_both_ways():
 
 
 def test_numpy_numbers_under_both_names(tmp_path):
-    """The authors' files carry NumPy scalars, pickled by NumPy 1 (numpy.core) or 2 (numpy._core)."""
+    """The authors' files carry NumPy scalars, pickled by NumPy 1 or 2 (numpy.core, numpy._core)."""
     source = model_of(RESNET)
     path = tmp_path / "new.pth"
     save_authors_checkpoint(
@@ -256,7 +257,7 @@ def test_other_architectures_are_refused():
 
 
 def test_fine_tuning_skips_exactly_the_class_and_attention_layers(capsys):
-    """Mapillary (65 classes, no attention) to Cityscapes (19 classes, attention): RELEASE.md section 3."""
+    """Mapillary (65 classes, no attention) to Cityscapes (19 classes, attention)."""
     source = model_of(HRNET, multiscale="single", num_classes=65)
     model = model_of(HRNET, multiscale="hierarchical", num_classes=19)
     state = {"state_dict": {f"module.{key}": value for key, value in authors_state(source).items()}}

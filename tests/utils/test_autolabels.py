@@ -1,4 +1,4 @@
-"""Hard labels: which pixels are kept, what their files say, how a tree of them is claimed, compiled and checked."""
+"""Hard labels: which pixels are kept, what their files say, how they are compiled and checked."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hmsa.network.inference.predict import label_and_confidence
-from hmsa.utils.files.png import ImageWriteError
 from hmsa.utils.files.prefetch import prefetch
+from hmsa.utils.files.writing import WriteError
 from hmsa.utils.labelling.autolabel_check import problems_of
 from hmsa.utils.labelling.autolabels import (
     NOT_YET,
@@ -71,7 +71,7 @@ def test_a_pixel_is_ignored_exactly_when_its_largest_probability_is_below_its_th
 
 @pytest.mark.parametrize("value", [0.9, 0.5, 1.0, 0.25])
 def test_at_the_threshold_is_kept_and_a_hair_below_is_not(value: float) -> None:
-    """METHOD section 5: at least the threshold."""
+    """Paper, section 4: at least the threshold."""
     at = torch.tensor(value)
     confidence = torch.stack([torch.nextafter(at, torch.tensor(0.0)), at]).view(1, 2)
     hard = hard_label(
@@ -225,7 +225,10 @@ SETTINGS: dict[str, Any] = {
 
 
 def fill(folder: Path, count: int = 3, settings: dict[str, Any] = SETTINGS) -> list[Entry]:
-    """A tree as autolabel.py writes it: label and confidence of each image, the last of which people have drawn too."""
+    """A tree as autolabel.py writes it: label and confidence of each image.
+
+    The last image also has a label that people drew.
+    """
     folder.mkdir()
     entries = [
         Entry(f"{number}.jpg", f"{number}.png", f"{number}_confidence.png")
@@ -442,7 +445,7 @@ def test_a_folder_that_takes_no_lock_is_a_sentence(tmp_path: Path) -> None:
     ):
         with (
             pytest.raises(
-                ImageWriteError,
+                WriteError,
                 match=r"nowhere/\.lock-.*: cannot be written \(No such file or directory\)",
             ),
             enter(),

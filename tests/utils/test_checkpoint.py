@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hmsa.utils.files.writing import is_temporary, temporary_beside
 from hmsa.utils.training.checkpoint import (
     CheckpointError,
     CheckpointFolder,
@@ -98,20 +99,21 @@ def test_foreign_weights_ask_for_a_configuration(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, signal, sys, torch
 from pathlib import Path
-from hmsa.utils.training.checkpoint import CheckpointError, CheckpointFolder
+from hmsa.utils.files.writing import WriteError
+from hmsa.utils.training.checkpoint import CheckpointFolder
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = CheckpointFolder(Path(sys.argv[1]), keep=2)
 folder.save(1, {"model": {"w": torch.zeros(1000)}})
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 try:
     folder.save(2, {"model": {"w": torch.zeros(100_000)}})
-except CheckpointError as error:
+except WriteError as error:
     print("sentence:", error)
 """
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, root: Path) -> None:
-    """A limit on the size of files stands for a disk that fills up while a checkpoint is written."""
+    """A limit on the size of files stands for a disk that fills up during a save."""
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path)],
         cwd=root,
@@ -126,11 +128,12 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, root: Path) -> None:
     )
     folder = CheckpointFolder(tmp_path)
     assert folder.newest_valid() == (tmp_path / "step-00000001.pt", [])
-    assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]
+    assert not [path for path in tmp_path.iterdir() if is_temporary(path)]
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
-    (tmp_path / ".step-00000009.pt.tmp-1234").write_bytes(b"half")
+    temporary_beside(tmp_path / "step-00000009.pt").write_bytes(b"half")
+    (tmp_path / "step-00000009.pt.new").write_bytes(b"without its hash")
     folder = CheckpointFolder(tmp_path)
     assert folder.steps() == []
     folder.remove_leftovers()

@@ -24,7 +24,6 @@ from hmsa.utils.processes import (
     join,
     lost_contact,
     synchronise_batch_norm,
-    unwrap,
 )
 
 
@@ -119,12 +118,12 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _train_once(processes: Processes) -> dict[str, list[float]]:
-    network = processes.wrap(synchronise_batch_norm(_network(), processes))
+    inner = synchronise_batch_norm(_network(), processes)
+    network = processes.wrap(inner)
     image, weights = _batch()
     share = 6 // processes.world_size
     own = slice(processes.rank * share, (processes.rank + 1) * share)
     (network(image[own]) * weights[own]).sum().mul(processes.world_size).backward()
-    inner = unwrap(network)
     values = {name: parameter.grad for name, parameter in inner.named_parameters()} | dict(
         inner.named_buffers()
     )

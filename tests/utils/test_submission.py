@@ -124,7 +124,8 @@ def test_two_images_of_one_official_name(tmp_path: Path) -> None:
     write_png(mine.path(NAMES[0]), np.full(SIZE, 7, dtype=np.uint8))
     problems = mine.problems({NAMES[0]: SIZE, "other/berlin_000000_000019_again": SIZE})
     assert problems == [
-        f"berlin_000000_000019_labelIds.png: stands for both '{NAMES[0]}' and 'other/berlin_000000_000019_again'"
+        f"berlin_000000_000019_labelIds.png: stands for both '{NAMES[0]}' and "
+        "'other/berlin_000000_000019_again'"
     ]
 
 
@@ -153,7 +154,10 @@ def test_a_full_disk_leaves_no_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_official_script_takes_the_names_unchanged(tmp_path: Path) -> None:
-    """It finds predictions by name alone. Perfect predictions on made-up labels must score 1 in its own output."""
+    """It finds predictions by name alone.
+
+    Perfect predictions on made-up labels must score 1 in its own output.
+    """
     pytest.importorskip("cityscapesscripts")
     rng = np.random.default_rng(0)
     mine = submission(tmp_path / "results", split="val")
@@ -168,7 +172,8 @@ def test_the_official_script_takes_the_names_unchanged(tmp_path: Path) -> None:
         )
     code = (
         "import numpy as np\n"
-        "if not hasattr(np, 'in1d'): np.in1d = np.isin\n"  # gone from NumPy 2.4; cityscapesScripts 2.x still calls it
+        # Gone from NumPy 2.4; cityscapesScripts 2.x still calls it.
+        "if not hasattr(np, 'in1d'): np.in1d = np.isin\n"
         "from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as script\n"
         "script.main()\n"
     )

@@ -93,10 +93,13 @@ def _flush_tree(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    # Some network file systems cannot flush a folder; the rename is all that can be had there.
-    with contextlib.suppress(OSError if path.is_dir() else ()):
+    try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError:
+        # Some network file systems cannot flush a folder; the rename is all that can be had there.
+        if not path.is_dir():
+            raise

@@ -1,4 +1,4 @@
-"""Checking a finished tree of automatic labels (`autolabel.py --verify`): every file whole, every figure true, nothing too much."""
+"""Checking a finished folder of automatic labels (`autolabel.py --verify`), to the last pixel."""
 
 from __future__ import annotations
 
@@ -12,107 +12,105 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..files.png import is_temporary
-from .autolabels import (
-    ENTRIES,
-    MANIFEST,
-    AutolabelError,
-    Entry,
-    compile_tree,
-    fingerprint,
-    read_record,
-)
+from ..files.label_format import IMAGES, MANIFEST
+from ..files.writing import is_temporary
+from .autolabels import AutolabelError, Entry, compile_tree, fingerprint, read_record
 from .work_tree import SETTINGS
 
 
 @dataclass(frozen=True)
 class _Making:
-    """What the settings of a tree say about its files."""
+    """What the settings of a folder say about its files."""
 
     names: tuple[str, ...]
     thresholds: np.ndarray
+    """float64 [C], by class."""
     ids: np.ndarray
+    """int64 [C], what stands for each class in the files."""
     ignored: int
+    """What stands where a pixel has no class."""
     made_with: str
+    """The fingerprint of the settings."""
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> _Making:
         classes = settings["classes"]
         names = tuple(item["name"] for item in classes["classes"])
-        raw = settings["label_ids"] == "raw"
-        ids = np.array(
-            [item["raw_ids"][0] for item in classes["classes"]] if raw else range(len(names))
-        )
-        ignored = classes["raw_ignore"] % 256 if raw else classes["ignore_label"]
-        return cls(
-            names,
-            np.array([settings["class_thresholds"][name] for name in names]),
-            ids,
-            ignored,
-            fingerprint(settings),
-        )
+        if settings["label_ids"] == "raw":
+            # A class may be read from several raw ids, but is written as the first of them.
+            ids = [item["raw_ids"][0] for item in classes["classes"]]
+            ignored = classes["raw_ignore"] % 256
+        else:
+            ids = list(range(len(names)))
+            ignored = classes["ignore_label"]
+        thresholds = [settings["class_thresholds"][name] for name in names]
+        return cls(names, np.array(thresholds), np.array(ids), ignored, fingerprint(settings))
 
 
 def problems_of(folder: Path) -> tuple[int, list[str]]:
-    """(labels checked, a sentence for each problem) of the tree in `folder`. AutolabelError where there is none.
+    """Check the labels in `folder`, every pixel of them.
 
-    Reads every pixel: labels must be whole, made with the settings of the tree, and hold the pixels their records and manifest.json speak of; a
-    confidence image must not contradict the threshold. Files nobody lists and half-written ones are named too.
+    Labels must be whole, made with the settings of the folder, and hold the pixels that their
+    records and manifest.json speak of; a confidence image must not contradict the threshold. Files
+    that are listed nowhere and half-written ones are named too.
+
+    Returns:
+        How many labels were checked, and a sentence for each problem.
+
+    Raises:
+        AutolabelError: there are no finished labels in the folder.
     """
     settings, content, lines = _read(folder)
     making = _Making.of(settings)
-    found = (
-        []
-        if content.get("complete")
-        else [
-            "manifest.json: the labelling is not complete; start the same autolabel.py command again"
-        ]
-    )
-    found += [
-        f"{failure['image']}: has no label ({failure['why']})" for failure in content["failures"]
-    ]
     entries = [Entry(line["image"], line["label"], line["confidence"]) for line in lines]
+    problems: list[str] = []
+
+    if not content.get("complete"):
+        problems.append(
+            f"{MANIFEST}: the labelling is not complete; start the same autolabel.py command again"
+        )
+    for failure in content["failures"]:
+        problems.append(f"{failure['image']}: has no label ({failure['why']})")
+
+    with_policy = bool(settings.get("policy"))
     for entry in entries:
-        found += [
-            f"{entry.label}: {problem}"
-            for problem in _problems_of_label(
-                folder, entry, making, policy=bool(settings.get("policy"))
-            )
-        ]
-    found += _strangers(folder, entries)
+        found = _problems_of_label(folder, entry, making, with_policy=with_policy)
+        problems += [f"{entry.label}: {problem}" for problem in found]
+    problems += _unlisted(folder, entries)
+
+    # What the label files say now, beside what was said of them when they were finished.
     compiled = compile_tree(folder, settings, entries, making.names)
-    own = {
-        **compiled.manifest,
-        "complete": content.get("complete"),
-        "failures": content["failures"],
-    }
-    if own != content:
-        differing = [
-            key for key in sorted(own.keys() | content.keys()) if own.get(key) != content.get(key)
-        ]
-        found.append(f"{MANIFEST}: does not say what the label files say ({', '.join(differing)})")
-    if [line for line in lines if line not in compiled.lines]:
-        found.append(f"{ENTRIES}: does not say what the label files say")
-    return len(entries), found
+    unchecked = {"complete": content.get("complete"), "failures": content["failures"]}
+    own = {**compiled.manifest, **unchecked}
+    differing = [key for key in sorted(own | content) if own.get(key) != content.get(key)]
+    if differing:
+        problems.append(
+            f"{MANIFEST}: does not say what the label files say ({', '.join(differing)})"
+        )
+    said = {json.dumps(line, sort_keys=True) for line in compiled.lines}
+    if any(json.dumps(line, sort_keys=True) not in said for line in lines):
+        problems.append(f"{IMAGES}: does not say what the label files say")
+    return len(entries), problems
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """The settings, the manifest and the lines of images.jsonl."""
     try:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        lines = [
-            json.loads(line) for line in (folder / ENTRIES).read_text(encoding="utf-8").splitlines()
-        ]
+        listed = (folder / IMAGES).read_text(encoding="utf-8")
+        lines = [json.loads(line) for line in listed.splitlines()]
         _Making.of(settings)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AutolabelError(
-            f"{folder}: is no finished tree of automatic labels ({error}); name what autolabel.py wrote with --output"
+            f"{folder}: is no finished tree of automatic labels ({error}); name what autolabel.py "
+            "wrote with --output"
         ) from error
     return settings, content, lines
 
 
 def _problems_of_label(
-    folder: Path, entry: Entry, making: _Making, *, policy: bool
+    folder: Path, entry: Entry, making: _Making, *, with_policy: bool
 ) -> Iterator[str]:
     record = read_record(folder / entry.label)
     if record is None:
@@ -123,21 +121,24 @@ def _problems_of_label(
         return
     if record["image"] != entry.image:
         yield f"is the label of {record['image']}, not of {entry.image}"
+
+    # Every pixel must be a class or ignored, as often as the record says.
     label = _pixels(folder / entry.label)
     counts = np.bincount(label.reshape(-1), minlength=256)
-    if (
-        counts[making.ids].tolist() != record["counts"]
-        or counts[making.ids].sum() + counts[making.ignored] != label.size
-    ):
+    of_classes = counts[making.ids]
+    all_known = of_classes.sum() + counts[making.ignored] == label.size
+    if of_classes.tolist() != record["counts"] or not all_known:
         yield "does not hold the pixels that its record counts"
     if sum(record["predicted"]) != label.size:
         yield f"has {label.size} pixels where its record counts {sum(record['predicted'])}"
+
     if entry.confidence is not None:
-        yield from _problems_of_confidence(folder / entry.confidence, label, making, policy=policy)
+        path = folder / entry.confidence
+        yield from _problems_of_confidence(path, label, making, with_policy=with_policy)
 
 
 def _problems_of_confidence(
-    path: Path, label: np.ndarray, making: _Making, *, policy: bool
+    path: Path, label: np.ndarray, making: _Making, *, with_policy: bool
 ) -> Iterator[str]:
     record = read_record(path)
     if record is None or record["made_with"] != making.made_with:
@@ -147,17 +148,19 @@ def _problems_of_confidence(
     if confidence.shape != label.shape:
         yield "its confidence image has another size"
         return
-    if policy:  # classes drawn by people need no confidence
+
+    # Classes that a policy takes from people need no confidence.
+    if with_policy:
         return
+
+    # Thresholds as the confidence image rounds: down, in float32.
+    levels = [floor(255 * np.float32(threshold)) for threshold in making.thresholds]
     least = np.zeros(256, dtype=np.uint8)
-    least[making.ids] = [floor(255 * np.float32(threshold)) for threshold in making.thresholds]
+    least[making.ids] = levels
     kept = np.isin(label, making.ids)
     if (confidence < least[label])[kept].any():
         yield "keeps pixels whose confidence is below the threshold"
-    if (
-        confidence[~kept]
-        > max(floor(255 * np.float32(threshold)) for threshold in making.thresholds)
-    ).any():
+    if (confidence[~kept] > max(levels)).any():
         yield "ignores pixels whose confidence is above every threshold"
 
 
@@ -166,7 +169,9 @@ def _pixels(path: Path) -> np.ndarray:
         return np.array(picture)
 
 
-def _strangers(folder: Path, entries: list[Entry]) -> Iterator[str]:
+def _unlisted(folder: Path, entries: list[Entry]) -> Iterator[str]:
+    """Sentences about files that are nobody's label."""
+    # Training would take such a file for a label.
     listed = {name for entry in entries for name in (entry.label, entry.confidence)}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

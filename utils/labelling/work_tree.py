@@ -1,9 +1,12 @@
-"""A folder that several jobs fill without talking to each other: claimed once, one job to each part of it, swept when nothing is left to do."""
+"""A folder of labels that several jobs fill without talking to each other.
+
+It is claimed once, for one set of settings; each job then holds the lock of its part, and what
+killed jobs left is swept when nothing is left to do.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -11,9 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import gcd
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from ..files.png import ImageWriteError, is_temporary, temporary_beside
+from ..files.locking import locked
+from ..files.writing import WriteError, is_temporary, temporary_beside
 from .autolabels import AutolabelError
 
 SETTINGS = "settings.json"
@@ -21,60 +25,75 @@ _LOCK = re.compile(r"\.lock-(\d+)-of-(\d+)$")
 
 
 def write_once(path: Path, data: bytes) -> bytes:
-    """Write `data` to `path` unless there is such a file, and return what the file holds. Of several writers one wins, and all see its bytes."""
+    """Write `data` to `path` unless there is such a file, and return what the file holds.
 
-    if not path.exists():
-        temporary = temporary_beside(path)
+    Of several writers one wins, and all see its bytes.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    if path.exists():
+        return path.read_bytes()
+
+    temporary = temporary_beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        # A link fails where another writer was first; a rename would replace its file.
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without hard links
-                os.replace(temporary, path)
-        except OSError as error:
-            raise ImageWriteError(
-                f"{path}: cannot be written ({error.strerror or error}); make room or choose another folder"
-            ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            os.replace(temporary, path)
+    except OSError as error:
+        raise WriteError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or choose another "
+            "folder"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path.read_bytes()
 
 
 def claim(folder: Path, settings: Mapping[str, Any], targets: Iterable[Path]) -> None:
-    """Note in `folder` with what it is filled. AutolabelError where it was filled with something else, or holds files in the place of `targets`.
+    """Note in `folder` the settings with which it is filled.
 
-    A folder that carries our note is ours: what lies there may be overwritten. Without the note nothing that lies there is touched.
+    A folder that carries our note is ours: what lies there may be replaced. Without the note
+    nothing that lies there is touched.
+
+    Args:
+        targets: the label files that are going to be written.
+
+    Raises:
+        AutolabelError: the folder was filled with other settings, or it was not made by us and
+            holds a file in the place of a target.
     """
     path = folder / SETTINGS
-    ours = (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
     if not path.exists():
         stranger = next((target for target in targets if target.exists()), None)
-        if (
-            stranger is not None and not path.exists()
-        ):  # a job beside this one may have claimed the folder meanwhile
+        # A job beside this one may have claimed the folder meanwhile.
+        if stranger is not None and not path.exists():
             raise AutolabelError(
-                f"{stranger}: is there already and was not made by autolabel.py; choose another --output"
+                f"{stranger}: is there already and was not made by autolabel.py; choose another "
+                "--output"
             )
-    theirs = write_once(path, ours)
-    if theirs != ours:
+
+    ours = (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
+    found = write_once(path, ours)
+    if found != ours:
         raise AutolabelError(
-            f"{folder}: holds labels made with other settings ({_differing(theirs, settings)}); choose another --output, or delete "
-            "the folder"
+            f"{folder}: holds labels made with other settings ({_differing(found, settings)}); "
+            "choose another --output, or delete the folder"
         )
 
 
-def _differing(theirs: bytes, settings: Mapping[str, Any]) -> str:
+def _differing(found: bytes, settings: Mapping[str, Any]) -> str:
     try:
-        other = json.loads(theirs)
-        return ", ".join(
-            key
-            for key in sorted(settings.keys() | other.keys())
-            if settings.get(key) != other.get(key)
-        )
+        other = json.loads(found)
+        keys = sorted(settings.keys() | other.keys())
+        return ", ".join(key for key in keys if settings.get(key) != other.get(key))
     except (ValueError, AttributeError):
         return f"{SETTINGS} cannot be read"
 
@@ -83,21 +102,30 @@ def _differing(theirs: bytes, settings: Mapping[str, Any]) -> str:
 def alone(folder: Path, part: int, parts: int) -> Iterator[None]:
     """Hold part `part` of `parts` of the folder: every parts-th file, from the part-th on.
 
-    AutolabelError while another job holds a part that shares a file with this one. On file systems without locks nothing is held: files are
-    written whole and are the same whoever writes them, so that two jobs would only do the same work twice.
+    On file systems without locks nothing is held: files are written whole and are the same whoever
+    writes them, so that two jobs would only do the same work twice.
+
+    Raises:
+        AutolabelError: another job holds a part that shares a file with this one.
+        WriteError: the folder cannot be written to.
     """
+    own = folder / f".lock-{part}-of-{parts}"
+    _require_writable(own)
     message = (
         f"{folder}: another job is writing here right now; wait for it, or choose another --output"
     )
-    own = folder / f".lock-{part}-of-{parts}"
-    with _opened(own) as file:
-        if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+
+    with locked(own, wait=False) as held:
+        if not held:
             raise AutolabelError(message)
+
         for path in folder.glob(".lock-*-of-*"):
             found = _LOCK.search(path.name)
             if path == own or found is None:
                 continue
             other, others = int(found.group(1)), int(found.group(2))
+            # Two series of every parts-th and every others-th file meet if and only if their
+            # beginnings differ by a multiple of the greatest common divisor.
             if (part - other) % gcd(parts, others) == 0 and _is_held(path):
                 raise AutolabelError(message)
         yield
@@ -105,42 +133,40 @@ def alone(folder: Path, part: int, parts: int) -> Iterator[None]:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait until no other job is inside such a block: of two jobs that finish together, the second sees all that the first has done."""
-    with _opened(folder / ".lock-manifest") as file:
-        _lock(file, fcntl.LOCK_EX)
+    """Wait until no other job is inside such a block for this folder.
+
+    Of two jobs that finish together, the second sees all that the first has done.
+
+    Raises:
+        WriteError: the folder cannot be written to.
+    """
+    path = folder / ".lock-manifest"
+    _require_writable(path)
+    with locked(path):
         yield
 
 
-def _opened(path: Path) -> IO[str]:
+def _require_writable(path: Path) -> None:
     try:
-        return open(path, "a")
+        open(path, "a").close()
     except OSError as error:
-        raise ImageWriteError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or choose another folder"
+        raise WriteError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or choose another "
+            "folder"
         ) from error
 
 
-def _lock(file: IO[str], how: int) -> bool:
-    """Whether the lock was taken, or cannot exist here."""
-    try:
-        fcntl.flock(file, how)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def _is_held(path: Path) -> bool:
-    try:
-        with open(path) as file:
-            return not _lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
+    """Whether another job holds this lock now."""
+    with locked(path, wait=False) as free:
+        return not free
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed jobs left half written. Only when nobody writes into the folder any more."""
+    """Delete what killed jobs left half written.
+
+    Only for a folder into which nobody writes any more.
+    """
     for path in folder.rglob(".hmsa-*"):
         if is_temporary(path):
             path.unlink(missing_ok=True)

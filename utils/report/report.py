@@ -1,7 +1,8 @@
-"""report.html: what an evaluation or an auto-labelling job found, in one file that opens offline.
+"""report.html: what an evaluation or an auto-labelling found, in one file that opens offline.
 
-The doors fill an `EvaluationReport` or an `AutolabelReport` with plain values and pictures and call `write_report`.
-Every list and every optional field may be left out; its part of the page is then left out too.
+A command fills an `EvaluationReport` or an `AutolabelReport` with plain values and pictures and
+calls `write_report`. Every list and every optional field may be left out; its section of the page
+is then left out too.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ..files.png import write_file
-from ..report import autolabel_page, evaluation_page
+from ..files.writing import write_file
+from . import autolabel_page, evaluation_page
 from .page import Example, Picture, page
 
 __all__ = [
@@ -29,9 +30,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """One line of the table of Table 1's layout: the `method` (such as "hierarchical"), its scales, flip, and mIoU."""
+    """One line of a table in the layout of the paper's Table 1."""
 
     method: str
+    """Such as "hierarchical"."""
     scales: Sequence[float]
     flip: bool
     miou: float
@@ -56,9 +58,10 @@ class EvaluationReport:
     checkpoint: str = ""
     checkpoint_sha256: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Everything that decides the numbers: the inference options and the resolved configuration, nested or flat."""
+    """Everything that decides the numbers, nested or flat: the options of inference and the
+    resolved configuration."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """Further headline figures by name, ready to print: {"validation loss": "0.412", "seconds per image": "0.31"}."""
+    """Further headline figures by name, ready to print: {"validation loss": "0.412"}."""
     compared: Sequence[ComparedRow] = ()
     """One row per scale list that was scored, the reference first."""
     categories: Mapping[str, float] = field(default_factory=dict)
@@ -70,13 +73,16 @@ class EvaluationReport:
     boundary_f: np.ndarray | None = None
     """Boundary F per class, float64 [C], nan where there is none (metrics.BoundaryF.scores)."""
     worst: Sequence[Example] = ()
-    """The worst images, worst first: pictures image | label | prediction | error, the remark says the score."""
+    """The worst images, worst first: image | label | prediction | error, with the score as
+    remark."""
     worst_per_class: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     """The same by class name."""
     attention: Sequence[Example] = ()
-    """Panels as in figure 3: image | what each scale says || which scale (visualise.scale_map) | attention per scale | prediction."""
+    """Panels as in the paper's figure 3: image | what each scale says, and in a second row which
+    scale counts (visualise.scale_map) | attention per scale | prediction."""
     shares: np.ndarray | None = None
-    """Mean weight of every scale per class, float64 [S, C] (visualise.attention_share, summed and divided)."""
+    """Mean weight of every scale per class, float64 [S, C] (visualise.attention_share, summed and
+    divided)."""
     share_scales: Sequence[float] = ()
     """The S scales of `shares`."""
 
@@ -103,24 +109,33 @@ class AutolabelReport:
     settings: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     human: np.ndarray | None = None
-    """Pixels of each class in the human coarse labels of the same images, where there are any."""
+    """Pixels of each class in the labels that people drew of the same images, where there are
+    any."""
     agreement: np.ndarray | None = None
-    """int64 [C, C]: pixels that both have a label, rows the human one, columns the automatic one."""
+    """int64 [C, C]: pixels that both have a label, rows the human one, columns the automatic
+    one."""
     hard_bytes: int = 0
     """Bytes of the label files on disk."""
     confidence_bytes: int = 0
     """Bytes of the confidence files on disk, 0 without."""
     reading_seconds: Mapping[str, float] = field(default_factory=dict)
-    """Measured seconds to read one image's labels, by kind: {"hard labels (PNG)": 0.004, "soft labels (float32)": 0.31}."""
+    """Measured seconds to read one image's label, by kind: {"hard labels (PNG)": 0.004}."""
     panels: Sequence[Example] = ()
-    """Panels as in figure 4: image | coarse | auto-label."""
+    """Panels as in the paper's figure 4: image | coarse | auto-label."""
     failed: Sequence[tuple[str, str]] = ()
     """(name, reason) of the images that could not be labelled."""
 
 
 def write_report(path: Path | str, report: EvaluationReport | AutolabelReport) -> None:
-    """Write the page to `path`, whole or not at all. Raises ImageWriteError."""
-    kind = evaluation_page if isinstance(report, EvaluationReport) else autolabel_page
-    sections = kind.sections(report)  # type: ignore[attr-defined]
-    subtitle = kind.subtitle(report)  # type: ignore[attr-defined]
-    write_file(path, page(report.title, subtitle, sections).encode())
+    """Write the page to `path`, whole or not at all.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    if isinstance(report, EvaluationReport):
+        subtitle = evaluation_page.subtitle(report)
+        sections = evaluation_page.sections(report)
+    else:
+        subtitle = autolabel_page.subtitle(report)
+        sections = autolabel_page.sections(report)
+    write_file(path, page(report.title, subtitle, sections))

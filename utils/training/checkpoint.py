@@ -1,6 +1,7 @@
-"""Checkpoints that survive anything: written whole or not at all, hashed, read without running code.
+"""Checkpoints: written whole or not at all, hashed, and read without running code.
 
-A checkpoint is a dict of tensors and plain values: format, version, model, spec, config, and for resuming optimizer, scaler, ema, progress.
+A checkpoint is a dict of tensors and plain values: `format`, `version`, `model`, `spec` (classes)
+and `config`; for resuming also `optimizer`, `scaler`, `ema` and `progress`.
 """
 
 from __future__ import annotations
@@ -15,22 +16,31 @@ from typing import Any, BinaryIO
 
 import torch
 
+from ..files.writing import is_temporary, remove, write_file, written_whole
+from ..words import UserError
+
 FORMAT = "hmsa-checkpoint"
 VERSION = 1
+
 _STEP_FILE = re.compile(r"step-(\d+)\.pt$")
+_WRITE_ADVICE = (
+    "the earlier checkpoints are untouched: free some space or choose another experiment.output, "
+    "then start again with --resume"
+)
 
 
-class CheckpointError(ValueError):
-    """A checkpoint cannot be written or read; the message names the file and what to do."""
+class CheckpointError(UserError, ValueError):
+    """A checkpoint cannot be read or used; the message names the file and what to do."""
 
 
 class _HashingFile:
-    """A file to write to that keeps the sha256 of all that went through, so that the file need not be read again."""
+    """A file to write to that hashes what it is given, so that the file need not be read again."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.digest = hashlib.sha256()
-        self.failure: OSError | None = None  # torch turns it into a RuntimeError about positions
+        # torch.save turns an OSError into a RuntimeError about positions; the cause stays here.
+        self.failure: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
@@ -44,63 +54,44 @@ class _HashingFile:
         self.file.flush()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write `data` under a temporary name in the same folder, flush it to the disk, then rename: the old file or the new one, never a half."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"{path}: cannot be written ({error.strerror or error}); nothing that was there is lost"
-        ) from error
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def save_checkpoint(path: Path, content: Mapping[str, Any], *, sidecar: bool = True) -> str:
-    """Write `content` (tensors and plain values) atomically and return its sha256; with `sidecar` PATH.sha256 holds it too.
+    """Write `content` (tensors and plain values) and return its sha256 as 64 hexadecimal digits.
 
-    The sidecar is written before the rename: a hash without its file is harmless, a file without its hash would not count as valid.
-    Raises CheckpointError (full disk, no permission); the files that were there stay as they were.
+    With `sidecar` the file PATH.sha256 holds the hash too, in the format of `sha256sum`.
+
+    Raises:
+        WriteError: a full disk or a missing permission; what was there before stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    file: _HashingFile | None = None
+    staged = path.with_name(path.name + ".new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as raw:
-            file = _HashingFile(raw)
-            torch.save({"format": FORMAT, "version": VERSION, **content}, file)  # type: ignore[arg-type]
-            raw.flush()
-            os.fsync(raw.fileno())
-        digest = file.digest.hexdigest()
+        with written_whole(staged, durable=True, advice=_WRITE_ADVICE) as temporary:
+            digest = _write(temporary, {"format": FORMAT, "version": VERSION, **content})
+
+        # The hash takes its name before the checkpoint does: a hash without its file does no harm,
+        # but a checkpoint without its hash would not count as valid.
         if sidecar:
-            write_atomically(
-                path.with_name(path.name + ".sha256"), f"{digest}  {path.name}\n".encode()
-            )
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        cause = error if isinstance(error, OSError) else file.failure if file is not None else None
-        if cause is None:
-            raise
-        raise CheckpointError(
-            f"{path}: the checkpoint cannot be written ({cause.strerror or cause}); the earlier checkpoints are untouched: "
-            "free some space or choose another experiment.output, then start again with --resume"
-        ) from error
-    _sync_folder(path.parent)
+            write_file(_sidecar(path), f"{digest}  {path.name}\n", durable=True)
+        os.replace(staged, path)
+    finally:
+        remove(staged)
     return digest
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> str:
+    """Let torch write `content` to `path`; returns the sha256 of what was written."""
+    with open(path, "wb") as raw:
+        file = _HashingFile(raw)
+        try:
+            torch.save(content, file)  # type: ignore[arg-type]
+        except RuntimeError:
+            if file.failure is not None:
+                raise file.failure from None
+            raise
+    return file.digest.hexdigest()
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
 
 
 def sha256_of(path: Path) -> str:
@@ -110,9 +101,11 @@ def sha256_of(path: Path) -> str:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours with `weights_only` (no code is run), tensors on the CPU.
+    """Read one of this project's checkpoints, tensors on the CPU, without running any code in it.
 
-    Raises CheckpointError when the file is missing, damaged, would run code, or is not of this project (see network.load_weights for those).
+    Raises:
+        CheckpointError: the file is missing or damaged, could run code, or is not of this project
+            (`network.load_weights` reads weights of others).
     """
     if path.is_dir():
         raise CheckpointError(
@@ -120,19 +113,26 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         )
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file")
+
+    # Bytes that are no pickle make torch.load raise almost any kind of exception.
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # bytes that are no pickle raise whatever they happen to spell
+    except Exception as error:
         if isinstance(error, pickle.UnpicklingError) and _is_pickle(path):
             raise CheckpointError(
-                f"{path}: refused, since it holds more than tensors and plain values and could run code when read"
+                f"{path}: refused, since it holds more than tensors and plain values and could "
+                "run code when read"
             ) from error
         raise CheckpointError(
-            f"{path}: damaged or not a PyTorch checkpoint; take another one of the run's checkpoints"
+            f"{path}: damaged or not a PyTorch checkpoint; take another one of the run's "
+            "checkpoints"
         ) from error
+
+    # Weights from elsewhere are fine, but they do not say which network they belong to.
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: carries no hmsa configuration; name one with --config so that the network can be built for these weights"
+            f"{path}: carries no hmsa configuration; name one with --config so that the network "
+            "can be built for these weights"
         )
     return content
 
@@ -145,6 +145,7 @@ def _is_pickle(path: Path) -> bool:
 
 def is_ours(path: Path) -> bool:
     """Whether the file is one of this project's checkpoints (with a configuration inside)."""
+    # Whatever is wrong with the file, it is then not one to trust as ours.
     try:
         load_checkpoint(path)
     except CheckpointError:
@@ -153,7 +154,11 @@ def is_ours(path: Path) -> bool:
 
 
 class CheckpointFolder:
-    """A run's `checkpoints/`: step-*.pt with their sha256, the last `keep` of them, `last` naming the newest, and best.pt."""
+    """A run's `checkpoints/` folder.
+
+    It holds the last `keep` of the step-*.pt with their hashes, `last` with the name of the newest
+    of them, and best.pt.
+    """
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
         self.folder = folder
@@ -166,17 +171,21 @@ class CheckpointFolder:
 
     def steps(self) -> list[Path]:
         """The step checkpoints, oldest first (whether valid or not)."""
-        files = self.folder.glob("step-*.pt") if self.folder.is_dir() else []
-        return sorted((file for file in files if _STEP_FILE.search(file.name)), key=_step_of)
+        if not self.folder.is_dir():
+            return []
+        files = [file for file in self.folder.iterdir() if _STEP_FILE.match(file.name)]
+        return sorted(files, key=_step_of)
 
     def save(self, step: int, content: Mapping[str, Any]) -> Path:
-        """Write step-STEP.pt and `last`, then delete what is older than the last `keep`; never before the new one is safe."""
+        """Write step-STEP.pt and `last`, then delete what is older than the last `keep`."""
         path = self.folder / f"step-{step:08d}.pt"
         save_checkpoint(path, content)
-        write_atomically(self.folder / "last", f"{path.name}\n".encode())
+        write_file(self.folder / "last", f"{path.name}\n", durable=True)
+
+        # Only now, with the new one safe on the disk, may an older one go.
         for old in self.steps()[: -self.keep]:
             old.unlink(missing_ok=True)
-            old.with_name(old.name + ".sha256").unlink(missing_ok=True)
+            _sidecar(old).unlink(missing_ok=True)
         return path
 
     def save_best(self, content: Mapping[str, Any]) -> Path:
@@ -185,7 +194,10 @@ class CheckpointFolder:
         return self.best
 
     def newest_valid(self) -> tuple[Path | None, list[str]]:
-        """The newest step checkpoint whose bytes have the sha256 noted for them, and a sentence for each newer one that was passed over."""
+        """The newest step checkpoint whose bytes have the sha256 noted for them.
+
+        Beside it a sentence for each newer checkpoint that was passed over.
+        """
         passed: list[str] = []
         for path in reversed(self.steps()):
             problem = _problem(path)
@@ -196,20 +208,23 @@ class CheckpointFolder:
 
     def remove_leftovers(self) -> None:
         """Delete the temporary files of a run that was killed while writing."""
-        for path in self.folder.glob(".*.tmp-*"):
-            path.unlink(missing_ok=True)
+        if self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if is_temporary(path) or path.name.endswith(".pt.new"):
+                    path.unlink(missing_ok=True)
 
 
 def _step_of(path: Path) -> int:
-    found = _STEP_FILE.search(path.name)
+    found = _STEP_FILE.match(path.name)
     assert found is not None
     return int(found.group(1))
 
 
 def _problem(path: Path) -> str | None:
-    sidecar = path.with_name(path.name + ".sha256")
+    sidecar = _sidecar(path)
     if not sidecar.is_file():
         return "its .sha256 file is missing"
+
     noted = sidecar.read_text(encoding="ascii", errors="replace").split()
     if not noted or noted[0] != sha256_of(path):
         return "its bytes do not have the sha256 noted for them (cut off or damaged)"

@@ -18,9 +18,17 @@ from .logbook import logger
 
 @dataclass
 class Progress:
-    """Where a training stands: `step` optimiser steps done in all, `step_in_epoch` of them in `epoch`; `to_validate` when an epoch ended unscored.
+    """Where a training stands.
 
-    `batch` is how many images all processes together take in one optimiser step, 0 before that is known.
+    Attributes:
+        epoch: epochs done.
+        step_in_epoch: optimiser steps done of the present epoch.
+        step: optimiser steps done in all, skipped ones included.
+        to_validate: an epoch has ended and its validation is still to be done.
+        best_miou: mIoU of the best validation, a fraction; -1 before there is one.
+        best_epoch: epoch of the best validation; -1 before there is one.
+        skipped_steps: steps left out because a loss or gradient was not finite.
+        batch: images of all processes together in one optimiser step; 0 before that is known.
     """
 
     epoch: int = 0
@@ -33,19 +41,22 @@ class Progress:
     batch: int = 0
 
     def fit_batch(self, batch: int) -> None:
-        """Go on with `batch` images a step. Where that is another number than before, the place in the epoch is found anew.
+        """Go on with `batch` images a step; with another number, find the place in the epoch anew.
 
-        With an equal number a resumed run takes the same images in the same steps, for any number of processes. With another one, at most
-        batch - 1 images are seen twice, the learning rate goes on from the same part of the training, and a step averages over other images.
+        With an equal number a resumed run takes the same images in the same steps, for any number
+        of processes. With another one at most batch - 1 images are seen twice, the learning rate
+        goes on from the same part of the training, and a step averages over other images.
         """
         if self.batch not in (0, batch):
             logger.info(
-                "this run took %d images a step and now takes %d: it goes on at the same place, but not as if it had not stopped "
-                "(set data.batch_size or optim.accumulate so that their product with the number of processes is %d)",
+                "this run took %d images a step and now takes %d: it goes on at the same place, "
+                "but not as if it had not stopped (set data.batch_size or optim.accumulate so that "
+                "their product with the number of processes is %d)",
                 self.batch,
                 batch,
                 self.batch,
             )
+            # Rounded down: an image may be seen twice, but none is left out.
             self.step_in_epoch = self.step_in_epoch * self.batch // batch
         self.batch = batch
 
@@ -55,17 +66,20 @@ class Progress:
 
     def summary(self) -> str:
         """What was done and how good the best of it was, in one line."""
-        skipped = f", {self.skipped_steps} of them skipped" if self.skipped_steps else ""
-        best = (
-            f"best val mIoU {100 * self.best_miou:.1f} % after epoch {self.best_epoch}"
-            if self.best_epoch >= 0
-            else "no validation gave an mIoU"
-        )
-        return f"{self.epoch} epochs, {self.step} steps{skipped}; {best}"
+        steps = f"{self.epoch} epochs, {self.step} steps"
+        if self.skipped_steps:
+            steps += f", {self.skipped_steps} of them skipped"
+        if self.best_epoch < 0:
+            return f"{steps}; no validation gave an mIoU"
+        best = 100 * self.best_miou
+        return f"{steps}; best val mIoU {best:.1f} % after epoch {self.best_epoch}"
 
 
 class TrainingState:
-    """Model, optimiser, scaler, averaged weights and progress, saved and loaded together. Random numbers need no state: see seed_step."""
+    """Model, optimiser, scaler, averaged weights and progress, saved and loaded together.
+
+    Random numbers need no state: `runtime.seed_step` makes them a function of seed, step and rank.
+    """
 
     def __init__(
         self,
@@ -79,6 +93,8 @@ class TrainingState:
         self.scaler = scaler
         self.average = average
         self.progress = Progress()
+
+        # Made here, once: its copies are as large as the buffers and are used in every step.
         self.guard = BufferGuard(model)
 
     def content(self) -> dict[str, Any]:
@@ -94,17 +110,25 @@ class TrainingState:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights to evaluate with: the averaged ones when there are any."""
-        return self.model.state_dict() if self.average is None else self.average.state_dict()
+        if self.average is not None:
+            return self.average.state_dict()
+        return self.model.state_dict()
 
     def gradient_norm(self) -> Tensor:
-        """Norm of all gradients, a scalar on the device; takes a GradScaler's factor out of them first."""
+        """Norm of all gradients, a scalar on the device.
+
+        A GradScaler's factor is divided out of the gradients first.
+        """
         self.scaler.unscale_(self.optimizer)
-        return torch.nn.utils.get_total_norm(
-            [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        )
+        # Parameters that took no part in this step, such as frozen ones, have no gradient.
+        gradients = [parameter.grad for parameter in self.model.parameters()]
+        return torch.nn.utils.get_total_norm([grad for grad in gradients if grad is not None])
 
     def overflow_is_usual(self) -> bool:
-        """Whether a gradient may be infinite only because a GradScaler tries how large its factor can be; it then skips the step itself."""
+        """Whether a gradient may be infinite only because a GradScaler tries a larger factor.
+
+        The scaler then skips the step itself.
+        """
         return self.scaler.is_enabled() and self.scaler.get_scale() > 1.0
 
     def keep_buffers(self) -> None:
@@ -114,11 +138,13 @@ class TrainingState:
     def skip_step(self) -> None:
         """Leave everything as it was before the step, and count it."""
         self.guard.restore()
-        self.scaler.update()  # a GradScaler does not take a second unscale_ without one; its factor falls
+
+        # A GradScaler accepts no second unscale_ without an update, which also lowers its factor.
+        self.scaler.update()
         self.progress.skipped_steps += 1
 
     def step(self) -> None:
-        """Let the optimiser (through the scaler) use the gradients, and the averaged weights follow."""
+        """Update the weights from the gradients (through the scaler), then the averaged ones."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
@@ -129,48 +155,68 @@ class TrainingState:
         """Inside the block the model holds the weights to evaluate with."""
         if self.average is None:
             yield
-        else:
-            with self.average.applied(self.model):
-                yield
+            return
+        with self.average.applied(self.model):
+            yield
 
     def load(self, content: dict[str, Any]) -> None:
-        """Take over what `content` saved. Raises ValueError or RuntimeError when it belongs to another model or optimiser."""
+        """Take over what `content` saved.
+
+        Raises:
+            ValueError, RuntimeError, KeyError: it belongs to another model or optimiser.
+        """
         self.model.load_state_dict(content["model"])
-        rates = [(group["base_lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
+
+        # The configuration decides on rates and decay, also when they were changed since.
+        kept = [(group["base_lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(content["optimizer"])
-        for group, (base_lr, weight_decay) in zip(self.optimizer.param_groups, rates, strict=True):
-            group["base_lr"], group["weight_decay"] = (
-                base_lr,
-                weight_decay,
-            )  # the configuration's word counts, also when it was changed
+        for group, (base_lr, weight_decay) in zip(self.optimizer.param_groups, kept, strict=True):
+            group["base_lr"] = base_lr
+            group["weight_decay"] = weight_decay
+
+        # The state of a disabled scaler is empty.
         if content["scaler"]:
             self.scaler.load_state_dict(content["scaler"])
+
         if self.average is not None:
             if content["ema"] is None:
-                raise ValueError(
-                    "the checkpoint has no averaged weights; set optim.ema_decay to null or start anew"
+                raise CheckpointError(
+                    "the checkpoint has no averaged weights; set optim.ema_decay to null or start "
+                    "anew"
                 )
             self.average.load_state_dict(content["ema"])
         self.progress = Progress(**content["progress"])
 
 
 def restore(state: TrainingState, checkpoints: CheckpointFolder, processes: Processes) -> None:
-    """Load the newest valid checkpoint on every rank, saying which newer ones were passed over; with none, begin at the beginning."""
-    path, passed = checkpoints.newest_valid() if processes.is_main else (None, [])
-    path, passed = processes.gather((path, passed))[0]
-    for sentence in passed if processes.is_main else []:
-        logger.warning("%s", sentence)
+    """Load the newest valid checkpoint on every rank; with none, begin at the beginning.
+
+    Raises:
+        CheckpointError: it belongs to another network or configuration.
+    """
+    # Rank 0 chooses for all: ranks that hashed the files one after the other could choose
+    # different ones, and would then train different networks together.
+    chosen = None
+    if processes.is_main:
+        chosen = checkpoints.newest_valid()
+    path, passed = processes.gather(chosen)[0]
+
+    if processes.is_main:
+        for sentence in passed:
+            logger.warning("%s", sentence)
     if path is None:
         logger.info("%s holds no valid checkpoint: training from the beginning", checkpoints.folder)
         return
+
+    # A rank that cannot load it ends all of them, instead of leaving the others waiting for it.
     with processes.agreement(CheckpointError):
         try:
             state.load(load_checkpoint(path))
         except (KeyError, RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(
-                f"{path}: does not fit this configuration ({reason}); resume with the run's own config.yaml, or train "
-                "into another experiment.output"
+                f"{path}: does not fit this configuration ({reason}); resume with the run's own "
+                "config.yaml, or train into another experiment.output"
             ) from error
     logger.info(
         "going on from %s: epoch %d, step %d", path, state.progress.epoch, state.progress.step
@@ -178,7 +224,11 @@ def restore(state: TrainingState, checkpoints: CheckpointFolder, processes: Proc
 
 
 class BufferGuard:
-    """Keeps the batch-norm statistics of before a step, to put them back when the step met a number that is not finite."""
+    """Keeps the batch-norm statistics of before a step.
+
+    They are put back when the step met a number that is not finite: such a number would stay in a
+    running mean for ever.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.live = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
