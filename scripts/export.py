@@ -193,30 +193,28 @@ def export_model(
     fused = FusedLogits(prepare_for_inference(model), scales).eval()
     image = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
 
-    # What the model refuses, it refuses here with its own sentence, not inside the exporter. The
-    # reference is the model itself, whose batch norms are not folded.
-    reference = FusedLogits(model, scales).eval()
-    with _explained(output), torch.no_grad():
-        fused(image)
-        expected = [reference(image)]
-    if not torch.isfinite(expected[0]).all():
-        raise ModelError("the network's logits are no finite numbers; nothing was exported")
-
-    write = _write_program
-    if output.suffix == ".onnx":
-        write = _write_onnx
-    with written_whole(output) as temporary, _explained(output):
-        run = write(fused, image, temporary, dynamic)
-
     images = [image]
     if dynamic:
         # Neither side is a multiple of the first size or of a stride.
         other = (size[0] + 40, size[1] + 72)
         images.append(torch.randn(batch, 3, *other, generator=torch.Generator().manual_seed(1)))
-        with torch.no_grad():
-            expected.append(reference(images[1]))
 
-    with torch.no_grad():
+    # What the model refuses, it refuses here with its own sentence, not inside the exporter. The
+    # reference is the model itself, whose batch norms are not folded.
+    reference = FusedLogits(model, scales).eval()
+    with _explained(output), torch.no_grad():
+        fused(image)
+        expected = [reference(one) for one in images]
+    if not all(torch.isfinite(logits).all() for logits in expected):
+        raise ModelError("the network's logits are no finite numbers; nothing was exported")
+
+    write = _write_program
+    if output.suffix == ".onnx":
+        write = _write_onnx
+
+    # A file that cannot be run never takes the name.
+    with written_whole(output) as temporary, _explained(output), torch.no_grad():
+        run = write(fused, image, temporary, dynamic)
         differences = [
             (run(one) - logits).abs().max() for one, logits in zip(images, expected, strict=True)
         ]
