@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from .build import MULTISCALE, build_model
 from .decoders import DECODERS
-from .fusion import fuse, fuse_scales
-from .inference.raster import render_rows
+from .inference import InferenceOptions
 from .layers import ModelError
+from .model import MultiScaleModel, fuse, fuse_chain
 from .prediction import Prediction
 from .trunks import TRUNKS
 from .weights.loading import LoadReport, load_trunk_weights, load_weights
@@ -15,13 +15,14 @@ __all__ = [
     "DECODERS",
     "MULTISCALE",
     "TRUNKS",
+    "InferenceOptions",
     "LoadReport",
     "ModelError",
+    "MultiScaleModel",
     "Prediction",
     "build_model",
     "fuse",
-    "fuse_scales",
+    "fuse_chain",
     "load_trunk_weights",
     "load_weights",
-    "render_rows",
 ]

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Sequence
 
 from torch import nn
 
+from hmsa.utils.words import did_you_mean
+
 from .decoders import DECODERS
-from .fusion import checked_scales
+from .decoders.decoder import Decoder
+from .explicit import Explicit, ExplicitHead
 from .heads import ConvHead
 from .layers import ModelError
-from .model import Explicit, ExplicitHead, Hierarchical, HierarchicalDual, MultiScale, Single
+from .model import Hierarchical, HierarchicalDual, MultiScaleModel, Single, checked_scales
 from .trunks import build_trunk
 
 FUSE_AT = ("image", "features")
 HEADS = ("release", "paper")
+
+MULTISCALE: dict[str, Callable[..., MultiScaleModel]] = {
+    "single": Single,
+    "hierarchical": Hierarchical,
+    "hierarchical_dual": HierarchicalDual,
+    "explicit": Explicit,
+}
+DEFAULT_SCALES = {
+    "single": (1.0,),
+    "hierarchical": (0.5, 1.0),
+    "hierarchical_dual": (0.5, 1.0),
+    "explicit": (0.5, 1.0, 2.0),
+}
 
 
 def build_model(
@@ -37,26 +52,39 @@ def build_model(
     activation_checkpointing: bool = False,
     explicit_softmax: bool = True,
     explicit_batchnorm: bool = True,
-) -> MultiScale:
+) -> MultiScaleModel:
     """Build a model from names and plain values.
 
-    - `trunk` (see TRUNKS, or `timm:<name>`), `decoder` (DECODERS) and `multiscale` (MULTISCALE) name its three parts.
-    - `output_stride`: 8 (default) or 16, of trunks that can be dilated; HRNet has its own and ignores it.
-    - `align_corners`: of every interpolation in the model; the authors' weights need False, HRNet-OCR's own need True.
-    - `fuse_at`: "image" fuses at the size of the images, as the release and published weights do; "features" fuses at
-      the resolution of the features and upsamples once, as the paper says.
-    - `train_scales`: default (0.5, 1.0), for explicit (0.5, 1.0, 2.0); a single-scale model always trains at 1.0.
-    - `trunk_weights`: "imagenet", a name that `network.pretrained` knows, or a file.
-    - `head`: "release" is the architecture of the published weights; "paper" follows the paper's text: the 3x3, 3x3,
-      1x1 semantic head after OCR, and for deeplabv3plus an attention head that reads the trunk's final stage.
-    - `decoder_channels`: width of the decoder; default the published ones, 256, and for OCR 512, of which keys, and the
-      paper's semantic head, have half.
-    - `dropout`: of OCR's features; `attention_channels`, `attention_dropout`: of the attention head.
-    - `activation_checkpointing`: recompute the trunk's stages in the backward pass instead of keeping them.
-    - `explicit_softmax`, `explicit_batchnorm`: of attention to scale. The release has neither, or batch norm alone; without it the soft-max may
-      end at one scale within fifty steps and never leave it.
+    Args:
+        num_classes: number of classes, the channels of the logits.
+        trunk: one of TRUNKS, or `timm:<name>`.
+        decoder: one of DECODERS.
+        multiscale: one of MULTISCALE, the way of combining scales.
+        output_stride: 8 (default) or 16, of trunks that can be dilated; HRNet has its own.
+        align_corners: of every interpolation in the model; the authors' weights need False,
+            HRNet-OCR's own need True.
+        fuse_at: "image" fuses at the size of the images, as the release and published weights do;
+            "features" at the resolution of the features and upsamples once, as the paper says.
+        train_scales: default (0.5, 1.0), for explicit (0.5, 1.0, 2.0); a single-scale model always
+            trains at 1.0.
+        trunk_weights: "imagenet", another name that `weights/pretrained.py` knows, or a file.
+        decoder_channels: width of the decoder; default the published ones, 256, and for OCR 512, of
+            which keys, and the paper's semantic head, have half.
+        attention_channels: width of the attention head.
+        attention_dropout: before the last layer of the attention head.
+        head: "release" is the architecture of the published weights; "paper" follows the text of
+            section 3.1: the 3x3, 3x3, 1x1 semantic head after OCR, and for deeplabv3plus an
+            attention head that reads the trunk's final stage.
+        dropout: of OCR's features.
+        activation_checkpointing: recompute the trunk's stages in the backward pass instead of
+            keeping them.
+        explicit_softmax: of attention to scale; the release has none.
+        explicit_batchnorm: of the head of attention to scale, with which one of the release's two
+            networks does without; then the soft-max may end at one scale within fifty steps and
+            never leave it.
 
-    Raises ModelError, with what to do, for an unknown name or value.
+    Raises:
+        ModelError: a name or value is not known, with what to do.
     """
     _check_choice("decoder", decoder, DECODERS)
     _check_choice("multiscale", multiscale, MULTISCALE)
@@ -66,57 +94,62 @@ def build_model(
         raise ModelError(f"num_classes is {num_classes}: a model needs at least one class.")
     if decoder_channels is not None and decoder_channels < 1:
         raise ModelError(
-            f"decoder_channels is {decoder_channels}: a decoder needs at least one channel, or leave it out."
+            f"decoder_channels is {decoder_channels}: a decoder needs at least one channel, or "
+            "leave it out."
         )
-    backbone = build_trunk(
+
+    # Trunk and decoder, which every way of combining scales shares.
+    built_trunk = build_trunk(
         trunk,
         output_stride=output_stride,
         align_corners=align_corners,
         activation_checkpointing=activation_checkpointing,
     )
-    decode = DECODERS[decoder](
-        trunk=backbone,
+    built_decoder = DECODERS[decoder](
+        trunk=built_trunk,
         num_classes=num_classes,
         align_corners=align_corners,
         head=head,
         dropout=dropout,
         channels=decoder_channels,
     )
-    scales = (
-        checked_scales(train_scales or DEFAULT_SCALES[multiscale])
-        if multiscale != "single"
-        else (1.0,)
-    )
+
+    # The scales of training, and the head that weighs them.
+    scales = DEFAULT_SCALES[multiscale]
+    if train_scales and multiscale != "single":
+        scales = checked_scales(train_scales)
     attention: dict[str, object] = {}
     if multiscale == "explicit":
-        attention = {
-            "softmax": explicit_softmax,
-            "attention": _explicit_head(
-                decode.feature_channels,
-                len(scales),
-                attention_channels,
-                attention_dropout,
-                batchnorm=explicit_batchnorm,
-                padded=not explicit_softmax,
-            ),
-        }
+        attention["softmax"] = explicit_softmax
+        attention["attention"] = _explicit_head(
+            built_decoder,
+            scales=len(scales),
+            channels=attention_channels,
+            dropout=attention_dropout,
+            batchnorm=explicit_batchnorm,
+            padded=not explicit_softmax,
+        )
     elif multiscale != "single":
-        inputs = decode.feature_channels * (2 if multiscale == "hierarchical_dual" else 1)
-        attention = {
-            "attention": ConvHead(
-                inputs=inputs, outputs=1, channels=attention_channels, dropout=attention_dropout
-            )
-        }
+        scales_read = 2 if multiscale == "hierarchical_dual" else 1
+        attention["attention"] = ConvHead(
+            inputs=scales_read * built_decoder.feature_channels,
+            outputs=1,
+            channels=attention_channels,
+            dropout=attention_dropout,
+        )
+
     model = MULTISCALE[multiscale](
-        trunk=backbone,
-        decoder=decode,
+        trunk=built_trunk,
+        decoder=built_decoder,
         num_classes=num_classes,
         align_corners=align_corners,
         fuse_at=fuse_at,
         train_scales=scales,
         **attention,
     )
+
     if trunk_weights is not None:
+        # Imported here, because most models are built without them.
         from .weights.loading import load_trunk_weights
         from .weights.pretrained import resolve_weights
 
@@ -124,36 +157,19 @@ def build_model(
     return model
 
 
-MULTISCALE: dict[str, Callable[..., MultiScale]] = {
-    "single": Single,
-    "hierarchical": Hierarchical,
-    "hierarchical_dual": HierarchicalDual,
-    "explicit": Explicit,
-}
-DEFAULT_SCALES = {
-    "hierarchical": (0.5, 1.0),
-    "hierarchical_dual": (0.5, 1.0),
-    "explicit": (0.5, 1.0, 2.0),
-}
-
-
 def _explicit_head(
-    features: int, scales: int, channels: int, dropout: float, *, batchnorm: bool, padded: bool
+    decoder: Decoder, *, scales: int, channels: int, dropout: float, batchnorm: bool, padded: bool
 ) -> nn.Module:
-    """The release's head without batch norm is twice as wide as the one with it."""
+    inputs = decoder.feature_channels * scales
     if batchnorm:
-        return ConvHead(
-            inputs=features * scales, outputs=scales, channels=channels, dropout=dropout
-        )
-    return ExplicitHead(
-        inputs=features * scales, outputs=scales, channels=2 * channels, padded=padded
-    )
+        return ConvHead(inputs=inputs, outputs=scales, channels=channels, dropout=dropout)
+    # The release's head without batch norm is twice as wide as the one with it.
+    return ExplicitHead(inputs=inputs, outputs=scales, channels=2 * channels, padded=padded)
 
 
 def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
-        near = difflib.get_close_matches(str(value), list(choices), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(str(value), choices)
         raise ModelError(
             f"{name} {value!r} is not known{hint}: choose one of {', '.join(choices)}."
         )

@@ -1,71 +1,114 @@
-"""Small parts every trunk, decoder and way of combining scales is made of."""
+"""Small parts that trunks, decoders and ways of combining scales are made of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hmsa.utils.words import UserError
+
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+HALF_PRECISION = (torch.float16, torch.bfloat16)
+Method = TypeVar("Method", bound=Callable)
 
 
-class ModelError(ValueError):
-    """A wish about a model or its weights that cannot be fulfilled: one sentence for the user, saying what to do."""
+class ModelError(UserError, ValueError):
+    """A model, its weights or its options cannot be what was asked for."""
 
 
-def frugal() -> bool:
-    """Whether nothing is differentiated, compiled, traced or exported, so that memory may be saved by working in place
-    and in strips of rows, with the same numbers."""
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+class RowDependence(NamedTuple):
+    """Which rows of the input a row of the output depends on."""
+
+    halo: int  # rows on either side
+    overwrites: bool  # the result may be written over the input, which nobody reads afterwards
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that, in evaluation without gradients, overwrites its input: the output of the convolution before it.
+def row_by_row(*, halo: int, overwrites: bool = False) -> Callable[[Method], Method]:
+    """Mark a method of a module: each row of its output needs `halo` input rows on either side.
 
-    Half the memory of a trunk's largest layers is the copy that `nn.BatchNorm2d` makes.
+    The mark changes nothing in training. Inference (`inference/strips.py`) runs marked methods on
+    strips of rows of their first argument, so that their hidden features never exist as a whole.
     """
 
-    def forward(self, tensor: Tensor) -> Tensor:
-        if self.training or not frugal() or tensor.dtype != self.weight.dtype:
-            return super().forward(tensor)
-        assert self.running_mean is not None and self.running_var is not None
-        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-        shift = torch.addcmul(self.bias, self.running_mean, scale, value=-1)
-        return torch.addcmul(shift.view(1, -1, 1, 1), tensor, scale.view(1, -1, 1, 1), out=tensor)
+    def mark(method: Method) -> Method:
+        method.row_dependence = RowDependence(halo, overwrites)  # type: ignore[attr-defined]
+        return method
+
+    return mark
 
 
 def resize(tensor: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
-    """Bilinear resize of `[N, C, h, w]` to `size` (height, width) without antialiasing: the only resize of this room.
+    """Resize `[N, C, h, w]` bilinearly, without antialiasing, to `size` (height, width).
 
-    Half precision is lifted to float32 first: the backward pass of a bf16 upsampling is slow and its rounding costs
-    more than one per cent of the loss.
+    Half precision becomes float32 first: the backward pass of a bfloat16 upsampling is slow, and
+    its rounding costs more than one per cent of the loss.
     """
     if tuple(tensor.shape[-2:]) == tuple(size):
         return tensor
-    if tensor.dtype in (torch.float16, torch.bfloat16):
-        tensor = tensor.float()
+    tensor = at_least_float32(tensor)
     return F.interpolate(tensor, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """`tensor` in float32 if it is in half precision, else as it is (float64 stays float64)."""
+    return tensor.float() if tensor.dtype in HALF_PRECISION else tensor
+
+
+class Concatenate(nn.Module):
+    """Feature maps `[N, c, h, w]` to one: all at the size and in the dtype of the first.
+
+    A module rather than a function, so that inference can put it off (`inference/strips.py`):
+    the concatenated branches of HRNet-W48 are its largest tensor.
+    """
+
+    def __init__(self, *, align_corners: bool) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        first = maps[0]
+        resized = [
+            resize(part, first.shape[-2:], align_corners=self.align_corners) for part in maps
+        ]
+        return torch.cat([part.to(first.dtype) for part in resized], dim=1)
+
+
 def full_precision(tensor: Tensor) -> AbstractContextManager[object]:
-    """Context without autocast on the device of `tensor`, for soft-maxes and products that fp16 or bf16 would spoil."""
+    """A context without autocast, for soft-maxes and products that half precision would spoil."""
     kind = tensor.device.type
     if kind != "meta" and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return nullcontext()
 
 
-def lifted(tensor: Tensor) -> Tensor:
-    """`tensor` in float32 if it is in half precision, else as it is (float64 stays float64)."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that overwrites its input in evaluation without gradients.
+
+    Its input is the output of the convolution before it, which nobody else reads. The copy that
+    `nn.BatchNorm2d` makes is half the memory of a trunk's largest layers.
+    """
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        # A compiler and the exporters want operations that leave their inputs alone.
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        differentiated = self.training or torch.is_grad_enabled()
+        if traced or differentiated or tensor.dtype != self.weight.dtype:
+            return super().forward(tensor)
+
+        assert self.running_mean is not None and self.running_var is not None
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        shift = torch.addcmul(self.bias, self.running_mean, scale, value=-1)
+        return torch.addcmul(shift.view(1, -1, 1, 1), tensor, scale.view(1, -1, 1, 1), out=tensor)
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm and (unless `relu=False`) ReLU: `[N, in, H, W]` to `[N, out, H', W']`."""
+    """Convolution, batch norm, ReLU (unless `relu=False`): `[N, in, H, W]` to `[N, out, h, w]`."""
 
     def __init__(
         self,
@@ -111,38 +154,34 @@ def initialise_kaiming(module: nn.Module) -> None:
 def normalise_pooled(norm: nn.Module, pooled: Tensor) -> Tensor:
     """Batch norm of globally pooled features `[N, C, 1, 1]` that also trains on a single image.
 
-    One value per channel has no variance, and PyTorch refuses it. The running statistics normalise such a batch (as in
-    evaluation) and stay as they are; scale and shift are still learnt. Synchronised batch norm counts the images of
-    every process, so it needs no exception.
+    One value per channel has no variance, and PyTorch refuses it. The running statistics normalise
+    such a batch (as in evaluation) and stay as they are; scale and shift are still learnt.
+    Synchronised batch norm counts the images of every process, so it needs no exception.
     """
-    lone = pooled.shape[0] * pooled.shape[2] * pooled.shape[3] == 1
+    one_value = pooled.shape[0] * pooled.shape[2] * pooled.shape[3] == 1
     synchronised = isinstance(norm, nn.SyncBatchNorm) or getattr(norm, "synchronised", False)
-    if norm.training and lone and not synchronised:
-        assert isinstance(norm, nn.BatchNorm2d)
-        return F.batch_norm(
-            pooled,
-            norm.running_mean,
-            norm.running_var,
-            norm.weight,
-            norm.bias,
-            False,
-            0.0,
-            norm.eps,
-        )
-    return norm(pooled)
+    if not (norm.training and one_value) or synchronised:
+        return norm(pooled)
+
+    assert isinstance(norm, nn.BatchNorm2d)
+    mean, variance = norm.running_mean, norm.running_var
+    return F.batch_norm(
+        pooled, mean, variance, norm.weight, norm.bias, training=False, eps=norm.eps
+    )
 
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Batch norms inside still use batch statistics but leave their running statistics alone.
+    """Batch norms inside use the statistics of the batch but leave their running ones alone.
 
-    A zero momentum rather than `track_running_stats=False`: the recomputation of a checkpointed stage must save the
-    same tensors for the backward pass as the first forward did.
+    A zero momentum rather than `track_running_stats=False`: the recomputation of a checkpointed
+    stage must save the same tensors for the backward pass as the first forward pass did.
     """
     norms = [part for part in module.modules() if isinstance(part, BATCH_NORMS)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None
+
     try:
         yield
     finally:
@@ -150,19 +189,16 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             norm.momentum, norm.num_batches_tracked = momentum, count
 
 
-def run_stage(
-    stage: nn.Module, *inputs: Tensor, save_memory: bool, call: Callable | None = None
-) -> Tensor | list[Tensor]:
-    """Run a stage; with `save_memory`, in training, keep only its inputs and recompute it in the backward pass.
+def run_stage(stage: nn.Module, *inputs: Tensor, save_memory: bool) -> Tensor | list[Tensor]:
+    """Run a stage; with `save_memory`, in training, recompute it in the backward pass.
 
-    Running statistics of batch norm are updated by the first forward only. `call` is the function that runs the stage
-    on `inputs` (default: the stage itself).
+    Only the inputs of the stage are kept then. Running statistics of batch norm are updated by the
+    first forward pass only.
     """
-    function = call or stage
     if not (save_memory and stage.training and torch.is_grad_enabled()):
-        return function(*inputs)
+        return stage(*inputs)
     return checkpoint(
-        function,
+        stage,
         *inputs,
         use_reentrant=False,
         context_fn=lambda: (nullcontext(), frozen_statistics(stage)),

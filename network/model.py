@@ -1,114 +1,200 @@
-"""Ways of combining scales: single, hierarchical (the paper's), its dual variant, and explicit attention to scale."""
+"""Hierarchical multi-scale attention for semantic segmentation.
+
+Tao, Sapra, Catanzaro, 2020, https://arxiv.org/abs/2005.10821.
+
+A model runs one trunk and one decoder on an image at several scales and joins what they say:
+`fuse` is equation 1 of the paper, `fuse_chain` applies it from the highest scale to the lowest.
+`inference` calls both with maps that are computed in strips of rows; the arithmetic is this one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .decoders.decoder import Decoded
-from .fusion import Maps, chain, checked_scales, maps_of, resized, scaled_size
-from .heads import in_strips
-from .inference.raster import Joined, Raster, Summed, Weighted, at_size
-from .layers import ModelError, lifted, resize
+from .decoders.decoder import Decoded, Decoder
+from .layers import Concatenate, ModelError, at_least_float32, resize
 from .prediction import Prediction
-from .segmenter import Segmenter
-from .trunks.trunk import Features
+from .trunks.trunk import Trunk
+
+Size = tuple[int, int]  # (height, width) in pixels
 
 
-def as_prediction(decoded: Decoded, attention: Tensor | None = None) -> Prediction:
-    """Low-resolution maps in at least single precision."""
-    aux = None if decoded.aux is None else lifted(decoded.aux)
-    return Prediction(logits=lifted(decoded.logits), aux=aux, attention=attention)
+def fuse(
+    lower: Prediction,
+    higher: Prediction,
+    *,
+    size: Sequence[int] | None = None,
+    align_corners: bool = False,
+) -> Prediction:
+    """Fuse two adjacent scales: L = U(a * L_lower) + (1 - U(a)) * L_higher (paper, equation 1).
+
+    `lower` carries the attention a, `[N, 1, h, w]` in (0, 1), at the size of its logits
+    `[N, C, h, w]`. U is bilinear interpolation to `size` (height, width), by default that of
+    `higher`. The product comes before the interpolation. Auxiliary logits, where both have them,
+    are fused by the same attention. Constant logits come out unchanged.
+    """
+    target = higher.logits.shape[-2:] if size is None else size
+    attention = lower.attention
+    assert attention is not None, "the lower scale of a pair carries the attention"
+
+    def up(maps: Tensor) -> Tensor:
+        return resize(maps, target, align_corners=align_corners)
+
+    share_of_lower = up(attention)
+
+    def mixed(low: Tensor, high: Tensor) -> Tensor:
+        # U(a * L_lower) + (1 - U(a)) * U(L_higher), the sum and the second product in one step
+        return torch.addcmul(up(low * attention), 1 - share_of_lower, up(high))
+
+    fused = Prediction(logits=mixed(lower.logits, higher.logits), attention=share_of_lower)
+    if lower.aux is not None and higher.aux is not None:
+        fused = fused._replace(aux=mixed(lower.aux, higher.aux))
+    return fused
 
 
-class MultiScale(Segmenter):
-    """Runs the shared trunk and decoder on an image at several scales. How the answers become one is for subclasses."""
+def fuse_chain(
+    scales: Mapping[float, Prediction], *, size: Sequence[int], align_corners: bool = False
+) -> Prediction:
+    """Fuse any scales, from the highest to the lowest, and resize the result to `size`.
 
-    def __init__(self, *, fuse_at: str = "image", **parts: object) -> None:
-        super().__init__(**parts)  # type: ignore[arg-type]
+    Each scale's maps have the size of its own image (or of its features). At scales of 1 and above
+    the running result is resized down to the scale that joins it; below 1 the scale that joins is
+    resized up to the running result. The list need not hold 1.0. The attention of the result is
+    that of the lowest scale.
+    """
+    highest, *others = sorted(scales, reverse=True)
+    running = scales[highest]._replace(attention=None)
+    for scale in others:
+        lower = scales[scale]
+        larger = lower if scale >= 1 else running
+        target = larger.logits.shape[-2:]
+        running = fuse(lower, running, size=target, align_corners=align_corners)
+    return resized(running, size, align_corners=align_corners)
+
+
+def resized(prediction: Prediction, size: Sequence[int], *, align_corners: bool) -> Prediction:
+    """Every map of a prediction at `size` (height, width)."""
+    logits, aux, attention = prediction.logits, prediction.aux, prediction.attention
+    if aux is not None:
+        aux = resize(aux, size, align_corners=align_corners)
+    if attention is not None:
+        attention = resize(attention, size, align_corners=align_corners)
+    logits = resize(logits, size, align_corners=align_corners)
+    return Prediction(logits=logits, aux=aux, attention=attention)
+
+
+class MultiScaleModel(nn.Module):
+    """Runs the shared trunk and decoder on an image at several scales and fuses what they say.
+
+    Subclasses differ in how: `Single`, `Hierarchical`, `HierarchicalDual`, and `Explicit` in
+    `explicit.py`. `fuse_at` "image" fuses at the size of the image, as the authors' release and
+    published weights do; "features" at the resolution of the features, as the paper says.
+    """
+
+    multiscale: str
+
+    def __init__(
+        self,
+        *,
+        trunk: Trunk,
+        decoder: Decoder,
+        num_classes: int,
+        align_corners: bool,
+        train_scales: tuple[float, ...],
+        fuse_at: str = "image",
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.decoder = decoder
+        self.num_classes = num_classes
+        self.align_corners = align_corners
+        self.train_scales = train_scales
         self.fuse_at = fuse_at
 
     def forward(
-        self,
-        image: Tensor,
-        *,
-        scales: Sequence[float] | None = None,
-        keep_scales: bool | str = False,
-        lazy: bool = False,
+        self, image: Tensor, *, scales: Sequence[float] | None = None, keep_scales: bool = False
     ) -> Prediction:
         """Predict a batch of images at all scales and fuse.
 
-        `image` is `[N, 3, H, W]`, normalised, of any size; `scales` in any order (default: those of training). The maps
-        of the result have the image's size; in training auxiliary logits are among them. `keep_scales` adds each
-        scale's own prediction, at the size of its scaled image or, when it is "features", at that of its features, which
-        takes no memory to speak of. With `lazy` the maps of the result are rasters
-        (`raster.render_rows` computes strips of them), so that a loss need not hold full-size logits.
+        `image` is `[N, 3, H, W]`, normalised, of any size; `scales` in any order (default: those
+        of training). The maps of the result are full tensors of the image's size, in float32 or
+        better; in training auxiliary logits are among them. With `keep_scales` the result holds
+        each scale's own prediction, at the resolution of its features.
+
+        Raises:
+            ModelError: the scales make no sense, or not for this model.
         """
         chosen = checked_scales(self.train_scales if scales is None else scales)
-        low = self.predict_scales(image, chosen, keep_scales=bool(keep_scales))
-        size = (image.shape[-2], image.shape[-1])
-        own = {
-            scale: resized(
-                maps_of(part), scaled_size(size, scale), align_corners=self.align_corners
-            )
-            for scale, part in low.items()
-        }
-        kept = None
-        if keep_scales == "features":
-            kept = dict(low)
-        elif keep_scales:
-            kept = {scale: maps.computed() for scale, maps in own.items()}
-            own = {scale: maps_of(part) for scale, part in kept.items()}
-        if self.fuse_at == "features":
-            own = {scale: maps_of(part) for scale, part in low.items()}
-        fused = self.combine(own, size)
-        prediction = Prediction(*fused) if lazy else fused.computed()  # type: ignore[arg-type]
-        return prediction._replace(scales=kept)
+        own = self.predict_scales(image, chosen, keep_scales=keep_scales)
+        fused = self.fuse_scales(own, (image.shape[-2], image.shape[-1]))
+        if keep_scales:
+            fused = fused._replace(scales=own)
+        return fused
 
     def predict_scales(
-        self, image: Tensor, scales: Sequence[float], *, keep_scales: bool
+        self, image: Tensor, scales: Sequence[float], *, keep_scales: bool = False
     ) -> dict[float, Prediction]:
-        """Each scale's prediction at the resolution of its features."""
+        """Each scale's prediction at the resolution of its features, with what fusing it needs."""
         raise NotImplementedError
 
-    def combine(self, scales: dict[float, Maps], size: tuple[int, int]) -> Maps:
-        """Describe the fusion of the scales at the size of the image."""
+    def fuse_scales(self, scales: Mapping[float, Prediction], size: Size) -> Prediction:
+        """Fuse what `predict_scales` gave into one prediction at the size of the image."""
         raise NotImplementedError
 
     def decode_at(self, image: Tensor, scale: float) -> Decoded:
         """Scores of the image resized by `scale`; auxiliary ones in training only."""
-        return self.decoder(self._features_at(image, scale), with_aux=self.training)
-
-    def _features_at(self, image: Tensor, scale: float) -> Features:
         size = scaled_size(image.shape[-2:], scale)
-        return self.trunk(resize(image, size, align_corners=self.align_corners).to(image.dtype))
+        # No name for the resized image, which need not live as long as the features.
+        features = self.trunk(resize(image, size, align_corners=self.align_corners).to(image.dtype))
+        return self.decoder(features, with_aux=self.training)
+
+    def at_fusion_size(
+        self, scales: Mapping[float, Prediction], size: Size
+    ) -> dict[float, Prediction]:
+        """Each scale's maps where they are fused: at the size of its own image, or as they are."""
+        if self.fuse_at == "features":
+            return dict(scales)
+        return {
+            scale: resized(part, scaled_size(size, scale), align_corners=self.align_corners)
+            for scale, part in scales.items()
+        }
+
+    def parameters_of_heads(self) -> list[nn.Parameter]:
+        """Every parameter outside the trunk, for optimisers that train new layers faster."""
+        return [
+            parameter
+            for name, parameter in self.named_parameters()
+            if not name.startswith("trunk.")
+        ]
 
 
-class Single(MultiScale):
-    """One scale, one answer. Averaging and maximum over scales are ways to evaluate it: see `inference.predict`."""
+class Single(MultiScaleModel):
+    """One scale. Averaging over several is a way to evaluate it: see `inference.predict`."""
 
     multiscale = "single"
 
     def predict_scales(
-        self, image: Tensor, scales: Sequence[float], *, keep_scales: bool
+        self, image: Tensor, scales: Sequence[float], *, keep_scales: bool = False
     ) -> dict[float, Prediction]:
         if len(scales) > 1:
             raise ModelError(
-                f"a single-scale model cannot fuse scales {list(scales)}: average them with network.inference.predict, "
-                "or choose multiscale hierarchical."
+                f"a single-scale model cannot fuse scales {list(scales)}: average them with "
+                "network.inference.predict, or choose multiscale hierarchical."
             )
         return {scales[0]: as_prediction(self.decode_at(image, scales[0]))}
 
-    def combine(self, scales: dict[float, Maps], size: tuple[int, int]) -> Maps:
-        (only,) = scales.values()
+    def fuse_scales(self, scales: Mapping[float, Prediction], size: Size) -> Prediction:
+        (only,) = self.at_fusion_size(scales, size).values()
         return resized(only, size, align_corners=self.align_corners)
 
 
-class Hierarchical(MultiScale):
-    """Hierarchical multi-scale attention: the lower scale of a pair decides, per pixel, how much the higher counts."""
+class Hierarchical(MultiScaleModel):
+    """The paper's model: the lower scale of a pair decides how much the higher one counts."""
 
     multiscale = "hierarchical"
 
@@ -117,141 +203,106 @@ class Hierarchical(MultiScale):
         self.attention = attention
 
     def predict_scales(
-        self, image: Tensor, scales: Sequence[float], *, keep_scales: bool
+        self, image: Tensor, scales: Sequence[float], *, keep_scales: bool = False
     ) -> dict[float, Prediction]:
-        """From high to low; in training from low to high as the authors do, for the running statistics of batch norm.
+        # The attention of the highest scale has nothing to decide and is not computed, unless a
+        # lone scale is to be kept: then the map is all there is to look at.
+        attended = set(scales) - {max(scales)}
+        if keep_scales and len(scales) == 1:
+            attended = set(scales)
 
-        The attention of the highest scale has nothing to decide and is not computed, unless a lone scale is asked to be
-        kept: then the map is all there is to look at.
-        """
-        wanted = set(scales) - {max(scales)} if len(scales) > 1 or not keep_scales else set(scales)
+        # In training from low to high as the authors do, for the running statistics of batch norm.
         result = {}
         for scale in sorted(scales, reverse=not self.training):
             decoded = self.decode_at(image, scale)
             attention = None
-            if scale in wanted:
+            if scale in attended:
                 attention = self.attend(decoded.features, decoded.logits)
             result[scale] = as_prediction(decoded, attention)
         return result
 
-    def attend(self, features: Raster, logits: Tensor) -> Tensor:
-        """Attention in (0, 1); at the resolution of the logits where fusion happens there."""
-        attention = torch.sigmoid(lifted(self.attention(features)))
+    def attend(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Attention `[N, 1, h, w]` in (0, 1), where fusion is at features at the size of logits."""
+        attention = torch.sigmoid(at_least_float32(self.attention(features)))
         if self.fuse_at == "features":
             attention = resize(attention, logits.shape[-2:], align_corners=self.align_corners)
         return attention
 
-    def combine(self, scales: dict[float, Maps], size: tuple[int, int]) -> Maps:
-        return chain(scales, size=size, align_corners=self.align_corners)
+    def fuse_scales(self, scales: Mapping[float, Prediction], size: Size) -> Prediction:
+        own = self.at_fusion_size(scales, size)
+        return fuse_chain(own, size=size, align_corners=self.align_corners)
 
 
 class HierarchicalDual(Hierarchical):
-    """The attention of a pair reads the features of both scales, the higher ones resized to the lower (section 3.2.1)."""
+    """The attention of a pair reads the features of both scales (paper, section 3.2.1).
+
+    Those of the higher scale are resized to the lower one.
+    """
 
     multiscale = "hierarchical_dual"
 
-    def predict_scales(
-        self, image: Tensor, scales: Sequence[float], *, keep_scales: bool
-    ) -> dict[float, Prediction]:
-        if not self.training:
-            return self._attend_pairs(
-                (scale, self.decode_at(image, scale)) for scale in sorted(scales, reverse=True)
-            )
-        decoded = [(scale, self.decode_at(image, scale)) for scale in sorted(scales)]
-        return self._attend_pairs(reversed(decoded))
+    def __init__(self, **parts: object) -> None:
+        super().__init__(**parts)  # type: ignore[arg-type]
+        self.concatenate = Concatenate(align_corners=self.align_corners)
 
-    def _attend_pairs(self, decoded: Iterable[tuple[float, Decoded]]) -> dict[float, Prediction]:
-        """Predictions from decoded scales that come from high to low."""
+    def predict_scales(
+        self, image: Tensor, scales: Sequence[float], *, keep_scales: bool = False
+    ) -> dict[float, Prediction]:
+        # Training decodes from low to high for the running statistics of batch norm, and only
+        # then goes through the pairs; evaluation keeps no more than one pair of features.
+        order = sorted(scales, reverse=True)
+        decoded = {}
+        if self.training:
+            decoded = {scale: self.decode_at(image, scale) for scale in reversed(order)}
+
         result = {}
-        higher: Raster | None = None
-        for scale, scores in decoded:
+        higher: Tensor | None = None
+        for scale in order:
+            own = decoded.pop(scale) if self.training else self.decode_at(image, scale)
             attention = None
             if higher is not None:
-                aligned = at_size(higher, scores.features.size, align_corners=self.align_corners)
-                attention = self.attend(Joined(scores.features, aligned), scores.logits)
-            higher = scores.features
-            result[scale] = as_prediction(scores, attention)
+                both = self.concatenate([own.features, higher])
+                attention = self.attend(both, own.logits)
+            higher = own.features
+            result[scale] = as_prediction(own, attention)
         return result
 
 
-class ExplicitHead(nn.Module):
-    """The release's head: 3x3 conv, ReLU, 1x1 conv, no batch norm, no biases.
+def as_prediction(decoded: Decoded, attention: Tensor | None = None) -> Prediction:
+    """What a decoder gave for one scale, in at least single precision."""
+    aux = None if decoded.aux is None else at_least_float32(decoded.aux)
+    return Prediction(logits=at_least_float32(decoded.logits), aux=aux, attention=attention)
 
-    With `padded` the last convolution has a border of one pixel, so that the map grows by two pixels (RELEASE.md 2.9).
+
+def scaled_size(size: Sequence[int], scale: float) -> Size:
+    """(height, width) of an image resized by `scale`: rounded down, at least one pixel."""
+    return _scaled(size[0], scale), _scaled(size[1], scale)
+
+
+def _scaled(length: int, scale: float) -> int:
+    if isinstance(length, int):
+        return max(1, math.floor(length * scale))
+    # A symbolic length (torch.export) can be multiplied and divided by integers only.
+    exact = Fraction(scale).limit_denominator(1000)
+    if exact == 1:
+        return length
+    return length * exact.numerator // exact.denominator
+
+
+def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    """The scales as floats.
+
+    Raises:
+        ModelError: there are none, one is not a positive number, or one occurs twice.
     """
-
-    def __init__(self, *, inputs: int, outputs: int, channels: int, padded: bool) -> None:
-        super().__init__()
-        self.hidden = nn.Conv2d(inputs, channels, 3, padding=1, bias=False)
-        self.output = nn.Conv2d(channels, outputs, 1, padding=int(padded), bias=False)
-
-    def forward(self, features: Raster) -> Tensor:
-        hidden = in_strips(self.hidden, features, halo=1, training=self.training)
-        return self.output(F.relu(hidden, inplace=True))
-
-
-class Explicit(MultiScale):
-    """Attention to scale (Chen et al., 2016): one head reads the features of all scales and weighs them.
-
-    With `softmax` the weights of a pixel sum to 1, as in that paper; without it they are the raw outputs of the head,
-    as in the release.
-    """
-
-    multiscale = "explicit"
-
-    def __init__(self, *, attention: nn.Module, softmax: bool, **parts: object) -> None:
-        super().__init__(**parts)  # type: ignore[arg-type]
-        self.attention = attention
-        self.softmax = softmax
-
-    def predict_scales(
-        self, image: Tensor, scales: Sequence[float], *, keep_scales: bool
-    ) -> dict[float, Prediction]:
-        """The scale nearest to 1 first, then the others ascending: the order of the head's inputs (RELEASE.md 2.9)."""
-        if len(scales) != len(self.train_scales):
-            raise ModelError(
-                f"the explicit model was built for {len(self.train_scales)} scales and cannot take {list(scales)}: give "
-                f"as many as it was trained with ({', '.join(map(str, self.train_scales))})."
-            )
-        first = min(scales, key=lambda scale: abs(scale - 1))
-        order = [first, *sorted(set(scales) - {first})]
-        decoded = {scale: self.decode_at(image, scale) for scale in order}
-        size = decoded[first].features.size
-        features = (
-            at_size(part.features, size, align_corners=self.align_corners)
-            for part in decoded.values()
+    values = tuple(float(scale) for scale in scales)
+    if not values or any(not math.isfinite(scale) or scale <= 0 for scale in values):
+        raise ModelError(
+            f"scales {list(scales)} must be one or more positive numbers, such as 0.5 1.0 2.0."
         )
-        attention = lifted(self.attention(Joined(*features)))
-        if self.softmax:
-            attention = attention.softmax(dim=1)
-        if self.fuse_at == "features":
-            attention = resize(
-                attention, decoded[first].logits.shape[-2:], align_corners=self.align_corners
-            )
-        return {
-            scale: as_prediction(part, attention if scale == first else None)
-            for scale, part in decoded.items()
-        }
+    if len(set(values)) < len(values):
+        raise ModelError(f"scales {list(scales)} name a scale twice: give each scale once.")
+    return values
 
-    def combine(self, scales: dict[float, Maps], size: tuple[int, int]) -> Maps:
-        """Sum over scales of attention times logits, everything resized to one size first."""
-        (attended,) = (maps for maps in scales.values() if maps.attention is not None)
-        common = size if self.fuse_at == "image" else attended.logits.size
-        at_common = {
-            scale: resized(scales[scale], common, align_corners=self.align_corners)
-            for scale in sorted(scales)
-        }
-        (attention,) = (maps.attention for maps in at_common.values() if maps.attention is not None)
 
-        def summed(rasters: Sequence[Raster]) -> Raster:
-            return Summed(
-                *(
-                    Weighted(raster, attention, channel=index)
-                    for index, raster in enumerate(rasters)
-                )
-            )
-
-        aux = [maps.aux for maps in at_common.values() if maps.aux is not None]
-        logits = summed([maps.logits for maps in at_common.values()])
-        fused = Maps(logits=logits, aux=summed(aux) if aux else None, attention=attention)
-        return resized(fused, size, align_corners=self.align_corners)
+MultiScale = MultiScaleModel  # until every importer uses the new name

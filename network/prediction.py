@@ -1,4 +1,4 @@
-"""The one named type that leaves this room."""
+"""The one type in which every model answers, for one scale or for all of them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch import Tensor
 class Prediction(NamedTuple):
     """What a model says about a batch of images, for one scale or after fusion."""
 
-    logits: Tensor  # [N, C, H, W]
-    aux: Tensor | None = None  # [N, C, H, W], in training, of decoders with an auxiliary head
-    attention: Tensor | None = (
-        None  # [N, 1, H, W] in (0, 1); explicit: [N, S, H, W], ascending scales
-    )
-    scales: dict[float, Prediction] | None = (
-        None  # on request: each scale at the size of its own scaled image
-    )
+    # [N, C, H, W]
+    logits: Tensor
+    # [N, C, H, W], in training, of decoders with an auxiliary head
+    aux: Tensor | None = None
+    # [N, 1, H, W] in (0, 1); of the explicit model [N, S, H, W], scales in ascending order
+    attention: Tensor | None = None
+    # On request, each scale's own prediction. A model gives it at the resolution of its features,
+    # `inference.predict` at the size of the scaled image.
+    scales: dict[float, Prediction] | None = None

@@ -1,4 +1,8 @@
-"""Decoders by name."""
+"""Decoders by name.
+
+Each entry of DECODERS is a function of the trunk, the number of classes and the options of
+`build_model` that concern decoders; `channels` None means the published width.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..inference.raster import Raster
 from ..trunks.trunk import Features
 
 
@@ -15,14 +14,15 @@ class Decoded(NamedTuple):
 
     logits: Tensor  # [N, C, h, w]
     aux: Tensor | None  # [N, C, h, w], when asked for and the decoder has an auxiliary head
-    features: Raster  # [N, feature_channels, h, w]: what the attention head reads
+    features: Tensor  # [N, feature_channels, h, w]: what the attention head reads
 
 
 class Decoder(nn.Module):
-    """`Features` to `Decoded`. A decoder declares the channels of the features it hands to the attention head."""
+    """`Features` to `Decoded`; it declares the channels that it hands to the attention head."""
 
     feature_channels: int
     classifiers: tuple[str, ...]  # names of the layers whose shape depends on the number of classes
 
     def forward(self, features: Features, *, with_aux: bool) -> Decoded:
+        """Decode; auxiliary scores are computed only `with_aux`, which evaluation does not ask."""
         raise NotImplementedError

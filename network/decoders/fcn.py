@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ..heads import ConvHead, in_strips
+from ..heads import ConvHead
 from ..trunks.trunk import Features
 from .decoder import Decoded, Decoder
 
 
 class FCN(Decoder):
-    """3x3 conv, BN, ReLU, 3x3 conv, BN, ReLU, 1x1 conv; the attention head reads the same features."""
+    """3x3 conv, BN, ReLU, 3x3 conv, BN, ReLU, 1x1 conv; attention reads the trunk's features."""
 
     classifiers = ("head.output",)
 
@@ -18,5 +18,5 @@ class FCN(Decoder):
         self.head = ConvHead(inputs=trunk_channels, outputs=num_classes, channels=channels)
 
     def forward(self, features: Features, *, with_aux: bool) -> Decoded:
-        logits = in_strips(self.head, features.semantic, halo=ConvHead.halo, training=self.training)
+        logits = self.head(features.semantic)
         return Decoded(logits=logits, aux=None, features=features.semantic)

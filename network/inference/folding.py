@@ -1,4 +1,4 @@
-"""A copy of a model that only infers: batch norms folded into the convolutions before them, in channels-last memory."""
+"""A copy of a model for inference: batch norms folded into convolutions, channels-last memory."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @torch.no_grad()
 def prepare_for_inference(model: Model, *, autocast_dtype: torch.dtype | None = None) -> Model:
-    """A copy of `model` in evaluation mode that answers alike, to rounding, in less time and memory.
+    """A copy of `model` in evaluation mode that gives the same, to rounding, in less time.
 
-    A batch norm that reads the output of a convolution is folded into it (in float64, then rounded). With
-    `autocast_dtype` the weights of convolutions are stored in that type, so that autocast need not convert them for
-    every image: infer under the same autocast then. The copy is not for training, and its state dict has other names.
+    A batch norm that reads the output of a convolution is folded into it (in float64, then
+    rounded). With `autocast_dtype` the weights of convolutions are stored in that type, so that
+    autocast need not convert them for every image: infer under the same autocast then. The copy is
+    not for training, and its state dict has other names.
     """
-    prepared = copy.deepcopy(model).eval().requires_grad_(False)
+    prepared = _frozen_copy(model)
     first = next(prepared.parameters())
     probe = torch.randn(1, 3, PROBE, PROBE, generator=torch.Generator().manual_seed(0)).to(first)
     pairs, expected = _pairs(prepared, probe)
     _fold_all(prepared, pairs)
-    if not torch.allclose(
-        prepared(probe).logits, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
-    ):
-        prepared = (
-            copy.deepcopy(model).eval().requires_grad_(False)
-        )  # a convolution fed more than its norm
+
+    # Where a convolution feeds more than its norm, only the result tells.
+    tolerance = 1e-3 * float(expected.abs().max())
+    if not torch.allclose(prepared(probe).logits, expected, rtol=1e-3, atol=tolerance):
+        prepared = _frozen_copy(model)
+
     if autocast_dtype is not None:
         for part in prepared.modules():
             if isinstance(part, nn.Conv2d):
@@ -44,11 +45,17 @@ def prepare_for_inference(model: Model, *, autocast_dtype: torch.dtype | None = 
     return prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+def _frozen_copy(model: Model) -> Model:
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
 def _pairs(model: nn.Module, probe: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.Module]], Tensor]:
-    """Every (convolution, norm) that a forward pass shows to follow directly upon each other, and the logits of that pass."""
-    makers: dict[
-        int, tuple[nn.Conv2d, Tensor, int]
-    ] = {}  # the tensors are kept, so that an id stands for one of them
+    """Every (convolution, norm) that follow directly upon each other in a forward pass.
+
+    Returned with the logits of that pass.
+    """
+    # Outputs of convolutions by id; the tensors are kept, so that an id stands for one of them.
+    makers: dict[int, tuple[nn.Conv2d, Tensor, int]] = {}
     readers: dict[nn.Module, set[nn.Conv2d | None]] = {}
 
     def after_convolution(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -57,20 +64,22 @@ def _pairs(model: nn.Module, probe: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.Mo
 
     def before_norm(part: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         maker, output, version = makers.get(id(inputs[0]), (None, inputs[0], 0))
-        changed = (
-            output._version != version
-        )  # by an operation in place, such as a ReLU between the two
+        # An operation in place, such as a ReLU between the two, raises the version.
+        changed = output._version != version
         readers.setdefault(part, set()).add(None if changed else maker)
 
     with _hooks(model, after_convolution, before_norm):
         logits = model(probe).logits
+
+    # A convolution is folded where it feeds one norm, and the norm reads it alone.
     pairs = [(next(iter(sources)), norm) for norm, sources in readers.items() if len(sources) == 1]
     uses = Counter(convolution for convolution, _ in pairs)
-    return [
+    foldable = [
         (convolution, norm)
         for convolution, norm in pairs
         if convolution is not None and uses[convolution] == 1
-    ], logits
+    ]
+    return foldable, logits
 
 
 @contextmanager
@@ -81,6 +90,7 @@ def _hooks(model: nn.Module, after_convolution: Callable, before_norm: Callable)
             handles.append(part.register_forward_hook(after_convolution))
         elif type(part) in FOLDABLE:
             handles.append(part.register_forward_pre_hook(before_norm))
+
     try:
         yield
     finally:
@@ -97,12 +107,10 @@ def _fold_all(model: nn.Module, pairs: list[tuple[nn.Conv2d, nn.Module]]) -> Non
 
 
 def _fold(convolution: nn.Conv2d, norm: nn.Module) -> None:
-    """norm(w * x + b) = (g w) * x + g (b - mean) + shift, where g = scale / sqrt(variance + eps)."""
-    assert (
-        isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
-        and norm.running_mean is not None
-        and norm.running_var is not None
-    )
+    """norm(w * x + b) = (g w) * x + g (b - mean) + shift, g = scale / sqrt(variance + eps)."""
+    assert isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+    assert norm.running_mean is not None and norm.running_var is not None
+
     gain = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         gain = gain * norm.weight.double()
@@ -111,6 +119,7 @@ def _fold(convolution: nn.Conv2d, norm: nn.Module) -> None:
         bias = bias + convolution.bias.double() * gain
     if norm.bias is not None:
         bias = bias + norm.bias.double()
+
     weight = convolution.weight
     convolution.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)
     weight.copy_(weight.double() * gain.view(-1, 1, 1, 1))

@@ -1,194 +1,193 @@
-"""How an image becomes one map of logits: the model's own chain, or the average or maximum of a single-scale model over scales; and flip."""
+"""How an image becomes one map of logits over scales and its mirror image.
+
+A multi-scale model fuses its scales itself; those of a single-scale model are averaged, or their
+maximum is taken, as the authors' evaluation does (docs/release_notes.md, evaluation).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from ..layers import ModelError, lifted, resize
-from ..model import MultiScale
+from ..layers import at_least_float32, resize
+from ..model import MultiScaleModel, resized, scaled_size
 from ..prediction import Prediction
-from .raster import Pointwise, Raster, Resized, Stored, compute
+from .options import InferenceOptions
+from .strips import RowByRow, StripMap, as_strip_map, held, in_strips
 
-COMBINE = ("average", "max")
-OVER = ("logits", "probabilities")
 SMALLEST_PROBABILITY = 1e-30  # keeps the logarithm of a vanished probability finite
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What `inference.predict` was asked for, apart from the size of tiles."""
+class ImageMaps:
+    """Logits of images at their size, to be computed in strips, and the maps that are kept."""
 
-    scales: tuple[float, ...] | None
-    flip: bool
-    combine: str
-    over: str
-    overlap: float
-    autocast_dtype: torch.dtype | None
-    keep_scales: bool | str = False
-
-    def __post_init__(self) -> None:
-        if self.overlap < 0:
-            raise ModelError(
-                f"overlap {self.overlap:g} is negative: give pixels, or a share of the tile below 1."
-            )
-        for name, value, choices in (("combine", self.combine, COMBINE), ("over", self.over, OVER)):
-            if value not in choices:
-                raise ModelError(
-                    f"{name} {value!r} is not known: choose one of {', '.join(choices)}."
-                )
-
-
-class Mirrored(Pointwise):
-    """Its source with left and right exchanged."""
-
-    def compute(self, *tensors: Tensor) -> Tensor:
-        return tensors[0].flip(-1)
-
-
-class Mean(Pointwise):
-    """The mean of its sources, added up in their order."""
-
-    def compute(self, *tensors: Tensor) -> Tensor:
-        if len(tensors) == 1:
-            return tensors[0]
-        total = tensors[0] + tensors[1]
-        for tensor in tensors[2:]:
-            total += tensor
-        return total.div_(len(tensors))
-
-
-class Maximum(Pointwise):
-    """The largest of its sources at every place."""
-
-    def compute(self, *tensors: Tensor) -> Tensor:
-        largest = tensors[0]
-        for tensor in tensors[1:]:
-            largest = torch.maximum(largest, tensor)
-        return largest
-
-
-class Probabilities(Pointwise):
-    """Soft-max of its source over the classes."""
-
-    def compute(self, *tensors: Tensor) -> Tensor:
-        return tensors[0].softmax(dim=1)
-
-
-class LogProbabilities(Pointwise):
-    """Logarithm of probabilities: logits whose soft-max is these probabilities again (after a maximum: in proportion)."""
-
-    def compute(self, *tensors: Tensor) -> Tensor:
-        return tensors[0].clamp_min(SMALLEST_PROBABILITY).log_()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One image's logits as a raster at its size `[N, C, H, W]`, and, when kept, the maps of each scale."""
-
-    logits: Raster
+    logits: StripMap  # [N, C, H, W]
     attention: Tensor | None = None
-    scales: dict[float, Prediction] | None = None
+    scales: dict[float, Prediction] | None = None  # each at the size of the scaled image
 
 
-def answer(model: nn.Module, image: Tensor, wish: Wish) -> Answer:
-    """The logits of normalised images `[N, 3, H, W]`, described but not yet computed at full size.
+def describe_logits(
+    model: nn.Module, image: Tensor, options: InferenceOptions, *, keep_scales: bool
+) -> ImageMaps:
+    """Run the network on normalised images `[N, 3, H, W]`; full-size logits are described only.
 
-    Only maps at the resolution of the features are held for a model of this room; any other module that returns a
-    `Prediction` works too, its maps being held at full size.
+    For a model of this package nothing larger than maps at the resolution of the features is held.
+    Any other module that returns a `Prediction` works too; its maps are held at full size.
     """
-    chained = is_chained(model)
-    one_way = _chain if chained else _pool
-    maps_to_combine = (2 if wish.flip else 1) * (1 if chained else len(wish.scales or (1.0,)))
-    over_probabilities = wish.over == "probabilities" and maps_to_combine > 1
-    result = one_way(model, image, wish, over_probabilities)
-    if wish.flip:
-        result = _both_ways(result, one_way(model, image.flip(-1), wish, over_probabilities))
+    run, combined = _pooled, len(options.scales)
+    if is_chained(model):
+        run, combined = _fused_by_model, 1
+    if options.flip:
+        combined *= 2
+    over_probabilities = options.over == "probabilities" and combined > 1
+
+    result = run(model, image, options, keep_scales, over_probabilities)
+    if options.flip:
+        mirrored = run(model, image.flip(-1), options, keep_scales, over_probabilities)
+        result = _mean_of_both_ways(result, mirrored)
     if over_probabilities:
-        result = Answer(LogProbabilities(result.logits), result.attention, result.scales)
+        result = replace(result, logits=RowByRow(_log_probabilities, result.logits))
     return result
 
 
 def is_chained(model: nn.Module) -> bool:
-    """Whether the model itself joins scales, so that they must not be averaged here."""
+    """Whether the model fuses scales itself, so that they must not be averaged here."""
     return getattr(model, "multiscale", "single") != "single"
 
 
-def _chain(model: nn.Module, image: Tensor, wish: Wish, over_probabilities: bool) -> Answer:
-    """Scales go into the model's own chain (or its attention to scale), which answers at the size of the image."""
-    prediction = _run(model, image, scales=wish.scales, keep_scales=wish.keep_scales)
-    logits = _raster(prediction.logits)
-    attention = None
-    if wish.keep_scales and prediction.attention is not None:
-        attention = compute(_raster(prediction.attention))
-    return Answer(
-        Probabilities(logits) if over_probabilities else logits, attention, prediction.scales
+def _fused_by_model(
+    model: nn.Module,
+    image: Tensor,
+    options: InferenceOptions,
+    keep_scales: bool,
+    over_probabilities: bool,
+) -> ImageMaps:
+    """All scales go into the model's own fusion."""
+    size = (image.shape[-2], image.shape[-1])
+    own: dict[float, Prediction] = {}
+    if isinstance(model, MultiScaleModel):
+        with in_strips(model):
+            small = model.predict_scales(image, options.scales, keep_scales=keep_scales)
+        own = {scale: held(part) for scale, part in small.items()}
+        fused = model.fuse_scales(own, size)
+        align_corners = model.align_corners
+    else:
+        keep = {"keep_scales": True} if keep_scales else {}
+        fused = model(image, scales=options.scales, **keep)
+        own = {scale: held(part) for scale, part in (fused.scales or {}).items()}
+        align_corners = False
+
+    attention, scales = None, None
+    if keep_scales:
+        scales = {}
+        for scale, part in own.items():
+            at_size = resized(part, scaled_size(size, scale), align_corners=align_corners)
+            scales[scale] = _computed(at_size)
+        if fused.attention is not None:
+            attention = as_strip_map(fused.attention).whole()
+
+    logits = as_strip_map(at_least_float32(fused.logits))
+    if over_probabilities:
+        logits = RowByRow(_probabilities, logits)
+    return ImageMaps(logits, attention, scales)
+
+
+def _pooled(
+    model: nn.Module,
+    image: Tensor,
+    options: InferenceOptions,
+    keep_scales: bool,
+    over_probabilities: bool,
+) -> ImageMaps:
+    """Average or maximum over scales, each for the image resized to round(size * scale)."""
+    size = (image.shape[-2], image.shape[-1])
+    align_corners = bool(getattr(model, "align_corners", False))
+    parts: list[StripMap] = []
+    kept: dict[float, Prediction] = {}
+    for scale in options.scales:
+        scaled = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
+        own = _one_scale(model, resize(image, scaled, align_corners=align_corners))
+        if keep_scales:
+            kept[scale] = Prediction(logits=own.whole())
+        part = resize(own, size, align_corners=align_corners)  # type: ignore[arg-type]
+        if over_probabilities:
+            part = RowByRow(_probabilities, part)
+        parts.append(part)  # type: ignore[arg-type]
+
+    combine = _maximum if options.combine == "max" else _mean
+    maps = ImageMaps(RowByRow(combine, *parts))
+    if keep_scales:
+        maps = replace(maps, scales=kept)
+    return maps
+
+
+def _one_scale(model: nn.Module, image: Tensor) -> StripMap:
+    """Logits of a single-scale model at the size of an image that is resized already."""
+    if not isinstance(model, MultiScaleModel):
+        return as_strip_map(at_least_float32(model(image).logits))
+    with in_strips(model):
+        small = model.predict_scales(image, (1.0,))
+    own = {scale: held(part) for scale, part in small.items()}
+    size = (image.shape[-2], image.shape[-1])
+    return as_strip_map(model.fuse_scales(own, size).logits)
+
+
+def _mean_of_both_ways(straight: ImageMaps, mirrored: ImageMaps) -> ImageMaps:
+    """The mean of the maps of an image and of its mirror image, the latter turned back."""
+
+    def mean(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+        if one is None or other is None:
+            return None
+        return (one + other.flip(-1)) / 2
+
+    scales = None
+    if straight.scales is not None and mirrored.scales is not None:
+        scales = {}
+        for scale, one in straight.scales.items():
+            other = mirrored.scales[scale]
+            logits = mean(one.logits, other.logits)
+            assert logits is not None
+            scales[scale] = Prediction(logits, attention=mean(one.attention, other.attention))
+
+    turned_back = RowByRow(lambda rows: rows.flip(-1), mirrored.logits)
+    return ImageMaps(
+        logits=RowByRow(_mean, straight.logits, turned_back),
+        attention=mean(straight.attention, mirrored.attention),
+        scales=scales,
     )
 
 
-def _pool(model: nn.Module, image: Tensor, wish: Wish, over_probabilities: bool) -> Answer:
-    """Average or maximum over scales, each answering for the image resized to round(size * scale) (RELEASE.md 5.1)."""
-    scales = wish.scales or (1.0,)
-    align_corners = bool(getattr(model, "align_corners", False))
-    size = (image.shape[-2], image.shape[-1])
-    rasters: list[Raster] = []
-    kept: dict[float, Prediction] = {}
-    for scale in scales:
-        scaled = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
-        own = _raster(_run(model, resize(image, scaled, align_corners=align_corners)).logits)
-        if wish.keep_scales:
-            kept[scale] = Prediction(logits=compute(own))
-        raster = own if own.size == size else Resized(own, size, align_corners=align_corners)
-        rasters.append(Probabilities(raster) if over_probabilities else raster)
-    combined = (Maximum if wish.combine == "max" else Mean)(*rasters)
-    return Answer(combined, scales=kept if wish.keep_scales else None)
+def _computed(prediction: Prediction) -> Prediction:
+    """Strip maps to tensors."""
+    attention = prediction.attention
+    if attention is not None:
+        attention = as_strip_map(attention).whole()
+    return Prediction(logits=as_strip_map(prediction.logits).whole(), attention=attention)
 
 
-def _run(
-    model: nn.Module,
-    image: Tensor,
-    *,
-    scales: Sequence[float] | None = None,
-    keep_scales: bool | str = False,
-) -> Prediction:
-    options: dict[str, object] = {"lazy": True} if isinstance(model, MultiScale) else {}
-    if scales is not None:
-        options["scales"] = tuple(scales)
-    if keep_scales:
-        options["keep_scales"] = keep_scales
-    return model(image, **options)
+def _mean(*maps: Tensor) -> Tensor:
+    if len(maps) == 1:
+        return maps[0]
+    total = maps[0] + maps[1]
+    for part in maps[2:]:
+        total += part
+    return total.div_(len(maps))
 
 
-def _raster(logits: Tensor | Raster) -> Raster:
-    return logits if isinstance(logits, Raster) else Stored(lifted(logits))
+def _maximum(*maps: Tensor) -> Tensor:
+    largest = maps[0]
+    for part in maps[1:]:
+        largest = torch.maximum(largest, part)
+    return largest
 
 
-def _both_ways(straight: Answer, mirrored: Answer) -> Answer:
-    """The mean of the answers for an image and for its mirror image, the latter turned back."""
-    scales = None
-    if straight.scales is not None and mirrored.scales is not None:
-        scales = {
-            scale: _mean_prediction(one, mirrored.scales[scale])
-            for scale, one in straight.scales.items()
-        }
-    attention = None
-    if straight.attention is not None and mirrored.attention is not None:
-        attention = _mean_tensor(straight.attention, mirrored.attention)
-    return Answer(Mean(straight.logits, Mirrored(mirrored.logits)), attention, scales)
+def _probabilities(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=1)
 
 
-def _mean_prediction(straight: Prediction, mirrored: Prediction) -> Prediction:
-    def mean(name: str) -> Tensor | None:
-        one, other = getattr(straight, name), getattr(mirrored, name)
-        return None if one is None or other is None else _mean_tensor(one, other)
-
-    logits = mean("logits")
-    assert logits is not None
-    return Prediction(logits=logits, attention=mean("attention"))
-
-
-def _mean_tensor(straight: Tensor, mirrored: Tensor) -> Tensor:
-    return (straight + mirrored.flip(-1)) / 2
+def _log_probabilities(probabilities: Tensor) -> Tensor:
+    """Logits whose soft-max is these probabilities again (after a maximum: in proportion)."""
+    return probabilities.clamp_min(SMALLEST_PROBABILITY).log_()

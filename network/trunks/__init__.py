@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from functools import partial
+
+from hmsa.utils.words import did_you_mean
 
 from ..layers import ModelError
 from . import hrnet, resnet
@@ -44,24 +45,25 @@ def build_trunk(
     align_corners: bool = False,
     activation_checkpointing: bool = False,
 ) -> Trunk:
-    """The trunk of that name: one of TRUNKS, or `timm:<name>` where timm is installed. Raises ModelError."""
+    """Build the trunk of that name: one of TRUNKS, or `timm:<name>` where timm is installed.
+
+    Raises:
+        ModelError: the name or the output stride is not known, or timm is missing.
+    """
+    options = {
+        "output_stride": output_stride,
+        "align_corners": align_corners,
+        "activation_checkpointing": activation_checkpointing,
+    }
     if name.startswith("timm:"):
+        # Imported here, because timm is optional and slow to import.
         from .timm_features import TimmFeatures
 
-        return TimmFeatures(
-            name=name.removeprefix("timm:"),
-            output_stride=output_stride,
-            align_corners=align_corners,
-            activation_checkpointing=activation_checkpointing,
-        )
+        return TimmFeatures(name=name.removeprefix("timm:"), **options)  # type: ignore[arg-type]
+
     if name not in TRUNKS:
-        near = difflib.get_close_matches(name, list(TRUNKS), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        hint = did_you_mean(name, TRUNKS)
         raise ModelError(
             f"trunk {name!r} is not known{hint}: choose one of {', '.join(TRUNKS)}, or timm:<name>."
         )
-    return TRUNKS[name](
-        output_stride=output_stride,
-        align_corners=align_corners,
-        activation_checkpointing=activation_checkpointing,
-    )
+    return TRUNKS[name](**options)

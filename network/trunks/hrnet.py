@@ -1,7 +1,8 @@
-"""HRNetV2: parallel branches of four resolutions that exchange features (Wang et al., 2019; RELEASE.md 2.1).
+"""HRNetV2: parallel branches of four resolutions that exchange features.
 
-Parameter names and shapes are those of the official ImageNet files and of timm. Unlike timm's classification networks,
-exchange units upsample bilinearly, as every published segmentation HRNet does.
+Wang et al., 2019, https://arxiv.org/abs/1908.07919. Parameter names and shapes are those of the
+official ImageNet files and of timm. Unlike timm's classification networks, exchange units upsample
+bilinearly, as every published segmentation HRNet does.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..inference.raster import Joined, Stored, at_size, settled
-from ..layers import BatchNorm, initialise_kaiming, resize, run_stage
+from ..layers import BatchNorm, Concatenate, initialise_kaiming, resize, run_stage
 from .trunk import Features, Trunk
 
 
 @dataclass(frozen=True)
 class HRNetSize:
-    """Modules per stage 2-4, residual blocks per branch, channels of the finest branch, and the first stage."""
+    """Modules of stages 2 to 4, residual blocks and channels of branches, and the first stage."""
 
     modules: tuple[int, int, int]
     blocks: int
@@ -87,26 +87,27 @@ def exchange_path(*, source: int, target: int, channels: list[int]) -> nn.Module
     """The layers that carry branch `source` to the resolution and channels of branch `target`."""
     if source == target:
         return nn.Identity()
-    if source > target:  # coarser: 1x1, then the bilinear upsampling of `Exchange.forward`
+
+    # To a finer branch: 1x1, then the bilinear upsampling of `Exchange.forward`.
+    if source > target:
         return nn.Sequential(
             nn.Conv2d(channels[source], channels[target], 1, bias=False),
             BatchNorm(channels[target]),
         )
-    steps: list[nn.Module] = []
-    for step in range(
-        source, target
-    ):  # finer: one 3x3 of stride 2 per level; channels change in the last one
-        last = step == target - 1
-        outputs = channels[target] if last else channels[source]
-        layers: list[nn.Module] = [conv3x3(channels[source], outputs, stride=2), BatchNorm(outputs)]
-        steps.append(
-            nn.Sequential(*layers) if last else nn.Sequential(*layers, nn.ReLU(inplace=True))
-        )
+
+    # To a coarser branch: one 3x3 of stride 2 per level; channels change in the last one.
+    steps = []
+    for _ in range(source, target - 1):
+        convolution = conv3x3(channels[source], channels[source], stride=2)
+        norm = BatchNorm(channels[source])
+        steps.append(nn.Sequential(convolution, norm, nn.ReLU(inplace=True)))
+    convolution = conv3x3(channels[source], channels[target], stride=2)
+    steps.append(nn.Sequential(convolution, BatchNorm(channels[target])))
     return nn.Sequential(*steps)
 
 
 class Exchange(nn.Module):
-    """One HRNet module: residual blocks on every branch, then every branch receives the sum of all of them."""
+    """One HRNet module: residual blocks on every branch, then every branch receives all others."""
 
     def __init__(self, *, channels: list[int], blocks: int, align_corners: bool) -> None:
         super().__init__()
@@ -115,58 +116,55 @@ class Exchange(nn.Module):
             nn.Sequential(*(BasicBlock(channels=width) for _ in range(blocks)))
             for width in channels
         )
-        count = len(channels)
+
+        # fuse_layers[target][source], the names of the official files.
+        levels = range(len(channels))
         self.fuse_layers = nn.ModuleList(
             nn.ModuleList(
-                exchange_path(source=source, target=target, channels=channels)
-                for source in range(count)
+                exchange_path(source=source, target=target, channels=channels) for source in levels
             )
-            for target in range(count)
+            for target in levels
         )
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
-        tensors = tuple(
-            branch(tensor) for branch, tensor in zip(self.branches, tensors, strict=True)
-        )
-        fused = []
-        for target, paths in enumerate(self.fuse_layers):
-            assert isinstance(paths, nn.ModuleList)
-            size = tensors[target].shape[-2:]
-            total: Tensor | None = None
-            for source, path in enumerate(paths):
-                part = path(tensors[source])
-                if source > target:
-                    part = resize(part, size, align_corners=self.align_corners).to(
-                        tensors[target].dtype
-                    )
-                total = part if total is None else total + part
-            assert total is not None
-            fused.append(F.relu(total))
-        return fused
+        branches = [branch(tensor) for branch, tensor in zip(self.branches, tensors, strict=True)]
+        return [self._received(branches, target) for target in range(len(branches))]
+
+    def _received(self, branches: list[Tensor], target: int) -> Tensor:
+        """The sum of all branches at the resolution of branch `target`."""
+        paths = self.fuse_layers[target]
+        assert isinstance(paths, nn.ModuleList)
+        size, dtype = branches[target].shape[-2:], branches[target].dtype
+
+        total: Tensor | None = None
+        for source, (path, branch) in enumerate(zip(paths, branches, strict=True)):
+            part = path(branch)
+            if source > target:
+                part = resize(part, size, align_corners=self.align_corners).to(dtype)
+            total = part if total is None else total + part
+        assert total is not None
+        return F.relu(total)
 
 
 def transition(*, inputs: list[int], outputs: list[int]) -> nn.ModuleList:
-    """Branches for the next stage: kept, re-shaped by a 3x3, or started from the coarsest branch by a strided 3x3."""
+    """Branches for the next stage: kept, re-shaped by a 3x3, or started by a strided 3x3."""
     layers: list[nn.Module] = []
     for index, width in enumerate(outputs):
         if index < len(inputs) and inputs[index] == width:
             layers.append(nn.Identity())
         elif index < len(inputs):
-            layers.append(
-                nn.Sequential(
-                    conv3x3(inputs[index], width), BatchNorm(width), nn.ReLU(inplace=True)
-                )
-            )
+            convolution = conv3x3(inputs[index], width)
+            layers.append(nn.Sequential(convolution, BatchNorm(width), nn.ReLU(inplace=True)))
         else:
-            step = nn.Sequential(
-                conv3x3(inputs[-1], width, stride=2), BatchNorm(width), nn.ReLU(inplace=True)
-            )
+            # A new branch starts from the coarsest one. It is nested, as in the official files.
+            convolution = conv3x3(inputs[-1], width, stride=2)
+            step = nn.Sequential(convolution, BatchNorm(width), nn.ReLU(inplace=True))
             layers.append(nn.Sequential(step))
     return nn.ModuleList(layers)
 
 
 class HRNet(Trunk):
-    """`fine` is the finest branch; `semantic` is all four branches upsampled to stride 4 and concatenated."""
+    """`fine` is the finest branch; `semantic` is all four branches at stride 4, concatenated."""
 
     fine_stride = stride = 4
 
@@ -178,23 +176,25 @@ class HRNet(Trunk):
         activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.align_corners = align_corners
         self.activation_checkpointing = activation_checkpointing
         widths = [size.width * 2**level for level in range(4)]
         self.fine_channels = widths[0]
         self.channels = sum(widths)
+
+        # Stem (stride 4) and the first stage, which has one branch.
         self.conv1 = conv3x3(3, 64, stride=2)
         self.bn1 = BatchNorm(64)
         self.conv2 = conv3x3(64, 64, stride=2)
         self.bn2 = BatchNorm(64)
-        first = [Bottleneck(inputs=64, channels=size.first_channels)]
         wide = 4 * size.first_channels
-        first += [
+        blocks = [Bottleneck(inputs=64, channels=size.first_channels)]
+        blocks += [
             Bottleneck(inputs=wide, channels=size.first_channels)
             for _ in range(size.first_blocks - 1)
         ]
-        self.layer1 = nn.Sequential(*first)
+        self.layer1 = nn.Sequential(*blocks)
 
+        # Three stages of two, three and four branches.
         def stage(modules: int, branches: int) -> nn.Sequential:
             parts = (
                 Exchange(
@@ -210,11 +210,28 @@ class HRNet(Trunk):
         self.stage3 = stage(size.modules[1], 3)
         self.transition3 = transition(inputs=widths[:3], outputs=widths)
         self.stage4 = stage(size.modules[2], 4)
+        self.concatenate = Concatenate(align_corners=align_corners)
         initialise_kaiming(self)
 
-    def stem(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> Features:
         tensor = F.relu(self.bn1(self.conv1(image)), inplace=True)
-        return F.relu(self.bn2(self.conv2(tensor)), inplace=True)
+        tensor = F.relu(self.bn2(self.conv2(tensor)), inplace=True)
+        tensor = run_stage(self.layer1, tensor, save_memory=self.activation_checkpointing)
+        assert isinstance(tensor, Tensor)
+        branches = [tensor]
+
+        stages = (
+            (self.transition1, self.stage2),
+            (self.transition2, self.stage3),
+            (self.transition3, self.stage4),
+        )
+        for transitions, modules in stages:
+            # The branch that is new in a stage reads the coarsest one before it.
+            sources = branches + [branches[-1]] * (len(transitions) - len(branches))
+            branches = [layer(source) for layer, source in zip(transitions, sources, strict=True)]
+            branches = self._run_modules(branches, modules)
+
+        return Features(fine=branches[0], semantic=self.concatenate(branches))
 
     def _run_modules(self, branches: list[Tensor], modules: nn.Sequential) -> list[Tensor]:
         for module in modules:
@@ -222,22 +239,3 @@ class HRNet(Trunk):
             assert isinstance(result, list)
             branches = result
         return branches
-
-    def forward(self, image: Tensor) -> Features:
-        tensor = run_stage(self.layer1, self.stem(image), save_memory=self.activation_checkpointing)
-        assert isinstance(tensor, Tensor)
-        branches = [tensor]
-        stages = (
-            (self.transition1, self.stage2),
-            (self.transition2, self.stage3),
-            (self.transition3, self.stage4),
-        )
-        for transitions, modules in stages:
-            sources = branches + [branches[-1]] * (len(transitions) - len(branches))
-            branches = [layer(source) for layer, source in zip(transitions, sources, strict=True)]
-            branches = self._run_modules(branches, modules)
-        size = branches[0].shape[-2:]
-        merged = (
-            at_size(Stored(branch), size, align_corners=self.align_corners) for branch in branches
-        )
-        return Features(fine=Stored(branches[0]), semantic=settled(Joined(*merged)))

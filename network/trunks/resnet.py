@@ -1,10 +1,12 @@
-"""ResNets from torchvision with dilation instead of the last strides (output stride 8 or 16; RELEASE.md 2.7)."""
+"""ResNets from torchvision with dilation instead of the last strides.
+
+The output stride is 8 or 16; see docs/release_notes.md, DeepLab V3+, for the choice of dilations.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..inference.raster import Stored
 from ..layers import BatchNorm, ModelError, run_stage
 from .trunk import Features, Trunk
 
@@ -13,7 +15,7 @@ DILATIONS = {8: (2, 4), 16: (1, 2)}  # of layer3 and layer4
 
 
 def dilate(layer: nn.Module, dilation: int) -> None:
-    """Turn strides into dilation, in place: every convolution to stride 1, every 3x3 dilated (no multi-grid)."""
+    """Turn strides into dilation, in place: every 3x3 dilated alike (no multi-grid)."""
     for part in layer.modules():
         if isinstance(part, nn.Conv2d):
             part.stride = (1, 1)
@@ -22,7 +24,10 @@ def dilate(layer: nn.Module, dilation: int) -> None:
 
 
 class ResNet(Trunk):
-    """`fine` is layer1 (stride 4), `semantic` is layer4. Parameter names are torchvision's, without the classifier."""
+    """`fine` is layer1 (stride 4), `semantic` is layer4.
+
+    Parameter names are torchvision's, without the classifier.
+    """
 
     fine_stride = 4
 
@@ -34,28 +39,27 @@ class ResNet(Trunk):
             raise ModelError(
                 f"output_stride {output_stride} of {name} is not known: choose 8 or 16."
             )
-        import torchvision  # here, because it takes seconds that a door without a ResNet need not wait
+
+        # Imported here, because it takes seconds that a command without a ResNet need not wait.
+        import torchvision
 
         source = getattr(torchvision.models, name)(weights=None, norm_layer=BatchNorm)
         self.stride = output_stride
         self.activation_checkpointing = activation_checkpointing
-        self.conv1, self.bn1, self.relu, self.maxpool = (
-            source.conv1,
-            source.bn1,
-            source.relu,
-            source.maxpool,
-        )
-        self.layer1, self.layer2, self.layer3, self.layer4 = (
-            source.layer1,
-            source.layer2,
-            source.layer3,
-            source.layer4,
-        )
-        for layer, dilation in zip(
-            (self.layer3, self.layer4), DILATIONS[output_stride], strict=True
-        ):
+        self.conv1 = source.conv1
+        self.bn1 = source.bn1
+        self.relu = source.relu
+        self.maxpool = source.maxpool
+        self.layer1 = source.layer1
+        self.layer2 = source.layer2
+        self.layer3 = source.layer3
+        self.layer4 = source.layer4
+
+        last_layers = (self.layer3, self.layer4)
+        for layer, dilation in zip(last_layers, DILATIONS[output_stride], strict=True):
             if dilation > 1:
                 dilate(layer, dilation)
+
         self.channels = source.fc.in_features
         expansion = self.channels // 512  # 4 for bottlenecks, 1 for basic blocks
         self.fine_channels = 64 * expansion
@@ -66,7 +70,7 @@ class ResNet(Trunk):
         tensor = fine
         for layer in (self.layer2, self.layer3, self.layer4):
             tensor = self._stage(layer, tensor)
-        return Features(fine=Stored(fine), semantic=Stored(tensor))
+        return Features(fine=fine, semantic=tensor)
 
     def _stage(self, layer: nn.Module, tensor: Tensor) -> Tensor:
         result = run_stage(layer, tensor, save_memory=self.activation_checkpointing)

@@ -6,18 +6,16 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..inference.raster import Raster
-
 
 class Features(NamedTuple):
-    """Features of one image at one scale, as rasters: a trunk need not join or resize what a decoder may not want whole."""
+    """Features of a batch of images at one scale."""
 
-    fine: Raster  # [N, fine_channels, H / fine_stride, W / fine_stride]: early and sharp
-    semantic: Raster  # [N, channels, H / stride, W / stride]: what the heads classify
+    fine: Tensor  # [N, fine_channels, H / fine_stride, W / fine_stride]: early and sharp
+    semantic: Tensor  # [N, channels, H / stride, W / stride]: what the heads classify
 
 
 class Trunk(nn.Module):
-    """Image `[N, 3, H, W]` to `Features`. A trunk declares its channels and strides, so nobody keeps a table of them."""
+    """Image `[N, 3, H, W]` to `Features`. It declares its channels and strides itself."""
 
     fine_channels: int
     fine_stride: int

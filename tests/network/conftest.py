@@ -1,6 +1,7 @@
-"""The authors' models with weights that are a function of their names, and what the authors' code computes with them.
+"""The authors' models with weights that are a function of their names, and their results.
 
-`tests/data/golden_network.json` is a selection of numbers from running the authors' code (all stated in float64).
+`tests/data/golden_network.json` is a selection of numbers from running the authors' code, stated
+in float64.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from hmsa.network import build_model, load_weights
+from hmsa.network import (
+    InferenceOptions,
+    MultiScaleModel,
+    Prediction,
+    build_model,
+    load_weights,
+)
 from hmsa.network.decoders import Decoded
-from hmsa.network.model import MultiScale
+from hmsa.network.inference import predict, predict_label
 from tests.network.authors_names import to_authors
 
 NUMBERS = json.loads((Path(__file__).parents[1] / "data" / "golden_network.json").read_text())
@@ -72,8 +79,8 @@ def ruled_tensor(key: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.asarray(values, dtype=np.float32))
 
 
-def ruled_state_dict(model: MultiScale) -> dict[str, Tensor]:
-    """A state dict by the authors' names, with the rule's values, for a model of this architecture."""
+def ruled_state_dict(model: MultiScaleModel) -> dict[str, Tensor]:
+    """A state dict by the authors' names, with the rule's values, for this architecture."""
     shapes = to_authors(
         {key: tuple(value.shape) for key, value in model.state_dict().items()},
         multiscale=model.multiscale,
@@ -95,7 +102,7 @@ class Golden:
         self.numbers = NUMBERS[name]
 
     def fingerprint(self) -> str:
-        """sha256 over the state dict's sorted names and their bytes, as the authors' manifests give it."""
+        """sha256 over the sorted names of the state dict and their bytes."""
         digest = hashlib.sha256()
         for key in sorted(self.state):
             digest.update(key.encode())
@@ -105,7 +112,7 @@ class Golden:
 
 @functools.lru_cache(maxsize=1)
 def golden_of(name: str) -> Golden:
-    """The golden model of that name, kept until the next one is asked for. Tests that change it work on a copy."""
+    """The golden model of that name; tests that change it work on a copy."""
     return Golden(name)
 
 
@@ -116,8 +123,11 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 @contextlib.contextmanager
-def remembered(model: MultiScale) -> Iterator[MultiScale]:
-    """A model that decodes each scale of its image once, however many lists of scales name it: trunk and decoder are most of the work."""
+def remembered(model: MultiScaleModel) -> Iterator[MultiScaleModel]:
+    """A model that decodes each scale of its image once, however many lists of scales name it.
+
+    Trunk and decoder are most of the work.
+    """
     decoded: dict[tuple[object, ...], Decoded] = {}
     decode = model.decode_at
 
@@ -132,6 +142,48 @@ def remembered(model: MultiScale) -> Iterator[MultiScale]:
         yield model
     finally:
         del model.decode_at
+
+
+def options_for(model: torch.nn.Module, **options: object) -> InferenceOptions:
+    """Options of inference; scales are those of the model's training where none are given."""
+    scales = options.pop("scales", None) or getattr(model, "train_scales", (1.0,))
+    return InferenceOptions(scales=tuple(scales), **options)  # type: ignore[arg-type]
+
+
+def predicted(
+    model: torch.nn.Module,
+    image: Tensor,
+    *,
+    keep_scales: bool = False,
+    on_fallback: Callable[[str], None] | None = None,
+    **options: object,
+) -> Prediction:
+    """`predict` with options as keywords."""
+    return predict(
+        model,
+        image,
+        options_for(model, **options),
+        keep_scales=keep_scales,
+        on_fallback=on_fallback,
+    )
+
+
+def labelled(
+    model: torch.nn.Module,
+    image: Tensor,
+    *,
+    with_confidence: bool = False,
+    on_fallback: Callable[[str], None] | None = None,
+    **options: object,
+) -> tuple[Tensor, Tensor | None]:
+    """`predict_label` with options as keywords."""
+    return predict_label(
+        model,
+        image,
+        options_for(model, **options),
+        with_confidence=with_confidence,
+        on_fallback=on_fallback,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What multi-scale costs: floating-point operations of a training step, and memory of evaluation."""
+"""What multi-scale costs: operations of a training step, and memory of evaluation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from hmsa.network import build_model
+from tests.network.conftest import predicted
 
 
 def training_flops(multiscale: str, **parts: str) -> int:
@@ -85,7 +86,7 @@ def peak_bytes(function, *arguments, **keywords) -> int:
 
 
 def straightforward(model, image, scales):
-    """Every scale's logits, auxiliary logits and attention at full size, all kept, then fused: what the release does."""
+    """Every scale's maps at full size, auxiliary ones too, all kept, then fused: the release."""
 
     def to(tensor, size):
         return F.interpolate(tensor, size=tuple(size), mode="bilinear", align_corners=False)
@@ -127,22 +128,22 @@ def test_memory_of_evaluation(parts):
     """It does not grow with smaller scales, and is at most half of keeping every scale's maps."""
     model = build_model(**parts, multiscale="hierarchical").eval()
     image = torch.randn(1, 3, 128, 256)
-    base = peak_bytes(model, image, scales=(1.0, 2.0))
-    assert peak_bytes(model, image, scales=(0.5, 1.0, 2.0)) <= base
-    assert peak_bytes(model, image, scales=(0.25, 0.5, 1.0, 2.0)) <= base
+    base = peak_bytes(predicted, model, image, scales=(1.0, 2.0))
+    assert peak_bytes(predicted, model, image, scales=(0.5, 1.0, 2.0)) <= base
+    assert peak_bytes(predicted, model, image, scales=(0.25, 0.5, 1.0, 2.0)) <= base
     scales = (0.25, 0.5, 1.0, 2.0)
     with torch.no_grad():
         expected = straightforward(model, image, scales)
-        found = model(image, scales=scales).logits
+        found = predicted(model, image, scales=scales).logits
     assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
     assert base <= 0.5 * peak_bytes(straightforward, model, image, scales)
 
 
 def test_memory_of_evaluation_hardly_grows_below_scale_one():
-    """Where the result itself is the largest thing alive, each further scale adds its low-resolution maps and no more."""
+    """Where the result is the largest thing alive, a further scale adds its small maps only."""
     model = build_model(
         trunk="resnet18", decoder="deeplabv3plus", num_classes=65, multiscale="hierarchical"
     ).eval()
     image = torch.randn(1, 3, 128, 256)
-    alone = peak_bytes(model, image, scales=(1.0,))
-    assert peak_bytes(model, image, scales=(0.25, 0.5, 1.0)) <= 1.1 * alone
+    alone = peak_bytes(predicted, model, image, scales=(1.0,))
+    assert peak_bytes(predicted, model, image, scales=(0.25, 0.5, 1.0)) <= 1.1 * alone

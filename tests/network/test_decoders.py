@@ -32,7 +32,7 @@ def head(inputs: int, width: int) -> int:
 
 
 def expected_parameters(decoder: str, width: int, *, trunk: int, fine: int) -> int:
-    """Counted by hand from the papers' layer tables (RELEASE.md 2.2 and 2.7), with every width in proportion."""
+    """Counted by hand from the papers' layer tables with every width in proportion."""
     if decoder == "fcn":
         return head(trunk, width)
     if decoder == "deeplabv3plus":
@@ -60,7 +60,7 @@ def parameters(module: torch.nn.Module) -> int:
 @pytest.mark.parametrize("width", [None, 32, 96])
 @pytest.mark.parametrize("decoder", list(DECODERS))
 def test_every_layer_of_a_decoder_follows_its_width(decoder: str, width: int | None) -> None:
-    """The trunk does not; features, logits and auxiliary logits have the shapes that the decoder declares."""
+    """The trunk does not; features and logits have the shapes that the decoder declares."""
     model = built(decoder, decoder_channels=width)
     own = PUBLISHED[decoder] if width is None else width
     trunk = model.trunk

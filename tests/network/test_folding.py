@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmsa.network import Prediction, build_model
-from hmsa.network.inference.folding import prepare_for_inference
-from hmsa.network.inference.predict import predict
+from hmsa.network.inference import prepare_for_inference
+from tests.network.conftest import predicted
 
 
 def with_statistics(model: nn.Module) -> nn.Module:
@@ -35,12 +35,8 @@ def norms(model: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("trunk", "decoder", "multiscale", "left"),
     [
-        (
-            "hrnet_w18_small",
-            "ocr",
-            "hierarchical",
-            1,
-        ),  # OCR's merging convolution is computed in two halves, so its norm stays
+        # OCR's merging convolution is computed in two halves, so its norm stays.
+        ("hrnet_w18_small", "ocr", "hierarchical", 1),
         ("hrnet_w18_small", "fcn", "hierarchical_dual", 0),
         ("resnet18", "deeplabv3plus", "explicit", 0),
         ("resnet50", "deeplabv3plus", "single", 0),
@@ -56,9 +52,9 @@ def test_folded_norms_change_nothing_but_rounding(
     before = {name: value.clone() for name, value in model.state_dict().items()}
     prepared = prepare_for_inference(model)
     image = torch.randn(1, 3, 96, 128, dtype=torch.float64)
-    expected = predict(model, image, flip=True).logits
+    expected = predicted(model, image, flip=True).logits
     torch.testing.assert_close(
-        predict(prepared, image, flip=True).logits,
+        predicted(prepared, image, flip=True).logits,
         expected,
         atol=1e-10 * float(expected.abs().max()),
         rtol=0,
@@ -76,9 +72,9 @@ def test_single_precision_agrees_closely() -> None:
         )
     )
     image = torch.randn(1, 3, 96, 128)
-    expected = predict(model, image).logits
+    expected = predicted(model, image).logits
     torch.testing.assert_close(
-        predict(prepare_for_inference(model), image).logits,
+        predicted(prepare_for_inference(model), image).logits,
         expected,
         atol=1e-4 * float(expected.abs().max()),
         rtol=0,
@@ -97,15 +93,15 @@ def test_half_precision_weights_answer_as_autocast_does() -> None:
         torch.bfloat16
     }
     image = torch.randn(1, 3, 96, 128)
-    exact = predict(model, image).logits
-    cast = predict(model, image, autocast_dtype=torch.bfloat16).logits
-    half = predict(prepared, image, autocast_dtype=torch.bfloat16).logits
+    exact = predicted(model, image).logits
+    cast = predicted(model, image, autocast_dtype=torch.bfloat16).logits
+    half = predicted(prepared, image, autocast_dtype=torch.bfloat16).logits
     assert half.dtype == torch.float32
     assert (half - exact).abs().mean() < 2 * (cast - exact).abs().mean()
 
 
 class Branching(nn.Module):
-    """A convolution whose output feeds a norm and something else, or a norm behind a ReLU: neither may be folded."""
+    """A convolution that feeds a norm and something else, or a norm behind a ReLU."""
 
     multiscale, train_scales, num_classes = "single", (1.0,), 4
 

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmsa.network import ModelError, Prediction, fuse, fuse_scales
-from hmsa.network.fusion import chain, checked_scales, maps_of, resized, scaled_size
-from hmsa.network.inference.raster import compute, render_rows
+from hmsa.network import ModelError, Prediction, fuse, fuse_chain
+from hmsa.network.inference.strips import held
+from hmsa.network.model import checked_scales, resized, scaled_size
 
-# Sums of the two channels, channel 0 at [3, 5] and channel 1 at [7, 11] of the fused 8 x 12 map (RELEASE.md 2.6).
+# Sums of the two channels, channel 0 at [3, 5] and channel 1 at [7, 11] of the fused 8 x 12 map,
+# from running the authors' code.
 AUTHORS = {
     (1.0,): (46.027977, 116.617514, 0.917438, 1.041099),
     (0.5, 1.0): (58.663424, 110.497710, 0.806464, 1.067164),
@@ -39,13 +40,13 @@ def wave(size: tuple[int, int]) -> Prediction:
 @pytest.mark.parametrize("scales", list(AUTHORS))
 def test_chain_gives_the_authors_numbers(scales):
     predictions = {scale: wave(scaled_size((8, 12), scale)) for scale in scales}
-    fused = fuse_scales(predictions, size=(8, 12)).logits[0]
+    fused = fuse_chain(predictions, size=(8, 12)).logits[0]
     found = (fused[0].sum(), fused[1].sum(), fused[0, 3, 5], fused[1, 7, 11])
     assert torch.stack(found).tolist() == pytest.approx(AUTHORS[scales], abs=1e-5)
 
 
 def transcribed(predictions: dict[float, Prediction], size: tuple[int, int]) -> torch.Tensor:
-    """The chain once more, in the plainest words (METHOD.md section 1)."""
+    """The chain once more, in the plainest words."""
 
     def to(tensor, target):
         return F.interpolate(tensor, size=tuple(target), mode="bilinear", align_corners=False)
@@ -84,24 +85,31 @@ def random_predictions(scales, size, *, stride: int = 4) -> dict[float, Predicti
     return result
 
 
-def at_own_size(predictions, size):
+def at_own_size(predictions, size, *, align_corners=False):
     return {
-        scale: resized(maps_of(part), scaled_size(size, scale), align_corners=False)
+        scale: resized(part, scaled_size(size, scale), align_corners=align_corners)
         for scale, part in predictions.items()
     }
 
 
+def described(predictions):
+    """As strip maps: what inference hands to the same functions."""
+    return {scale: held(part) for scale, part in predictions.items()}
+
+
 @given(scales=SCALES, height=st.integers(1, 70), width=st.integers(1, 50))
 def test_any_scales_and_sizes_in_strips_and_whole(scales, height, width):
-    """With or without 1.0, odd sizes, sizes below the stride: the whole map, the strips and the transcription agree."""
+    """With or without 1.0, odd sizes, sizes below the stride: tensors, strips, transcription."""
     size = (height, width)
-    own = at_own_size(random_predictions(scales, size), size)
-    fused = chain(own, size=size, align_corners=False)
-    expected = transcribed({scale: maps.computed() for scale, maps in own.items()}, size)
-    assert fused.logits.size == size
-    assert torch.allclose(fused.logits.whole(), expected, atol=1e-12)
-    with torch.no_grad():
-        assert torch.allclose(compute(fused.logits), expected, atol=1e-12)
+    small = random_predictions(scales, size)
+    own = at_own_size(small, size)
+    fused = fuse_chain(own, size=size)
+    expected = transcribed(own, size)
+    assert fused.logits.shape[-2:] == size
+    assert torch.allclose(fused.logits, expected, atol=1e-12)
+    in_strips = fuse_chain(at_own_size(described(small), size), size=size)
+    assert in_strips.logits.shape == expected.shape
+    assert torch.allclose(in_strips.logits.whole(), expected, atol=1e-12)
 
 
 @given(
@@ -116,18 +124,17 @@ def test_constant_logits_come_out_unchanged(scales, height, width, align_corners
         )
         for scale, part in random_predictions(scales, size).items()
     }
-    fused = chain(at_own_size(predictions, size), size=size, align_corners=align_corners)
-    with torch.no_grad():
-        assert torch.allclose(compute(fused.logits), torch.tensor(3.7, dtype=torch.float64))
-        assert torch.allclose(compute(fused.aux), torch.tensor(-1.3, dtype=torch.float64))
+    for given_maps in (predictions, described(predictions)):
+        own = at_own_size(given_maps, size, align_corners=align_corners)
+        fused = fuse_chain(own, size=size, align_corners=align_corners)
+        for maps, constant in ((fused.logits, 3.7), (fused.aux, -1.3)):
+            whole = maps if isinstance(maps, torch.Tensor) else maps.whole()
+            assert torch.allclose(whole, torch.tensor(constant, dtype=torch.float64))
 
 
 def test_one_pair_is_equation_one():
     size = (17, 23)
-    pair = {
-        scale: maps.computed()
-        for scale, maps in at_own_size(random_predictions((0.5, 1.0), size), size).items()
-    }
+    pair = at_own_size(random_predictions((0.5, 1.0), size), size)
     lower, higher = pair[0.5], pair[1.0]
 
     def up(tensor):
@@ -143,10 +150,7 @@ def test_one_pair_is_equation_one():
 
 def test_the_attention_chooses_between_the_scales():
     size = (8, 8)
-    pair = {
-        scale: maps.computed()
-        for scale, maps in at_own_size(random_predictions((0.5, 1.0), size), size).items()
-    }
+    pair = at_own_size(random_predictions((0.5, 1.0), size), size)
     none = pair[0.5]._replace(attention=torch.zeros_like(pair[0.5].attention))
     every = pair[0.5]._replace(attention=torch.ones_like(pair[0.5].attention))
     assert torch.equal(fuse(none, pair[1.0]).logits, pair[1.0].logits)
@@ -155,36 +159,32 @@ def test_the_attention_chooses_between_the_scales():
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_rows_and_their_gradients_are_those_of_the_whole_map(align_corners):
+def test_rows_are_those_of_the_whole_map(align_corners):
     size = (37, 29)
-    scales = (0.5, 1.0, 2.0)
-
-    def gradients(strips: list[tuple[int, int]] | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        predictions = random_predictions(scales, size)
-        leaves = [
-            tensor.requires_grad_()
-            for part in predictions.values()
-            for tensor in (part.logits, part.attention)
-        ]
-        own = {
-            scale: resized(maps_of(part), scaled_size(size, scale), align_corners=align_corners)
-            for scale, part in predictions.items()
-        }
-        fused = chain(own, size=size, align_corners=align_corners).logits
-        pieces = (
-            [fused.whole()] if strips is None else [render_rows(fused, strip) for strip in strips]
-        )
-        result = torch.cat(pieces, dim=2)
-        (result**2).sum().backward()
-        return result.detach(), [leaf.grad for leaf in leaves if leaf.grad is not None]
-
-    whole, expected = gradients(None)
-    parts, found = gradients([(0, 1), (1, 9), (9, 30), (30, 37)])
-    assert torch.allclose(parts, whole, atol=1e-12)
-    assert len(found) == len(expected) == 5  # the attention of the highest scale has no say
-    assert all(
-        torch.allclose(one, other, atol=1e-10) for one, other in zip(found, expected, strict=True)
+    small = random_predictions((0.5, 1.0, 2.0), size)
+    fused, in_strips = (
+        fuse_chain(
+            at_own_size(maps, size, align_corners=align_corners),
+            size=size,
+            align_corners=align_corners,
+        ).logits
+        for maps in (small, described(small))
     )
+    strips = [in_strips.rows(*strip) for strip in ((0, 1), (1, 9), (9, 30), (30, 37))]
+    assert torch.allclose(torch.cat(strips, dim=2), fused, atol=1e-12)
+
+
+def test_gradients_reach_every_map_that_has_a_say():
+    size = (37, 29)
+    small = random_predictions((0.5, 1.0, 2.0), size)
+    leaves = {
+        (scale, name): getattr(part, name).requires_grad_()
+        for scale, part in small.items()
+        for name in ("logits", "attention")
+    }
+    (fuse_chain(at_own_size(small, size), size=size).logits ** 2).sum().backward()
+    # The attention of the highest scale has no say.
+    assert {key for key, leaf in leaves.items() if leaf.grad is None} == {(2.0, "attention")}
 
 
 @pytest.mark.parametrize("scales", [(), (0.5, -1.0), (1.0, 1.0), (float("nan"),)])

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hmsa.network.model import MultiScale
+from hmsa.network import InferenceOptions
+from hmsa.network.inference import predict
+from hmsa.network.model import MultiScaleModel, resized, scaled_size
 from hmsa.network.weights.key_names import from_authors
 from tests.network.conftest import remembered
 
@@ -32,9 +34,9 @@ def check(tensor: Tensor, expected: dict, *, tolerance: float | None = None) -> 
 
 
 def check_cases(
-    model: MultiScale, image: Tensor, cases: dict, *, tolerance: float | None = None
+    model: MultiScaleModel, image: Tensor, cases: dict, *, tolerance: float | None = None
 ) -> None:
-    """Every list of scales, with the maps of its scales kept and streamed."""
+    """Every list of scales, with the maps of its scales kept, without, and in strips."""
     raw: list[Tensor] = []
     hook = (
         None
@@ -49,23 +51,25 @@ def check_cases(
             raw.clear()
             kept = model(image, scales=scales, keep_scales=True)
             streamed = model(image, scales=scales)
+            in_strips = predict(model, image, InferenceOptions(scales), keep_scales=True)
             for name, expected in tensors.items():
                 kind, _, at = name.partition("_")
                 if name == "pred":
                     check(kept.logits, expected, tolerance=tolerance)
                     check(streamed.logits, expected, tolerance=tolerance)
+                    check(in_strips.logits, expected, tolerance=tolerance)
                 elif name == "attn_10x" and model.multiscale == "hierarchical_dual":
                     check(streamed.attention, expected, tolerance=tolerance)
                 elif name == "attn_last_scale_channel":  # of the explicit model, before resizing
                     check(raw[0][:, -1:], expected, tolerance=tolerance)
                 else:
                     scale = {"05x": 0.5, "10x": 1.0}.get(at) or float(at.removesuffix("x"))
-                    own = kept.scales[scale]
-                    check(
-                        own.logits if kind == "pred" else own.attention,
-                        expected,
-                        tolerance=tolerance,
-                    )
+                    # The authors state them at the size of the scaled image.
+                    size = scaled_size(image.shape[-2:], scale)
+                    own = resized(kept.scales[scale], size, align_corners=False)
+                    for found in (own, in_strips.scales[scale]):
+                        maps = found.logits if kind == "pred" else found.attention
+                        check(maps, expected, tolerance=tolerance)
     if hook is not None:
         hook.remove()
 
@@ -140,7 +144,9 @@ def test_gradients_and_running_statistics_of_a_training_step(golden, dtype, tole
     state = model.state_dict()
     for key, statistic in expected["running"].items():  # 0.5 before 1.0; explicit: 1.0, 0.5, 2.0
         if key.startswith("scale_attn.") and model.multiscale == "hierarchical":
-            continue  # the release also computes the attention of the higher scale, for nothing but these statistics
+            # The release also computes the attention of the higher scale, which changes nothing
+            # but these statistics.
+            continue
         values = state[ours[key]].double()
         assert values.mean().item() == pytest.approx(statistic["mean"], abs=1e-6), key
         assert values.flatten()[:4].tolist() == pytest.approx(statistic["first4"], abs=1e-5), key

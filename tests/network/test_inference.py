@@ -1,4 +1,4 @@
-"""Flip, scales, tiles, the fall-back, and labels from logits: what evaluation and auto-labelling rest on."""
+"""Flip, scales, tiles, the fall-back, and labels from logits."""
 
 from __future__ import annotations
 
@@ -15,13 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hmsa.network import ModelError, Prediction, build_model
-from hmsa.network.inference.predict import (
-    label_and_confidence,
-    predict,
-    predict_label,
-    predicted_label,
-)
+from hmsa.network.inference import label_and_confidence, predicted_label
 from hmsa.network.inference.tiling import alignment, overlap_pixels, ramp, spans
+from hmsa.network.model import resized
+from tests.network.conftest import labelled, predicted
 
 
 class Convolutions(nn.Module):
@@ -75,6 +72,11 @@ def small_model(multiscale: str = "hierarchical", **options: object) -> nn.Modul
     return model
 
 
+def at_image_size(prediction: Prediction, scale: float) -> Prediction:
+    """A scale's own prediction of an image of 48 x 64 pixels, at the size of the scaled image."""
+    return resized(prediction, (int(48 * scale), int(64 * scale)), align_corners=False)
+
+
 # Scales and flip
 
 
@@ -82,7 +84,7 @@ def test_single_model_is_predicted_as_it_answers_itself() -> None:
     model = small_model("single")
     image = noise(2, 3, 48, 72)
     with torch.inference_mode():
-        torch.testing.assert_close(predict(model, image).logits, model(image).logits)
+        torch.testing.assert_close(predicted(model, image).logits, model(image).logits)
 
 
 @pytest.mark.parametrize("size", [(48, 64), (45, 70)])
@@ -101,24 +103,24 @@ def test_average_of_scales_resizes_the_image_and_the_logits_back(
             every.append(F.interpolate(model(scaled).logits, size=size, mode="bilinear"))
     stacked = torch.stack(every)
     torch.testing.assert_close(
-        predict(model, image, scales=scales).logits, stacked.mean(0), atol=1e-5, rtol=1e-5
+        predicted(model, image, scales=scales).logits, stacked.mean(0), atol=1e-5, rtol=1e-5
     )
     torch.testing.assert_close(
-        predict(model, image, scales=scales, combine="max").logits,
+        predicted(model, image, scales=scales, combine="max").logits,
         stacked.amax(0),
         atol=1e-5,
         rtol=1e-5,
     )
     mean = stacked.softmax(2).mean(0)
     torch.testing.assert_close(
-        predict(model, image, scales=scales, over="probabilities").logits.softmax(1),
+        predicted(model, image, scales=scales, over="probabilities").logits.softmax(1),
         mean,
         atol=1e-6,
         rtol=1e-5,
     )
     largest = stacked.softmax(2).amax(0)
     expected = largest / largest.sum(1, keepdim=True)
-    probability = predict(
+    probability = predicted(
         model, image, scales=scales, over="probabilities", combine="max"
     ).logits.softmax(1)
     if len(scales) > 1:
@@ -130,18 +132,18 @@ def test_flip_is_the_mean_of_both_ways(multiscale: str) -> None:
     model = small_model(multiscale, train_scales=(0.5, 1.0) if multiscale != "single" else None)
     image = noise(1, 3, 40, 56)
     scales = (0.5, 1.0)
-    straight = predict(model, image, scales=scales).logits
-    back = predict(model, image.flip(-1), scales=scales).logits.flip(-1)
+    straight = predicted(model, image, scales=scales).logits
+    back = predicted(model, image.flip(-1), scales=scales).logits.flip(-1)
     assert not torch.allclose(straight, back, atol=1e-3)
     torch.testing.assert_close(
-        predict(model, image, scales=scales, flip=True).logits,
+        predicted(model, image, scales=scales, flip=True).logits,
         (straight + back) / 2,
         atol=1e-5,
         rtol=1e-5,
     )
     if multiscale != "single":
         mean = (straight.softmax(1) + back.softmax(1)) / 2
-        probability = predict(
+        probability = predicted(
             model, image, scales=scales, flip=True, over="probabilities"
         ).logits.softmax(1)
         torch.testing.assert_close(probability, mean, atol=1e-6, rtol=1e-5)
@@ -153,23 +155,26 @@ def test_chained_models_chain_their_scales_themselves() -> None:
     with torch.inference_mode():
         expected = model(image, scales=(0.5, 1.0, 2.0), keep_scales=True)
         two = model(image)
-    predicted = predict(model, image, scales=(2.0, 0.5, 1.0), keep_scales=True)
-    torch.testing.assert_close(predicted.logits, expected.logits)
-    torch.testing.assert_close(predicted.attention, expected.attention)
-    assert predicted.scales is not None and set(predicted.scales) == {0.5, 1.0, 2.0}
+    found = predicted(model, image, scales=(2.0, 0.5, 1.0), keep_scales=True)
+    torch.testing.assert_close(found.logits, expected.logits)
+    torch.testing.assert_close(found.attention, expected.attention)
+    assert found.scales is not None and set(found.scales) == {0.5, 1.0, 2.0}
     for scale, part in expected.scales.items():
-        torch.testing.assert_close(predicted.scales[scale].logits, part.logits)
-    torch.testing.assert_close(predict(model, image).logits, two.logits)
-    assert predict(model, image).scales is None
+        torch.testing.assert_close(found.scales[scale].logits, at_image_size(part, scale).logits)
+    torch.testing.assert_close(predicted(model, image).logits, two.logits)
+    assert predicted(model, image).scales is None
 
 
 def test_kept_scales_with_flip_are_means_of_both_ways() -> None:
     model = small_model()
     image = noise(1, 3, 48, 64)
-    kept = predict(model, image, scales=(0.5, 1.0), flip=True, keep_scales=True).scales
+    kept = predicted(model, image, scales=(0.5, 1.0), flip=True, keep_scales=True).scales
     with torch.inference_mode():
         straight, mirrored = (
-            model(view, scales=(0.5, 1.0), keep_scales=True).scales
+            {
+                scale: at_image_size(part, scale)
+                for scale, part in model(view, scales=(0.5, 1.0), keep_scales=True).scales.items()
+            }
             for view in (image, image.flip(-1))
         )
     assert kept is not None
@@ -187,7 +192,7 @@ def test_a_vanished_probability_keeps_finite_logits() -> None:
         def forward(self, image: Tensor, **options: object) -> Prediction:
             return Prediction(logits=200 * super().forward(image).logits)
 
-    logits = predict(
+    logits = predicted(
         Certain(), noise(1, 3, 20, 20), flip=True, over="probabilities", tile=(12, 12)
     ).logits
     assert torch.isfinite(logits).all()
@@ -196,12 +201,12 @@ def test_a_vanished_probability_keeps_finite_logits() -> None:
 def test_half_precision_of_the_network_leaves_float32_logits() -> None:
     model = small_model()
     image = noise(1, 3, 48, 64)
-    exact = predict(model, image, flip=True).logits
-    half = predict(model, image, flip=True, autocast_dtype=torch.bfloat16).logits
+    exact = predicted(model, image, flip=True).logits
+    half = predicted(model, image, flip=True, autocast_dtype=torch.bfloat16).logits
     assert exact.dtype == half.dtype == torch.float32
     assert not torch.equal(exact, half)
     torch.testing.assert_close(half, exact, atol=0.05 * float(exact.abs().max()), rtol=0)
-    assert predict(model.double(), image.double()).logits.dtype == torch.float64
+    assert predicted(model.double(), image.double()).logits.dtype == torch.float64
 
 
 def test_the_model_is_evaluated_and_keeps_its_modes() -> None:
@@ -209,7 +214,7 @@ def test_the_model_is_evaluated_and_keeps_its_modes() -> None:
     model.trunk.layer1.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     image = noise(1, 3, 32, 32)
-    first = predict(model, image).logits
+    first = predicted(model, image).logits
     assert (
         model.training
         and not model.trunk.layer1.training
@@ -217,7 +222,7 @@ def test_the_model_is_evaluated_and_keeps_its_modes() -> None:
         and model.decoder.training
     )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    torch.testing.assert_close(first, predict(model.eval(), image).logits)
+    torch.testing.assert_close(first, predicted(model.eval(), image).logits)
 
 
 # Tiles
@@ -290,9 +295,9 @@ def test_tiles_of_convolutions_give_the_whole_image(
 ) -> None:
     model = Convolutions().double()
     image = noise(2, 3, *size).double()
-    whole = predict(model, image, flip=flip).logits
+    whole = predicted(model, image, flip=flip).logits
     model.largest = 0
-    tiled = predict(model, image, flip=flip, tile=tile, overlap=overlap).logits
+    tiled = predicted(model, image, flip=flip, tile=tile, overlap=overlap).logits
     assert model.largest <= tile[0] * tile[1]
     torch.testing.assert_close(tiled, whole, atol=1e-12, rtol=0)
 
@@ -300,9 +305,9 @@ def test_tiles_of_convolutions_give_the_whole_image(
 def test_tiles_see_the_grid_of_strided_features() -> None:
     model = Convolutions(layers=2, stride=8).double()
     image = noise(1, 3, 256, 320).double()
-    whole = predict(model, image).logits
+    whole = predicted(model, image).logits
     torch.testing.assert_close(
-        predict(model, image, tile=(128, 160), overlap=64).logits, whole, atol=1e-12, rtol=0
+        predicted(model, image, tile=(128, 160), overlap=64).logits, whole, atol=1e-12, rtol=0
     )
 
 
@@ -310,8 +315,8 @@ def test_tiles_of_several_scales_agree_away_from_where_they_saw_a_border() -> No
     model = Convolutions(layers=2).double()
     image = noise(1, 3, 192, 256).double()
     scales = (0.5, 1.0, 2.0)
-    whole = predict(model, image, scales=scales, over="probabilities").logits
-    tiled = predict(
+    whole = predicted(model, image, scales=scales, over="probabilities").logits
+    tiled = predicted(
         model, image, scales=scales, over="probabilities", tile=(128, 128), overlap=64
     ).logits
     torch.testing.assert_close(tiled, whole, atol=1e-10, rtol=0)
@@ -319,7 +324,7 @@ def test_tiles_of_several_scales_agree_away_from_where_they_saw_a_border() -> No
 
 def test_what_differs_at_borders_of_tiles_is_blended_not_cut() -> None:
     class Position(nn.Module):
-        """Answers with the column within the tile: neighbouring tiles disagree by their distance."""
+        """Its logits are the column within the tile: neighbours disagree by their distance."""
 
         multiscale, train_scales, num_classes = "single", (1.0,), 1
 
@@ -330,7 +335,9 @@ def test_what_differs_at_borders_of_tiles_is_blended_not_cut() -> None:
                 )
             )
 
-    logits = predict(Position(), noise(1, 3, 32, 224), tile=(32, 128), overlap=0.5).logits[0, 0, 0]
+    logits = predicted(Position(), noise(1, 3, 32, 224), tile=(32, 128), overlap=0.5).logits[
+        0, 0, 0
+    ]
     steps = logits.diff()
     assert steps.min() < -2 and steps.min() > -20  # an unblended seam falls by 96 at once
     assert float(logits[0]) == 0 and float(logits[-1]) == 127
@@ -340,8 +347,10 @@ def test_what_differs_at_borders_of_tiles_is_blended_not_cut() -> None:
 def test_tiles_of_a_network_stay_near_the_whole_image(multiscale: str) -> None:
     model = small_model(multiscale, train_scales=(0.5, 1.0) if multiscale != "single" else None)
     image = F.interpolate(noise(1, 3, 16, 24), size=(256, 384), mode="bicubic")
-    whole = predict(model, image, scales=(0.5, 1.0), keep_scales=True)
-    tiled = predict(model, image, scales=(0.5, 1.0), tile=(192, 256), overlap=0.5, keep_scales=True)
+    whole = predicted(model, image, scales=(0.5, 1.0), keep_scales=True)
+    tiled = predicted(
+        model, image, scales=(0.5, 1.0), tile=(192, 256), overlap=0.5, keep_scales=True
+    )
     assert (whole.logits.argmax(1) == tiled.logits.argmax(1)).float().mean() > 0.97
     assert (
         whole.scales is not None
@@ -358,8 +367,8 @@ def test_tiles_of_a_network_stay_near_the_whole_image(multiscale: str) -> None:
 def test_kept_scales_are_pasted_where_they_belong_at_any_size() -> None:
     model = Convolutions(layers=1).double()
     image = noise(1, 3, 131, 97).double()
-    whole = predict(model, image, scales=(1.0, 2.0, 0.3), keep_scales=True).scales
-    tiled = predict(
+    whole = predicted(model, image, scales=(1.0, 2.0, 0.3), keep_scales=True).scales
+    tiled = predicted(
         model, image, scales=(1.0, 2.0, 0.3), keep_scales=True, tile=(64, 64), overlap=16
     ).scales
     assert whole is not None and tiled is not None
@@ -392,9 +401,9 @@ def test_labels_of_a_tiled_image_never_need_its_logits() -> None:
     model = small_model()
     image = noise(1, 3, 512, 512)
     with Recorder() as whole:
-        predict(model, image)
+        predicted(model, image)
     with Recorder() as tiled:
-        label, confidence = predict_label(model, image, tile=(128, 128), with_confidence=True)
+        label, confidence = labelled(model, image, tile=(128, 128), with_confidence=True)
     assert whole.largest >= model.num_classes * 512 * 512
     assert tiled.largest <= 3 * 512 * 512  # the image itself, or a view of it, is the largest
     assert label.shape == (1, 512, 512) and confidence is not None
@@ -419,46 +428,45 @@ def out_of_memory_above(
     [
         lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
         lambda: RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:126] err == 0. DefaultCPUAllocator: can't allocate memory"
+            "[enforce fail at alloc_cpu.cpp:126] err == 0. "
+            "DefaultCPUAllocator: can't allocate memory"
         ),
         MemoryError,
     ],
 )
 def test_out_of_memory_falls_back_to_tiles_and_says_so(error: Callable[[], BaseException]) -> None:
     image = noise(1, 3, 200, 240).double()
-    whole = predict(Convolutions().double(), image).logits
+    whole = predicted(Convolutions().double(), image).logits
     said: list[str] = []
     model = out_of_memory_above(Convolutions().double(), 128 * 128, error)
-    logits = predict(model, image, on_fallback=said.append).logits
+    logits = predicted(model, image, on_fallback=said.append).logits
     torch.testing.assert_close(logits, whole, atol=1e-12, rtol=0)
     assert len(said) == 2 and all(
         "memory ran out" in sentence and sentence.count(".") == 1 for sentence in said
     )
     assert "200 x 240" in said[0] and "200 x 128" in said[1]
-    label, _ = predict_label(model, image, on_fallback=said.append)
+    label, _ = labelled(model, image, on_fallback=said.append)
     assert torch.equal(label, predicted_label(whole)) and len(said) == 4
 
 
-def test_the_fall_back_is_never_silent_and_can_be_switched_off() -> None:
+def test_the_fall_back_is_never_silent() -> None:
     image = noise(1, 3, 100, 100)
     model = out_of_memory_above(Convolutions(), 80 * 100, MemoryError)
     with pytest.warns(RuntimeWarning, match="memory ran out"):
-        predict(model, image)
-    with pytest.raises(MemoryError):
-        predict(model, image, fallback=False)
+        predicted(model, image)
 
 
 def test_a_hopeless_lack_of_memory_is_one_sentence() -> None:
     model = out_of_memory_above(Convolutions(), 10, MemoryError)
     with pytest.raises(ModelError, match="64 x 64 pixels fit"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        predict(model, noise(1, 3, 256, 256))
+        predicted(model, noise(1, 3, 256, 256))
 
 
 def test_other_errors_are_not_mistaken_for_a_lack_of_memory() -> None:
     model = out_of_memory_above(Convolutions(), 10, lambda: RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes"):
-        predict(model, noise(1, 3, 32, 32), on_fallback=lambda sentence: pytest.fail(sentence))
+        predicted(model, noise(1, 3, 32, 32), on_fallback=lambda sentence: pytest.fail(sentence))
 
 
 @pytest.mark.parametrize(
@@ -474,7 +482,7 @@ def test_other_errors_are_not_mistaken_for_a_lack_of_memory() -> None:
 )
 def test_mistaken_wishes_are_refused(options: dict[str, object], words: str) -> None:
     with pytest.raises(ModelError, match=words):
-        predict(Convolutions(), noise(1, 3, 40, 40), **options)  # type: ignore[arg-type]
+        predicted(Convolutions(), noise(1, 3, 40, 40), **options)  # type: ignore[arg-type]
 
 
 # Labels
@@ -524,10 +532,10 @@ def test_of_equal_logits_the_first_class_is_the_label() -> None:
 def test_predicted_labels_are_those_of_the_logits(tile: tuple[int, int] | None, flip: bool) -> None:
     model = small_model()
     image = noise(2, 3, 100, 140)
-    logits = predict(
+    logits = predicted(
         model, image, scales=(0.5, 1.0, 2.0), flip=flip, tile=tile, over="probabilities"
     ).logits
-    label, confidence = predict_label(
+    label, confidence = labelled(
         model,
         image,
         scales=(0.5, 1.0, 2.0),
@@ -539,7 +547,7 @@ def test_predicted_labels_are_those_of_the_logits(tile: tuple[int, int] | None, 
     expected, likely = label_and_confidence(logits)
     assert torch.equal(label, expected)
     torch.testing.assert_close(confidence, likely)
-    assert predict_label(model, image, flip=flip, tile=tile)[1] is None
+    assert labelled(model, image, flip=flip, tile=tile)[1] is None
 
 
 def test_more_classes_than_a_byte_holds_are_a_mistake_of_ours() -> None:
@@ -558,7 +566,7 @@ def test_constant_maps_stay_constant_through_tiles_scales_and_flip() -> None:
                 .expand(1, 3, *image.shape[-2:])
             )
 
-    logits = predict(
+    logits = predicted(
         Constant(), noise(1, 3, 70, 90), scales=(0.5, 1.0), flip=True, tile=(32, 40)
     ).logits
     torch.testing.assert_close(
@@ -567,7 +575,7 @@ def test_constant_maps_stay_constant_through_tiles_scales_and_flip() -> None:
 
 
 class Live(torch.utils._python_dispatch.TorchDispatchMode):
-    """The most bytes that tensors made by operations held at any time, `known` tensors and views of them apart."""
+    """The most bytes that new tensors held at any time; `known` tensors and their views apart."""
 
     def __init__(self, *known: Tensor) -> None:
         super().__init__()
@@ -597,7 +605,7 @@ class Live(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 class Wide(Convolutions):
-    """Few layers, but as much memory for each pixel as a network has: 256 channels at stride 4 from 19 classes."""
+    """Few layers, but the memory of a network: 256 channels at stride 4 from 19 classes."""
 
     num_classes = 19
 
@@ -618,28 +626,12 @@ def test_a_large_image_in_tiles_takes_little_more_memory_than_one_tile() -> None
     for size in ((1024, 1024), (2048, 4096)):
         image = torch.zeros(1, 3, *size)
         with Live(image, *model.parameters()) as live:
-            predict_label(model, image, tile=(1024, 1024))
+            labelled(model, image, tile=(1024, 1024))
         peaks[size] = live.peak
     assert peaks[1024, 1024] > 1024 * 1024 * 256 // 16 * 4
     assert peaks[2048, 4096] <= 1.2 * peaks[1024, 1024], {
         size: f"{peak / 2**20:.0f} MiB" for size, peak in peaks.items()
     }
     with Live(image) as live:
-        predict_label(model, image)
+        labelled(model, image)
     assert live.peak > 4 * peaks[1024, 1024], "what it takes without tiles"
-
-
-@pytest.mark.parametrize("flip", [False, True])
-def test_kept_scales_as_small_as_features_say_the_same(flip: bool) -> None:
-    model = small_model()
-    image = noise(1, 3, 64, 96)
-    kept = predict(model, image, scales=(0.5, 1.0), flip=flip, keep_scales=True)
-    small = predict(model, image, scales=(0.5, 1.0), flip=flip, keep_scales="features")
-    assert kept.scales is not None and small.scales is not None
-    assert torch.equal(kept.logits, small.logits) and torch.equal(kept.attention, small.attention)
-    for scale, part in small.scales.items():
-        assert part.logits.shape[-2:] == (16 * scale, 24 * scale)
-        enlarged = F.interpolate(
-            part.logits, size=kept.scales[scale].logits.shape[-2:], mode="bilinear"
-        )
-        torch.testing.assert_close(enlarged, kept.scales[scale].logits, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""What the ways of combining scales promise: shapes, which maps exist, no wasted work, and what fusing at features means."""
+"""What the ways of combining scales promise: shapes, which maps exist, no wasted work."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from hmsa.network import (
     DECODERS,
     MULTISCALE,
     ModelError,
-    Prediction,
     build_model,
-    fuse_scales,
-    render_rows,
+    fuse_chain,
 )
-from hmsa.network.inference.raster import Raster, Stored
-from hmsa.network.layers import frugal
+from hmsa.network.model import resized
+from tests.network.conftest import predicted
 
 SMALL = {"trunk": "resnet18", "decoder": "deeplabv3plus", "num_classes": 5}
 OCR = {"trunk": "hrnet_w18_small", "decoder": "ocr", "num_classes": 5, "dropout": 0.0}
@@ -70,9 +68,11 @@ def test_every_combination_trains_and_evaluates(multiscale, decoder):
 def test_any_image_size(multiscale, size, parts):
     model = build_model(**parts, multiscale=multiscale).eval()
     with torch.no_grad():
-        prediction = model(random_image(*size), keep_scales=True)
+        prediction = model(random_image(*size))
     assert prediction.logits.shape == (1, 5, *size)
     assert prediction.logits.isfinite().all()
+    prediction = predicted(model, random_image(*size), keep_scales=True)
+    assert prediction.logits.shape == (1, 5, *size)
     for scale, own in prediction.scales.items():
         assert own.logits.shape[-2:] == (max(1, int(size[0] * scale)), max(1, int(size[1] * scale)))
 
@@ -81,21 +81,22 @@ def test_any_image_size(multiscale, size, parts):
 @pytest.mark.parametrize("multiscale", list(MULTISCALE))
 @pytest.mark.parametrize("parts", [SMALL, OCR], ids=["resnet", "hrnet"])
 def test_working_in_strips_changes_nothing(multiscale, fuse_at, parts):
-    """Evaluation without gradients works in place and in strips; with gradients it uses whole tensors."""
+    """Inference works in strips, and batch norm in place; with gradients all tensors are whole."""
     model = build_model(**parts, multiscale=multiscale, fuse_at=fuse_at).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     image = random_image(141, 90)
     scales = {"single": (1.0,), "explicit": None}.get(multiscale, (0.5, 1.0, 2.0))
     whole = model(image, scales=scales)
+    strips = predicted(model, image, scales=scales, keep_scales=True)
     with torch.no_grad():
-        assert frugal()
-        strips = model(image, scales=scales)
-    assert torch.allclose(
-        strips.logits, whole.logits, rtol=1e-4, atol=1e-4 * whole.logits.abs().max()
-    )
-    if whole.attention is not None:
-        assert torch.allclose(strips.attention, whole.attention, atol=1e-4)
+        in_place = model(image, scales=scales)
+    for found in (strips, in_place):
+        assert torch.allclose(
+            found.logits, whole.logits, rtol=1e-4, atol=1e-4 * whole.logits.abs().max()
+        )
+        if whole.attention is not None:
+            assert torch.allclose(found.attention, whole.attention, atol=1e-4)
 
 
 def test_kept_scales_fuse_to_the_same_result():
@@ -103,8 +104,8 @@ def test_kept_scales_fuse_to_the_same_result():
     image = random_image(70, 97)
     scales = (0.25, 0.5, 1.0, 2.0)
     with torch.no_grad():
-        kept = model(image, scales=scales, keep_scales=True)
         streamed = model(image, scales=scales[::-1])
+    kept = predicted(model, image, scales=scales, keep_scales=True)
     assert set(kept.scales) == set(scales)
     assert kept.scales[2.0].attention is None
     assert all(
@@ -112,14 +113,29 @@ def test_kept_scales_fuse_to_the_same_result():
         for scale in scales[:3]
     )
     assert torch.allclose(kept.logits, streamed.logits, atol=1e-5)
-    assert torch.allclose(fuse_scales(kept.scales, size=(70, 97)).logits, kept.logits, atol=1e-5)
+    assert torch.allclose(fuse_chain(kept.scales, size=(70, 97)).logits, kept.logits, atol=1e-5)
+
+
+def test_kept_scales_have_the_resolution_of_the_features():
+    """Enlarged, they are what inference gives for pictures."""
+    model = build_model(**OCR, multiscale="hierarchical").eval()
+    image = random_image(64, 96)
+    with torch.no_grad():
+        small = model(image, scales=(0.5, 1.0), keep_scales=True).scales
+    large = predicted(model, image, scales=(0.5, 1.0), keep_scales=True).scales
+    for scale in (0.5, 1.0):
+        assert small[scale].logits.shape[-2:] == (16 * scale, 24 * scale)
+        size = large[scale].logits.shape[-2:]
+        assert size == (64 * scale, 96 * scale)
+        enlarged = resized(small[scale], size, align_corners=False)
+        torch.testing.assert_close(enlarged.logits, large[scale].logits, atol=1e-5, rtol=1e-5)
 
 
 def test_training_keeps_per_scale_logits_for_supervision():
     model = build_model(**OCR, multiscale="hierarchical").train()
     prediction = model(random_image(64, 96, count=2), keep_scales=True)
-    assert prediction.scales[0.5].logits.shape == (2, 5, 32, 48)
-    assert prediction.scales[1.0].logits.shape == (2, 5, 64, 96)
+    assert prediction.scales[0.5].logits.shape == (2, 5, 8, 12)
+    assert prediction.scales[1.0].logits.shape == (2, 5, 16, 24)
     prediction.scales[0.5].logits.sum().backward()
     assert model.trunk.conv1.weight.grad.abs().sum() > 0
 
@@ -142,6 +158,8 @@ def test_a_lone_scale_that_is_kept_shows_its_attention():
     model = build_model(**SMALL, multiscale="hierarchical").eval()
     with torch.no_grad():
         kept = model(random_image(32, 32), scales=(1.0,), keep_scales=True)
+    assert kept.scales[1.0].attention.shape == (1, 1, 8, 8)
+    kept = predicted(model, random_image(32, 32), scales=(1.0,), keep_scales=True)
     assert kept.scales[1.0].attention.shape == (1, 1, 32, 32)
 
 
@@ -192,10 +210,10 @@ def test_explicit_order_and_weights():
 
 
 def test_explicit_attention_does_not_grow_with_the_features():
-    """Without batch norm its soft-max ends at one scale as the features grow, and a training never leaves it."""
+    """Without batch norm its soft-max ends at one scale as the features grow."""
     model = build_model(**SMALL, multiscale="explicit").train()
     features = torch.rand(2, 3 * model.decoder.feature_channels, 8, 8)
-    small, large = (model.attention(Stored(features * size)).softmax(dim=1) for size in (1, 1000))
+    small, large = (model.attention(features * size).softmax(dim=1) for size in (1, 1000))
     assert torch.allclose(small, large, atol=1e-3) and large.max() < 0.99
 
 
@@ -241,31 +259,6 @@ def test_fusing_at_features_is_one_upsampling_of_the_fused_features():
         assert not torch.allclose(model(image).logits, expected, atol=1e-3 * scale)
 
 
-@pytest.mark.parametrize("multiscale", list(MULTISCALE))
-def test_lazy_predictions_give_the_same_rows_and_gradients(multiscale):
-    model = build_model(**OCR, multiscale=multiscale).train()
-    image = random_image(64, 80, count=2)
-
-    def gradients(lazy: bool) -> tuple[Prediction, torch.Tensor]:
-        model.zero_grad()
-        prediction = model(image, lazy=lazy)
-        maps = (prediction.logits, prediction.aux)
-        if lazy:
-            assert all(isinstance(part, Raster) and part.shape == (2, 5, 64, 80) for part in maps)
-            maps = tuple(
-                torch.cat([render_rows(part, rows) for rows in ((0, 24), (24, 64))], dim=2)
-                for part in maps
-            )
-        sum((part**2).mean() for part in maps).backward()
-        return maps, model.trunk.conv1.weight.grad.clone()
-
-    plain, expected = gradients(False)
-    lazy, found = gradients(True)
-    for one, other in zip(lazy, plain, strict=True):
-        assert torch.allclose(one, other, atol=1e-5 * float(other.detach().abs().max()))
-    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
-
-
 def test_single_refuses_a_list_of_scales():
     model = build_model(**SMALL, multiscale="single").eval()
     with pytest.raises(ModelError, match="average them"):
@@ -275,7 +268,7 @@ def test_single_refuses_a_list_of_scales():
 
 
 def test_batch_of_one_trains_where_pooling_leaves_one_value():
-    """The paper trains with one image per GPU; the pooled branch then uses, and keeps, its running statistics."""
+    """The paper trains with one image per GPU; the pooled branch keeps its statistics then."""
     model = build_model(**SMALL, multiscale="hierarchical").train()
     before = model.decoder.aspp.pooled.norm.running_mean.clone()
     model(random_image(64, 64)).logits.sum().backward()

@@ -1,4 +1,4 @@
-"""Averaging a single-scale model over scales gives the digits of the authors' evaluation helper; prepared models too."""
+"""Averaging over scales gives the digits of the authors' evaluation; prepared models too."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from hmsa.network.inference.folding import prepare_for_inference
-from hmsa.network.inference.predict import predict
-from tests.network.conftest import remembered
+from hmsa.network.inference import prepare_for_inference
+from tests.network.conftest import predicted, remembered
 
 NUMBERS = json.loads((Path(__file__).parents[1] / "data" / "golden_pooling.json").read_text())[
     "cases"
@@ -39,7 +38,7 @@ def test_average_over_scales(golden, image: torch.Tensor) -> None:
     with remembered(golden.model):
         for case, numbers in NUMBERS[golden.name].items():
             check(
-                predict(golden.model, image, scales=scales_of(case)).logits,
+                predicted(golden.model, image, scales=scales_of(case)).logits,
                 numbers,
                 max(1e-4, 1e-5 * numbers["largest"]),
             )
@@ -51,4 +50,4 @@ def test_average_over_scales_of_a_prepared_model_in_double_precision(
 ) -> None:
     case, numbers = next(iter(NUMBERS[golden.name].items()))
     prepared = prepare_for_inference(copy.deepcopy(golden.model).double())
-    check(predict(prepared, image.double(), scales=scales_of(case)).logits, numbers, 1e-8)
+    check(predicted(prepared, image.double(), scales=scales_of(case)).logits, numbers, 1e-8)

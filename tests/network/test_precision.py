@@ -1,4 +1,4 @@
-"""Half precision where it is safe, single precision where it is not, and channels-last throughout."""
+"""Half precision where it is safe, else single precision; channels-last throughout."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_autocast_trains_and_evaluates_close_to_single_precision(parts):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_regions_survive_half_precision(dtype):
-    """A soft-max over many positions underflows in fp16; the sum over them must still weigh to one."""
+    """A soft-max over many positions underflows in fp16; its sum must still be one."""
     logits, pixels = torch.randn(1, 3, 256, 256), torch.full((1, 8, 256, 256), 3.0)
     with torch.autocast("cpu", dtype):
         regions = gather_regions(logits.to(dtype), pixels.to(dtype))

@@ -1,4 +1,4 @@
-"""Trunks declare what they give, take the weights that others publish, and save memory without changing a number."""
+"""Trunks declare what they give, take published weights, and save memory at equal numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_channels_and_strides_are_as_declared(name):
     for size in ((64, 96), (37, 51), (3, 1)):
         with torch.no_grad():
             features = trunk(torch.randn(1, 3, *size))
-        fine, semantic = features.fine.whole(), features.semantic.whole()
+        fine, semantic = features.fine, features.semantic
         for tensor, channels, stride in (
             (fine, trunk.fine_channels, trunk.fine_stride),
             (semantic, trunk.channels, trunk.stride),
@@ -40,8 +40,8 @@ def test_output_stride_changes_resolution_and_no_parameter(name):
     fine, coarse = build_trunk(name, output_stride=8), build_trunk(name, output_stride=16)
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert fine.eval()(image).semantic.size == (8, 8)
-        assert coarse.eval()(image).semantic.size == (4, 4)
+        assert fine.eval()(image).semantic.shape[-2:] == (8, 8)
+        assert coarse.eval()(image).semantic.shape[-2:] == (4, 4)
     shapes = [
         {key: value.shape for key, value in trunk.state_dict().items()} for trunk in (fine, coarse)
     ]
@@ -97,18 +97,18 @@ def test_a_timm_model_without_dilation_joins_its_levels():
 
 
 def test_resnet_computes_what_torchvision_computes():
-    """With its strides (output stride 32 has no dilation) the trunk would be torchvision's; here up to the dilated part."""
+    """Up to the dilated part: at output stride 32, without dilation, all of it would be."""
     source = torchvision.models.resnet18(weights=None).eval()
     trunk = build_trunk("resnet18").eval()
     load_trunk_weights(trunk, source.state_dict())
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         stem = source.maxpool(source.relu(source.bn1(source.conv1(image))))
-        assert torch.allclose(trunk(image).fine.whole(), source.layer1(stem), atol=1e-5)
+        assert torch.allclose(trunk(image).fine, source.layer1(stem), atol=1e-5)
 
 
 def test_exchange_upsamples_bilinearly():
-    """timm's classification networks repeat pixels instead; the same weights then give another network."""
+    """timm's classification networks repeat pixels instead, which is another network."""
     exchange = Exchange(channels=[2, 4], blocks=1, align_corners=False).eval()
     fine, coarse = torch.randn(1, 2, 8, 8), torch.randn(1, 4, 4, 4)
     with torch.enable_grad():
@@ -122,16 +122,14 @@ def test_exchange_upsamples_bilinearly():
 
 @pytest.mark.parametrize("name", ["hrnet_w18_small", "resnet18", "resnet50", "timm:resnet18"])
 def test_activation_checkpointing_changes_no_number(name):
-    """Outputs, gradients and running statistics (updated once, although stages run twice) are equal to the bit."""
+    """Gradients and running statistics (updated once, stages run twice) are equal to the bit."""
     plain = build_trunk(name).train()
     saving = build_trunk(name, activation_checkpointing=True).train()
     saving.load_state_dict(plain.state_dict())
     image = torch.randn(2, 3, 48, 48)
     for trunk in (plain, saving):
         features = trunk(image)
-        (
-            features.semantic.whole().square().mean() + features.fine.whole().square().mean()
-        ).backward()
+        (features.semantic.square().mean() + features.fine.square().mean()).backward()
     for (key, one), other in zip(plain.named_parameters(), saving.parameters(), strict=True):
         if one.grad is None:  # timm's network has layers whose output nobody asked for
             assert other.grad is None, key
@@ -155,7 +153,7 @@ def test_activation_checkpointing_keeps_less_for_the_backward_pass(name):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            trunk(torch.randn(1, 3, 64, 64)).semantic.whole()
+            trunk(torch.randn(1, 3, 64, 64))
         return sum(kept)
 
     assert saved(True) < 0.5 * saved(False)
@@ -169,9 +167,9 @@ def test_evaluation_in_place_leaves_the_image_alone():
         with torch.no_grad():
             trunk(image)
         assert torch.equal(image, before)
-        expected = copy.deepcopy(trunk)(image).semantic.whole()  # with gradients: nothing in place
+        expected = copy.deepcopy(trunk)(image).semantic  # with gradients: nothing in place
         with torch.no_grad():
-            assert torch.allclose(trunk(image).semantic.whole(), expected, atol=1e-4)
+            assert torch.allclose(trunk(image).semantic, expected, atol=1e-4)
 
 
 def test_aligned_corners_reach_the_trunk():
@@ -181,9 +179,7 @@ def test_aligned_corners_reach_the_trunk():
     aligned = build_trunk("hrnet_w18_small", align_corners=True).eval()
     aligned.load_state_dict(plain.state_dict())
     with torch.no_grad():
-        assert not torch.allclose(
-            plain(image).semantic.whole(), aligned(image).semantic.whole(), atol=1e-3
-        )
+        assert not torch.allclose(plain(image).semantic, aligned(image).semantic, atol=1e-3)
 
 
 def test_a_wrong_trunk_file_is_one_sentence():

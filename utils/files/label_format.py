@@ -1,27 +1,11 @@
-<<<<<<< HEAD
-"""The format of automatic labels on disk, for the side that writes it and the side that reads it.
-
-A folder of automatic labels holds one PNG for each image, whose text chunk of the keyword `FORMAT`
-says what the label was made with, a list of them (`IMAGES`, one JSON object a line) and a summary
-(`MANIFEST`).
-=======
 """How a folder of automatic labels is laid out, for the side that writes it and the one that reads.
 
 `manifest.json` says what the labels were made with, `images.jsonl` has one line for each image, and
 the label files lie beside them under the names given here.
->>>>>>> data-stage1
 """
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-# The keyword of the text chunk, and what `format` says in the manifest.
-FORMAT = "hmsa-autolabel"
-# Raised when a reader of today could misunderstand what is written.
-VERSION = 1
-MANIFEST = "manifest.json"
-IMAGES = "images.jsonl"
-=======
 FORMAT = "hmsa-autolabel"  # also the keyword of the text chunk inside each label file
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -35,4 +19,5 @@ CITYSCAPES_CONFIDENCE_SUFFIX = "_gtAuto_confidence"
 
 # Labels of all other images are called as their image is.
 CONFIDENCE_SUFFIX = "_confidence"
->>>>>>> data-stage1
+
+IMAGES = ENTRIES

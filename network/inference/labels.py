@@ -1,0 +1,59 @@
+"""From logits to labels and confidence, piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .tiling import STRIP, Piece
+
+
+@torch.inference_mode()
+def label_and_confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The most probable class and its soft-max probability.
+
+    Logits `[N, C, H, W]` give a label, uint8 `[N, H, W]`, and a confidence, float32 `[N, H, W]`, on
+    the device of the logits. Computed in strips, so that no soft-max of all classes is held.
+    """
+    canvas = LabelCanvas(logits, size=(logits.shape[-2], logits.shape[-1]), with_confidence=True)
+    for rows in _row_strips(logits.shape[-2]):
+        canvas.paint(Piece(rows, slice(None), logits[:, :, rows]))
+    assert canvas.confidence is not None
+    return canvas.label, canvas.confidence
+
+
+@torch.inference_mode()
+def predicted_label(logits: Tensor) -> Tensor:
+    """The class of the largest of logits `[N, C, H, W]` at every pixel, uint8 `[N, H, W]`."""
+    canvas = LabelCanvas(logits, size=(logits.shape[-2], logits.shape[-1]), with_confidence=False)
+    for rows in _row_strips(logits.shape[-2]):
+        canvas.paint(Piece(rows, slice(None), logits[:, :, rows]))
+    return canvas.label
+
+
+def _row_strips(height: int) -> Iterator[slice]:
+    return (slice(start, min(start + STRIP, height)) for start in range(0, height, STRIP))
+
+
+class LabelCanvas:
+    """Labels, and on request confidence, of whole images, painted piece by piece."""
+
+    def __init__(self, logits: Tensor, *, size: tuple[int, int], with_confidence: bool) -> None:
+        count, classes = logits.shape[:2]
+        assert classes <= 255, f"{classes} classes do not fit into 8 bits beside the ignore label"
+        self.label = torch.empty((count, *size), dtype=torch.uint8, device=logits.device)
+        self.confidence: Tensor | None = None
+        if with_confidence:
+            self.confidence = torch.empty((count, *size), device=logits.device)
+
+    def paint(self, piece: Piece) -> None:
+        """Enter a piece of the logits."""
+        target = (slice(None), piece.rows, piece.columns)
+        largest, self.label[target] = piece.logits.max(dim=1)
+
+        # The largest of the soft-max is 1 / sum(exp(logits - largest)).
+        if self.confidence is not None:
+            rest = torch.sub(piece.logits.float(), largest.float().unsqueeze(1)).exp_().sum(dim=1)
+            self.confidence[target] = rest.reciprocal_()
