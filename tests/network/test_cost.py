@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from hmsa.network import build_model
+from hmsa.network.inference import tiling
 from tests.network.conftest import predicted
 
 
@@ -85,6 +86,12 @@ def peak_bytes(function, *arguments, **keywords) -> int:
     return counter.peak
 
 
+@pytest.fixture
+def small_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strips in proportion to a small image: 4 rows of 128 are 32 of 1024."""
+    monkeypatch.setattr(tiling, "STRIP", 4)
+
+
 def straightforward(model, image, scales):
     """Every scale's maps at full size, auxiliary ones too, all kept, then fused: the release."""
 
@@ -124,6 +131,7 @@ def straightforward(model, image, scales):
     ],
     ids=["resnet-deeplab", "hrnet-ocr", "hrnet-fcn"],
 )
+@pytest.mark.usefixtures("small_strips")
 def test_memory_of_evaluation(parts):
     """It does not grow with smaller scales, and is at most half of keeping every scale's maps."""
     model = build_model(**parts, multiscale="hierarchical").eval()
@@ -139,6 +147,7 @@ def test_memory_of_evaluation(parts):
     assert base <= 0.5 * peak_bytes(straightforward, model, image, scales)
 
 
+@pytest.mark.usefixtures("small_strips")
 def test_memory_of_evaluation_hardly_grows_below_scale_one():
     """Where the result is the largest thing alive, a further scale adds its small maps only."""
     model = build_model(

@@ -197,12 +197,17 @@ def test_explicit_order_and_weights():
     prediction = model.train()(random_image(64, 64, count=2), keep_scales=True)
     assert order == [64, 32, 128]  # 1.0 first, as the release concatenates them
     assert torch.allclose(prediction.attention.sum(dim=1), torch.ones(2, 64, 64), atol=1e-5)
-    resized = [
-        F.interpolate(part.logits, size=(64, 64), mode="bilinear")
-        for _, part in sorted(prediction.scales.items())
+    # Each scale's logits at the size of its scaled image, then of the image.
+    at_own_size = [
+        F.interpolate(part.logits, size=(int(64 * scale), int(64 * scale)), mode="bilinear")
+        for scale, part in sorted(prediction.scales.items())
+    ]
+    at_image_size = [
+        F.interpolate(logits, size=(64, 64), mode="bilinear") for logits in at_own_size
     ]
     expected = sum(
-        prediction.attention[:, index : index + 1] * logits for index, logits in enumerate(resized)
+        prediction.attention[:, index : index + 1] * logits
+        for index, logits in enumerate(at_image_size)
     )
     assert torch.allclose(
         prediction.logits, expected, atol=1e-4 * float(expected.detach().abs().max())

@@ -9,7 +9,7 @@ from __future__ import annotations
 FORMAT = "hmsa-autolabel"  # also the keyword of the text chunk inside each label file
 VERSION = 1
 MANIFEST = "manifest.json"
-ENTRIES = "images.jsonl"
+IMAGES = "images.jsonl"
 
 # Images of Cityscapes end in this; their labels carry another ending in its place.
 CITYSCAPES_SUFFIX = "_leftImg8bit"
@@ -19,5 +19,3 @@ CITYSCAPES_CONFIDENCE_SUFFIX = "_gtAuto_confidence"
 
 # Labels of all other images are called as their image is.
 CONFIDENCE_SUFFIX = "_confidence"
-
-IMAGES = ENTRIES
