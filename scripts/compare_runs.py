@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hmsa.utils.files.outputs import printable
 from hmsa.utils.files.writing import WriteError, write_file
 from hmsa.utils.report.page import Section, page
 from hmsa.utils.words import UserError
@@ -318,11 +320,14 @@ def main(command_line: Sequence[str] | None = None) -> int:
         # The page is written before anything is printed: a closed pipe must not lose it.
         if arguments.html is not None:
             write_file(arguments.html, as_page(runs))
-        print(as_text(rows(runs)))
-        for sentence in differences(runs):
-            print(sentence)
+        text = "\n".join([as_text(rows(runs)), *differences(runs)])
+        print(printable(text, sys.stdout.encoding), flush=True)
+    except BrokenPipeError:
+        # Whoever read the table has enough of it. Python flushes once more when it ends, and would
+        # complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (CompareError, WriteError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}", sys.stderr.encoding), file=sys.stderr)
         return 2
     return 0
 

@@ -181,6 +181,18 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(
     ]
 
 
+def test_text_that_utf8_cannot_hold_is_written_all_the_same(tmp_path: Path) -> None:
+    """Kind: a file name that is not UTF-8 must not lose the work of hours when it is listed."""
+    name = os.fsdecode(b"caf\xe9.jpg")
+    write_file(tmp_path / "list.txt", f"Straße {name}\n")
+    assert (tmp_path / "list.txt").read_text(encoding="utf-8") == "Straße caf\\udce9.jpg\n"
+
+
+def test_a_name_with_a_null_byte_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="no file can be called so"):
+        write_file(tmp_path / "a\0b", b"x")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_device_that_is_really_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing.threading, "get_ident", lambda: 7)

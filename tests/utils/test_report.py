@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -133,6 +134,7 @@ def full_autolabel() -> AutolabelReport:
         reading_seconds={"hard labels": 0.004, "soft labels": 0.25},
         panels=[example("panel/1")],
         failed=[("<broken>.jpg", "it's truncated")],
+        warnings=["nothing is kept of <sky>"],
     )
 
 
@@ -200,6 +202,15 @@ def test_no_text_of_the_data_becomes_a_script(tmp_path: Path, report: Any) -> No
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'"
     )
+
+
+def test_names_that_are_not_utf8_do_not_lose_the_page(tmp_path: Path) -> None:
+    """Kind: text that an encoding cannot hold; the page escapes it."""
+    report = full_autolabel()
+    report.failed = [(os.fsdecode(b"caf\xe9.jpg"), "broken")]
+    report.panels = [example(os.fsdecode(b"caf\xe9"))]
+    page, _ = read(tmp_path, report)
+    assert page.row("caf\\udce9.jpg") == ["caf\\udce9.jpg", "broken"]
 
 
 def test_evaluation_says_every_number(tmp_path: Path) -> None:
@@ -300,6 +311,7 @@ def test_autolabel_says_every_number(tmp_path: Path) -> None:
     ]
     assert page.row("soft labels") == ["soft labels", "250.0"]
     assert page.row("<broken>.jpg") == ["<broken>.jpg", "it's truncated"]
+    assert "nothing is kept of <sky>" in page.texts, "a warning stands by itself"
     assert "40.0" in page.text and "20.0" in page.text, (
         "labelled share of all pixels, after and before"
     )

@@ -8,7 +8,8 @@ image that could not be labelled leaves a small file that says why in the place 
 A record holds
 
 - `made_with`, the fingerprint of the settings;
-- `image`, the name of the image, and `image_bytes`, the size of its file;
+- `image`, the name of the image, `image_bytes`, the size of its file, and `image_sha256`, the hash
+  of the bytes that were labelled;
 - `mean_confidence`;
 - pixels per class: `predicted` (before the threshold) and `counts` (in the label); with a policy
   also `kept` (after the threshold, before the policy);
@@ -29,14 +30,26 @@ from typing import Any
 
 import numpy as np
 
-from ..files.label_format import FORMAT, IMAGES, MANIFEST, VERSION
+from ..files.label_format import (
+    CITYSCAPES_CONFIDENCE_SUFFIX,
+    CITYSCAPES_SUFFIX,
+    CONFIDENCE_SUFFIX,
+    ENTRIES,
+    FORMAT,
+    MANIFEST,
+    RAW_LABEL_SUFFIX,
+    TRAIN_LABEL_SUFFIX,
+    VERSION,
+)
 from ..files.png import encode_png
 from ..files.png_chunks import iterate_chunks
 from ..files.writing import temporary_beside, write_file
 from ..words import UserError
+from .label_record import is_label_record, is_record
 
-CITYSCAPES_SUFFIX = "_leftImg8bit"
 NOT_YET = "not labelled yet"
+# Where the images lie: not for training, which has them anyway, but for checking the labels.
+IMAGE_PATHS = ".image-paths.json"
 _KEYWORD = FORMAT.encode() + b"\0"
 _MOST_VALUES_TIMED = 1 << 24  # 64 MiB of float32
 
@@ -58,7 +71,8 @@ def encode_label(ids: np.ndarray, record: Mapping[str, Any]) -> bytes:
 def read_record(path: Path) -> dict[str, Any] | None:
     """The record inside a label file.
 
-    None when the file is missing, is not ours, or any of its chunks is damaged or cut off.
+    None when the file is missing, is not ours, any of its chunks is damaged or cut off, or what it
+    holds has not the form of a record.
     """
     # A file that cannot be read is not done either.
     try:
@@ -74,10 +88,21 @@ def read_record(path: Path) -> dict[str, Any] | None:
         if data[end : end + 4] != checksum:
             return None
         if name == b"tEXt" and data.startswith(_KEYWORD, start, end):
-            record = json.loads(data[start + len(_KEYWORD) : end])
+            record = _parsed(data[start + len(_KEYWORD) : end])
         if name == b"IEND":
             return record
     return None
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not is_record(record):
+        return None
+    found: dict[str, Any] = record
+    return found
 
 
 def label_name(name: str, *, label_ids: str) -> str:
@@ -89,10 +114,10 @@ def label_name(name: str, *, label_ids: str) -> str:
     if not name.endswith(CITYSCAPES_SUFFIX):
         return f"{name}.png"
 
-    kind = "labelTrainIds"
+    suffix = TRAIN_LABEL_SUFFIX
     if label_ids == "raw":
-        kind = "labelIds"
-    return f"{name.removesuffix(CITYSCAPES_SUFFIX)}_gtAuto_{kind}.png"
+        suffix = RAW_LABEL_SUFFIX
+    return f"{name.removesuffix(CITYSCAPES_SUFFIX)}{suffix}.png"
 
 
 def confidence_name(name: str) -> str:
@@ -101,8 +126,8 @@ def confidence_name(name: str) -> str:
     It holds 8 bits: floor(255 x the largest probability), before any threshold.
     """
     if not name.endswith(CITYSCAPES_SUFFIX):
-        return f"{name}_confidence.png"
-    return f"{name.removesuffix(CITYSCAPES_SUFFIX)}_gtAuto_confidence.png"
+        return f"{name}{CONFIDENCE_SUFFIX}.png"
+    return f"{name.removesuffix(CITYSCAPES_SUFFIX)}{CITYSCAPES_CONFIDENCE_SUFFIX}.png"
 
 
 def failure_path(label: Path) -> Path:
@@ -167,10 +192,21 @@ class LabelTree:
     agreement: np.ndarray | None
     """int64 [C, C], pixels that both have: rows the human class, columns the automatic one."""
 
-    def write(self, folder: Path) -> None:
-        """Write images.jsonl, then manifest.json, which so never names lines that are not there."""
-        write_file(folder / IMAGES, "".join(json.dumps(line) + "\n" for line in self.lines))
-        write_file(folder / MANIFEST, json.dumps(self.manifest, indent=2) + "\n")
+    def write(self, folder: Path, *, image_paths: Mapping[str, Path] | None = None) -> None:
+        """Write images.jsonl, then manifest.json, which so never names lines that are not there.
+
+        Args:
+            folder: of the labels.
+            image_paths: the files of the images by the names that `Entry.image` gives them. With
+                them a later check finds images that were replaced since.
+        """
+        if image_paths is not None:
+            paths = {name: str(path.absolute()) for name, path in image_paths.items()}
+            write_file(folder / IMAGE_PATHS, json.dumps(paths, indent=0) + "\n")
+
+        lines = "".join(json.dumps(line) + "\n" for line in self.lines)
+        write_file(folder / ENTRIES, lines, durable=True)
+        write_file(folder / MANIFEST, json.dumps(self.manifest, indent=2) + "\n", durable=True)
 
 
 def compile_tree(
@@ -191,7 +227,11 @@ def compile_tree(
         if entry.confidence is not None:
             confidence = folder / entry.confidence
 
-        done = record is not None and record["made_with"] == made_with
+        done = (
+            record is not None
+            and record["made_with"] == made_with
+            and is_label_record(record, classes=len(names))
+        )
         if not done or (confidence is not None and not confidence.is_file()):
             missing.append({"image": entry.image, "why": read_failure(path, made_with=made_with)})
             continue
@@ -216,7 +256,7 @@ def compile_tree(
 
 def _line_of(entry: Entry, record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
     """What images.jsonl says of one label."""
-    return {
+    line = {
         "image": entry.image,
         "label": entry.label,
         "confidence": entry.confidence,
@@ -224,6 +264,9 @@ def _line_of(entry: Entry, record: Mapping[str, Any], names: Sequence[str]) -> d
         "mean_confidence": record["mean_confidence"],
         "counts": dict(zip(names, record["counts"], strict=True)),
     }
+    if "image_sha256" in record:
+        line["image_sha256"] = record["image_sha256"]
+    return line
 
 
 def _compared_with_people(
@@ -297,7 +340,7 @@ def manifest(
         "version": VERSION,
         **settings,
         "complete": not failures,
-        "images": IMAGES,
+        "images": ENTRIES,
         "labelled": len(records),
         "failures": list(failures),
         "pixels": pixels,
@@ -318,6 +361,49 @@ def manifest(
             "agreement": agreement.tolist(),
         }
     return content
+
+
+def empty_classes(content: Mapping[str, Any]) -> list[str]:
+    """Sentences about classes, or whole sets of labels, of which nothing is left to train with.
+
+    For the log and the page of an auto-labelling, which is no failure but hardly ever wanted.
+
+    Args:
+        content: of manifest.json.
+    """
+    per_class = content["per_class"]
+    without_label = {name: row for name, row in per_class.items() if row["labels"] == 0}
+    if not content["labelled"]:
+        return []
+    if len(without_label) == len(per_class):
+        return [
+            f"no pixel of {content['labelled']} images has a label: nothing reaches the threshold "
+            f"{content['threshold']:g}; choose a lower --threshold, or set autolabel.keep_share"
+        ]
+
+    never, below, taken = [], [], []
+    for name, row in without_label.items():
+        if not row["predicted"]:
+            never.append(name)
+        elif not row["kept"]:
+            below.append(name)
+        else:
+            taken.append(name)
+
+    sentences = []
+    if below:
+        sentences.append(
+            f"nothing is kept of {', '.join(below)}: predicted, but never with the probability of "
+            "the threshold; lower autolabel.class_thresholds for it, or set autolabel.keep_share"
+        )
+    if never:
+        sentences.append(f"never predicted, and so without any label: {', '.join(never)}")
+    if taken:
+        sentences.append(
+            f"nothing is left of {', '.join(taken)}: autolabel.policy takes it from labels drawn "
+            "by people, which have none of it"
+        )
+    return sentences
 
 
 def soft_label_seconds(folder: Path, *, values: int) -> float | None:

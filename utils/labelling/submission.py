@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
+from ..files.outputs import inside
 from ..files.writing import WriteError, is_temporary, write_file_with
 from ..words import UserError
 
@@ -72,18 +73,21 @@ class Submission:
         return f"{name}.png"
 
     def path(self, name: str) -> Path:
-        """Where the prediction for the image called `name` lies."""
-        return self.folder / self.file_name(name)
+        """Where the prediction for the image called `name` lies, surely inside the folder."""
+        return inside(self.folder, self.file_name(name))
 
     def encode(self, predicted: np.ndarray) -> np.ndarray:
         """Raw ids uint8 [H, W] of predicted train ids [H, W], to be written as grey PNG."""
         return np.asarray(self.to_raw, dtype=np.uint8)[predicted]
 
-    def problems(self, images: Mapping[str, Path | tuple[int, int]]) -> list[str]:
+    def problems(
+        self, images: Mapping[str, Path | tuple[int, int]], *, archive: Path | None = None
+    ) -> list[str]:
         """One sentence for everything that the server would refuse, sorted by file.
 
         Args:
             images: the name of every image of the split, with its file or its (height, width).
+            archive: the zip file, which may lie in the folder and is no prediction.
         """
         # The server reads one file for each official name.
         expected: dict[str, str] = {}
@@ -95,7 +99,7 @@ class Submission:
             expected[file] = name
 
         # Anything else in the folder would be handed in with the rest.
-        files = [file for file in self.folder.rglob("*") if file.is_file()]
+        files = [file for file in self.folder.rglob("*") if file.is_file() and file != archive]
         present = {
             file.relative_to(self.folder).as_posix() for file in files if not is_temporary(file)
         }
@@ -151,7 +155,8 @@ class Submission:
     def zip(self, target: Path, images: Mapping[str, Path | tuple[int, int]]) -> str | None:
         """Check everything, then write `target`, whole or not at all.
 
-        Outside `folder` or inside, `target` is not part of what is checked or packed.
+        Outside `folder` or inside, `target` is not part of what is checked or packed. A zip file of
+        an earlier run stays until the new one is whole and checked.
 
         Args:
             target: the zip file.
@@ -161,14 +166,17 @@ class Submission:
             What `note` says.
 
         Raises:
-            SubmissionError: a prediction is not as the server wants it.
+            SubmissionError: a prediction is not as the server wants it, or `target` is a file that
+                is no submission.
         """
-        target.unlink(missing_ok=True)
-        problems = self.problems(images)
+        require_replaceable(target)
+        problems = self.problems(images, archive=target)
         if problems:
             shown = "; ".join(problems[:_PROBLEMS_SHOWN])
             if len(problems) > _PROBLEMS_SHOWN:
                 shown += f"; and {len(problems) - _PROBLEMS_SHOWN} more"
+            if target.exists():
+                shown += f". {target} is still that of an earlier run"
             raise SubmissionError(f"{self.folder}: cannot be handed in: {shown}")
 
         files = sorted(self.file_name(name) for name in images)
@@ -180,11 +188,43 @@ class Submission:
                     content = (self.folder / file).read_bytes()
                     archive.writestr(zipfile.ZipInfo(file, _TIMESTAMP), content)
 
+            # Read back from the disk, checksums and all, before it takes the place of an old one.
+            with zipfile.ZipFile(temporary) as archive:
+                if archive.testzip() is not None or archive.namelist() != files:
+                    raise OSError("what was written cannot be read back")
+
         try:
-            write_file_with(target, pack)
+            write_file_with(target, pack, durable=True)
         except WriteError as error:
             raise SubmissionError(str(error)) from error
         return self.note(len(images))
+
+
+def require_replaceable(target: Path) -> None:
+    """Refuse to write a submission over a file that is none.
+
+    Raises:
+        SubmissionError: there is a file, and it was not made here.
+    """
+    if not target.exists() or _is_submission(target):
+        return
+    raise SubmissionError(
+        f"{target}: is there already and is no submission of eval.py; choose another name"
+    )
+
+
+def _is_submission(path: Path) -> bool:
+    """Whether a file is a zip of predictions as `Submission.zip` writes them, or is empty."""
+    try:
+        if path.stat().st_size == 0:
+            return True
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
+    return bool(entries) and all(
+        entry.date_time == _TIMESTAMP and entry.filename.endswith(".png") for entry in entries
+    )
 
 
 def _size_of(path: Path) -> tuple[int, int]:

@@ -10,17 +10,22 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import gcd
 from pathlib import Path
 from typing import Any
 
-from ..files.locking import locked
-from ..files.writing import WriteError, is_temporary, temporary_beside
-from .autolabels import AutolabelError
+import numpy as np
+from PIL import Image
 
-SETTINGS = "settings.json"
+from ..files.label_format import FORMAT
+from ..files.locking import locked
+from ..files.png_chunks import iterate_chunks
+from ..files.writing import WriteError, flush, is_temporary, temporary_beside
+from .autolabels import AutolabelError, fingerprint, read_record
+
+SETTINGS, THRESHOLDS = "settings.json", "thresholds.json"
 _LOCK = re.compile(r"\.lock-(\d+)-of-(\d+)$")
 
 
@@ -39,6 +44,8 @@ def write_once(path: Path, data: bytes) -> bytes:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
+        # What is claimed or measured here decides over all labels: it must survive a power cut.
+        flush(temporary)
         # A link fails where another writer was first; a rename would replace its file.
         try:
             os.link(temporary, path)
@@ -46,6 +53,7 @@ def write_once(path: Path, data: bytes) -> bytes:
             pass
         except OSError:  # a file system without hard links
             os.replace(temporary, path)
+        flush(path.parent)
     except OSError as error:
         raise WriteError(
             f"{path}: cannot be written ({error.strerror or error}); make room or choose another "
@@ -60,42 +68,138 @@ def write_once(path: Path, data: bytes) -> bytes:
 def claim(folder: Path, settings: Mapping[str, Any], targets: Iterable[Path]) -> None:
     """Note in `folder` the settings with which it is filled.
 
-    A folder that carries our note is ours: what lies there may be replaced. Without the note
-    nothing that lies there is touched.
+    A folder that carries our note is ours: what lies there may be replaced. Without the note, which
+    may have been damaged and deleted, labels that carry the fingerprint of these settings are ours,
+    and nothing else that lies there is touched.
 
     Args:
         targets: the label files that are going to be written.
 
     Raises:
-        AutolabelError: the folder was filled with other settings, or it was not made by us and
-            holds a file in the place of a target.
+        AutolabelError: the folder was filled with other settings, its note is damaged, or it was
+            not made by us and holds a file in the place of a target.
     """
     path = folder / SETTINGS
     if not path.exists():
-        stranger = next((target for target in targets if target.exists()), None)
+        made_with = fingerprint(settings)
+        stranger = next((target for target in targets if not _is_ours(target, made_with)), None)
         # A job beside this one may have claimed the folder meanwhile.
         if stranger is not None and not path.exists():
             raise AutolabelError(
-                f"{stranger}: is there already and was not made by autolabel.py; choose another "
-                "--output"
+                f"{stranger}: is there already and was not made by autolabel.py with these "
+                "settings; choose another --output"
             )
 
     ours = (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
     found = write_once(path, ours)
-    if found != ours:
+    if found == ours:
+        return
+
+    other = _json_object(found)
+    if other is None:
         raise AutolabelError(
-            f"{folder}: holds labels made with other settings ({_differing(found, settings)}); "
-            "choose another --output, or delete the folder"
+            f"{path}: is damaged or cut off; delete this one file and start the same command "
+            "again: labels that were made with its settings are kept"
         )
+    keys = sorted(settings.keys() | other.keys())
+    differing = ", ".join(key for key in keys if settings.get(key) != other.get(key))
+    raise AutolabelError(
+        f"{folder}: holds labels made with other settings ({differing}); choose another --output, "
+        "or delete the folder"
+    )
 
 
-def _differing(found: bytes, settings: Mapping[str, Any]) -> str:
+def _is_ours(target: Path, made_with: str) -> bool:
+    """Whether nothing is lost when a file is replaced: it is missing, empty, or our label."""
     try:
-        other = json.loads(found)
-        keys = sorted(settings.keys() | other.keys())
-        return ", ".join(key for key in keys if settings.get(key) != other.get(key))
-    except (ValueError, AttributeError):
-        return f"{SETTINGS} cannot be read"
+        if target.stat().st_size == 0:
+            return True
+    except OSError:
+        return True
+    record = read_record(target)
+    return record is not None and record["made_with"] == made_with
+
+
+def require_not_drawn(target: Path) -> None:
+    """Refuse to replace a whole picture that carries no record of ours.
+
+    In a folder that was claimed such a file is a label that somebody corrected or drew by hand.
+    What is damaged or cut off is no picture, and may be replaced.
+
+    Raises:
+        AutolabelError: the file is such a picture.
+    """
+    try:
+        data = target.read_bytes()
+        # Damaged or not, what carries our keyword was written here.
+        if any(data.startswith(FORMAT.encode(), start) for _, start, _ in iterate_chunks(data)):
+            return
+        with Image.open(target) as picture:
+            picture.load()
+    except (OSError, SyntaxError, ValueError):
+        return
+    raise AutolabelError(
+        f"{target}: was not made by autolabel.py, or was changed since; move it away, or choose "
+        "another --output"
+    )
+
+
+def write_thresholds(
+    path: Path, thresholds: Mapping[str, float], *, made_with: str, images: int
+) -> None:
+    """Write measured thresholds by class, unless another job was first.
+
+    Args:
+        path: of the file, which all jobs of a folder read.
+        thresholds: by the name of the class.
+        made_with: a fingerprint of all that they depend on.
+        images: on how many they were measured.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    content = {"made_with": made_with, "images": images, "thresholds": dict(thresholds)}
+    write_once(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_thresholds(path: Path, *, made_with: str, names: Sequence[str]) -> np.ndarray:
+    """The thresholds that `write_thresholds` wrote, float64 [C] in the order of `names`.
+
+    Raises:
+        AutolabelError: the file is damaged, or was measured with other settings.
+    """
+    try:
+        content = _json_object(path.read_bytes())
+    except OSError as error:
+        raise AutolabelError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+    if content is not None and content.get("made_with") not in (None, made_with):
+        raise AutolabelError(
+            f"{path}: was measured with other settings; choose another --output, or delete the "
+            "folder"
+        )
+    values: list[Any] = []
+    if content is not None and isinstance(content.get("thresholds"), dict):
+        values = [content["thresholds"].get(name) for name in names]
+    if len(values) != len(names) or not all(
+        type(value) in (int, float) and 0 <= value <= 1 for value in values
+    ):
+        raise AutolabelError(
+            f"{path}: is damaged or cut off; delete this one file and start the same command "
+            "again: the thresholds are measured anew, and come out the same"
+        )
+    return np.array(values, dtype=np.float64)
+
+
+def _json_object(data: bytes) -> dict[str, Any] | None:
+    """What JSON bytes hold; None where that is no object, or no JSON."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    return content
 
 
 @contextmanager

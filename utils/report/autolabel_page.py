@@ -50,7 +50,7 @@ def _summary(report: AutolabelReport) -> Section:
     if report.failed:
         figures["images failed"] = str(len(report.failed))
 
-    values = {"figures": {**figures, **report.facts}}
+    values = {"warnings": report.warnings, "figures": {**figures, **report.facts}}
     return Section("summary", "Summary", "autolabel/summary.html", values)
 
 

@@ -124,6 +124,8 @@ class AutolabelReport:
     """Panels as in the paper's figure 4: image | coarse | auto-label."""
     failed: Sequence[tuple[str, str]] = ()
     """(name, reason) of the images that could not be labelled."""
+    warnings: Sequence[str] = ()
+    """Sentences that stand first, such as those of `labelling.autolabels.empty_classes`."""
 
 
 def write_report(path: Path | str, report: EvaluationReport | AutolabelReport) -> None:
