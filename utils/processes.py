@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -189,12 +189,20 @@ def join(*, device: str = "auto", timeout_minutes: float = 30.0) -> Processes:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
 
-    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    if use_cuda and not torch.cuda.is_available():
-        raise ProcessError(
-            "runtime.device: 'cuda' was asked for but torch sees no CUDA device; use "
-            "runtime.device=cpu or auto"
-        )
+    use_cuda = device != "cpu" and torch.cuda.is_available()
+    if device != "cpu" and not use_cuda:
+        # A training on the CPU that was meant for a GPU would take months without a word.
+        problem = _cuda_problem()
+        if problem is not None:
+            raise ProcessError(
+                f"torch cannot use this machine's GPU ({problem}); update its driver, install a "
+                "torch built for it (https://pytorch.org/get-started), or set runtime.device=cpu"
+            )
+        if device == "cuda":
+            raise ProcessError(
+                "runtime.device: 'cuda' was asked for but torch sees no CUDA device; use "
+                "runtime.device=cpu or auto"
+            )
     if use_cuda and local_rank >= torch.cuda.device_count():
         raise ProcessError(
             f"process {local_rank} of this node has no GPU of its own "
@@ -211,6 +219,20 @@ def join(*, device: str = "auto", timeout_minutes: float = 30.0) -> Processes:
     return Processes(
         rank=launched_rank(), world_size=world_size, local_rank=local_rank, device=own_device
     )
+
+
+def _cuda_problem() -> str | None:
+    """Why torch cannot use the GPU of this machine, in its own words; None where there is none."""
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if torch.version.cuda is None or is_hidden:
+        return None
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        reason = first_line(error)
+        no_gpu = ("Found no NVIDIA driver", "No CUDA GPUs are available")
+        return None if any(text in reason for text in no_gpu) else reason
+    return None
 
 
 def _initialise(backend: str, timeout_minutes: float) -> None:
@@ -276,6 +298,26 @@ def agreed_round(store: dist.Store, rank: int, world_size: int, *, timeout_s: fl
             raise RuntimeError(f"rank {names} did not come within {timeout_s:g} s")
         time.sleep(0.01)
     return own
+
+
+def copy_from_main(tensors: Iterable[Tensor]) -> None:
+    """Give every rank the values that rank 0 has, in place; nothing to do in a single process.
+
+    All ranks must call it with tensors of the same shapes and order.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+
+    # One message for each dtype instead of one for each of some hundred small tensors.
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    for same in by_dtype.values():
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in same])
+        # As bytes, because gloo does not know every dtype.
+        dist.broadcast(flat.view(torch.uint8), src=0)
+        for tensor, values in zip(same, flat.split([t.numel() for t in same]), strict=True):
+            tensor.detach().copy_(values.view(tensor.shape))
 
 
 def lost_contact(error: BaseException) -> bool:
@@ -392,11 +434,11 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
     @torch.no_grad()
     def _update(self, mean: Tensor, variance: Tensor, total: Tensor) -> None:
         """Move the running statistics towards those of this batch, as nn.BatchNorm2d does."""
-        assert (
-            self.running_mean is not None
-            and self.running_var is not None
-            and self.num_batches_tracked is not None
-        )
+        # Activation checkpointing takes the counter away while it runs a layer for the second time
+        # on the same images: they have moved the statistics already.
+        if self.num_batches_tracked is None:
+            return
+        assert self.running_mean is not None and self.running_var is not None
         self.num_batches_tracked.add_(1)
         momentum = self.momentum
         if momentum is None:

@@ -1,9 +1,15 @@
-"""Settings of torch that a run chooses: threads, determinism, precision."""
+"""Settings of torch that a run chooses, and when a process may be interrupted."""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 import torch
 
@@ -38,11 +44,11 @@ def prepare_runtime(
     With `deterministic` an operation that has no deterministic kernel is an error.
 
     Raises:
-        RuntimeSettingError: torch is too old.
+        RuntimeSettingError: torch is too old, or `threads` are too many.
     """
     check_torch_version()
     if threads is not None:
-        torch.set_num_threads(threads)
+        _set_threads(threads)
 
     # cuBLAS is deterministic only with a fixed workspace, and cuDNN's search for the fastest kernel
     # may choose another one in every run.
@@ -57,6 +63,18 @@ def prepare_runtime(
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
     torch.manual_seed(seed)
+
+
+def _set_threads(threads: int) -> None:
+    """Let torch use `threads` threads; far more than there are processors end the process."""
+    processors = os.cpu_count() or 1
+    most = max(64, 4 * processors)
+    if threads > most:
+        raise RuntimeSettingError(
+            f"runtime.threads: {threads} is far more than the {processors} processors of this "
+            f"machine; set it to {processors} or less, or to null"
+        )
+    torch.set_num_threads(threads)
 
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
@@ -78,3 +96,61 @@ def seed_step(*, seed: int, step: int, rank: int) -> None:
     drawn without the interruption.
     """
     torch.manual_seed(zlib.crc32(f"{seed}/{step}/{rank}".encode()))
+
+
+class _Interruptions:
+    """How many `uninterrupted` blocks are open, and what was asked for in the meantime."""
+
+    def __init__(self) -> None:
+        # Signal handlers run in the main thread between any two of its steps, also while it holds
+        # this lock; a plain lock would wait for itself there.
+        self.lock = threading.RLock()
+        self.blocks = 0
+        self.exit_status: int | None = None
+
+
+_interruptions = _Interruptions()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Finish the block, such as the writing of a checkpoint, before the process may be stopped.
+
+    Ctrl-C within the block raises KeyboardInterrupt at its end, and `exit_when_possible` takes
+    effect there. Nothing helps against SIGKILL, but `files.writing` loses nothing by it either.
+    """
+    presses: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        presses.append(number)
+
+    # Python lets only the main thread set handlers, and only it receives KeyboardInterrupt.
+    is_main = threading.current_thread() is threading.main_thread()
+    previous: Any = None
+    if is_main:
+        previous = signal.signal(signal.SIGINT, remember)
+    with _interruptions.lock:
+        _interruptions.blocks += 1
+    try:
+        yield
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
+        with _interruptions.lock:
+            _interruptions.blocks -= 1
+            if _interruptions.blocks == 0 and _interruptions.exit_status is not None:
+                os._exit(_interruptions.exit_status)
+
+    if presses:
+        signal.raise_signal(signal.SIGINT)
+
+
+def exit_when_possible(status: int) -> None:
+    """End the process at once with `status`, or at the end of a block that is `uninterrupted`.
+
+    For signal handlers and timers.
+    """
+    with _interruptions.lock:
+        if _interruptions.blocks == 0:
+            os._exit(status)
+        _interruptions.exit_status = status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import signal
@@ -15,6 +16,7 @@ from torch import nn
 
 from hmsa.engine.command_line import StopSignal
 from hmsa.utils.processes import Processes
+from hmsa.utils.runtime import RuntimeSettingError, prepare_runtime
 from hmsa.utils.training.ema import WeightAverage
 from hmsa.utils.training.logbook import Logbook
 from hmsa.utils.training.meter import Meter
@@ -472,3 +474,70 @@ def test_a_summary_tells_what_was_done_and_what_comes_next(tmp_path: Path) -> No
     assert f"eval.py --checkpoint {newest} " in run.next_commands()
     run.checkpoints.save_best({})
     assert f"eval.py --checkpoint {run.checkpoints.best} " in run.next_commands()
+
+
+def test_an_overflow_of_a_running_statistic_makes_its_step_one_to_skip() -> None:
+    """Loss and gradients stay finite, but the statistic would stay infinite for ever."""
+    model = _toy()
+    built = build_optimizer(parameter_groups(model, lr=0.1, weight_decay=0.0))
+    state = TrainingState(model, built, torch.amp.GradScaler("cpu", enabled=False), None)
+    good = model[1].running_var.clone()
+    for value, is_finite in ((3e38, False), (1.0, True)):
+        state.keep_buffers()
+        model(torch.randn(2, 3, 8, 8)).square().mean().backward()
+        with torch.no_grad():
+            model[1].running_var.mul_(value).mul_(10.0)
+        norm = state.gradient_norm()
+        assert bool(torch.isfinite(norm)) is is_finite
+        if not is_finite:
+            state.skip_step()
+            assert torch.equal(model[1].running_var, good)
+        else:
+            gradients = [parameter.grad for parameter in model.parameters()]
+            assert torch.equal(norm, torch.nn.utils.get_total_norm(gradients))
+        model.zero_grad(set_to_none=True)
+
+
+def test_other_buffers_than_statistics_may_be_infinite() -> None:
+    """Such as masks of attention."""
+    model = _toy()
+    model.register_buffer("mask", torch.full((3,), float("-inf")), persistent=False)
+    assert bool(torch.isfinite(BufferGuard(model).largest_statistic()))
+    assert bool(torch.isfinite(BufferGuard(nn.Conv2d(3, 3, 1)).largest_statistic()))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_state_of_an_optimiser_is_laid_out_as_its_parameters(optimizer: str) -> None:
+    """Fused optimisers refuse it otherwise, when runtime.channels_last has changed."""
+
+    def fresh(memory_format: torch.memory_format) -> TrainingState:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)).to(
+            memory_format=memory_format
+        )
+        built = build_optimizer(
+            parameter_groups(model, lr=0.1, weight_decay=0.0), optimizer=optimizer, backend="fused"
+        )
+        return TrainingState(model, built, torch.amp.GradScaler("cpu", enabled=False), None)
+
+    def step(state: TrainingState) -> None:
+        state.model(torch.ones(2, 3, 8, 8)).square().mean().backward()
+        state.step()
+        state.model.zero_grad(set_to_none=True)
+
+    plain = fresh(torch.contiguous_format)
+    step(plain)
+    resumed = fresh(torch.channels_last)
+    resumed.load(copy.deepcopy(plain.content()))
+    for parameter, values in resumed.optimizer.state.items():
+        for value in values.values():
+            assert value.shape != parameter.shape or value.stride() == parameter.stride()
+    step(plain)
+    step(resumed)
+    for own, other in zip(plain.model.parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(own, other)
+
+
+def test_far_too_many_threads_are_one_sentence() -> None:
+    with pytest.raises(RuntimeSettingError, match="runtime.threads: 100000 is far more"):
+        prepare_runtime(threads=100_000)

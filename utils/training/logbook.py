@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..files.writing import write_file
+from .checkpoint import unused_name
 from .run_folder import RunError
 
 logger = logging.getLogger("hmsa")
@@ -42,7 +44,11 @@ class _LogFile(logging.FileHandler):
 
 
 def start_logging(*, main: bool, file: Path | None = None) -> None:
-    """Log to the terminal and, when given, to `file`; on other ranks than `main` only warnings."""
+    """Log to the terminal and, when given, to `file`; on other ranks than `main` only warnings.
+
+    Raises:
+        RunError: `file` cannot be written.
+    """
     logger.setLevel(logging.WARNING)
     if main:
         logger.setLevel(logging.INFO)
@@ -58,7 +64,14 @@ def start_logging(*, main: bool, file: Path | None = None) -> None:
     logger.addHandler(screen)
 
     if file is not None:
-        log_file = _LogFile(file, encoding="utf-8")
+        try:
+            log_file = _LogFile(file, encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise RunError(
+                f"{file}: cannot be written ({reason}); remove it or choose another folder with "
+                "experiment.output=DIR"
+            ) from error
         log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         logger.addHandler(log_file)
 
@@ -117,6 +130,8 @@ class Logbook:
         # Opened anew for each row: the folder may have been moved, or the disk cleared, meanwhile.
         with self._explained(self.path.name), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, "step": step, **plain}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
         for name, number in _numbers(kind, plain):
             self._show(partial(_add_scalar, name=name, number=number, step=step))
@@ -183,10 +198,28 @@ class Logbook:
     def _drop_rows_after(self, step: int, to_validate: bool) -> None:
         if not self.path.is_file():
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines()
-        # Kept as they are, byte for byte, so that an uninterrupted run has the same file.
-        kept = [line for line in lines if _is_before(line, step, to_validate)]
-        write_file(self.path, "".join(line + "\n" for line in kept), durable=True)
+        # Rows are kept as they are, byte for byte, so that an uninterrupted run has the same file.
+        content = self.path.read_bytes()
+        lines = content.split(b"\n")
+        rows = [_row_of(line) for line in lines]
+        kept = [
+            line
+            for line, row in zip(lines, rows, strict=True)
+            if row is not None and _is_before(row, step, to_validate)
+        ]
+
+        # A kill may cut off the last line. Anything else that is no row is damage from elsewhere.
+        damaged = sum(row is None for row in rows[:-1])
+        if damaged:
+            copy = unused_name(self.path)
+            write_file(copy, content, durable=True)
+            logger.warning(
+                "%s: %d lines are no rows and are left out; the file as it was is kept in %s",
+                self.path,
+                damaged,
+                copy.name,
+            )
+        write_file(self.path, b"".join(line + b"\n" for line in kept), durable=True)
 
 
 def _warn_only_of(kind: type[Exception], other_hook: Callable[[Any], Any]) -> Callable[[Any], None]:
@@ -204,19 +237,22 @@ def _warn_only_of(kind: type[Exception], other_hook: Callable[[Any], Any]) -> Ca
     return hook
 
 
-def _is_before(line: str, step: int, to_validate: bool) -> bool:
-    """Whether a row was written before a checkpoint of `step` that is still `to_validate`.
-
-    A line that a killed process left cut off counts as never written.
-    """
+def _row_of(line: bytes) -> dict[str, Any] | None:
+    """The row in a line of metrics.jsonl, or None when there is none."""
     try:
         row = json.loads(line)
-        # A checkpoint is written before the validation of its step, so that one comes again.
-        if row["step"] == step:
-            return not (to_validate and row["kind"] == "val")
-        return row["step"] < step
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return False
+        is_row = isinstance(row["step"], int) and isinstance(row["kind"], str)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return row if is_row else None
+
+
+def _is_before(row: Mapping[str, Any], step: int, to_validate: bool) -> bool:
+    """Whether a row was written before a checkpoint of `step` that is still `to_validate`."""
+    # A checkpoint is written before the validation of its step, so that one comes again.
+    if row["step"] == step:
+        return not (to_validate and row["kind"] == "val")
+    return row["step"] < step
 
 
 def _add_scalar(board: Any, *, name: str, number: float, step: int) -> None:

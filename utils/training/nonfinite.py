@@ -58,7 +58,7 @@ class SkippedSteps:
         suspects = [names for was_bad, names in gathered if was_bad]
         culprit = "loss"
         if not suspects:
-            culprit = "gradient"
+            culprit = "gradient or a running statistic"
             suspects = [names for _, names in gathered]
         images = ", ".join(name for names in suspects for name in names)
 
@@ -75,7 +75,7 @@ class SkippedSteps:
 
         # Each rank keeps its own batches; one may have had room on its disk and another none.
         kept = ""
-        if own or culprit == "gradient":
+        if own or culprit != "loss":
             kept = self._keep(step, batches, terms)
         where = max(self.processes.gather(kept))
 

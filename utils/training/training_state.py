@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..processes import Processes
+from ..processes import Processes, copy_from_main, first_line
 from .checkpoint import CheckpointError, CheckpointFolder, load_checkpoint
 from .ema import WeightAverage
 from .logbook import logger
+
+# What a checkpoint must hold for a training to go on from it.
+RESUMED = ("model", "optimizer", "scaler", "ema", "progress")
 
 
 @dataclass
@@ -39,6 +44,24 @@ class Progress:
     best_epoch: int = -1
     skipped_steps: int = 0
     batch: int = 0
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Progress:
+        """Inverse of `asdict`.
+
+        Raises:
+            CheckpointError: the values are not those of a progress, such as a newer version's.
+        """
+        kinds = {field.name: type(field.default) for field in fields(cls)}
+        if not isinstance(values, dict) or values.keys() != kinds.keys():
+            raise CheckpointError(
+                "its progress is not one of this version of hmsa; resume with the version that "
+                "wrote it"
+            )
+        for name, value in values.items():
+            if type(value) is not kinds[name]:
+                raise CheckpointError(f"its progress has {name} {value!r}")
+        return cls(**values)
 
     def fit_batch(self, batch: int) -> None:
         """Go on with `batch` images a step; with another number, find the place in the epoch anew.
@@ -115,14 +138,17 @@ class TrainingState:
         return self.model.state_dict()
 
     def gradient_norm(self) -> Tensor:
-        """Norm of all gradients, a scalar on the device.
+        """Norm of all gradients, a scalar on the device; nan when a statistic is not finite.
 
-        A GradScaler's factor is divided out of the gradients first.
+        A GradScaler's factor is divided out of the gradients first. Batch-norm statistics that
+        overflow make neither loss nor gradients bad, but would stay infinite for ever: nan makes
+        the step one to skip, which puts them back.
         """
         self.scaler.unscale_(self.optimizer)
         # Parameters that took no part in this step, such as frozen ones, have no gradient.
         gradients = [parameter.grad for parameter in self.model.parameters()]
-        return torch.nn.utils.get_total_norm([grad for grad in gradients if grad is not None])
+        norm = torch.nn.utils.get_total_norm([grad for grad in gradients if grad is not None])
+        return norm + 0.0 * self.guard.largest_statistic().to(norm)
 
     def overflow_is_usual(self) -> bool:
         """Whether a gradient may be infinite only because a GradScaler tries a larger factor.
@@ -152,24 +178,38 @@ class TrainingState:
 
     @contextmanager
     def evaluated_weights(self) -> Iterator[None]:
-        """Inside the block the model holds the weights to evaluate with."""
+        """Inside the block the model holds the weights to evaluate with, on all ranks the same.
+
+        All ranks must enter it together. Without synchronised batch norm the ranks have different
+        running statistics; rank 0 writes the checkpoints, so its statistics are scored on all of
+        them, or the score would belong to no checkpoint.
+        """
+        copy_from_main(self.model.buffers())
         if self.average is None:
             yield
             return
+
+        statistics = [name for name, _ in self.model.named_buffers()]
+        averaged = self.average.state_dict()
+        copy_from_main(averaged[name] for name in statistics if name in averaged)
         with self.average.applied(self.model):
             yield
 
-    def load(self, content: dict[str, Any]) -> None:
+    def load(self, content: Mapping[str, Any]) -> None:
         """Take over what `content` saved.
 
         Raises:
-            ValueError, RuntimeError, KeyError: it belongs to another model or optimiser.
+            ValueError, RuntimeError, KeyError, TypeError: it belongs to another model or optimiser.
         """
+        missing = [name for name in RESUMED if name not in content]
+        if missing:
+            raise CheckpointError(f"it has no {', '.join(missing)} to go on from")
         self.model.load_state_dict(content["model"])
 
         # The configuration decides on rates and decay, also when they were changed since.
         kept = [(group["base_lr"], group["weight_decay"]) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(content["optimizer"])
+        self._lay_out_optimizer_state()
         for group, (base_lr, weight_decay) in zip(self.optimizer.param_groups, kept, strict=True):
             group["base_lr"] = base_lr
             group["weight_decay"] = weight_decay
@@ -185,42 +225,137 @@ class TrainingState:
                     "anew"
                 )
             self.average.load_state_dict(content["ema"])
-        self.progress = Progress(**content["progress"])
+        self.progress = Progress.from_dict(content["progress"])
+
+    def _lay_out_optimizer_state(self) -> None:
+        """Give momentum and the like the memory layout of their parameters.
+
+        It differs when runtime.channels_last has changed, and fused optimisers then refuse.
+        """
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                    continue
+                if value.stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def restore(state: TrainingState, checkpoints: CheckpointFolder, processes: Processes) -> None:
-    """Load the newest valid checkpoint on every rank; with none, begin at the beginning.
+def restore(
+    state: TrainingState,
+    checkpoints: CheckpointFolder,
+    processes: Processes,
+    *,
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Load the newest valid checkpoint on every rank; in an empty folder begin at the beginning.
+
+    Damaged checkpoints are renamed and named. Where there are only such, nothing is begun: it would
+    overwrite what may still be mended. `class_names` are the classes to train, in order.
 
     Raises:
-        CheckpointError: it belongs to another network or configuration.
+        CheckpointError: no checkpoint is valid, or it belongs to another network, configuration or
+            list of classes.
     """
     # Rank 0 chooses for all: ranks that hashed the files one after the other could choose
     # different ones, and would then train different networks together.
     chosen = None
-    if processes.is_main:
-        chosen = checkpoints.newest_valid()
-    path, passed = processes.gather(chosen)[0]
-
-    if processes.is_main:
-        for sentence in passed:
-            logger.warning("%s", sentence)
+    with processes.agreement(CheckpointError):
+        if processes.is_main:
+            chosen = _choose(checkpoints)
+    path: Path | None = processes.gather(chosen)[0]
     if path is None:
-        logger.info("%s holds no valid checkpoint: training from the beginning", checkpoints.folder)
+        logger.info("%s holds no checkpoint: training from the beginning", checkpoints.folder)
         return
 
     # A rank that cannot load it ends all of them, instead of leaving the others waiting for it.
     with processes.agreement(CheckpointError):
+        content = load_checkpoint(path).content
+        _require_classes(path, content, class_names)
         try:
-            state.load(load_checkpoint(path))
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            state.load(content)
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(
-                f"{path}: does not fit this configuration ({reason}); resume with the run's own "
-                "config.yaml, or train into another experiment.output"
+                f"{path}: does not fit this configuration ({first_line(error)}); resume with the "
+                "run's own config.yaml, or train into another experiment.output"
             ) from error
+
+    best = None
+    if processes.is_main:
+        best = _best_so_far(state.progress, checkpoints)
+    state.progress.best_miou, state.progress.best_epoch = processes.gather(best)[0]
     logger.info(
         "going on from %s: epoch %d, step %d", path, state.progress.epoch, state.progress.step
     )
+
+
+def _choose(checkpoints: CheckpointFolder) -> Path | None:
+    """The newest valid step checkpoint; newer ones are set aside. None in an empty folder."""
+    path, passed = checkpoints.newest_valid()
+    if path is None:
+        if not passed:
+            return None
+        raise CheckpointError(
+            f"{'; '.join(passed)}; no checkpoint is left to go on from, and nothing was changed: "
+            "copy the files here again, each with its .sha256, or begin anew in another folder "
+            "with experiment.output=DIR"
+        )
+
+    steps = checkpoints.steps()
+    for newer, problem in zip(reversed(steps), passed, strict=False):
+        logger.warning("%s; going back to the checkpoint before it", problem)
+        if checkpoints.owned:
+            logger.warning("%s: renamed to %s", newer, checkpoints.set_aside(newer).name)
+    return path
+
+
+def _require_classes(
+    path: Path, content: Mapping[str, Any], class_names: Sequence[str] | None
+) -> None:
+    """Refuse to go on with other classes: every channel of the head would mean another one."""
+    if class_names is None:
+        return
+    try:
+        saved = [str(item["name"]) for item in content["spec"]["classes"]]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged, its list of classes cannot be read") from error
+    if saved == list(class_names):
+        return
+
+    difference = "other classes"
+    if sorted(saved) == sorted(class_names):
+        difference = "the same classes in another order"
+    raise CheckpointError(
+        f"{path}: was trained for {difference} ({', '.join(saved[:4])}, ...) than the data set has "
+        f"now ({', '.join(class_names[:4])}, ...); restore the class list to resume, or begin anew "
+        "in another experiment.output, with model.init_from for its weights"
+    )
+
+
+def _best_so_far(progress: Progress, checkpoints: CheckpointFolder) -> tuple[float, int]:
+    """mIoU and epoch of best.pt, which nothing worse may replace.
+
+    best.pt may be from a later epoch than the checkpoint that training goes on from. When it is
+    damaged or gone, the next validation is the best again.
+    """
+    best = checkpoints.best
+    if not best.exists():
+        if progress.best_epoch >= 0:
+            logger.warning("%s: is gone; the next validation writes a new one", best)
+        return -1.0, -1
+
+    try:
+        content = load_checkpoint(best).content
+    except CheckpointError as error:
+        logger.warning("%s", error)
+        if checkpoints.owned:
+            logger.warning("%s: renamed to %s", best, checkpoints.set_aside(best).name)
+        return -1.0, -1
+
+    miou, epoch = content.get("miou"), content.get("epoch")
+    is_score = isinstance(miou, float) and math.isfinite(miou) and isinstance(epoch, int)
+    if is_score and not progress.best_miou >= miou:
+        return miou, epoch
+    return progress.best_miou, progress.best_epoch
 
 
 class BufferGuard:
@@ -232,7 +367,19 @@ class BufferGuard:
 
     def __init__(self, model: nn.Module) -> None:
         self.live = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+        self.statistics = [
+            buffer
+            for name, buffer in model.named_buffers()
+            if name.endswith(("running_mean", "running_var"))
+        ]
         self.kept = [buffer.detach().clone() for buffer in self.live]
+
+    @torch.no_grad()
+    def largest_statistic(self) -> Tensor:
+        """The largest absolute value of all running statistics, a scalar; nan if one is nan."""
+        if not self.statistics:
+            return torch.zeros(())
+        return torch.cat(self.statistics).abs().amax()
 
     @torch.no_grad()
     def keep(self) -> None:
