@@ -9,13 +9,15 @@ from __future__ import annotations
 import atexit
 import gc
 import multiprocessing
+import multiprocessing.queues
 import os
+import re
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 from typing import Any, Protocol
 
 import cv2
@@ -23,8 +25,34 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DataError
+from ..exhaustion import explain_exhaustion, require_descriptors
 
 Batch = dict[str, Any]
+
+# Files that loading keeps open at once in the main process.
+_FILES_OF_A_WORKER = 6
+_TENSORS_OF_A_BATCH = 6
+_BATCHES_IN_USE = 4
+_FILES_BESIDE = 24
+
+_SECONDS_TO_END = 0.5
+
+# Exit statuses of workers that could not hand over a batch; see `_end_without_batch`.
+_NO_SHARED_MEMORY = 75
+_NO_DESCRIPTORS = 76
+_NOT_SENT = 77
+_SHARED_MEMORY = "/dev/shm"
+_REASONS = {
+    _NO_SHARED_MEMORY: (
+        "because /dev/shm{size} has no room for another batch; enlarge it (docker run "
+        "--shm-size=8g), or lower data.workers or data.batch_size, and resume"
+    ),
+    _NO_DESCRIPTORS: (
+        "because it may not open more files; raise the limit (ulimit -n 4096), or lower "
+        "data.workers, and resume"
+    ),
+    _NOT_SENT: "because a batch could not be handed over; lower data.workers, and resume",
+}
 
 
 class BatchReader(Protocol):
@@ -86,6 +114,16 @@ def start_loader(reader: BatchReader, steps: Any, processes: WorkerProcesses) ->
     if pin_memory is None:
         pin_memory = torch.cuda.is_available()
 
+    # Each worker has pipes, and each tensor of a batch on its way holds a file.
+    if processes.workers > 0:
+        batches_on_their_way = processes.workers * processes.prefetch + _BATCHES_IN_USE
+        require_descriptors(
+            processes.workers * _FILES_OF_A_WORKER
+            + batches_on_their_way * _TENSORS_OF_A_BATCH
+            + _FILES_BESIDE,
+            what=f"{processes.workers} data loader workers",
+        )
+
     # torch refuses these options where there are no workers.
     for_workers: dict[str, Any] = {}
     if processes.workers > 0:
@@ -110,44 +148,104 @@ def batches(loader: DataLoader[Any]) -> Iterator[Batch]:
     Raises:
         DataError: a file is at fault, or a worker was lost.
     """
-    with _lost_worker_explained():
+    iterator: Any = None
+    try:
         iterator = iter(loader)
         if loader.num_workers:
             # Exit handlers run in reverse order, and starting the workers may have registered one
             # of torch's.
             atexit.unregister(_end_workers)
             atexit.register(_end_workers)
+            _explain_signals()
         for batch in iterator:
             if isinstance(batch, DataError):
                 raise batch
             yield batch
+    except (RuntimeError, OSError, EOFError, MemoryError) as error:
+        if explain_lost_worker(error) is None:
+            raise
+        explanation = explain_lost_worker(error, status=_exit_status(iterator)) or ""
+        raise DataError(explanation, kind="worker") from error
 
 
-@contextmanager
-def _lost_worker_explained() -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, OSError, EOFError) as error:
-        explanation = explain_lost_worker(error)
-        if explanation is not None:
+def _exit_status(iterator: Any) -> int | None:
+    """Exit status of a loader's worker that could not hand over its batch, if there is one."""
+    for worker in getattr(iterator, "_workers", ()):
+        # A broken connection shows a little before the worker has ended.
+        worker.join(_SECONDS_TO_END)
+        if worker.exitcode in _REASONS:
+            return int(worker.exitcode)
+        if worker.exitcode:
+            return None
+    return None
+
+
+def _explain_signals() -> None:
+    """Let the end of a worker be a DataError wherever the main process happens to be.
+
+    torch's handler of SIGCHLD raises a RuntimeError there, in the middle of a step, too.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and callable(handler) and not isinstance(handler, _ExplainedHandler):
+        signal.signal(signal.SIGCHLD, _ExplainedHandler(handler))
+
+
+class _ExplainedHandler:
+    """A signal handler whose RuntimeError about a lost worker becomes a DataError."""
+
+    def __init__(self, handler: Callable[[int, FrameType | None], Any]) -> None:
+        self.handler = handler
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self.handler(number, frame)
+        except RuntimeError as error:
+            explanation = explain_lost_worker(error)
+            if explanation is None:
+                raise
             raise DataError(explanation, kind="worker") from error
-        raise
 
 
-def explain_lost_worker(error: BaseException) -> str | None:
+def explain_lost_worker(error: BaseException, *, status: int | None = None) -> str | None:
     """One sentence if `error` is how a dead loader worker shows, else None.
 
-    torch notices by a signal and raises RuntimeError wherever the main process happens to be, in
-    the middle of a step, too; or the connection breaks while a batch is being received.
+    torch raises a RuntimeError, or the connection breaks while a batch is being received. What the
+    system refuses to the main process itself (descriptors, threads, processes, memory) is explained
+    as well.
+
+    Args:
+        error: what was raised.
+        status: exit status of the worker; by default the one that the error names, if any.
     """
+    exhausted = explain_exhaustion(error)
+    if exhausted is not None:
+        return f"{exhausted}, or lower data.workers, and resume"
+
     is_broken_link = isinstance(error, (ConnectionError, EOFError))
     if not is_broken_link and "DataLoader worker (pid" not in str(error):
         return None
-    return (
-        "a data loader worker was lost, killed from outside or for want of memory (in containers "
-        "often of /dev/shm); lower data.workers or data.batch_size, or enlarge the memory, and "
-        f"resume ({type(error).__name__}: {' '.join(str(error).split())})"
+    named = re.search(r"exit code (\d+)", str(error))
+    if status is None and named is not None:
+        status = int(named[1])
+    reason = _REASONS.get(
+        status or 0,
+        "killed from outside or for want of memory (in containers often of /dev/shm); lower "
+        "data.workers or data.batch_size, or enlarge the memory, and resume",
     )
+    return (
+        f"a data loader worker was lost, {reason.format(size=_size_of_shared_memory())} "
+        f"({type(error).__name__}: {' '.join(str(error).split())})"
+    )
+
+
+def _size_of_shared_memory() -> str:
+    """ " of N MiB" for the file system through which batches travel, as far as it can be told."""
+    try:
+        status = os.statvfs(_SHARED_MEMORY)
+    except OSError:
+        return ""
+    return f" of {status.f_frsize * status.f_blocks >> 20} MiB"
 
 
 def _begin_worker(_: int, *, main: int) -> None:
@@ -157,8 +255,26 @@ def _begin_worker(_: int, *, main: int) -> None:
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_only_for(main)
+    # The thread that sends batches would drop one that it cannot send, with a traceback, and the
+    # main process would wait for it for ever.
+    queue_type: Any = multiprocessing.queues.Queue
+    queue_type._on_queue_feeder_error = staticmethod(_end_without_batch)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+
+
+def _end_without_batch(error: BaseException, _: Any) -> None:
+    """End this worker because a batch cannot be handed over.
+
+    torch notices the end of a worker, and its exit status says why: shared memory and descriptors
+    are what a batch needs on its way.
+    """
+    status = _NOT_SENT
+    if "Too many open files" in str(error):
+        status = _NO_DESCRIPTORS
+    elif "shared memory" in str(error) or "No space left" in str(error):
+        status = _NO_SHARED_MEMORY
+    os._exit(status)
 
 
 def _end_only_for(main: int) -> None:
@@ -187,6 +303,9 @@ def _end_workers() -> None:
     Else torch waits seconds for each worker of a loader that the traceback of an exception keeps
     alive.
     """
+    # torch's handler would tell of the very ends that are caused here.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         if child.daemon:  # as multiprocessing itself is about to do
             child.terminate()

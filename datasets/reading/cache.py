@@ -19,8 +19,9 @@ from hmsa.utils.files.writing import remove
 
 from ..errors import DataError
 from ..files import Files
+from .builders import spread
 from .decoding import image_size, resize_long_edge
-from .stored import built_whole, cache_folder, identity, sole_builder, spread
+from .stored import built_whole, cache_folder, identity, sole_builder
 
 _VERSION = 1  # raise it when the same sources would be stored otherwise
 _JPEG_QUALITY = 95

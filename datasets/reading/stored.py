@@ -8,27 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
-
-import cv2
-from tqdm import tqdm
+from typing import Any
 
 from hmsa.utils.files.locking import locked
 from hmsa.utils.files.writing import WriteError, remove, written_whole
 
 from ..errors import DataError
 from ..files import Files
-
-Result = TypeVar("Result")
-
-# Starting a process costs as much as this many images.
-_FEW_IMAGES = 32
 
 
 def cache_folder(chosen: str | Path | None, *, root: Path) -> Path:
@@ -136,43 +126,3 @@ def built_whole(path: Path) -> Iterator[Path]:
         ) from error
     finally:
         remove(workspace)
-
-
-def spread(
-    task: Callable[[int], Result], indices: Sequence[int], *, workers: int, title: str
-) -> Iterable[Result]:
-    """task(index) for each index, in order, in `workers` processes, with a progress bar.
-
-    The processes are forked where the system can, so that `task` may be bound to large arrays
-    without sending them. An error in one of them arrives here.
-    """
-    with tqdm(total=len(indices), desc=title, unit="image", disable=None, leave=False) as bar:
-        if workers <= 1 or len(indices) < _FEW_IMAGES:
-            for index in indices:
-                yield task(index)
-                bar.update()
-            return
-
-        chunk = max(1, min(16, len(indices) // (4 * workers)))
-        pool = multiprocessing.get_context().Pool(workers, initializer=_begin, initargs=(task,))
-        with pool:
-            for result in pool.imap(_run, indices, chunksize=chunk):
-                yield result
-                bar.update()
-
-
-_task: Callable[[int], Any] | None = None
-
-
-def _begin(task: Callable[[int], Any]) -> None:
-    """Prepare a new process for `_run`."""
-    global _task
-    _task = task
-    # The main process answers an interrupt, and ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(0)
-
-
-def _run(index: int) -> Any:
-    assert _task is not None
-    return _task(index)

@@ -15,7 +15,8 @@ import numpy as np
 
 from ..errors import DataError
 from ..files import Files
-from ..reading.stored import built_whole, cache_folder, identity, sole_builder, spread
+from ..reading.builders import spread
+from ..reading.stored import built_whole, cache_folder, identity, sole_builder
 
 _VERSION = 1  # raise it when the same labels would give another index
 
