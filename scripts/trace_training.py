@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+# A script runs from any folder: the checkout it lies in comes before what may be installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from torch import Tensor
 
@@ -34,6 +34,8 @@ from hmsa.engine import train
 from hmsa.utils.config import load_config
 from hmsa.utils.training.logbook import Logbook
 from hmsa.utils.training.training_state import TrainingState
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # What makes a step a function of the code and of the data alone.
 FIXED = (

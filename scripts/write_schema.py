@@ -14,10 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+# A script runs from any folder: the checkout it lies in comes before what may be installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hmsa.utils.config import json_schema
+
+ROOT = Path(__file__).resolve().parents[1]
 
 _BYTE = {"type": "integer", "minimum": 0, "maximum": 255}
 _TEXT = {"type": "string", "minLength": 1}

@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md tells a newcomer to write works: each example is run, and then used as its steps say."""
+"""CONTRIBUTING: its examples are true. Each is put where the page says and then used."""
 
 from __future__ import annotations
 

@@ -739,6 +739,26 @@ def test_parts_that_share_files_exclude_each_other(tmp_path: Path) -> None:
         pass
 
 
+def _hold_part(folder: str, order: Any) -> None:
+    with alone(Path(folder), 0, 1):
+        order.put("inside")
+        threading.Event().wait(120)
+
+
+def test_the_lock_of_a_killed_job_frees_itself(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    order = context.Queue()
+    other = context.Process(target=_hold_part, args=(str(tmp_path), order))
+    other.start()
+    assert order.get(timeout=120) == "inside"
+    with pytest.raises(AutolabelError, match="another job"), alone(tmp_path, 1, 4):
+        pass
+    other.kill()
+    other.join(60)
+    with alone(tmp_path, 1, 4):
+        pass
+
+
 def _wait_inside(folder: str, order: Any) -> None:
     order.put("started")
     with one_at_a_time(Path(folder)):

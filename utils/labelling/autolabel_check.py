@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..files.label_format import ENTRIES, MANIFEST
+from ..files.label_format import IMAGES, MANIFEST
 from ..files.outputs import OutputError, inside
 from ..files.writing import is_temporary
 from .autolabels import (
@@ -114,7 +114,7 @@ def problems_of(folder: Path) -> tuple[int, list[str]]:
         )
     said = {json.dumps(line, sort_keys=True) for line in compiled.lines}
     if any(json.dumps(line, sort_keys=True) not in said for line in lines):
-        problems.append(f"{ENTRIES}: does not say what the label files say")
+        problems.append(f"{IMAGES}: does not say what the label files say")
     return len(entries), problems
 
 
@@ -142,7 +142,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _read_lines(folder: Path) -> list[dict[str, Any]]:
-    path = folder / ENTRIES
+    path = folder / IMAGES
     lines = []
     for number, text in enumerate(_read(path).splitlines(), start=1):
         line = _parsed(path, text)

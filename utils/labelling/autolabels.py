@@ -34,8 +34,8 @@ from ..files.label_format import (
     CITYSCAPES_CONFIDENCE_SUFFIX,
     CITYSCAPES_SUFFIX,
     CONFIDENCE_SUFFIX,
-    ENTRIES,
     FORMAT,
+    IMAGES,
     MANIFEST,
     RAW_LABEL_SUFFIX,
     TRAIN_LABEL_SUFFIX,
@@ -205,7 +205,7 @@ class LabelTree:
             write_file(folder / IMAGE_PATHS, json.dumps(paths, indent=0) + "\n")
 
         lines = "".join(json.dumps(line) + "\n" for line in self.lines)
-        write_file(folder / ENTRIES, lines, durable=True)
+        write_file(folder / IMAGES, lines, durable=True)
         write_file(folder / MANIFEST, json.dumps(self.manifest, indent=2) + "\n", durable=True)
 
 
@@ -340,7 +340,7 @@ def manifest(
         "version": VERSION,
         **settings,
         "complete": not failures,
-        "images": ENTRIES,
+        "images": IMAGES,
         "labelled": len(records),
         "failures": list(failures),
         "pixels": pixels,
