@@ -128,16 +128,21 @@ class AutolabelReport:
     """Sentences that stand first, such as those of `labelling.autolabels.empty_classes`."""
 
 
-def write_report(path: Path | str, report: EvaluationReport | AutolabelReport) -> None:
-    """Write the page to `path`, whole or not at all.
-
-    Raises:
-        WriteError: the file cannot be written.
-    """
+def report_text(report: EvaluationReport | AutolabelReport) -> str:
+    """The page as HTML."""
     if isinstance(report, EvaluationReport):
         subtitle = evaluation_page.subtitle(report)
         sections = evaluation_page.sections(report)
     else:
         subtitle = autolabel_page.subtitle(report)
         sections = autolabel_page.sections(report)
-    write_file(path, page(report.title, subtitle, sections))
+    return page(report.title, subtitle, sections)
+
+
+def write_report(path: Path | str, report: EvaluationReport | AutolabelReport) -> None:
+    """Write the page to `path`, whole or not at all.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    write_file(path, report_text(report))
