@@ -22,6 +22,7 @@ from .prediction import Prediction
 from .trunks.trunk import Trunk
 
 Size = tuple[int, int]  # (height, width) in pixels
+ScalePair = tuple[float, float]  # a scale and the next higher one of a list
 
 
 def fuse(
@@ -194,13 +195,19 @@ class Single(MultiScaleModel):
 
 
 class Hierarchical(MultiScaleModel):
-    """The paper's model: the lower scale of a pair decides how much the higher one counts."""
+    """The paper's model: the lower scale of a pair decides how much the higher one counts.
+
+    `attention_bias` may hold a number for a pair of scales, which is added to the attention's
+    scores before the sigmoid wherever these two are neighbours in the list of scales. It is empty
+    in training and for published weights; `calibration` fits it.
+    """
 
     multiscale = "hierarchical"
 
     def __init__(self, *, attention: nn.Module, **parts: object) -> None:
         super().__init__(**parts)  # type: ignore[arg-type]
         self.attention = attention
+        self.attention_bias: dict[ScalePair, float] = {}
 
     def predict_scales(
         self, image: Tensor, scales: Sequence[float], *, keep_scales: bool = False
@@ -212,18 +219,27 @@ class Hierarchical(MultiScaleModel):
             attended = set(scales)
 
         # In training from low to high as the authors do, for the running statistics of batch norm.
+        biases = self.biases_of(scales)
         result = {}
         for scale in sorted(scales, reverse=not self.training):
             decoded = self.decode_at(image, scale)
             attention = None
             if scale in attended:
-                attention = self.attend(decoded.features, decoded.logits)
+                attention = self.attend(decoded.features, decoded.logits, bias=biases.get(scale))
             result[scale] = as_prediction(decoded, attention)
         return result
 
-    def attend(self, features: Tensor, logits: Tensor) -> Tensor:
+    def biases_of(self, scales: Sequence[float]) -> dict[float, float]:
+        """The attention bias of each scale that has one for its next higher scale in `scales`."""
+        pairs = adjacent_pairs(scales)
+        return {pair[0]: self.attention_bias[pair] for pair in pairs if pair in self.attention_bias}
+
+    def attend(self, features: Tensor, logits: Tensor, *, bias: float | None = None) -> Tensor:
         """Attention `[N, 1, h, w]` in (0, 1), where fusion is at features at the size of logits."""
-        attention = torch.sigmoid(at_least_float32(self.attention(features)))
+        scores = at_least_float32(self.attention(features))
+        if bias is not None:
+            scores = scores + bias
+        attention = torch.sigmoid(scores)
         if self.fuse_at == "features":
             attention = resize(attention, logits.shape[-2:], align_corners=self.align_corners)
         return attention
@@ -255,6 +271,7 @@ class HierarchicalDual(Hierarchical):
         if self.training:
             decoded = {scale: self.decode_at(image, scale) for scale in reversed(order)}
 
+        biases = self.biases_of(scales)
         result = {}
         higher: Tensor | None = None
         for scale in order:
@@ -262,7 +279,7 @@ class HierarchicalDual(Hierarchical):
             attention = None
             if higher is not None:
                 both = self.concatenate([own.features, higher])
-                attention = self.attend(both, own.logits)
+                attention = self.attend(both, own.logits, bias=biases.get(scale))
             higher = own.features
             result[scale] = as_prediction(own, attention)
         return result
@@ -272,6 +289,12 @@ def as_prediction(decoded: Decoded, attention: Tensor | None = None) -> Predicti
     """What a decoder gave for one scale, in at least single precision."""
     aux = None if decoded.aux is None else at_least_float32(decoded.aux)
     return Prediction(logits=at_least_float32(decoded.logits), aux=aux, attention=attention)
+
+
+def adjacent_pairs(scales: Sequence[float]) -> list[ScalePair]:
+    """Each scale with the next higher one of the list, from the lowest."""
+    ascending = sorted(scales)
+    return list(zip(ascending, ascending[1:], strict=False))
 
 
 def scaled_size(size: Sequence[int], scale: float) -> Size:
