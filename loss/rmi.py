@@ -102,7 +102,9 @@ def rmi_loss(
     counts: dict[str, Any] = {"valid_pixels": valid_pixels, "parts": parts}
 
     with without_autocast(logits.device):
-        # The first term, and the pooled maps. Averages come from the same pass over the logits.
+        # The first term, and the pooled maps of label and probability. With averages, one pass
+        # over the logits gives both. The probability is kept as its error beside the label, which
+        # has digits that an fp32 probability near 1 has lost.
         if pool == "avg":
             total, error = binary_terms(logits, label, valid, pool_size=pool_size)
             bce = mean_over_pixels(total, valid, added=1, **counts)
@@ -112,13 +114,13 @@ def rmi_loss(
             maps = _pooled_maps(logits, label, valid, pool, pool_size, probability_epsilon)
 
         # The second term: 0.5 logdet(M) of each image and class, [N, C].
-        information = region_information(
+        half_logdet = region_information(
             maps,
             radius=radius,
             covariance_epsilon=covariance_epsilon,
             log_epsilon=log_epsilon,
         )
-        rmi = information.mean(0).sum() / radius**2
+        rmi = half_logdet.mean(0).sum() / radius**2
         return {"bce": bce, "rmi": rmi.to(bce.dtype)}
 
 

@@ -125,7 +125,7 @@ def load_weights(
                 "was trained with."
             )
 
-    _copy(copies)
+    _copy(copies, name=name)
     return report
 
 
@@ -241,14 +241,19 @@ def _as_authors_ocr(tensors: Tensors) -> Tensors:
 
 def _match(
     model: nn.Module, tensors: Tensors, *, kind: str, name: str
-) -> tuple[LoadReport, list[tuple[Tensor, Tensor]]]:
-    """The report of loading `tensors`, and the pairs (of the model, of the file) to copy."""
+) -> tuple[LoadReport, dict[str, tuple[Tensor, Tensor]]]:
+    """The report of loading `tensors`, and the pairs (of the model, of the file) to copy.
+
+    Raises:
+        ModelError: a tensor is sparse, complex or of another kind that a model does not have.
+    """
+    _check_kinds(model, tensors, name=name)
     own = model.state_dict()
     loaded: list[str] = []
     reshaped: list[str] = []
     skipped: list[str] = []
     missing: list[str] = []
-    copies: list[tuple[Tensor, Tensor]] = []
+    copies: dict[str, tuple[Tensor, Tensor]] = {}
 
     for key, target in own.items():
         given = tensors.get(key)
@@ -262,10 +267,10 @@ def _match(
             skipped.append(key)
         elif given.shape == target.shape:
             loaded.append(key)
-            copies.append((target, given))
+            copies[key] = target, given
         else:
             reshaped.append(key)
-            copies.append((target, given))
+            copies[key] = target, given
 
     report = LoadReport(
         source=name,
@@ -279,9 +284,48 @@ def _match(
     return report, copies
 
 
+def _check_kinds(model: nn.Module, tensors: Tensors, *, name: str) -> None:
+    """Raise ModelError when a tensor of the file is of a kind that a model does not have."""
+    faults: dict[str, list[str]] = {}
+    for key, target in model.state_dict().items():
+        given = tensors.get(key)
+        if given is None:
+            continue
+        if given.layout != torch.strided or given.is_nested:
+            faults.setdefault("sparse or nested", []).append(key)
+        elif given.is_quantized or (target.is_floating_point() > given.is_floating_point()):
+            faults.setdefault(f"of {given.dtype}, not floating point", []).append(key)
+        elif given.is_complex():
+            faults.setdefault("complex", []).append(key)
+        elif given.is_meta:
+            faults.setdefault("without values", []).append(key)
+    for kind, keys in faults.items():
+        raise ModelError(
+            f"{name} holds {len(keys)} tensors that are {kind} ({summary_of_names(keys)}): save "
+            "plain floating point tensors instead."
+        )
+
+
+def _check_finite(copies: Mapping[str, tuple[Tensor, Tensor]], *, name: str) -> None:
+    """Raise ModelError when a tensor to be copied holds NaN or infinity in the model's dtype."""
+    keys = [
+        key
+        for key, (target, given) in copies.items()
+        if target.is_floating_point() and not given.to(target.dtype).isfinite().all()
+    ]
+    if keys:
+        raise ModelError(
+            f"{name} holds numbers that are NaN or infinite in {len(keys)} tensors "
+            f"({summary_of_names(keys)}): it comes from a training that failed, or is damaged; "
+            "give an earlier checkpoint."
+        )
+
+
 @torch.no_grad()
-def _copy(copies: Iterable[tuple[Tensor, Tensor]]) -> None:
-    for target, given in copies:
+def _copy(copies: Mapping[str, tuple[Tensor, Tensor]], *, name: str) -> None:
+    """Copy each pair (of the model, of the file); nothing when a number is not finite."""
+    _check_finite(copies, name=name)
+    for target, given in copies.values():
         target.copy_(given.reshape(target.shape))
 
 
@@ -295,7 +339,7 @@ def _load_trunk(trunk: nn.Module, tensors: Tensors, *, name: str) -> LoadReport:
             f"{len(trunk.state_dict())} tensors are missing or of another shape "
             f"({summary_of_names(report.skipped)}), so choose the file of the same trunk."
         )
-    _copy(copies)
+    _copy(copies, name=name)
     return report
 
 

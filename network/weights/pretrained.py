@@ -11,6 +11,8 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
@@ -19,6 +21,7 @@ from hmsa.utils.files.writing import WriteError, written_whole
 from hmsa.utils.words import did_you_mean
 
 from ..layers import ModelError
+from .files import read_tensors
 
 TIMEOUT_S = 30
 CHUNK = 1 << 20  # bytes
@@ -146,8 +149,8 @@ def resolve_weights(
 ) -> Path:
     """The file that a name of weights stands for, fetched into the cache when it is not there.
 
-    A file is checked against its published sha256, or, where none is published, against the one
-    that was recorded when it came.
+    A file is checked against its published sha256. Where none is published, the file must be one
+    of weights when it comes, and is checked against the sha256 that was recorded then.
 
     Args:
         name_or_path: a name in `WEIGHTS` (with or without its publisher), "imagenet", or a path.
@@ -160,8 +163,9 @@ def resolve_weights(
     """
     weights = _registered(str(name_or_path), trunk)
     if weights is None:
-        if Path(name_or_path).is_file():
-            return Path(name_or_path)
+        path = os.path.expanduser(name_or_path)
+        if os.path.isfile(path):
+            return Path(path)
         raise ModelError(_unknown(str(name_or_path)))
     if weights.trunk not in (None, trunk):
         raise ModelError(
@@ -169,7 +173,8 @@ def resolve_weights(
             f"{trunk}: give those of {trunk}, or a file."
         )
 
-    folder = Path(cache_dir or os.environ.get("HMSA_CACHE") or Path.home() / ".cache" / "hmsa")
+    cache = cache_dir or os.environ.get("HMSA_CACHE") or "~/.cache/hmsa"
+    folder = Path(os.path.expanduser(cache))
     for target, source in _targets(weights, folder):
         if target.is_file():
             _verify(target, source)
@@ -191,7 +196,7 @@ def _registered(name: str, trunk: str) -> Weights | None:
         return _default_of_timm(trunk)
     if name in WEIGHTS:
         return WEIGHTS[name]
-    if trunk.startswith("timm:") and name.startswith("timm/") and not Path(name).is_file():
+    if trunk.startswith("timm:") and name.startswith("timm/") and not os.path.isfile(name):
         return Weights(name, trunk, _hugging_face(name), "see its page", "named by the user")
 
     # The publisher before the name may be left out.
@@ -291,32 +296,59 @@ def _reason(error: BaseException) -> str:
     return str(words).rstrip(".") or type(error).__name__
 
 
+class _StaysEncrypted(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect from https to an address where anybody could change the file."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if req.type == "https" and urlsplit(newurl).scheme != "https":
+            raise _NotFetched(f"it redirects to {newurl}, which is not encrypted")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _download(source: WeightSource, target: Path) -> None:
     """Fetch a file, check it, and only then give it its name."""
     with written_whole(target, durable=True) as part:
-        digest = _receive(source, part, title=target.name)
-        problem = f"what {source.url} sent is not what was published"
-        _check(digest, source.sha256, problem)
+        digest, announced = _receive(source, part, title=target.name)
+        if source.sha256 is not None:
+            problem = f"what {source.url} sent is not what was published"
+            _check(digest, source.sha256, problem)
+        else:
+            # Nothing says what the file should be, so it is opened: a login page, or a file that
+            # was cut off, must not become what later files are compared with.
+            try:
+                read_tensors(part, name="what it sent")
+            except ModelError as error:
+                reason = _reason(error).removesuffix(": fetch it again")
+                if not announced:
+                    reason += " (the server did not say how long the file is: it may be cut off)"
+                raise _NotFetched(reason) from error
     _record(target, digest)
 
 
-def _receive(source: WeightSource, path: Path, *, title: str) -> str:
-    """Write what a source sends to `path`, showing progress; returns its sha256."""
+def _receive(source: WeightSource, path: Path, *, title: str) -> tuple[str, bool]:
+    """Write what a source sends to `path`, showing progress.
+
+    Returns:
+        Its sha256, and whether the server said how long it is.
+    """
     request = urllib.request.Request(source.url, headers={"User-Agent": "hmsa"})
+    opener = urllib.request.build_opener(_StaysEncrypted)
     digest = hashlib.sha256()
 
     # Errors of the connection are told apart from those of the disk, which `written_whole` names.
     with contextlib.ExitStack() as stack:
         try:
-            response = stack.enter_context(urllib.request.urlopen(request, timeout=TIMEOUT_S))
-            length = int(response.headers.get("Content-Length") or 0)
+            response = stack.enter_context(opener.open(request, timeout=TIMEOUT_S))
         except (OSError, http.client.HTTPException) as error:
             raise _NotFetched(_reason(error)) from error
+        length = _announced_length(response)
 
         file = stack.enter_context(path.open("wb"))
         bar = stack.enter_context(
             tqdm(
-                total=length or None,
+                total=length,
                 desc=title,
                 unit="B",
                 unit_scale=True,
@@ -330,9 +362,17 @@ def _receive(source: WeightSource, path: Path, *, title: str) -> str:
             bar.update(len(chunk))
         received = file.tell()
 
-    if length and received != length:
+    if length is not None and received != length:
         raise _NotFetched(f"the connection broke off after {received} of {length} bytes")
-    return digest.hexdigest()
+    return digest.hexdigest(), length is not None
+
+
+def _announced_length(response: http.client.HTTPResponse) -> int | None:
+    """How many bytes the server says it sends; None when it does not say, or no number."""
+    words = response.headers.get("Content-Length", "")
+    if words.isascii() and words.isdigit():
+        return int(words)
+    return None
 
 
 def _next_chunk(response: http.client.HTTPResponse) -> bytes:
@@ -344,21 +384,25 @@ def _next_chunk(response: http.client.HTTPResponse) -> bytes:
 
 def _verify(target: Path, source: WeightSource | None) -> None:
     """Check that a file of the cache is what was published, or what it was when it came."""
-    with target.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with target.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{target} cannot be read ({error.strerror}).") from error
 
     recorded_in = _record_of(target)
     problem = f"{target} is damaged, so delete it and {recorded_in.name}"
     if source is not None:
         _check(found, source.sha256, problem)
 
-    # A file that the user brought has no record yet.
+    # A file that the user brought has no record yet. It must be a file of weights to get one.
     recorded = []
     if recorded_in.is_file():
-        recorded = recorded_in.read_text().split()
+        recorded = recorded_in.read_text(encoding="utf-8", errors="replace").split()
     if recorded:
         _check(found, recorded[0], problem)
     else:
+        read_tensors(target)
         _record(target, found)
 
 

@@ -19,6 +19,7 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 TRUNKS = (
     "hrnet_w48",
@@ -105,7 +106,7 @@ Tile = Annotated[
 
 def _integer(value: Any) -> Any:
     if value is not None and type(value) is not int:
-        raise ValueError(f"expected a whole number, not {value!r}")
+        raise PydanticCustomError("whole_number", "expected a whole number")
     return value
 
 
