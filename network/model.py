@@ -24,6 +24,9 @@ from .trunks.trunk import Trunk
 Size = tuple[int, int]  # (height, width) in pixels
 ScalePair = tuple[float, float]  # a scale and the next higher one of a list
 
+# Beyond these an image is nothing, or takes the memory of hundreds: a slip of the keyboard.
+SMALLEST_SCALE, LARGEST_SCALE = 1 / 64, 16.0
+
 
 def fuse(
     lower: Prediction,
@@ -316,12 +319,14 @@ def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
     """The scales as floats.
 
     Raises:
-        ModelError: there are none, one is not a positive number, or one occurs twice.
+        ModelError: there are none, one is not a number between 1/64 and 16, or one occurs twice.
     """
     values = tuple(float(scale) for scale in scales)
-    if not values or any(not math.isfinite(scale) or scale <= 0 for scale in values):
+    # A comparison with NaN is false, so that NaN is refused as well.
+    if not values or not all(SMALLEST_SCALE <= scale <= LARGEST_SCALE for scale in values):
         raise ModelError(
-            f"scales {list(scales)} must be one or more positive numbers, such as 0.5 1.0 2.0."
+            f"scales {list(scales)} must be one or more numbers from {SMALLEST_SCALE:g} to "
+            f"{LARGEST_SCALE:g}, such as 0.5 1.0 2.0."
         )
     if len(set(values)) < len(values):
         raise ModelError(f"scales {list(scales)} name a scale twice: give each scale once.")
