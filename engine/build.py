@@ -229,7 +229,7 @@ def model_from(config: Config, *, num_classes: int, trunk_weights: bool) -> Mult
 
     With `trunk_weights` false the trunk stays random, for weights that other weights will replace.
     """
-    excluded = {"init_from"}
+    excluded = {"init_from", "freeze"}
     if not trunk_weights:
         excluded.add("trunk_weights")
     return build_model(
@@ -300,6 +300,7 @@ def training_state(config: Config, files: Files, processes: Processes) -> Traini
     if config.runtime.sync_batchnorm == "auto":
         model = synchronise_batch_norm(model, processes)
     model = place(model, config, processes.device)
+    model.freeze(config.model.freeze)
     compile_in_place(model, config.runtime.compile)
 
     average = None

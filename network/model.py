@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +120,25 @@ class MultiScaleModel(nn.Module):
         self.align_corners = align_corners
         self.train_scales = train_scales
         self.fuse_at = fuse_at
+        self.frozen_parts: tuple[str, ...] = ()
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Train no parameter of `parts`, such as "trunk" and "decoder", from now on.
+
+        Their batch norms stay in evaluation mode, so that the statistics do not change either. No
+        gradient is computed below the lowest part that is trained, which makes steps cheap.
+        """
+        self.frozen_parts = tuple(parts)
+        for name in self.frozen_parts:
+            self.get_submodule(name).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen_parts:
+            self.get_submodule(name).eval()
+        return self
 
     def forward(
         self, image: Tensor, *, scales: Sequence[float] | None = None, keep_scales: bool = False
