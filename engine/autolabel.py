@@ -8,11 +8,10 @@ moment and started again; manifest.json, images.jsonl and report.html are compil
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from hmsa.datasets import DataError, Files, LabelPolicy, image_files, normalise
 from hmsa.network import InferenceOptions, ModelError
 from hmsa.network.inference import predict_label
 from hmsa.utils.files.image_writer import ImageWriter
+from hmsa.utils.files.outputs import inside, require_apart
 from hmsa.utils.files.prefetch import prefetch
 from hmsa.utils.files.writing import write_file
 from hmsa.utils.labelling.autolabel_check import problems_of
@@ -29,6 +29,7 @@ from hmsa.utils.labelling.autolabels import (
     AutolabelError,
     agreement_of,
     compile_tree,
+    empty_classes,
     encode_label,
     failure_path,
     fingerprint,
@@ -41,7 +42,15 @@ from hmsa.utils.labelling.thresholds import (
     hard_label,
     quantile_thresholds,
 )
-from hmsa.utils.labelling.work_tree import alone, claim, one_at_a_time, sweep, write_once
+from hmsa.utils.labelling.work_tree import (
+    alone,
+    claim,
+    one_at_a_time,
+    read_thresholds,
+    require_not_drawn,
+    sweep,
+    write_thresholds,
+)
 from hmsa.utils.processes import Processes, join
 from hmsa.utils.report.report import write_report
 from hmsa.utils.runtime import prepare_runtime
@@ -51,13 +60,22 @@ from hmsa.utils.training.run_folder import make_writable
 from hmsa.utils.words import UserError
 
 from . import build
-from .build import Loaded
+from .build import Loaded, OpenedCheckpoint
 from .label_images import LabellingJob, human_label, labelling_report
 
 # How long the processes of a job wait for the slowest, which may have large images.
 WAIT_MINUTES = 24 * 60.0
 
-LabelOrError = tuple[Tensor, Tensor] | Exception
+
+class ImageLabel(NamedTuple):
+    """What the network says of one image, on the device."""
+
+    label: Tensor  # uint8 [H, W]
+    confidence: Tensor  # float [H, W]
+    image_sha256: str  # of the file that was read
+
+
+LabelOrError = ImageLabel | Exception
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -68,13 +86,17 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         return verify_labels(arguments.output)
 
-    with ExitStack() as held, join(timeout_minutes=WAIT_MINUTES) as processes:
+    # Read before the processes join: the configuration says on which device.
+    shard, shards = parse_shard(arguments.shard)
+    opened = open_teacher(arguments)
+    device = opened.config.runtime.device
+    with ExitStack() as held, join(device=device, timeout_minutes=WAIT_MINUTES) as processes:
         start_logging(main=processes.is_main)
+        held.enter_context(build.explained(opened.config, "auto-labelling"))
 
         # A user error on one rank is raised on all: none waits for one that has ended.
         with processes.agreement(UserError):
-            shard, shards = parse_shard(arguments.shard)
-            job = prepare_labelling(arguments, processes)
+            job = prepare_labelling(arguments, opened, processes)
         if job.settings["keep_share"] is not None:
             job = job.with_thresholds(measured_thresholds(job, processes))
 
@@ -129,24 +151,32 @@ def parse_shard(text: str) -> tuple[int, int]:
 # --- what is asked for ---
 
 
-def prepare_labelling(arguments: argparse.Namespace, processes: Processes) -> LabellingJob:
-    """Load the teacher, find the images, choose everything but thresholds that are measured.
+def open_teacher(arguments: argparse.Namespace) -> OpenedCheckpoint:
+    """Read the teacher's checkpoint; a --split may name the data set that it is of.
+
+    Raises:
+        UserError: a file cannot be read or is damaged.
+    """
+    dataset, _, _ = (arguments.split or "").rpartition(":")
+    overrides = list(arguments.overrides)
+    if dataset:
+        overrides.insert(0, f"data.dataset={dataset}")
+    return build.open_checkpoint(
+        arguments.checkpoint, config_file=arguments.config, overrides=overrides
+    )
+
+
+def prepare_labelling(
+    arguments: argparse.Namespace, opened: OpenedCheckpoint, processes: Processes
+) -> LabellingJob:
+    """Build the teacher, find the images, choose everything but thresholds that are measured.
 
     Raises:
         UserError: for everything that a user may have got wrong.
     """
     make_writable(arguments.output, setting="--output DIR")
-    dataset, _, split = (arguments.split or "").rpartition(":")
-    overrides = list(arguments.overrides)
-    if dataset:
-        overrides.insert(0, f"data.dataset={dataset}")
-
-    loaded = build.load_model(
-        arguments.checkpoint,
-        config_file=arguments.config,
-        overrides=overrides,
-        device=processes.device,
-    )
+    _, _, split = (arguments.split or "").rpartition(":")
+    loaded = build.build_loaded(opened, device=processes.device)
     section, runtime = loaded.config.autolabel, loaded.config.runtime
     prepare_runtime(threads=runtime.threads, deterministic=runtime.deterministic, tf32=runtime.tf32)
 
@@ -247,27 +277,21 @@ def require_distinct(job: LabellingJob, inputs: Sequence[str]) -> None:
     """Refuse an output where labels would meet images or each other.
 
     Raises:
-        AutolabelError: a label would take the place of an image or of another label, or would be
-            found among the images the next time.
+        UserError: a label would take the place of an image or of another label, would be found
+            among the images the next time, or would lie outside the output folder.
     """
-    output = job.output.resolve()
-    is_inside = any(
-        Path(path).is_dir() and output.is_relative_to(Path(path).resolve()) for path in inputs
-    )
-    holds_image = any(
-        job.files.image_path(index).is_relative_to(output) for index in range(len(job.files))
-    )
-    if is_inside or holds_image:
-        raise AutolabelError(
-            f"--output: {job.output} and the images share a folder, and labels would be taken for "
-            "images; choose another --output"
-        )
+    read = [Path(path).expanduser() for path in inputs if Path(path).expanduser().exists()]
+    for index in range(len(job.files)):
+        label = job.files.label_path(index)
+        read += [job.files.image_path(index), *([] if label is None else [label])]
+    require_apart(job.output, read)
 
     taken: set[str] = set()
     for entry in job.entries():
         for name in (entry.label, entry.confidence):
             if name is None:
                 continue
+            inside(job.output, name)
             if name in taken:
                 raise AutolabelError(
                     f"{entry.image}: its label and that of another image would both be called "
@@ -299,13 +323,8 @@ def measured_thresholds(job: LabellingJob, processes: Processes) -> np.ndarray:
         measure_thresholds(job, sample, path, made_with, processes)
 
     with processes.agreement(UserError):
-        content = json.loads(path.read_bytes())
-        if content["made_with"] != made_with:
-            raise AutolabelError(
-                f"{path}: was measured with other settings; choose another --output, or delete "
-                "the folder"
-            )
-    return np.array([content["thresholds"][name] for name in job.loaded.spec.names])
+        thresholds = read_thresholds(path, made_with=made_with, names=job.loaded.spec.names)
+    return thresholds
 
 
 def measure_thresholds(
@@ -314,10 +333,11 @@ def measure_thresholds(
     """Measure the thresholds on the images of `sample`, shared out over the ranks; write `path`."""
     classes, section = job.loaded.spec.num_classes, job.loaded.config.autolabel
     own = sample[processes.rank :: processes.world_size]
+
     histogram = torch.zeros(classes, BINS, dtype=torch.int64, device=processes.device)
     for _, found in labels_of(job, own, what="thresholds", show=processes.is_main):
         if not isinstance(found, Exception):
-            histogram += confidence_histogram(*found, classes=classes)
+            histogram += confidence_histogram(found.label, found.confidence, classes=classes)
 
     assert section.keep_share is not None
     thresholds = quantile_thresholds(
@@ -325,13 +345,9 @@ def measure_thresholds(
         keep_share=section.keep_share,
         at_most=np.full(classes, job.settings["threshold"]),
     )
-    content = {
-        "made_with": made_with,
-        "images": len(sample),
-        "thresholds": dict(zip(job.loaded.spec.names, thresholds.tolist(), strict=True)),
-    }
+    by_class = dict(zip(job.loaded.spec.names, thresholds.tolist(), strict=True))
     if processes.is_main:
-        write_once(path, (json.dumps(content, indent=2) + "\n").encode())
+        write_thresholds(path, by_class, made_with=made_with, images=len(sample))
     processes.barrier()
 
 
@@ -341,7 +357,7 @@ def measure_thresholds(
 def labels_of(
     job: LabellingJob, indices: Sequence[int], *, what: str, show: bool
 ) -> Iterator[tuple[int, LabelOrError]]:
-    """(index, (label uint8 [H, W], confidence float [H, W])) of every image, on the device.
+    """(index, label with its confidence) of every image, on the device.
 
     A user error stands in the place of what could not be predicted. Images are decoded ahead, and
     nothing waits for a GPU: its results are on their way while the next image is sent there.
@@ -349,23 +365,27 @@ def labels_of(
     model = job.loaded.model
     parameter = next(model.parameters())
 
-    def read(index: int) -> Tensor:
+    def read(index: int) -> tuple[Tensor, str]:
+        before = job.image_sha256(index)
         image = torch.from_numpy(job.files.read_image(index))[None]
-        return image.pin_memory() if parameter.is_cuda else image
+        if job.image_sha256(index) != before:
+            raise DataError(f"{job.files.image_path(index)}: was replaced while it was read")
+        return (image.pin_memory() if parameter.is_cuda else image), before
 
     workers = job.loaded.config.autolabel.workers
     with progress_bar(total=len(indices), desc=what, unit="image", show=show) as bar:
-        for index, image in prefetch(read, indices, workers=workers):
+        for index, found in prefetch(read, indices, workers=workers):
             try:
-                if isinstance(image, Exception):
-                    raise image
+                if isinstance(found, Exception):
+                    raise found
+                image, image_sha256 = found
                 on_device = image.to(parameter.device, non_blocking=True)
                 normalised = normalise(on_device, dtype=parameter.dtype)
                 label, confidence = predict_label(
                     model, normalised, job.options, with_confidence=True, on_fallback=warn
                 )
                 assert confidence is not None
-                yield index, (label[0], confidence[0])
+                yield index, ImageLabel(label[0], confidence[0], image_sha256)
             except (DataError, ModelError) as error:
                 yield index, error
             bar.update()
@@ -390,19 +410,23 @@ def label_images(job: LabellingJob, indices: Sequence[int], *, show: bool) -> in
                 failed.append(index)
                 note_failure(job, index, str(found))
                 continue
-            label, confidence = found
             hard = hard_label(
-                label,
-                confidence,
+                found.label,
+                found.confidence,
                 thresholds=thresholds,
                 ignore_label=job.loaded.spec.ignore_label,
             )
-            writer.call(write_label, job, index, hard.to_host(), failed.append)
+            image_sha256 = found.image_sha256
+            writer.call(write_label, job, index, hard.to_host(), image_sha256, failed.append)
     return len(failed)
 
 
 def write_label(
-    job: LabellingJob, index: int, hard: HardLabel, on_failure: Callable[[int], None]
+    job: LabellingJob,
+    index: int,
+    hard: HardLabel,
+    image_sha256: str,
+    on_failure: Callable[[int], None],
 ) -> None:
     """Write one label and its confidence image. Runs in a thread of the writer.
 
@@ -428,8 +452,15 @@ def write_label(
     merged = label
     if not job.policy.is_neutral:
         merged = job.policy.merge(label, spec=spec, human=human, confidence=None)
-    record = label_record(job, index, hard, merged=merged, human=human)
+    record = {
+        "image_sha256": image_sha256,
+        **label_record(job, index, hard, merged=merged, human=human),
+    }
 
+    # Somebody may have corrected a label by hand since the folder was claimed.
+    for name in (entry.confidence, entry.label):
+        if name is not None:
+            require_not_drawn(job.output / name)
     if entry.confidence is not None:
         content = encode_label(hard.confidence.numpy(), {"made_with": job.fingerprint})
         write_file(job.output / entry.confidence, content)
@@ -459,7 +490,6 @@ def label_record(
     record: dict[str, Any] = {
         "made_with": job.fingerprint,
         "image": job.entry(index).image,
-        "image_bytes": job.image_bytes(index),
         "mean_confidence": hard.mean_confidence,
         "predicted": hard.predicted.tolist(),
         "counts": _class_counts(merged, classes),
@@ -486,6 +516,7 @@ def note_failure(job: LabellingJob, index: int, why: str) -> None:
     """Say and note why an image has no label; one it may have from before is of another image."""
     warn(why)
     label = job.output / job.entry(index).label
+    require_not_drawn(label)
     label.unlink(missing_ok=True)
     write_failure(label, made_with=job.fingerprint, why=why)
 
@@ -500,7 +531,10 @@ def finish(job: LabellingJob) -> bool:
         tree = compile_tree(job.output, job.settings, job.entries(), job.loaded.spec.names)
         if tree.manifest["complete"]:
             sweep(job.output)
-        tree.write(job.output)
+        paths = {
+            entry.image: job.files.image_path(index) for index, entry in enumerate(job.entries())
+        }
+        tree.write(job.output, image_paths=paths)
         write_report(job.output / "report.html", labelling_report(job, tree))
 
     content = tree.manifest
@@ -516,6 +550,8 @@ def finish(job: LabellingJob) -> bool:
     for (name, row), threshold in zip(content["per_class"].items(), job.thresholds, strict=True):
         share = "-" if row["kept_share"] is None else f"{100 * row['kept_share']:.1f}"
         logger.info("%-22s%12.3g%14d%10s", name, threshold, row["kept"], share)
+    for sentence in empty_classes(content):
+        warn(sentence)
     for failure in content["failures"][:10]:
         logger.warning("not labelled: %s (%s)", failure["image"], failure["why"])
     return bool(content["complete"])

@@ -6,7 +6,7 @@ Training, evaluation and auto-labelling join the two sides through these functio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -35,6 +35,7 @@ from hmsa.datasets import (
 from hmsa.loss import build_criterion, class_weights_from_counts
 from hmsa.network import (
     InferenceOptions,
+    ModelError,
     MultiScaleModel,
     Prediction,
     build_model,
@@ -44,7 +45,7 @@ from hmsa.network.inference import out_of_memory
 from hmsa.utils.config import Config, load_config
 from hmsa.utils.processes import Processes, synchronise_batch_norm
 from hmsa.utils.runtime import autocast_dtype, parameter_dtype
-from hmsa.utils.training.checkpoint import load_checkpoint, sha256_of
+from hmsa.utils.training.checkpoint import CheckpointError, load_checkpoint, sha256_of
 from hmsa.utils.training.cost import MemoryShortage
 from hmsa.utils.training.ema import WeightAverage
 from hmsa.utils.training.logbook import logger
@@ -59,6 +60,9 @@ MEMORY_ADVICE = {
     "training": "one step takes {batch} x {crop} pixels: try runtime.precision=bf16, "
     "runtime.activation_checkpointing=true, a smaller data.batch_size (with optim.accumulate for "
     "the same effective batch) or a smaller data.crop",
+    "evaluation": "try eval.batch_size=1, eval.tile=[1024,1024], eval.precision=bf16 or fewer "
+    "scales",
+    "auto-labelling": "try autolabel.tile=[1024,1024], autolabel.precision=bf16 or fewer scales",
     "validation": "try eval.batch_size=1, eval.tile=[1024,1024], eval.precision=bf16 or fewer "
     "eval.scales",
 }
@@ -255,7 +259,7 @@ def initial_model(config: Config, *, num_classes: int) -> MultiScaleModel:
     source = config.model.init_from
     model = model_from(config, num_classes=num_classes, trunk_weights=source is None)
     if source is not None:
-        logger.info("%s", load_weights(model, source, strict=False))
+        load_weights(model, source, strict=False, say=lambda text: logger.info("%s", text))
     return model
 
 
@@ -392,7 +396,7 @@ def explained(config: Config, doing: str) -> Iterator[None]:
     """Turn full memory and a lost loader process into user errors that say what to change.
 
     torch reports both as RuntimeError or OSError from wherever it was at that moment. `doing` is
-    "training" or "validation".
+    a key of MEMORY_ADVICE.
 
     Raises:
         DataError: a loader process was lost.
@@ -456,6 +460,7 @@ class Loaded:
     config: Config
     spec: DatasetSpec
     sha256: str  # of the checkpoint's file
+    path: Path = Path()  # of that file
 
 
 def load_model(
@@ -463,26 +468,102 @@ def load_model(
 ) -> Loaded:
     """Build and load the network of a checkpoint.
 
-    A checkpoint of ours carries its configuration and classes. For weights from elsewhere
-    `config_file` describes the network, and its validation split the classes.
-
     Raises:
         UserError: a file cannot be read, or its weights do not fit the network.
     """
-    if config_file is None:
-        content = load_checkpoint(checkpoint)
-        config = Config.from_dict(content["config"], overrides)
-        spec = DatasetSpec.from_dict(content["spec"])
-    else:
+    opened = open_checkpoint(checkpoint, config_file=config_file, overrides=overrides)
+    return build_loaded(opened, device=device)
+
+
+@dataclass(frozen=True)
+class OpenedCheckpoint:
+    """A checkpoint that was read, and the configuration that says which network it belongs to."""
+
+    path: Path
+    config: Config
+    spec: DatasetSpec | None  # None for weights from elsewhere, which carry no classes
+    weights: Mapping[str, Any] | None  # None for weights from elsewhere, not read yet
+    sha256: str  # of the bytes that the weights were read from
+
+
+def open_checkpoint(
+    checkpoint: Path, *, config_file: Path | None, overrides: Sequence[str]
+) -> OpenedCheckpoint:
+    """Read a checkpoint and its configuration.
+
+    A checkpoint of ours carries its configuration and classes. For weights from elsewhere
+    `config_file` describes the network, and its validation split the classes. A folder of a run
+    stands for its checkpoints/best.pt.
+
+    Raises:
+        UserError: a file cannot be read or is damaged.
+    """
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        path = best_of_run(path)
+    if config_file is not None:
         config = load_config(config_file, overrides)
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such checkpoint file")
+        return OpenedCheckpoint(path, config, spec=None, weights=None, sha256=sha256_of(path))
+
+    # The bytes are read once, so that the hash is that of the weights that are used.
+    content, sha256 = load_checkpoint(path)
+    config = Config.from_dict(content["config"], overrides, source=f"{path}: configuration")
+    try:
+        spec = DatasetSpec.from_dict(content["spec"])
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path}: damaged, its classes cannot be read ({type(error).__name__}: {error}); take "
+            "another one of the run's checkpoints"
+        ) from error
+    return OpenedCheckpoint(path, config, spec=spec, weights=content, sha256=sha256)
+
+
+def best_of_run(folder: Path) -> Path:
+    """The checkpoint to use of a run folder, or of its folder of checkpoints.
+
+    Raises:
+        CheckpointError: there is no best.pt in it.
+    """
+    candidates = (folder / "checkpoints" / "best.pt", folder / "best.pt")
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise CheckpointError(
+        f"{folder}: is a folder without checkpoints/best.pt; name a run whose training has been "
+        "validated once, or a checkpoint file"
+    )
+
+
+def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
+    """Build the network of an opened checkpoint, with its weights, on `device`.
+
+    Raises:
+        UserError: the weights do not fit the network, or are not finite.
+    """
+    config, spec, path = opened.config, opened.spec, opened.path
+    if spec is None:
         spec = split_files(config, config.data.val_split).spec
 
     # Weights of the trunk alone would be replaced at once.
     model = model_from(config, num_classes=spec.num_classes, trunk_weights=False)
-    load_weights(model, checkpoint)
-    return Loaded(
-        model=place(model, config, device).eval(),
-        config=config,
-        spec=spec,
-        sha256=sha256_of(checkpoint),
-    )
+    try:
+        load_weights(model, path if opened.weights is None else opened.weights)
+    except ModelError as error:
+        # What is loaded from memory has no name of its own.
+        if str(path) in str(error):
+            raise
+        raise CheckpointError(f"{path}: {error}") from error
+    if opened.weights is None and sha256_of(path) != opened.sha256:
+        raise CheckpointError(f"{path}: was changed while it was read; start again")
+
+    # Not-a-number would be scored as the first class, and would stay unseen.
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise CheckpointError(
+                f"{path}: {name} is not finite; take another checkpoint, of before the training "
+                "diverged"
+            )
+    model = place(model, config, device).eval()
+    return Loaded(model=model, config=config, spec=spec, sha256=opened.sha256, path=path)

@@ -6,19 +6,23 @@ Free of torch, as are the command lines themselves.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import Any
 
 from hmsa.utils.words import UserError
 
 GRACE_SECONDS = 25.0
 SAME_SIGNAL_SECONDS = 5.0
+FIRST_RANK_SECONDS = 3.0
 OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)+=")
 
 
@@ -27,20 +31,33 @@ def run_command(main: Callable[[], int]) -> int:
 
     It is that of `main`, 2 for a user's mistake (one sentence on stderr), 130 for Ctrl-C. Any other
     exception is ours, and keeps its traceback; under torchrun it is noted, so that torchrun shows
-    the traceback of the failing rank last.
+    the traceback of the failing rank last. A terminal that cannot show a character, or that is
+    gone, ends nothing.
     """
-    try:
-        return main()
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    except UserError as error:
-        # Where all ranks raise the same mistake, one of them says it.
-        if not error.silent:
-            say(f"error: {error}")
-        return 2
-    except Exception as error:
-        return _raise_for_torchrun(error)
+    with lasting_streams():
+        try:
+            return main()
+        except KeyboardInterrupt:
+            say("interrupted")
+            return 130
+        except UserError as error:
+            _say_once(error)
+            return 2
+        except Exception as error:
+            return _raise_for_torchrun(error)
+
+
+def _say_once(error: UserError) -> None:
+    """Say a user's mistake on one rank, where several may have met the same."""
+    if error.silent:
+        return
+
+    # Before the ranks have joined each meets the mistake alone. When all do, torchrun ends the
+    # others as soon as the first has ended; when one of them is alone, its sentence comes late.
+    is_agreed = "silent" in vars(error)
+    if int(os.environ.get("RANK", "0")) > 0 and not is_agreed:
+        time.sleep(FIRST_RANK_SECONDS)
+    say(f"error: {error}")
 
 
 def _raise_for_torchrun(error: Exception) -> int:
@@ -55,6 +72,73 @@ def _raise_for_torchrun(error: Exception) -> int:
 
         return recorded(again)()
     return again()
+
+
+class _LastingStream(io.TextIOBase):
+    """A standard stream whose reader may go away: what is written then is dropped."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text` while somebody reads it."""
+        try:
+            self.stream.write(text)
+        except (OSError, ValueError):
+            self._give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written, while somebody reads it."""
+        try:
+            self.stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Lead the stream nowhere, so that its end at exit is no second failure."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+    def fileno(self) -> int:
+        """That of the stream itself."""
+        number: int = self.stream.fileno()
+        return number
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        return bool(self.stream.isatty())
+
+    def writable(self) -> bool:
+        """Whether it can be written to at all."""
+        return True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """That of the stream itself."""
+        return str(self.stream.encoding)
+
+
+@contextlib.contextmanager
+def lasting_streams() -> Iterator[None]:
+    """Within the block, printing never fails.
+
+    What the encoding of a terminal cannot hold is written as an escape (\\u4e2d); a pipe that was
+    closed, or a terminal that is gone, swallows the rest.
+    """
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = (_LastingStream(stream) for stream in before)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for lasting in (sys.stdout, sys.stderr):
+            lasting.flush()
+        sys.stdout, sys.stderr = before
 
 
 def parse_with_overrides(
@@ -87,6 +171,13 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def _leave(status: int) -> None:
+    """End the process, after a checkpoint that is being written."""
+    from hmsa.utils.runtime import exit_when_possible
+
+    exit_when_possible(status)
+
+
 class StopSignal:
     """SIGTERM and SIGUSR1 ask a training to stop after its present step.
 
@@ -110,7 +201,7 @@ class StopSignal:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self.received_at = number, time.monotonic()
-            self._timer = threading.Timer(GRACE_SECONDS, os._exit, args=(128 + number,))
+            self._timer = threading.Timer(GRACE_SECONDS, _leave, args=(128 + number,))
             self._timer.daemon = True
             self._timer.start()
             return
@@ -118,7 +209,7 @@ class StopSignal:
         # A second request counts only when it is a new one.
         is_new = time.monotonic() - self.received_at > SAME_SIGNAL_SECONDS
         if number == signal.SIGTERM and is_new:
-            os._exit(128 + number)
+            _leave(128 + number)
 
     @property
     def asked(self) -> bool:

@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hmsa.datasets import DataError, DatasetSpec, Files, image_files
-from hmsa.network import InferenceOptions, MultiScaleModel
+from hmsa.datasets import DataError, DatasetSpec, Files, image_files, resize_long_edge
+from hmsa.network import InferenceOptions, ModelError, MultiScaleModel
 from hmsa.network.inference import out_of_memory, prepare_for_inference
 from hmsa.utils.files.image_writer import ImageWriter
-from hmsa.utils.files.writing import write_file
+from hmsa.utils.files.outputs import OutputFolder, output_folder, require_apart
+from hmsa.utils.files.prefetch import prefetch
 from hmsa.utils.metrics.confusion import ConfusionMatrix, ImageScores
 from hmsa.utils.metrics.instance_iou import instances_path
 from hmsa.utils.metrics.scores import divide
@@ -36,7 +38,7 @@ from hmsa.utils.words import UserError
 
 from . import build
 from .arguments import COMBINE, OVER, SAVED_BY_DEFAULT, read_scale
-from .build import Loaded
+from .build import Loaded, OpenedCheckpoint
 from .pictures import (
     LABELS_ONLY,
     ImageResult,
@@ -47,6 +49,7 @@ from .pictures import (
     example_panel,
     infer,
     legend_of,
+    output_names,
     result_at_size,
     share_maps,
 )
@@ -54,27 +57,39 @@ from .reporting import Evaluation, per_class, print_results, write_results
 
 __all__ = ["Evaluation", "evaluate", "example_panel", "main", "per_class"]
 
-OnImage = Callable[[dict[str, Any], int, ImageResult], None]
+FAILURES_SHOWN = 10  # images named at the end that could not be predicted
+
+OnImage = Callable[[int, Tensor, ImageResult], None]
 OnMaps = Callable[[int, np.ndarray, np.ndarray], None]
 Judge = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Load the checkpoint, then score a split, or predict what has no labels; the exit status."""
-    with join() as processes:
+    """Load the checkpoint, then score a split, or predict what has no labels.
+
+    Returns the exit status: 1 when an image could not be predicted.
+    """
+    # Read before the processes join: the configuration says on which device.
+    opened = build.open_checkpoint(
+        arguments.checkpoint, config_file=arguments.config, overrides=arguments.overrides
+    )
+    config = opened.config
+    with ExitStack() as held, join(device=config.runtime.device) as processes:
         start_logging(main=processes.is_main)
+        held.enter_context(build.explained(config, "evaluation"))
 
         # A user error on one rank is raised on all: none waits for one that has ended.
         with processes.agreement(UserError):
-            job = prepare_evaluation(arguments, processes)
+            job = prepare_evaluation(arguments, opened, processes, held)
 
+        failed = 0
         if job.files.labels is None:
-            predict_and_report(job, processes, of_split=not arguments.images)
+            failed = predict_and_report(job, processes, of_split=not arguments.images)
         else:
-            score_and_report(job, processes, checkpoint=arguments.checkpoint)
-        if processes.is_main and job.submission is not None:
+            score_and_report(job, processes)
+        if processes.is_main and job.submission is not None and not failed:
             job.submission.finish()
-        return 0
+        return 1 if failed else 0
 
 
 # --- what is asked for ---
@@ -89,7 +104,7 @@ class EvaluationJob:
     split: str
     ways: Sequence[InferenceOptions]  # the first counts, the others stand beside it
     kinds: Sequence[str]  # of the pictures to write
-    output: Path | None
+    output: OutputFolder | None
     submission: SubmissionWriter | None
 
     @property
@@ -111,23 +126,30 @@ class EvaluationJob:
     def image_writer(self, writer: ImageWriter) -> OnImage:
         """A function that queues what is to be written of an image, at the image's own size."""
         pictures = None
-        if self.output is not None:
+        if self.output is not None and self.kinds:
             pictures = Pictures(self.output, self.kinds, self.files, writer, own_size=self.own_size)
 
-        def add(batch: dict[str, Any], position: int, result: ImageResult) -> None:
-            name, index = batch["names"][position], int(batch["index"][position])
+        def add(index: int, image: Tensor, result: ImageResult) -> None:
             if not self.own_size:
                 result = result_at_size(result, self.files.image_size(index))
+            name = self.files.name(index)
             if pictures is not None:
-                pictures.add(name, index, batch["image"][position], result)
+                pictures.add(name, index, image, result)
             if self.submission is not None:
                 self.submission.add(name, result.label[0].cpu().numpy(), writer)
 
         return add
 
 
-def prepare_evaluation(arguments: argparse.Namespace, processes: Processes) -> EvaluationJob:
-    """Load the checkpoint, find the files, choose how to infer.
+def prepare_evaluation(
+    arguments: argparse.Namespace,
+    opened: OpenedCheckpoint,
+    processes: Processes,
+    held: ExitStack,
+) -> EvaluationJob:
+    """Build the network, find the files, choose how to infer, and open the output folder.
+
+    The folder stays open as long as `held` does.
 
     Raises:
         UserError: for everything that a user may have got wrong.
@@ -138,12 +160,7 @@ def prepare_evaluation(arguments: argparse.Namespace, processes: Processes) -> E
         if arguments.submit is not None:
             make_writable(arguments.submit.parent, setting="--submit FILE.zip")
 
-    loaded = build.load_model(
-        arguments.checkpoint,
-        config_file=arguments.config,
-        overrides=arguments.overrides,
-        device=processes.device,
-    )
+    loaded = build.build_loaded(opened, device=processes.device)
     runtime = loaded.config.runtime
     prepare_runtime(threads=runtime.threads, deterministic=runtime.deterministic, tf32=runtime.tf32)
 
@@ -162,15 +179,39 @@ def prepare_evaluation(arguments: argparse.Namespace, processes: Processes) -> E
         submission = SubmissionWriter.of(arguments.submit, files, split)
         if processes.is_main:
             submission.clear()
+
+    output = None
+    if arguments.output is not None:
+        require_apart(arguments.output, inputs_of(arguments, files))
+        output = held.enter_context(
+            output_folder(arguments.output, command="eval", process=processes.rank)
+        )
+        # Nothing of the user's is in the place of a result, and no two results are one file.
+        if processes.is_main:
+            scales = {scale for way in ways[:1] for scale in way.scales}
+            output.require_free(output_names(files, kinds, scales=sorted(scales)))
     return EvaluationJob(
         loaded=loaded,
         files=files,
         split=split,
         ways=ways,
         kinds=kinds,
-        output=arguments.output,
+        output=output,
         submission=submission,
     )
+
+
+def inputs_of(arguments: argparse.Namespace, files: Files) -> Iterator[Path]:
+    """Everything that the evaluation reads: folders that were named, images and labels."""
+    for text in arguments.images or ():
+        path = Path(text).expanduser()
+        if path.exists():
+            yield path
+    for index in range(len(files)):
+        yield files.image_path(index)
+        label = files.label_path(index)
+        if label is not None:
+            yield label
 
 
 def files_to_evaluate(arguments: argparse.Namespace, loaded: Loaded) -> tuple[Files, str]:
@@ -256,53 +297,82 @@ def compared_way(text: str, first: InferenceOptions) -> InferenceOptions:
 # --- images without labels ---
 
 
-def predict_and_report(job: EvaluationJob, processes: Processes, *, of_split: bool) -> None:
-    """Predict every image, and say what was written where."""
-    if of_split:
-        logger.warning("split '%s' has no labels: predictions only, no metrics", job.split)
-    count = predict_images(job, processes)
+def predict_and_report(job: EvaluationJob, processes: Processes, *, of_split: bool) -> int:
+    """Predict every image, and say what was written where.
 
-    if processes.is_main and job.output is not None:
+    Returns how many images could not be predicted.
+    """
+    if of_split and processes.is_main:
+        logger.warning("split '%s' has no labels: predictions only, no metrics", job.split)
+    own_failures = predict_images(job, processes)
+    failures = [line for of_rank in processes.gather(own_failures) for line in of_rank]
+    if not processes.is_main:
+        return len(failures)
+
+    if job.output is not None:
         legend = json.dumps(legend_of(job.files.spec), indent=2) + "\n"
-        write_file(job.output / "classes.json", legend)
+        job.output.write("classes.json", legend)
         logger.info(
-            "%d images predicted at %s; %s in %s",
-            count,
+            "%d of %d images predicted at %s; %s in %s",
+            len(job.files) - len(failures),
+            len(job.files),
             job.ways[0].describe(),
             ", ".join(job.kinds),
-            job.output,
+            job.output.folder,
         )
+    for line in failures[:FAILURES_SHOWN]:
+        logger.warning("not predicted: %s", line)
+    if len(failures) > FAILURES_SHOWN:
+        logger.warning("and %d more were not predicted", len(failures) - FAILURES_SHOWN)
+    if failures and job.submission is not None:
+        logger.warning("%s is not written: predictions are missing", job.submission.archive)
+    return len(failures)
 
 
 @torch.inference_mode()
-def predict_images(job: EvaluationJob, processes: Processes) -> int:
-    """Predict images without labels; returns how many there are over all ranks.
+def predict_images(job: EvaluationJob, processes: Processes) -> list[str]:
+    """Predict this rank's images; returns a sentence for each that could not be predicted.
 
-    Raises:
-        RuntimeError: not every image was predicted exactly once.
+    One damaged image of thousands ends nothing. Images are decoded ahead in threads.
     """
-    loader = build.split_loader(job.loaded.config, job.files, processes, with_label=False)
-    done = 0
-    with ImageWriter() as writer:
-        add = job.image_writer(writer)
-        for batch, position, result in image_results(
-            job.loaded.model,
-            loader,
-            options=job.ways[0],
-            processes=processes,
-            images=len(job.files),
-            needs=job.needs,
-            image_by_image=job.loaded.config.runtime.deterministic,
-        ):
-            add(batch, position, result)
-            done += 1
+    config, files, options = job.loaded.config, job.files, job.ways[0]
 
-    count = sum(processes.gather(done))
-    if count != len(job.files):
-        raise RuntimeError(
-            f"{count} predictions were made for {len(job.files)} images: the result is void"
-        )
-    return count
+    def read(index: int) -> np.ndarray:
+        image = files.read_image(index)
+        if config.data.long_edge is None:
+            return image
+        return resize_long_edge(image, None, long_edge=config.data.long_edge)[0]
+
+    # Confidence tells numbers from what is none.
+    needs = job.needs | Needs(confidence=True)
+    own = range(processes.rank, len(files), processes.world_size)
+    workers = max(1, config.eval.workers)
+    failures = []
+    with (
+        ImageWriter() as writer,
+        progress_bar(
+            total=len(own),
+            desc=options.describe(),
+            unit="image",
+            show=processes.is_main,
+            leave=False,
+        ) as bar,
+    ):
+        add = job.image_writer(writer)
+        for index, image in prefetch(read, own, workers=workers):
+            try:
+                if isinstance(image, Exception):
+                    raise image
+                tensor = torch.from_numpy(image).permute(2, 0, 1)
+                size = (image.shape[0], image.shape[1])
+                result = infer(job.loaded.model, tensor[None], options, needs, size=size)
+                require_numbers(result, files.name(index))
+                add(index, tensor, result)
+            except (DataError, ModelError) as error:
+                logger.warning("%s", error)
+                failures.append(str(error))
+            bar.update()
+    return failures
 
 
 def image_results(
@@ -348,7 +418,7 @@ def image_results(
 # --- a split with labels ---
 
 
-def score_and_report(job: EvaluationJob, processes: Processes, *, checkpoint: Path) -> None:
+def score_and_report(job: EvaluationJob, processes: Processes) -> None:
     """Score the split in every way that was asked for; write the results, then print them."""
     results = score_split(job, processes)
     if not processes.is_main:
@@ -362,11 +432,11 @@ def score_and_report(job: EvaluationJob, processes: Processes, *, checkpoint: Pa
             split=job.split,
             ways=job.ways,
             results=results,
-            checkpoint=checkpoint,
         )
     print_results(job.loaded.spec, job.split, job.ways, results, checkpoint=job.loaded.sha256)
     if job.output is not None:
-        logger.info("wrote %s and %s", job.output / "metrics.json", job.output / "report.html")
+        folder = job.output.folder
+        logger.info("wrote %s and %s", folder / "metrics.json", folder / "report.html")
 
 
 def score_split(job: EvaluationJob, processes: Processes) -> list[Evaluation]:
@@ -486,17 +556,21 @@ def evaluate(
         criterion: `criterion(logits, label)` gives the terms of the validation loss, which is the
             mean over images.
         attention: also find how much each scale counts for each class.
-        needs: what `on_image(batch, position, result)` reads besides labels; it sees each image.
+        needs: what `on_image(index, image, result)` reads besides labels; it sees each image.
         on_maps: `on_maps(index, predicted, label)` sees the uint8 maps [H, W] of each image in a
             thread, while the network goes on.
 
     Raises:
         RuntimeError: not every image was scored exactly once.
+        ModelError: the network's answer for an image is not a number.
     """
     was_training, start = model.training, time.monotonic()
     model.eval()
     tally = _Tally(_empty_matrix(spec, processes))
-    needs = needs | Needs(logits=criterion is not None, scales=attention)
+    # Logits or confidence tell numbers from what is none.
+    needs = needs | Needs(
+        logits=criterion is not None, scales=attention, confidence=criterion is None
+    )
 
     workers = 2 if on_maps or attention else 0
     with ImageWriter(workers=workers) as background:
@@ -512,6 +586,7 @@ def evaluate(
         ):
             index, host_label = int(batch["index"][position]), batch["label"][position]
             label = host_label[None].to(processes.device)
+            require_numbers(result, batch["names"][position])
 
             # A matrix for each image; their sum is that of the split.
             matrix = _empty_matrix(spec, processes)
@@ -531,11 +606,35 @@ def evaluate(
                 predicted = result.label[0].cpu().numpy()
                 background.call(on_maps, index, predicted, host_label.numpy())
             if on_image is not None:
-                on_image(batch, position, result)
+                on_image(index, batch["image"][position], result)
 
     model.train(was_training)
     seconds = time.monotonic() - start
     return _add_up(tally, processes, images=images, seconds=seconds)
+
+
+def require_numbers(result: ImageResult, name: str) -> None:
+    """Refuse an answer that is not a number, which would count as the first class.
+
+    Raises:
+        ModelError: names the image.
+    """
+    if result.confidence is not None:
+        wrong = result.confidence.isnan()
+    elif result.prediction is not None:
+        # A sum is not finite as soon as one of its parts is none; nothing of its size is held.
+        if bool(result.prediction.logits.sum().isfinite()):
+            return
+        wrong = ~result.prediction.logits.isfinite().all(dim=1)
+    else:
+        return
+
+    count = int(wrong.sum())
+    if count:
+        raise ModelError(
+            f"{name}: the network's answer is not a number at {count} pixels; try "
+            "eval.precision=fp32 or bf16, or another checkpoint"
+        )
 
 
 def _empty_matrix(spec: DatasetSpec, processes: Processes) -> ConfusionMatrix:

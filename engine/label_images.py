@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from hmsa.utils.labelling.autolabels import (
     read_record,
     soft_label_seconds,
 )
+from hmsa.utils.labelling.label_record import file_sha256, is_label_of
 from hmsa.utils.report.report import AutolabelReport, Example, Picture
 from hmsa.utils.report.visualise import colorize
 
@@ -77,12 +79,14 @@ class LabellingJob:
         """Whether a whole label of this image, made with these settings, is there already."""
         entry = self.entry(index)
         record = read_record(self.output / entry.label)
-        if record is None:
-            return False
 
-        # A replaced image shows itself by its size.
-        wanted = (made_with, entry.image, self.image_bytes(index))
-        if (record["made_with"], record["image"], record["image_bytes"]) != wanted:
+        # Images are hashed only where there is a label that may be theirs.
+        if record is None or record.get("made_with") != made_with:
+            return False
+        image_sha256 = self.image_sha256(index)
+        if not is_label_of(
+            record, made_with=made_with, image=entry.image, image_sha256=image_sha256
+        ):
             return False
 
         if entry.confidence is None:
@@ -90,12 +94,20 @@ class LabellingJob:
         beside = read_record(self.output / entry.confidence)
         return beside is not None and beside["made_with"] == made_with
 
-    def image_bytes(self, index: int) -> int:
-        """Size of the image's file; -1 where there is none."""
+    def image_sha256(self, index: int) -> str:
+        """Hash of the image's file, by which a replaced one shows itself; "" without a file."""
+        path = self.files.image_path(index)
         try:
-            return self.files.image_path(index).stat().st_size
+            state = path.stat()
         except OSError:
-            return -1
+            return ""
+        return _sha256_of_state(path, state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _sha256_of_state(path: Path, size: int, changed_ns: int, inode: int) -> str:
+    """The hash of a file in this state; a video is hashed once for all of its frames."""
+    return file_sha256(path) or ""
 
 
 def human_label(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +18,10 @@ from hmsa.network import InferenceOptions, MultiScaleModel, Prediction
 from hmsa.network.inference import predict, predict_label
 from hmsa.network.inference.predict import label_and_confidence, predicted_label
 from hmsa.utils.files.image_writer import ImageWriter
-from hmsa.utils.files.png import write_png
-from hmsa.utils.files.writing import write_file_with
-from hmsa.utils.labelling.submission import Submission
+from hmsa.utils.files.outputs import OutputFolder
+from hmsa.utils.files.png import encode_png, write_png
+from hmsa.utils.files.writing import is_temporary
+from hmsa.utils.labelling.submission import Submission, SubmissionError, require_replaceable
 from hmsa.utils.report.visualise import (
     colorize,
     error_map,
@@ -208,7 +209,7 @@ class Pictures:
 
     def __init__(
         self,
-        output: Path,
+        output: OutputFolder,
         kinds: Sequence[str],
         files: Files,
         writer: ImageWriter,
@@ -252,8 +253,7 @@ class Pictures:
     def _add_maps(self, name: str, prediction: Prediction) -> None:
         if "probabilities" in self.kinds:
             probabilities = prediction.logits[0].float().softmax(0).half().cpu().numpy()
-            path = self.output / "probabilities" / f"{name}.npy"
-            self.writer.call(write_array, path, probabilities)
+            self.writer.call(self._write_array, f"probabilities/{name}.npy", probabilities)
 
         palette = self.files.spec.palette
         if "scales" in self.kinds:
@@ -268,7 +268,35 @@ class Pictures:
                 self.writer.call(self._write, "attention", f"{name}_{scale:g}x", draw)
 
     def _write(self, kind: str, name: str, draw: Callable[[], np.ndarray]) -> None:
-        write_png(self.output / kind / f"{name}.png", draw())
+        self.output.write(f"{kind}/{name}.png", encode_png(draw()))
+
+    def _write_array(self, name: str, array: np.ndarray) -> None:
+        with self.output.written(name) as temporary, open(temporary, "wb") as file:
+            np.save(file, array)
+
+
+def output_names(
+    files: Files, kinds: Sequence[str], *, scales: Sequence[float]
+) -> Iterator[tuple[str, str]]:
+    """(file, image) for everything that an evaluation may write for an image, then the summaries.
+
+    Args:
+        scales: of the inference, which maps of single scales are named by.
+    """
+    for index in range(len(files)):
+        name, image = files.name(index), str(files.image_path(index))
+        if files.frames is not None:
+            image = f"{image} ({name})"
+        for kind in kinds:
+            if kind in ("scales", "attention"):
+                for scale in scales:
+                    yield f"{kind}/{name}_{scale:g}x.png", image
+            elif kind == "probabilities":
+                yield f"{kind}/{name}.npy", image
+            else:
+                yield f"{kind}/{name}.png", image
+    for summary in ("metrics.json", "report.html", "classes.json"):
+        yield summary, f"the evaluation's {summary}"
 
 
 def _later(draw: Callable[..., np.ndarray], *arguments: Any) -> Callable[[], np.ndarray]:
@@ -279,20 +307,6 @@ def _later(draw: Callable[..., np.ndarray], *arguments: Any) -> Callable[[], np.
 def _as_grey(weights: np.ndarray) -> np.ndarray:
     """Weights from 0 to 1 as uint8 grey values."""
     return (weights * 255).astype(np.uint8)
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write a .npy file, whole or not at all.
-
-    Raises:
-        WriteError: the file cannot be written.
-    """
-
-    def save(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            np.save(file, array)
-
-    write_file_with(path, save)
 
 
 @dataclass(frozen=True)
@@ -308,8 +322,10 @@ class SubmissionWriter:
         """Choose the official name of every prediction.
 
         Raises:
-            SubmissionError: an image has no official name. Nothing has been predicted yet.
+            SubmissionError: an image has no official name, or a file is in the way that was not
+                made here. Nothing has been predicted yet.
         """
+        require_replaceable(archive)
         spec = files.spec
         benchmark = "mapillary" if spec.name.startswith("mapillary") else spec.name
         submission = Submission(
@@ -324,8 +340,19 @@ class SubmissionWriter:
         return cls(archive, files, submission)
 
     def clear(self) -> None:
-        """Remove what a killed run has left."""
-        shutil.rmtree(self.submission.folder, ignore_errors=True)
+        """Remove what a killed run has left.
+
+        Raises:
+            SubmissionError: a folder of that name holds something else.
+        """
+        folder = self.submission.folder
+        for path in folder.rglob("*"):
+            if path.is_file() and path.suffix != ".png" and not is_temporary(path):
+                raise SubmissionError(
+                    f"{path}: is in the folder for single predictions and was not made here; move "
+                    "it away, or choose another name for --submit"
+                )
+        shutil.rmtree(folder, ignore_errors=True)
 
     def add(self, name: str, label: np.ndarray, writer: ImageWriter) -> None:
         """Queue the prediction of one image, train ids uint8 [H, W] at the image's own size."""

@@ -6,16 +6,15 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hmsa.datasets import DatasetSpec, Files
 from hmsa.network import InferenceOptions
-from hmsa.utils.files.writing import write_file
+from hmsa.utils.files.outputs import OutputFolder
 from hmsa.utils.metrics.confusion import ConfusionMatrix, category_iou, iou_of, mean_of
-from hmsa.utils.report.report import ComparedRow, EvaluationReport, Example, Picture, write_report
+from hmsa.utils.report.report import ComparedRow, EvaluationReport, Example, Picture, report_text
 
 from .build import Loaded
 from .pictures import pictures_of
@@ -155,7 +154,6 @@ def metrics_content(
     split: str,
     ways: Sequence[InferenceOptions],
     results: Sequence[Evaluation],
-    checkpoint: Path,
 ) -> dict[str, Any]:
     """What metrics.json holds; scores are fractions, null where there is nothing to score."""
     options, evaluation, spec = ways[0], results[0], loaded.spec
@@ -202,7 +200,7 @@ def metrics_content(
         "multiscale": str(loaded.model.multiscale),
         "split": split,
         "dataset": spec.name,
-        "checkpoint": str(checkpoint),
+        "checkpoint": str(loaded.path),
         "checkpoint_sha256": loaded.sha256,
         "compared": [
             compared_content(loaded, way, result) for way, result in zip(ways, results, strict=True)
@@ -423,25 +421,21 @@ def _settings(loaded: Loaded, options: InferenceOptions) -> dict[str, Any]:
 
 
 def write_results(
-    output: Path,
+    output: OutputFolder,
     loaded: Loaded,
     *,
     files: Files,
     split: str,
     ways: Sequence[InferenceOptions],
     results: Sequence[Evaluation],
-    checkpoint: Path,
 ) -> None:
     """Write metrics.json and report.html to `output`.
 
     Raises:
         WriteError: a file cannot be written.
     """
-    content = metrics_content(
-        loaded, split=split, ways=ways, results=results, checkpoint=checkpoint
-    )
-    write_file(
-        output / "metrics.json", json.dumps(content, indent=2, allow_nan=False) + "\n", durable=True
-    )
+    content = metrics_content(loaded, split=split, ways=ways, results=results)
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    output.write("metrics.json", text, durable=True)
     page = evaluation_report(loaded, files, content, ways, results)
-    write_report(output / "report.html", page)
+    output.write("report.html", report_text(page))

@@ -98,7 +98,8 @@ def train(
 
     # 2. Where the training begins: at its start, or where a checkpoint says that it stood.
     if resume:
-        restore(state, run.checkpoints, processes)
+        names = validation_files.spec.names
+        restore(state, run.checkpoints, processes, class_names=names)
     progress = state.progress
     progress.fit_batch(config.data.batch_size * processes.world_size * optim.accumulate)
     steps_per_epoch = len(loader) // optim.accumulate
@@ -313,7 +314,7 @@ class Validation:
             "iou": per_class(self.files.spec, result.matrix),
         }
         logbook.row("val", progress.step, row)
-        if miou <= progress.best_miou:
+        if miou <= progress.best_miou and config.runtime.best_weights == "miou":
             return
 
         # Every rank knows the best score; one writes the weights that reached it.

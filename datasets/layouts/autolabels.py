@@ -19,8 +19,8 @@ from typing import Any
 from hmsa.utils.files.label_format import (
     CITYSCAPES_SUFFIX,
     CONFIDENCE_SUFFIX,
-    ENTRIES,
     FORMAT,
+    IMAGES,
     MANIFEST,
     RAW_LABEL_SUFFIX,
     TRAIN_LABEL_SUFFIX,
@@ -198,7 +198,7 @@ def _listed_files(path: Path, names: Sequence[str]) -> dict[int, tuple[str, str 
 
     found: dict[int, tuple[str, str | None]] = {}
     unknown: list[str] = []
-    for entry in _read_entries(folder / ENTRIES):
+    for entry in _read_entries(folder / IMAGES):
         index = _index_of(stem(entry["image"]), by_name, by_last_part)
         if index is None:
             unknown.append(entry["image"])

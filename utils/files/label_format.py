@@ -11,7 +11,7 @@ FORMAT = "hmsa-autolabel"  # also the keyword of the text chunk inside each labe
 # Raised when a reader of today could misunderstand what is written.
 VERSION = 1
 MANIFEST = "manifest.json"
-ENTRIES = "images.jsonl"
+IMAGES = "images.jsonl"
 
 # Images of Cityscapes end in this; their labels carry another ending in its place.
 CITYSCAPES_SUFFIX = "_leftImg8bit"
