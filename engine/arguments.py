@@ -65,7 +65,7 @@ some training images, and kept where it helps on the other half; the checkpoint 
 its weights stay as they are. Evaluation and auto-labelling use it; eval.calibration=off does not.
 """
 
-ATTACH = """Give a trained single-scale model hierarchical attention; its own weights stay untouched.
+ATTACH = """Give a trained single-scale model hierarchical attention; its weights stay untouched.
 
     hmsa attach --checkpoint runs/single [--scales 0.25 0.5 1 2] [--output DIR]
 
