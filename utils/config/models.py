@@ -348,6 +348,10 @@ class ModelSection(Section):
     init_from: str | None = Field(default=None, min_length=1)
     """Checkpoint of a whole model to start from; what fits is taken and reported"""
 
+    freeze: tuple[Literal["trunk", "decoder"], ...] = ()
+    """Parts that are not trained, their batch norms neither: [trunk, decoder] trains attention
+    alone, for a model that one has"""
+
     # The heads.
     decoder_channels: Channels | None = None
     """Width of the decoder; null: that of the published weights, 256, and for ocr 512 with keys of
@@ -669,6 +673,10 @@ class EvalSection(InferenceSection):
 
     score_native: bool = False
     """With data.long_edge: compare with labels of native size instead of resized ones"""
+
+    calibration: Literal["auto", "off"] = "auto"
+    """Whether evaluation and auto-labelling use the attention biases that `hmsa calibrate` wrote
+    into a checkpoint"""
 
 
 class AutolabelSection(InferenceSection):
