@@ -24,9 +24,8 @@ from .layouts.listing import (
     IMAGE_SUFFIXES,
     ListedSplit,
     first_entries,
-    has_suffix,
     require_folder,
-    scan,
+    scan_images,
     stem,
 )
 from .layouts.mapillary import find_mapillary
@@ -294,6 +293,8 @@ def image_files(
 def _expand(entry: str) -> list[_InputImage]:
     """Every image that an input stands for."""
     path = os.path.abspath(entry)
+    if "\0" in path:
+        raise DataError(f"{entry}: a name of a file cannot hold NUL", kind="missing")
     if os.path.isdir(path):
         return _in_folder(entry, path)
 
@@ -316,7 +317,7 @@ def _expand(entry: str) -> list[_InputImage]:
 
 
 def _in_folder(entry: str, path: str) -> list[_InputImage]:
-    found = scan(path, accept=has_suffix(IMAGE_SUFFIXES))
+    found = scan_images(path)
     if not found:
         raise DataError(
             f"{entry}: no image ({' '.join(IMAGE_SUFFIXES)}) in this folder, "
@@ -331,7 +332,8 @@ def _single(path: str, name: str) -> _InputImage:
     # A name that is absolute or climbs out of the input's folder would do so below an output, too.
     if os.path.isabs(name) or ".." in name.split("/"):
         name = os.path.basename(name)
-    return _InputImage(path, name, os.path.basename(os.path.dirname(path)))
+    # The folder by its true name, for a path may end in `..` before the file.
+    return _InputImage(path, name, os.path.basename(os.path.realpath(os.path.dirname(path))))
 
 
 def _unique_names(images: Sequence[_InputImage]) -> list[str]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from hmsa.utils.words import UserError
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 
 class DataError(UserError, ValueError):
@@ -14,7 +18,9 @@ class DataError(UserError, ValueError):
     """
 
     def __init__(self, message: str, *, kind: str = "data") -> None:
-        super().__init__(message)
+        # Names from outside may hold bytes that no terminal shows, or control it.
+        printable = _CONTROL.sub("?", message).encode("utf-8", "backslashreplace").decode()
+        super().__init__(printable)
         self.kind = kind
 
     def __reduce__(self) -> tuple[object, ...]:

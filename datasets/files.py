@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,17 @@ import numpy as np
 
 from .errors import DataError
 from .layouts.video import frame_size, read_frame
+from .output_names import output_names
 from .policy import LabelPolicy
-from .reading.decoding import DEFAULT_MAX_PIXELS, image_size, read_image, read_label
+from .reading.decoding import (
+    DEFAULT_MAX_PIXELS,
+    decode_image,
+    image_size,
+    read_image,
+    read_image_bytes,
+    read_label,
+)
+from .reading.regular import digest, file_digest, unreadable
 from .spec import DatasetSpec, LabelIds
 
 STILL = -1  # the frame number of what is no video
@@ -27,6 +37,12 @@ def pack(texts: Iterable[str]) -> np.ndarray:
     (https://github.com/pytorch/pytorch/issues/13246).
     """
     return np.array([os.fsencode(text) for text in texts], dtype=np.bytes_)
+
+
+@lru_cache(maxsize=64)
+def _video_digest(path: Path, size: int, modified: int) -> str:
+    """Digest of a video; `size` and `modified` (ns) make another file another entry."""
+    return file_digest(path)
 
 
 @dataclass
@@ -94,6 +110,50 @@ class Files:
     def name(self, index: int) -> str:
         """Name of image `index` as the data set spells it, with its folders, without suffix."""
         return os.fsdecode(self.names[index])
+
+    def output_name(self, index: int) -> str:
+        """Name under which results of image `index` are written, below a folder, without suffix.
+
+        It is relative and never leaves the folder it is joined to; its parts leave room for endings
+        within the 255 bytes of file systems, and no two images share one, whatever the case. Where
+        `name` is all this already, it is `name`.
+        """
+        return self._output_names[index]
+
+    @cached_property
+    def _output_names(self) -> list[str]:
+        return output_names([self.name(index) for index in range(len(self))])
+
+    def fingerprint(self, index: int) -> str:
+        """What is in the file of image `index`: 32 hex digits of a hash over its bytes.
+
+        Another image under the same name, of the same size and time even, has another fingerprint.
+        Frames of a video have that of the video with their number. The file is read for it, once in
+        a process for each video.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        path, frame = self.image_path(index), self._frame(index)
+        if frame is None:
+            return file_digest(path)
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise unreadable(path, "video", error) from error
+        return f"{_video_digest(path, status.st_size, status.st_mtime_ns)}-{frame}"
+
+    def read_image_and_fingerprint(self, index: int) -> tuple[np.ndarray, str]:
+        """`read_image` and `fingerprint` of the very same bytes, which are read once.
+
+        Raises:
+            DataError: as `read_image`.
+        """
+        if self._frame(index) is not None:
+            return self.read_image(index), self.fingerprint(index)
+        path = self.image_path(index)
+        data = read_image_bytes(path, max_pixels=self.max_pixels)
+        return decode_image(path, data, max_pixels=self.max_pixels), digest(data)
 
     def read_image(self, index: int) -> np.ndarray:
         """Image `index`, uint8 RGB [H, W, 3]."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hmsa.utils.config import dump, load_config
 
-from .command_line import parse_with_overrides, run_command
+from .command_line import at_least, parse_with_overrides, run_command
 
 SAVES = ("labels", "colour", "overlay", "attention", "confidence", "probabilities", "scales")
 SAVED_BY_DEFAULT = ("labels", "colour", "overlay")
@@ -56,6 +56,24 @@ checkout `python autolabel.py ...` is the same command.
 """
 
 
+CALIBRATE = """Calibrate the attention of a checkpoint for a list of scales, in a minute or two.
+
+    hmsa calibrate --checkpoint runs/x [--scales 0.25 0.5 1 2] [--images 100]
+
+Attention is trained on few pairs of scales. For the others one number each is fitted on half of
+some training images, and kept where it helps on the other half; the checkpoint then holds it, and
+its weights stay as they are. Evaluation and auto-labelling use it; eval.calibration=off does not.
+"""
+
+ATTACH = """Give a trained single-scale model hierarchical attention; its weights stay untouched.
+
+    hmsa attach --checkpoint runs/single [--scales 0.25 0.5 1 2] [--output DIR]
+
+An attention head is trained on the frozen network, a quarter as long as the network was. DIR then
+holds a run like any other, by default beside the run of the model.
+"""
+
+
 def train_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
     """`hmsa train`: returns the exit status, 2 with one sentence for a user's mistake."""
     arguments = parse_train(argv, program=program)
@@ -92,6 +110,30 @@ def autolabel_command(argv: Sequence[str] | None = None, *, program: str | None 
 
     def run() -> int:
         from .autolabel import main
+
+        return main(arguments)
+
+    return run_command(run)
+
+
+def calibrate_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa calibrate`: returns the exit status, 2 with one sentence for a user's mistake."""
+    arguments = parse_calibrate(argv, program=program)
+
+    def run() -> int:
+        from .calibrate import main
+
+        return main(arguments)
+
+    return run_command(run)
+
+
+def attach_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa attach`: returns the exit status, 2 with one sentence for a user's mistake."""
+    arguments = parse_attach(argv, program=program)
+
+    def run() -> int:
+        from .attach import main
 
         return main(arguments)
 
@@ -262,6 +304,58 @@ def parse_autolabel(
     return arguments
 
 
+def parse_calibrate(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa calibrate`."""
+    parser = _parser("calibrate", CALIBRATE, program)
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        help="a run folder or a checkpoint with hierarchical attention",
+    )
+    _add_scales(parser, default="eval.scales")
+    parser.add_argument(
+        "--images",
+        type=at_least(4),
+        default=100,
+        metavar="N",
+        help="images to use, half to fit and half to judge by (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--split", help="split whose labelled images are used (default: data.train_split)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write another checkpoint instead of the one that was read",
+    )
+    _add_overrides(parser, example="data.root=/data/cityscapes")
+    return parse_with_overrides(parser, argv)
+
+
+def parse_attach(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa attach`."""
+    parser = _parser("attach", ATTACH, program)
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        help="a run folder or a checkpoint of a single-scale model",
+    )
+    _add_scales(parser, default="0.25 0.5 1 2")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="run folder of the model with attention"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted one")
+    _add_overrides(parser, example="data.root=/data/cityscapes")
+    return parse_with_overrides(parser, argv)
+
+
 def read_scale(text: str) -> float:
     """An argparse type: a scale of inference, above 0 and at most 16 as in a configuration."""
     try:
@@ -286,14 +380,18 @@ def _parser(command: str, description: str, program: str | None) -> argparse.Arg
     )
 
 
-def _add_scales_and_flip(parser: argparse.ArgumentParser, *, section: str) -> None:
+def _add_scales(parser: argparse.ArgumentParser, *, default: str) -> None:
     parser.add_argument(
         "--scales",
         nargs="+",
         type=read_scale,
         metavar="S",
-        help=f"scales of inference (default: {section}.scales)",
+        help=f"scales of inference (default: {default})",
     )
+
+
+def _add_scales_and_flip(parser: argparse.ArgumentParser, *, section: str) -> None:
+    _add_scales(parser, default=f"{section}.scales")
     parser.add_argument(
         "--flip",
         action=argparse.BooleanOptionalAction,
@@ -316,6 +414,8 @@ COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "train": (train_command, "train a network as a YAML configuration says"),
     "eval": (eval_command, "score a checkpoint, hand a split in, or predict any images"),
     "autolabel": (autolabel_command, "label images with a trained network"),
+    "calibrate": (calibrate_command, "fit the attention to a list of scales, in a minute or two"),
+    "attach": (attach_command, "give a trained single-scale model hierarchical attention"),
 }
 
 

@@ -210,7 +210,12 @@ def settings_of(
 ) -> dict[str, Any]:
     """Everything that the labels depend on, but for the thresholds of the classes."""
     section = loaded.config.autolabel
+    # Only where there is one, so that labels made without a calibration stay valid.
+    calibrated = {}
+    if bias := build.used_attention_bias(loaded.model, options):
+        calibrated["attention_bias"] = bias
     return {
+        **calibrated,
         "checkpoint_sha256": loaded.sha256,
         "scales": list(options.scales),
         "flip": options.flip,
@@ -543,7 +548,7 @@ def finish(job: LabellingJob) -> bool:
         content["labelled"],
         len(job.files),
         100 * content["kept_share"],
-        job.options.describe(),
+        build.describe_inference(job.loaded.model, job.options),
         job.output / "report.html",
     )
     logger.info("%-22s%12s%14s%10s", "class", "threshold", "pixels kept", "kept %")

@@ -6,6 +6,7 @@ Training, evaluation and auto-labelling join the two sides through these functio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -42,6 +43,7 @@ from hmsa.network import (
     load_weights,
 )
 from hmsa.network.inference import out_of_memory
+from hmsa.network.model import Hierarchical, ScalePair, adjacent_pairs
 from hmsa.utils.config import Config, load_config
 from hmsa.utils.processes import Processes, synchronise_batch_norm
 from hmsa.utils.runtime import autocast_dtype, parameter_dtype
@@ -233,7 +235,7 @@ def model_from(config: Config, *, num_classes: int, trunk_weights: bool) -> Mult
 
     With `trunk_weights` false the trunk stays random, for weights that other weights will replace.
     """
-    excluded = {"init_from"}
+    excluded = {"init_from", "freeze"}
     if not trunk_weights:
         excluded.add("trunk_weights")
     return build_model(
@@ -304,6 +306,7 @@ def training_state(config: Config, files: Files, processes: Processes) -> Traini
     if config.runtime.sync_batchnorm == "auto":
         model = synchronise_batch_norm(model, processes)
     model = place(model, config, processes.device)
+    model.freeze(config.model.freeze)
     compile_in_place(model, config.runtime.compile)
 
     average = None
@@ -426,6 +429,47 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 # --- inference ---
+
+
+def attention_bias_of(content: Mapping[str, Any]) -> dict[ScalePair, float]:
+    """The attention biases that `hmsa calibrate` wrote into a checkpoint, by pair of scales.
+
+    Raises:
+        CheckpointError: they are not rows of a lower scale, a higher scale and a finite number.
+    """
+    biases = {}
+    for row in content.get("attention_bias", []):
+        try:
+            lower, higher, bias = (float(value) for value in row)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"attention_bias: {row!r} is not [lower scale, higher scale, bias]; calibrate the "
+                "checkpoint again, or set eval.calibration=off"
+            ) from error
+        if not (0 < lower < higher and math.isfinite(bias)):
+            raise CheckpointError(
+                f"attention_bias: {row!r} is not a pair of rising scales and a finite number; "
+                "calibrate the checkpoint again, or set eval.calibration=off"
+            )
+        biases[(lower, higher)] = bias
+    return biases
+
+
+def used_attention_bias(model: MultiScaleModel, options: InferenceOptions) -> list[list[float]]:
+    """Rows [lower scale, higher scale, bias] of the biases that this way to infer uses."""
+    if not isinstance(model, Hierarchical):
+        return []
+    bias = model.attention_bias
+    return [[*pair, bias[pair]] for pair in adjacent_pairs(options.scales) if pair in bias]
+
+
+def describe_inference(model: MultiScaleModel, options: InferenceOptions) -> str:
+    """The way to infer, with the pairs of its scales whose attention is calibrated."""
+    rows = used_attention_bias(model, options)
+    if not rows:
+        return options.describe()
+    pairs = ", ".join(f"{lower:g}-{higher:g}" for lower, higher, _ in rows)
+    return f"{options.describe()} (attention calibrated for {pairs})"
 
 
 def inference_options(
@@ -565,4 +609,6 @@ def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
                 "diverged"
             )
     model = place(model, config, device).eval()
+    if isinstance(model, Hierarchical) and config.eval.calibration == "auto":
+        model.attention_bias = attention_bias_of(opened.weights or {})
     return Loaded(model=model, config=config, spec=spec, sha256=opened.sha256, path=path)

@@ -433,7 +433,7 @@ def score_and_report(job: EvaluationJob, processes: Processes) -> None:
             ways=job.ways,
             results=results,
         )
-    print_results(job.loaded.spec, job.split, job.ways, results, checkpoint=job.loaded.sha256)
+    print_results(job.loaded, job.split, job.ways, results)
     if job.output is not None:
         folder = job.output.folder
         logger.info("wrote %s and %s", folder / "metrics.json", folder / "report.html")

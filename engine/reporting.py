@@ -16,7 +16,7 @@ from hmsa.utils.files.outputs import OutputFolder
 from hmsa.utils.metrics.confusion import ConfusionMatrix, category_iou, iou_of, mean_of
 from hmsa.utils.report.report import ComparedRow, EvaluationReport, Example, Picture, report_text
 
-from .build import Loaded
+from .build import Loaded, describe_inference, used_attention_bias
 from .pictures import pictures_of
 
 WORST_SHOWN = 4  # images shown as the worst
@@ -78,19 +78,18 @@ def _mean(scores: Mapping[str, float] | None) -> float | None:
 
 
 def print_results(
-    spec: DatasetSpec,
+    loaded: Loaded,
     split: str,
     ways: Sequence[InferenceOptions],
     results: Sequence[Evaluation],
-    *,
-    checkpoint: str,
 ) -> None:
     """Print the scores per class of the first way to infer, then a line for each way."""
-    print(score_table(spec, results[0]))
+    print(score_table(loaded.spec, results[0]))
     for options, result in zip(ways, results, strict=True):
+        way = describe_inference(loaded.model, options)
         print(
-            f"{split} mIoU {100 * result.matrix.miou():.1f} % at {options.describe()}, "
-            f"{result.images} images, checkpoint {checkpoint[:12]}"
+            f"{split} mIoU {100 * result.matrix.miou():.1f} % at {way}, "
+            f"{result.images} images, checkpoint {loaded.sha256[:12]}"
         )
 
 
@@ -194,7 +193,7 @@ def metrics_content(
         "images": evaluation.images,
         "loss": evaluation.loss,
         "seconds": round(evaluation.seconds, 3),
-        **_way_content(options),
+        **_way_content(loaded, options),
         "tile": options.tile,
         "precision": loaded.config.eval.precision,
         "multiscale": str(loaded.model.multiscale),
@@ -210,12 +209,13 @@ def metrics_content(
     return plain
 
 
-def _way_content(options: InferenceOptions) -> dict[str, Any]:
+def _way_content(loaded: Loaded, options: InferenceOptions) -> dict[str, Any]:
     return {
         "scales": list(options.scales),
         "flip": options.flip,
         "combine": options.combine,
         "over": options.over,
+        "attention_bias": used_attention_bias(loaded.model, options),
     }
 
 
@@ -225,7 +225,7 @@ def compared_content(
     """One entry of "compared" in metrics.json: a way to infer, and its scores."""
     return {
         "method": _method(loaded, options),
-        **_way_content(options),
+        **_way_content(loaded, options),
         "miou": evaluation.matrix.miou(),
         "pixel_accuracy": evaluation.matrix.pixel_accuracy(),
         "per_class": per_class(loaded.spec, evaluation.matrix),
@@ -417,7 +417,8 @@ def _settings(loaded: Loaded, options: InferenceOptions) -> dict[str, Any]:
     """The options of inference as plain values; the precision stands for its dtype."""
     settings = asdict(options)
     del settings["autocast_dtype"]
-    return {**settings, "precision": loaded.config.eval.precision}
+    bias = used_attention_bias(loaded.model, options)
+    return {**settings, "attention_bias": bias, "precision": loaded.config.eval.precision}
 
 
 def write_results(

@@ -179,8 +179,12 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """
     norms = [part for part in module.modules() if isinstance(part, BATCH_NORMS)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+
+    # They count batches in a tensor that is thrown away: synchronised batch norms need one.
+    counts = [count for _, count in kept if count is not None]
+    spare = torch.zeros_like(counts[0]) if counts else None
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum, norm.num_batches_tracked = 0.0, spare
 
     try:
         yield
@@ -197,6 +201,11 @@ def run_stage(stage: nn.Module, *inputs: Tensor, save_memory: bool) -> Tensor | 
     """
     if not (save_memory and stage.training and torch.is_grad_enabled()):
         return stage(*inputs)
+
+    # The compiler takes no context, and needs none: its graph updates statistics once, whatever
+    # it recomputes.
+    if torch.compiler.is_compiling():
+        return checkpoint(stage, *inputs, use_reentrant=False)
     return checkpoint(
         stage,
         *inputs,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +23,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hmsa.engine.command_line import at_least, run_command
-from hmsa.utils.files.writing import WriteError, write_file
-from scripts.measuring.harness import ROW_KEYS, Disagreement
+from scripts.measuring.harness import (
+    ROW_KEYS,
+    Disagreement,
+    require_place_for_rows,
+    write_rows,
+)
 
 FOLDER = Path(__file__).resolve().parent / "benchmarks"
 NAMES = tuple(sorted(file.stem for file in FOLDER.glob("*.py")))
@@ -57,7 +60,7 @@ def measure(arguments: argparse.Namespace) -> int:
 
     # A benchmark may take an hour: whether the file can be written is found out before.
     if arguments.json is not None:
-        require_writable(arguments.json)
+        require_place_for_rows(arguments.json)
     try:
         rows = importlib.import_module(f"scripts.benchmarks.{arguments.name}").run(arguments)
     except Disagreement as error:
@@ -65,22 +68,12 @@ def measure(arguments: argparse.Namespace) -> int:
         return 1
 
     if arguments.json is not None:
-        written = [{key: row[key] for key in ROW_KEYS} for row in rows]
-        write_file(arguments.json, json.dumps(written, indent=2) + "\n")
+        write_rows(arguments.json, [{key: row[key] for key in ROW_KEYS} for row in rows])
     print(table(rows))
     for row in rows:
         if row.get("note"):
             print(f"{row['name']} {row['size']}: {row['note']}")
     return 0
-
-
-def require_writable(path: Path) -> None:
-    """Raise WriteError where `path` cannot be written; what it holds stays."""
-    if path.is_dir():
-        raise WriteError(f"{path} is a folder; name a file")
-    probe = path.parent / f".{path.name}.hmsa-probe"
-    write_file(probe, "")
-    probe.unlink()
 
 
 def build_parser(named: str | None) -> argparse.ArgumentParser:

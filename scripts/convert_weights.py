@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.input.exists() and options.output.resolve() == options.input.resolve():
         parser.error(f"{options.output} is the file to read; name another file to write")
+    if options.output.exists() and not options.overwrite:
+        parser.error(f"{options.output} is there already; name another file, or use --overwrite")
     return run_command(lambda: convert_file(options))
 
 
@@ -62,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--multiscale", choices=MULTISCALE, default="hierarchical", help="(default: %(default)s)"
     )
     parser.add_argument("--trunk-only", action="store_true", help="leave the heads out")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is there")
     return parser
 
 

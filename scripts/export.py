@@ -16,7 +16,8 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from hmsa.engine.arguments import read_scale
 from hmsa.engine.build import load_model
 from hmsa.engine.command_line import at_least, parse_with_overrides, run_command
 from hmsa.network import ModelError
-from hmsa.network.inference import prepare_for_inference
+from hmsa.network.inference import out_of_memory, prepare_for_inference
 from hmsa.utils.files.writing import written_whole
+from hmsa.utils.words import UserError
 
 TOLERANCE = 1e-3  # largest absolute difference of a logit between the file and the model
 SUFFIXES = (".onnx", ".pt2")
@@ -60,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{options.checkpoint} is the checkpoint to read; name another --output")
     if len(set(written)) < len(written):
         parser.error("--output names one file twice")
+    for output in options.output:
+        if output.exists() and not options.overwrite:
+            parser.error(f"{output} is there already; name another --output, or use --overwrite")
     return run_command(lambda: export_files(options))
 
 
@@ -106,6 +111,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch", type=at_least(1), default=1, help="images per call (default: %(default)s)"
     )
     parser.add_argument("--dynamic", action="store_true", help="leave height and width open")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files of --output that are there"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="overrides of the configuration"
     )
@@ -185,27 +193,51 @@ def export_model(
     fused = FusedLogits(prepare_for_inference(model), scales).eval()
     image = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
 
-    # What the model refuses, it refuses here with its own sentence, not inside the exporter.
-    with torch.no_grad():
-        fused(image)
-
-    write = _write_program
-    if output.suffix == ".onnx":
-        write = _write_onnx
-    with written_whole(output) as temporary:
-        run = write(fused, image, temporary, dynamic)
-
     images = [image]
     if dynamic:
         # Neither side is a multiple of the first size or of a stride.
         other = (size[0] + 40, size[1] + 72)
         images.append(torch.randn(batch, 3, *other, generator=torch.Generator().manual_seed(1)))
 
-    # The reference is the model itself, whose batch norms are not folded.
+    # What the model refuses, it refuses here with its own sentence, not inside the exporter. The
+    # reference is the model itself, whose batch norms are not folded.
     reference = FusedLogits(model, scales).eval()
-    with torch.no_grad():
-        differences = [(run(one) - reference(one)).abs().max() for one in images]
+    with _explained(output), torch.no_grad():
+        fused(image)
+        expected = [reference(one) for one in images]
+    if not all(torch.isfinite(logits).all() for logits in expected):
+        raise ModelError("the network's logits are no finite numbers; nothing was exported")
+
+    write = _write_program
+    if output.suffix == ".onnx":
+        write = _write_onnx
+
+    # A file that cannot be run never takes the name.
+    with written_whole(output) as temporary, _explained(output), torch.no_grad():
+        run = write(fused, image, temporary, dynamic)
+        differences = [
+            (run(one) - logits).abs().max() for one, logits in zip(images, expected, strict=True)
+        ]
     return float(torch.stack(differences).max())
+
+
+@contextmanager
+def _explained(output: Path) -> Iterator[None]:
+    """Errors of torch and of its exporters as one sentence.
+
+    They depend on size, batch and `--dynamic`, which a user chooses, and come in many classes.
+    """
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            advice = "memory ran out: choose a smaller --size or --batch"
+        else:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            advice = f"torch fails ({reason}); try another --size, or without --dynamic"
+        raise ModelError(f"{output}: cannot be exported: {advice}") from error
 
 
 def _dimensions(dynamic: bool) -> dict[str, dict[int, Any]] | None:

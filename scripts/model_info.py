@@ -13,9 +13,9 @@ parameters and image; what libraries take for themselves comes on top.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,7 +41,8 @@ from hmsa.network import (
     build_model,
 )
 from hmsa.network.inference import predict
-from hmsa.utils.files.writing import write_file
+from hmsa.utils.words import UserError
+from scripts.measuring.harness import require_place_for_rows, write_rows
 from scripts.measuring.live_memory import LiveMemory
 
 EVALUATED = ((1.0,), (0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0))
@@ -149,6 +150,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def count_models(options: argparse.Namespace) -> int:
     """Count every combination that the command line names, print and write the rows."""
+    if options.json is not None:
+        require_place_for_rows(options.json)
     scale_lists = [tuple(scales) for scales in options.scales or EVALUATED]
     rows = []
     for trunk in options.trunks:
@@ -162,14 +165,30 @@ def count_models(options: argparse.Namespace) -> int:
                 output_stride=options.output_stride,
                 activation_checkpointing=options.activation_checkpointing,
             )
-            rows += [
-                information(parts, multiscale, scale_lists) for multiscale in options.multiscale
-            ]
+            for multiscale in options.multiscale:
+                with _explained(parts, multiscale):
+                    rows.append(information(parts, multiscale, scale_lists))
 
     if options.json is not None:
-        write_file(options.json, json.dumps(rows, indent=2) + "\n")
+        write_rows(options.json, rows)
     print(table(rows))
     return 0
+
+
+@contextmanager
+def _explained(parts: NetworkParts, multiscale: str) -> Iterator[None]:
+    """What torch refuses, such as maps of one pixel in a batch norm, as one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        height, width = parts.size
+        raise ModelError(
+            f"{parts.trunk} {parts.decoder} {multiscale}: cannot be counted with "
+            f"--size {height} {width} --batch {parts.batch} ({reason}); choose a larger size"
+        ) from error
 
 
 def information(

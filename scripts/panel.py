@@ -24,8 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Draw the picture; returns the exit status."""
     parser = build_parser()
     options = parse_with_overrides(parser, argv)
-    if options.output.resolve() == options.checkpoint.resolve():
-        parser.error(f"{options.output} is the checkpoint to read; name another --output")
+    if options.output.exists() and not options.overwrite:
+        parser.error(
+            f"{options.output} is there already; name another --output, or use --overwrite"
+        )
     return run_command(lambda: draw_panel(options))
 
 
@@ -54,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="of each picture in pixels (default: %(default)s)",
     )
     parser.add_argument("--output", type=_output, required=True, help="PNG file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace it if it is there")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -93,16 +96,17 @@ def draw_panel(options: argparse.Namespace) -> int:
     split = options.split or loaded.config.data.val_split
     files = split_files(loaded.config, split, expected=loaded.spec)
 
-    # The picture may not replace a file that it is drawn from.
     if options.index >= len(files):
         raise DataError(
             f"--index: {options.index} is none of the {len(files)} images; "
             f"choose one from 0 to {len(files) - 1}"
         )
+
+    # Not even with --overwrite may the picture replace a file that it is drawn from.
     output = options.output.resolve()
-    read = [files.image_path(options.index), files.label_path(options.index)]
+    read = [options.checkpoint, files.image_path(options.index), files.label_path(options.index)]
     if output in [path.resolve() for path in read if path is not None]:
-        raise DataError(f"--output: {options.output} is a file of the data set; name another file")
+        raise DataError(f"--output: {options.output} is a file to read; name another file")
 
     inference = inference_options(loaded.config.eval, scales=options.scales)
     pictures = pictures_of(loaded.model, files, inference, options.index)

@@ -27,7 +27,7 @@ from hmsa.utils.files.writing import write_file
 from scripts.tables.charts import cost_chart, gain_chart
 from scripts.tables.costs import measure_costs
 from scripts.tables.program import prepare, run_table, table_parser
-from scripts.tables.runs import Run, Scoring, commit, perform_all
+from scripts.tables.runs import Run, Scoring, TableError, commit, perform_all
 from scripts.tables.seed_statistics import mean_and_deviation, paired, percent
 
 ONE, THREE, FOUR = "1", "0.5,1,2", "0.25,0.5,1,2"
@@ -134,16 +134,22 @@ def make_table(options: argparse.Namespace) -> int:
             rows.append(row)
 
     stored = options.output / "costs.json"
+    costs = {}
     if not options.no_costs:
         present = [model for model in MODELS if any(row["method"] == model for row in rows)]
         overrides = {
             model: [*options.overrides, *MODELS[model].overrides]
             for model in dict.fromkeys(["single", *present])
         }
-        write_file(stored, json.dumps(measure_costs(options.config, overrides), indent=1) + "\n")
-    costs = {}
-    if stored.is_file():
-        costs = json.loads(stored.read_text(encoding="utf-8"))
+        costs = measure_costs(options.config, overrides)
+        write_file(stored, json.dumps(costs, indent=1) + "\n")
+    elif stored.is_file():
+        try:
+            costs = dict(json.loads(stored.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise TableError(
+                f"{stored}: is damaged; remove it, or measure again without --no-costs"
+            ) from error
 
     summary = summarise(rows, costs)
     write_table(summary, options.output)

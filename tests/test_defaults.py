@@ -22,7 +22,7 @@ from hmsa.datasets import (
     read_label,
 )
 from hmsa.loss import LOSSES, build_criterion
-from hmsa.loss.cross_entropy import bootstrapped_cross_entropy, ohem_cross_entropy
+from hmsa.loss.hard_pixels import bootstrapped_cross_entropy, ohem_cross_entropy
 from hmsa.loss.rmi import rmi_loss
 from hmsa.network import build_model
 from hmsa.network.inference import InferenceOptions

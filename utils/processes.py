@@ -434,8 +434,8 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
     @torch.no_grad()
     def _update(self, mean: Tensor, variance: Tensor, total: Tensor) -> None:
         """Move the running statistics towards those of this batch, as nn.BatchNorm2d does."""
-        # Activation checkpointing takes the counter away while it runs a layer for the second time
-        # on the same images: they have moved the statistics already.
+        # Without a counter the statistics stay as they are: activation checkpointing may take it
+        # away while it runs a layer for the second time on images that have moved them already.
         if self.num_batches_tracked is None:
             return
         assert self.running_mean is not None and self.running_var is not None

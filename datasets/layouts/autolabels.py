@@ -11,6 +11,7 @@ Source: paper, section 4. Labels as the authors' code wrote them are read, too
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -28,6 +29,7 @@ from hmsa.utils.files.label_format import (
 )
 
 from ..errors import DataError
+from ..reading.regular import read_text
 from ..spec import DatasetSpec, LabelIds
 from .listing import first_entries, require_folder, scan, some, stem
 
@@ -71,9 +73,9 @@ def find_auto_labels(
     Raises:
         DataError: no such place, labels of other classes, or missing files.
     """
-    if place.is_dir() and (place / MANIFEST).is_file():
+    if os.path.isdir(place) and os.path.isfile(place / MANIFEST):
         place = place / MANIFEST
-    if place.is_file():
+    if os.path.isfile(place):
         return _from_manifest(place, names, spec)
 
     require_folder(
@@ -81,7 +83,7 @@ def find_auto_labels(
         what="folder of automatic labels",
         hint="set data.extra.root to what autolabel.py wrote",
     )
-    if (place / split).is_dir():
+    if os.path.isdir(place / split):
         place = place / split
     return _from_folder(place, names)
 
@@ -232,7 +234,7 @@ def _require_files(path: Path, files: Sequence[str]) -> None:
 
 def _load_manifest(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(read_text(path, "manifest"))
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise ValueError(f"its format is not '{FORMAT}'")
         if manifest.get("version") != VERSION:
@@ -244,10 +246,19 @@ def _load_manifest(path: Path) -> dict[str, Any]:
             raise ValueError(
                 f"label_ids {manifest.get('label_ids')!r} is neither 'raw' nor 'train'"
             )
-        if not all(isinstance(failure, dict) for failure in manifest.get("failures", ())):
+        failures = manifest.get("failures", [])
+        if not isinstance(failures, list) or not all(isinstance(item, dict) for item in failures):
             raise ValueError("failures must be a list of objects")
         DatasetSpec.from_dict(manifest["classes"])
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise DataError(
             f"{path}: not a manifest of automatic labels: {error}", kind="classes"
         ) from error
@@ -258,16 +269,19 @@ def _read_entries(path: Path) -> list[dict[str, Any]]:
     """The lines of a list of labels; each names an image and a label."""
     found: list[dict[str, Any]] = []
     try:
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                entry = json.loads(line)
-                if (
-                    not isinstance(entry, dict)
-                    or not isinstance(entry.get("image"), str)
-                    or not isinstance(entry.get("label"), str)
-                ):
-                    raise ValueError(f"line {number} names no image and label")
-                found.append(entry)
+        lines = read_text(path, "list of automatic labels").rstrip("\n").split("\n")
+        for number, line in enumerate(lines, start=1):
+            if not line and len(lines) == 1:
+                break
+            entry = json.loads(line)
+            if (
+                not isinstance(entry, dict)
+                or not isinstance(entry.get("image"), str)
+                or not isinstance(entry.get("label"), str)
+                or not isinstance(entry.get("confidence"), str | None)
+            ):
+                raise ValueError(f"line {number} names no image and label")
+            found.append(entry)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path}: list of automatic labels cannot be read: {error}", kind="missing"

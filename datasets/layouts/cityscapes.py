@@ -155,7 +155,7 @@ def _test_labels_are_known(root: Path) -> bool:
     """Whether the labels of `test` are more than the official placeholders, by the first one."""
     for place in _LABEL_PLACES["fine"]:
         folder = root / place / "test"
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             continue
         found = scan(folder, accept=lambda name: name.endswith(_LABEL_ENDS["fine"]))
         if not found:
@@ -222,7 +222,7 @@ def _image_place(root: Path, folder: str) -> str:
 def _place(root: Path, places: Sequence[str], folder: str, *, what: str) -> str:
     """The first of `places` below the root that holds `folder`."""
     for place in places:
-        if (root / place / folder).is_dir():
+        if os.path.isdir(root / place / folder):
             return place
 
     require_folder(

@@ -24,6 +24,8 @@ from hmsa.utils.words import UserError, did_you_mean
 from ..errors import DataError
 from ..spec import ClassInfo, DatasetSpec, spread_color
 
+_DEFAULT_IGNORE = 255
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -50,7 +52,8 @@ def load_class_list(path: Path) -> tuple[DatasetSpec, Layout]:
         document = read_yaml(path)
     except UserError as error:
         raise DataError(
-            f"class list cannot be read: {error}; set data.classes to a classes.yaml",
+            f"class list cannot be read: {' '.join(str(error).split())}; set data.classes to a "
+            "classes.yaml",
             kind="classes",
         ) from error
     if document.mistakes:
@@ -74,10 +77,33 @@ def _spec(content: Any, *, default_name: str) -> DatasetSpec:
             "classes: must be a list such as [{name: road, color: [128, 64, 128], id: 0}, ...]"
         )
 
-    # The first ignored value is the one that this project writes.
-    ignored = _ids(values.get("ignore", 255), "ignore", least=-1)
     classes = tuple(_class(entry, position) for position, entry in enumerate(entries))
+    used = {value for item in classes for value in item.raw_ids}
+    ignored = _ignored(values.get("ignore", _DEFAULT_IGNORE), used, given="ignore" in values)
+    # The first ignored value is the one that this project writes.
     return DatasetSpec(name=name, classes=classes, raw_ignore=ignored[0], known_raw_ids=ignored)
+
+
+def _ignored(value: Any, used: set[int], *, given: bool) -> tuple[int, ...]:
+    """The file values that mean ignore.
+
+    Where none does (`ignore: []`, or no `ignore` while a class has the usual value), one that no
+    class has stands for it in files that this project writes.
+    """
+    if value is None or value == [] or (not given and _DEFAULT_IGNORE in used):
+        free = [unused for unused in range(255, -1, -1) if unused not in used]
+        if not free:
+            raise DataError("ignore: the classes have all 256 ids, so that none is left to ignore")
+        return (free[0],)
+
+    ignored = _ids(value, "ignore", least=-1)
+    clash = sorted(used & {item % 256 for item in ignored})
+    if clash:
+        raise DataError(
+            f"ignore: id {clash[0]} is both a class and ignore; name another value, or write "
+            "'ignore: []' where nothing is ignored"
+        )
+    return ignored
 
 
 def _class(entry: Any, position: int) -> ClassInfo:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import DataError
+from ..output_names import inside_parts
+from ..reading.regular import read_text
 from ..spec import DatasetSpec
 from .class_list import Layout, load_class_list
 from .listing import (
@@ -25,6 +27,8 @@ from .listing import (
     pair,
     require_folder,
     scan,
+    scan_images,
+    shown,
     some,
     stem,
 )
@@ -58,7 +62,7 @@ def find_folder(
     if list_file is not None:
         return _from_list(spec, root, list_file, with_labels)
 
-    images = _listed(root, place, IMAGE_SUFFIXES)
+    images = _listed(root, place, scan_images)
     if not images:
         raise _no_images(root, place, split)
 
@@ -66,7 +70,7 @@ def find_folder(
     label_place = layout.labels.replace("{split}", split)
     labels = None
     if with_labels:
-        labels = _listed(root, label_place, LABEL_SUFFIXES)
+        labels = _listed(root, label_place, _scan_labels)
     if labels is None:
         keys = sorted(images)
         return ListedSplit(spec, [images[key] for key in keys], None, keys)
@@ -84,19 +88,19 @@ def _list_file(root: Path, split: str, layout: Layout, image_place: str) -> Path
 
     # `<split>.txt` in the root needs no layout, as long as there is no folder for the split.
     default = root / f"{split}.txt"
-    if layout == Layout() and not (root / image_place).is_dir() and default.is_file():
+    if layout == Layout() and not os.path.isdir(root / image_place) and os.path.isfile(default):
         return default
     return None
 
 
 def _class_file(root: Path, classes: Path | None) -> Path:
     if classes is not None:
-        if not classes.exists() and (root / classes).exists():
+        if not os.path.exists(classes) and os.path.exists(root / classes):
             return root / classes
         return classes
 
     default = root / "classes.yaml"
-    if not default.is_file():
+    if not os.path.isfile(default):
         raise DataError(
             f"data.classes is not set and {default} does not exist; write a class list, e.g. "
             "'classes: [{name: road, color: [128, 64, 128], id: 0}, ...]', and name it in "
@@ -106,16 +110,22 @@ def _class_file(root: Path, classes: Path | None) -> Path:
     return default
 
 
-def _listed(root: Path, place: str, suffixes: Sequence[str]) -> dict[str, str] | None:
+def _scan_labels(folder: Path) -> list[str]:
+    return scan(folder, accept=has_suffix(LABEL_SUFFIXES))
+
+
+def _listed(
+    root: Path, place: str, scan_folder: Callable[[Path], list[str]]
+) -> dict[str, str] | None:
     """Files of a folder or glob under their keys, relative to root.
 
     None where the folder does not exist or the glob matches nothing.
     """
     if _is_glob(place):
         return glob_files(root, place) or None
-    if not (root / place).is_dir():
+    if not os.path.isdir(root / place):
         return None
-    found = by_key(scan(root / place, accept=has_suffix(suffixes)), stem, place=str(root / place))
+    found = by_key(scan_folder(root / place), stem, place=str(root / place))
     return {key: f"{place}/{path}" for key, path in found.items()}
 
 
@@ -155,30 +165,29 @@ def _from_list(spec: DatasetSpec, root: Path, path: Path, with_labels: bool) -> 
 def read_list(path: Path, *, root: Path) -> tuple[list[str], list[str] | None]:
     """Images and labels of a list file: lines "image label" or "image", relative to `root`.
 
-    Spaces, a tab or a comma separate; `#` starts a line of comment.
+    Spaces, a tab or a comma separate; `#` starts a line of comment. A byte-order mark is left out,
+    `~/` is the user's folder, and names that are not UTF-8 are those of the file system.
 
     Raises:
         DataError: a line of another form, or a file that is missing or listed twice.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: list file cannot be read ({error})", kind="missing") from error
+    # Not splitlines(), which would cut names at rare characters that they may hold.
+    lines = read_text(path, "list file").replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
     rows: list[list[str]] = []
     for number, line in enumerate(lines, start=1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        row = _cut(line, root)
+        row = [_at_home(name) for name in _cut(line, root)]
         expected = None
-        if len(row) not in (1, 2):
+        if len(row) not in (1, 2) or "" in row:
             expected = "'image label' or 'image'"
         elif rows and len(row) != len(rows[0]):
             expected = "as many files as the lines above"
         if expected is not None:
             raise DataError(
-                f"{path}, line {number}: '{line}' does not name {expected} "
+                f"{path}, line {number}: '{shown(line)}' does not name {expected} "
                 "(separate paths that hold spaces by a tab)",
                 kind="pairs",
             )
@@ -201,6 +210,12 @@ def read_list(path: Path, *, root: Path) -> tuple[list[str], list[str] | None]:
     return images, [row[1] for row in rows]
 
 
+def _at_home(name: str) -> str:
+    if name.startswith("~/"):
+        return os.path.expanduser(name)
+    return name
+
+
 def _cut(line: str, root: Path) -> list[str]:
     """The paths that a line names."""
     for separator in ("\t", ","):
@@ -208,7 +223,7 @@ def _cut(line: str, root: Path) -> list[str]:
             return [part.strip() for part in line.split(separator)]
 
     # A path may hold spaces, where it stands alone.
-    if os.path.exists(root / line):
+    if os.path.exists(root / _at_home(line)):
         return [line]
     return line.split()
 
@@ -216,14 +231,16 @@ def _cut(line: str, root: Path) -> list[str]:
 def relative_names(images: Sequence[str]) -> list[str]:
     """Unique names of images from anywhere.
 
-    Below the folder they share, without suffix; with it where two would be equal.
+    Below the folder they share, without suffix; with it where two would be equal. No name is
+    absolute or leads to a folder above, whatever the list says.
     """
     folder = ""
     if len({os.path.isabs(path) for path in images}) == 1:
         folder = os.path.commonpath([os.path.dirname(path) for path in images])
-    relative = [path.lstrip("/") for path in images]
+    relative = list(images)
     if folder:
         relative = [os.path.relpath(path, folder) for path in images]
+    relative = ["/".join(inside_parts(path)) for path in relative]
 
     # Images that differ in their suffix alone keep it.
     names = [stem(path) for path in relative]
@@ -231,4 +248,13 @@ def relative_names(images: Sequence[str]) -> list[str]:
     for index, path in enumerate(relative):
         if counts[names[index]] > 1:
             names[index] = path
+
+    # What was told apart by the folders above only is numbered.
+    taken: set[str] = set()
+    for index, name in enumerate(names):
+        number = 1
+        while names[index] in taken:
+            number += 1
+            names[index] = f"{name}.{number}"
+        taken.add(names[index])
     return names

@@ -9,10 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
+from ..notices import notice
 from ..spec import DatasetSpec
 
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+# What else may be an image: not looked for, since few such files are meant to be trained on.
+OTHER_IMAGE_SUFFIXES = (
+    *(".gif", ".pgm", ".pbm", ".pnm", ".jfif", ".jpe", ".jp2", ".j2k", ".avif", ".heic", ".heif"),
+    *(".tga", ".psd", ".dng", ".cr2", ".nef", ".arw", ".raw", ".exr", ".hdr", ".ico", ".pcx"),
+    *(".sgi", ".svg", ".xpm", ".apng", ".jxl", ".eps", ".dds", ".ras", ".sr", ".pfm", ".npy"),
+)
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")
+LONGEST_SHOWN = 200  # characters of a name in a sentence
 SHOWN = 3  # how many files a sentence names before it counts the rest
 
 
@@ -37,29 +46,60 @@ def scan(folder: str | Path, *, accept: Callable[[str], bool]) -> list[str]:
     """Paths of the accepted files below `folder`, relative with "/", sorted.
 
     `accept` is asked with the file's name. Hidden files and folders are left out.
+
+    Raises:
+        DataError: a folder that cannot be read.
     """
     found: list[str] = []
     visited: set[tuple[int, int]] = set()
     pending = [(os.fspath(folder), "")]
     while pending:
         place, prefix = pending.pop()
-        with os.scandir(place) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if not entry.is_dir():
-                    if accept(entry.name):
-                        found.append(prefix + entry.name)
-                    continue
+        for entry in _visible_entries(place):
+            if not _is_folder(entry):
+                if accept(entry.name):
+                    found.append(prefix + entry.name)
+                continue
 
-                # A link that leads back up would never end.
-                if entry.is_symlink():
-                    status = entry.stat()
-                    if (status.st_dev, status.st_ino) in visited:
-                        continue
-                    visited.add((status.st_dev, status.st_ino))
-                pending.append((entry.path, f"{prefix}{entry.name}/"))
+            # A link that leads back up would never end.
+            if entry.is_symlink():
+                status = entry.stat()
+                if (status.st_dev, status.st_ino) in visited:
+                    continue
+                visited.add((status.st_dev, status.st_ino))
+            pending.append((entry.path, f"{prefix}{entry.name}/"))
     return sorted(found)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle; what it stands for is said when it is read
+        return False
+
+
+def _visible_entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(
+            f"{folder}: folder cannot be read ({error.strerror})", kind="unreadable"
+        ) from error
+
+
+def scan_images(folder: str | Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[str]:
+    """`scan` for images; other files that look like some are left out and said."""
+    found = scan(folder, accept=has_suffix((*suffixes, *OTHER_IMAGE_SUFFIXES, *VIDEO_SUFFIXES)))
+    is_listed = has_suffix(suffixes)
+    others = [path for path in found if not is_listed(path)]
+    if others:
+        notice(
+            f"{folder}: {len(others)} files in formats that are not looked for in a folder are "
+            f"left out ({some(others)}); convert images to {' '.join(suffixes)}, and name videos "
+            "singly"
+        )
+    return [path for path in found if is_listed(path)]
 
 
 def has_suffix(suffixes: Sequence[str]) -> Callable[[str], bool]:
@@ -79,14 +119,14 @@ def require_folder(folder: Path, *, what: str, hint: str) -> None:
     Raises:
         DataError: `folder` is no folder; what lies beside it, and `hint`, are said.
     """
-    if folder.is_dir():
+    if os.path.isdir(folder):
         return
-    if folder.exists():
+    if os.path.exists(folder):
         raise DataError(f"{what} {folder} is not a folder; {hint}", kind="missing")
 
     # The nearest folder that does exist shows where the path goes wrong.
     parent = folder
-    while not parent.is_dir() and parent != parent.parent:
+    while not os.path.isdir(parent) and parent != parent.parent:
         parent = parent.parent
     raise DataError(
         f"{what} {folder} does not exist ({parent} holds {first_entries(parent)}); {hint}",
@@ -100,16 +140,23 @@ def first_entries(folder: Path) -> str:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                suffix = "/" * entry.is_dir()
+                suffix = "/" * _is_folder(entry)
                 names.append(entry.name + suffix)
     except OSError as error:
         return f"nothing readable ({error.strerror})"
     return some(sorted(names)) or "nothing"
 
 
+def shown(text: str) -> str:
+    """Text from outside as a message shows it: of bounded length."""
+    if len(text) <= LONGEST_SHOWN:
+        return text
+    return f"{text[: LONGEST_SHOWN - 3]}..."
+
+
 def some(names: Sequence[str]) -> str:
     """The first few of many names, and how many more there are."""
-    text = ", ".join(names[:SHOWN])
+    text = ", ".join(shown(name) for name in names[:SHOWN])
     if len(names) > SHOWN:
         text += f" and {len(names) - SHOWN} more"
     return text
@@ -178,7 +225,7 @@ def glob_files(root: Path, pattern: str) -> dict[str, str]:
     # Only what lies below the folders that the pattern spells out is scanned.
     fixed, _, _ = re.split(r"[*?]", pattern, maxsplit=1)[0].rpartition("/")
     base = root / fixed
-    if not base.is_dir():
+    if not os.path.isdir(base):
         return {}
 
     prefix = ""

@@ -18,11 +18,13 @@ Scenes", ICCV 2017, https://doi.org/10.1109/ICCV.2017.534
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DataError
+from ..reading.regular import read_text
 from ..spec import ClassInfo, DatasetSpec
 from .listing import (
     ListedSplit,
@@ -127,9 +129,17 @@ def load_mapillary_spec(path: Path) -> tuple[DatasetSpec, str]:
         DataError: the file cannot be read, or is no such configuration.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path, "configuration"))
         entries = [_read_entry(entry) for entry in content["labels"]]
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise DataError(
             f"{path}: not a configuration of Mapillary Vistas ({type(error).__name__}: {error})",
             kind="classes",
@@ -201,12 +211,12 @@ def _version(path: Path, content: dict[str, Any], count: int) -> str:
 
 def _config_file(root: Path, config: Path | None) -> Path:
     if config is not None:
-        if not config.exists() and (root / config).exists():
+        if not os.path.exists(config) and os.path.exists(root / config):
             return root / config
         return config
 
     for name in CONFIG_NAMES:
-        if (root / name).is_file():
+        if os.path.isfile(root / name):
             return root / name
     raise DataError(
         f"no {' or '.join(CONFIG_NAMES)} in {root}, which holds {first_entries(root)}; set "
@@ -221,7 +231,7 @@ def _label_place(root: Path, folder: str, version: str) -> str:
     Below the version in the v2.0 package, directly below the split in the v1.2 package.
     """
     versioned = f"{folder}/v{version}/labels"
-    if (root / versioned).is_dir():
+    if os.path.isdir(root / versioned):
         return versioned
 
     others = sorted(path.parent.name for path in (root / folder).glob("v*/labels"))

@@ -12,8 +12,10 @@ import cv2
 import numpy as np
 
 from ..errors import DataError
+from ..notices import notice
+from ..reading.regular import open_regular
+from .listing import VIDEO_SUFFIXES
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
 KEPT_FRAMES = 8  # a little disorder among threads must not begin the video anew
 _OPEN_VIDEOS = 2
 _HOW_TO_CONVERT = "convert it, e.g. ffmpeg -i IN -c:v libx264 OUT.mp4"
@@ -27,10 +29,13 @@ def is_video(path: str | Path) -> bool:
 def count_frames(path: str | Path) -> int:
     """Frames that can be decoded, counted by decoding: what the header claims is not always true.
 
+    A video that ends before its header says so is used as far as it goes, and that is said.
+
     Raises:
         DataError: the video cannot be opened, or has no frame.
     """
     capture = _opened(path)
+    claimed = capture.get(cv2.CAP_PROP_FRAME_COUNT)
     count = 0
     while capture.grab():
         count += 1
@@ -39,6 +44,13 @@ def count_frames(path: str | Path) -> int:
     if not count:
         raise DataError(
             f"{path}: no frame of this video can be decoded; {_HOW_TO_CONVERT}", kind="unreadable"
+        )
+    # Even one frame less shows a cut; where a format tells its length in time alone, the number is
+    # rounded, and a notice too many does no harm.
+    if count < round(claimed):
+        notice(
+            f"{path}: this video ends early: {count} frames can be decoded of the "
+            f"{claimed:.0f} that it declares; it is cut off or damaged, fetch or export it again"
         )
     return count
 
@@ -119,6 +131,8 @@ class _VideoReader:
 
 
 def _opened(path: str | Path) -> cv2.VideoCapture:
+    # opencv would wait for ever for what comes out of a pipe.
+    open_regular(path, "video").close()
     capture = cv2.VideoCapture(os.fspath(path))
     if not capture.isOpened():
         raise DataError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import shutil
-import sys
 import zlib
 from collections.abc import Callable
 from functools import cached_property, partial
@@ -13,12 +12,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from hmsa.utils.files.writing import remove
 
 from ..errors import DataError
 from ..files import Files
+from ..notices import notice
 from .builders import spread
 from .decoding import image_size, resize_long_edge
 from .stored import built_whole, cache_folder, identity, sole_builder
@@ -162,14 +161,10 @@ def build_cache(
                 kind=kind,
                 long_edge=long_edge,
                 workers=workers,
-                announce=announce or _to_stderr,
+                announce=announce or notice,
             )
             cache = DecodedCache(folder, kind)
     return cache
-
-
-def _to_stderr(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)
 
 
 def _build(

@@ -14,16 +14,30 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..errors import DataError
 from .causes import explain_channels, explain_values
 from .headers import HEAD_BYTES, Header, HeaderError, parse_header, require_complete
+from .regular import open_regular, unreadable
 
 if TYPE_CHECKING:
     from ..spec import DatasetSpec, LabelIds
 
 DEFAULT_MAX_PIXELS = 200_000_000
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BITS_PER_SAMPLE = 258  # tag of a TIFF
+_BYTES_PER_PIXEL = 16  # four channels of 32 bits, uncompressed
+_BYTES_BESIDE = 1 << 26  # colour profiles, previews and the like
 
 
 def read_image(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
@@ -33,7 +47,22 @@ def read_image(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.
         DataError: missing, empty, more than `max_pixels` declared, truncated, 16-bit, CMYK, or not
             an image.
     """
-    data = _read_bytes(path, "image")
+    return decode_image(path, read_image_bytes(path, max_pixels=max_pixels), max_pixels=max_pixels)
+
+
+def read_image_bytes(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
+    """The bytes of an image file, for `decode_image`.
+
+    Raises:
+        DataError: missing, empty, no file, or far too large for `max_pixels`.
+    """
+    return _read_bytes(path, "image", max_pixels)
+
+
+def decode_image(
+    path: str | Path, data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> np.ndarray:
+    """`read_image` from the bytes of the file; `path` is for messages."""
     header = _checked_header(path, data, "image", max_pixels)
     if header is None:
         return _read_by_pillow(path, data)
@@ -63,20 +92,43 @@ def _read_by_pillow(path: str | Path, data: bytes) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = ImageOps.exif_transpose(Image.open(BytesIO(data)))
+            picture = Image.open(BytesIO(data))
+            is_deep = _bits_per_channel(picture) > 8
+            picture = ImageOps.exif_transpose(picture)
     except Exception as error:  # over broken files Pillow's readers raise errors of every kind
-        raise DataError(
-            f"{path}: image cannot be decoded ({error}); it is damaged, fetch or export it again",
-            kind="unreadable",
-        ) from error
+        raise _undecodable(path, error) from error
 
     if picture.mode == "CMYK":
         raise _four_inks(path)
-    if picture.mode.startswith("I") or picture.mode == "F":
+    if is_deep:
         raise DataError(
             f"{path}: image has more than 8 bits per channel; convert it to 8 bits", kind="depth"
         )
-    return np.asarray(picture.convert("RGB")).copy()
+    try:
+        return np.asarray(picture.convert("RGB")).copy()
+    except Exception as error:  # colour spaces that Pillow cannot convert
+        raise _undecodable(path, error) from error
+
+
+def _bits_per_channel(picture: Image.Image) -> int:
+    """What an opened file holds, of which Pillow drops the lower bits in some formats."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return 16
+    if isinstance(picture, TiffImageFile):
+        return int(max(picture.tag_v2.get(_BITS_PER_SAMPLE, (1,))))
+    if isinstance(picture, PpmImageFile):
+        # The decoder is told the largest value, where that is not 255.
+        arguments = [value for tile in picture.tile for value in tile[3]]
+        largest = max((value for value in arguments if isinstance(value, int)), default=255)
+        return largest.bit_length()
+    return 8
+
+
+def _undecodable(path: str | Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path}: image cannot be decoded ({error}); it is damaged, fetch or export it again",
+        kind="unreadable",
+    )
 
 
 def _four_inks(path: str | Path) -> DataError:
@@ -142,7 +194,7 @@ def require_same_size(
 def decode_label(
     path: str | Path, *, spec: DatasetSpec | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> np.ndarray:
-    """The ids of a label file as stored, uint8 [H, W].
+    """The ids of a label file, uint8 [H, W], turned upright as its Exif orientation says.
 
     These are grey values, or palette indices, which opencv would lose. `spec` sharpens the likely
     cause that an error names.
@@ -151,7 +203,7 @@ def decode_label(
         DataError: missing, empty, too large, truncated, JPEG, more than 8 bits, or several
             channels.
     """
-    data = _read_bytes(path, "label")
+    data = _read_bytes(path, "label", max_pixels)
     header = _checked_header(path, data, "label", max_pixels)
     if header is not None and header.format == "jpeg":
         what = "whose lossy compression changes ids"
@@ -171,12 +223,25 @@ def decode_label(
             # that are not ours; ours was checked above.
             picture = PngImageFile(BytesIO(data))
         picture.load()
+        # What turned and tagged an image may have done so with its label: both are obeyed.
+        if header is None:
+            picture = ImageOps.exif_transpose(picture)
+        else:
+            picture = _upright(picture, header.orientation)
     except Exception as error:  # over broken files Pillow's readers raise errors of every kind
         raise DataError(
             f"{path}: label cannot be decoded ({error}); it is damaged or not a PNG file",
             kind="unreadable",
         ) from error
     return _label_values(path, picture, header, spec)
+
+
+def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+    """A picture as its Exif orientation, 1 to 8, says that it is displayed."""
+    method = _TRANSPOSES.get(orientation)
+    if method is None:
+        return picture
+    return picture.transpose(method)
 
 
 def _label_values(
@@ -231,7 +296,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         DataError: the file is missing, empty, cut off, or no image.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, "file") as file:
             head = file.read(HEAD_BYTES)
             if not head:
                 raise DataError(f"{path}: file is empty (0 bytes)", kind="empty")
@@ -242,7 +307,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     except HeaderError as error:
         raise _truncated(path, "file", error) from error
     except OSError as error:
-        raise _unreadable(path, "file", error) from error
+        raise unreadable(path, "file", error) from error
 
 
 def resize_long_edge(
@@ -272,21 +337,23 @@ def resize_long_edge(
     return resized, cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def _read_bytes(path: str | Path, what: str) -> bytes:
+def _read_bytes(path: str | Path, what: str, max_pixels: int) -> bytes:
     try:
-        with open(path, "rb") as file:
-            data = file.read()
+        with open_regular(path, what) as file:
+            # No picture within the limit on pixels has as many bytes as this.
+            largest = max_pixels * _BYTES_PER_PIXEL + _BYTES_BESIDE
+            data = file.read(largest + 1)
     except OSError as error:
-        raise _unreadable(path, what, error) from error
+        raise unreadable(path, what, error) from error
     if not data:
         raise DataError(f"{path}: {what} is empty (0 bytes)", kind="empty")
+    if len(data) > largest:
+        raise DataError(
+            f"{path}: {what} has more than {largest} bytes, too many for {max_pixels} pixels "
+            "(data.max_pixels)",
+            kind="too large",
+        )
     return data
-
-
-def _unreadable(path: str | Path, what: str, error: OSError) -> DataError:
-    if isinstance(error, FileNotFoundError):
-        return DataError(f"{path}: {what} does not exist", kind="missing")
-    return DataError(f"{path}: {what} cannot be read ({error.strerror})", kind="unreadable")
 
 
 def _truncated(path: str | Path, what: str, error: HeaderError) -> DataError:

@@ -30,6 +30,7 @@ _FILL_BYTE = 0xFF
 _APP1, _START_OF_SCAN, _END_OF_IMAGE = 0xE1, 0xDA, 0xD9
 
 _ORIENTATION_TAG = 0x0112
+_FIRST_TURNED = 5  # from here on height and width are exchanged
 _SHORT = 3  # type of a 16-bit value in Exif
 
 
@@ -51,7 +52,7 @@ class Header:
         bit_depth: bits per channel.
         channels: per pixel; 1 for a palette.
         palette: whether pixels are indices into a palette.
-        turned: whether the Exif orientation exchanges height and width of the stored picture.
+        orientation: how the stored picture is to be turned or mirrored for display (Exif, 1 to 8).
     """
 
     format: Literal["png", "jpeg"]
@@ -60,7 +61,7 @@ class Header:
     bit_depth: int
     channels: int
     palette: bool = False
-    turned: bool = False
+    orientation: int = 1
 
 
 def parse_header(data: bytes) -> Header | None:
@@ -96,10 +97,10 @@ def _png_header(data: bytes) -> Header:
     if channels is None:
         raise HeaderError(f"its PNG header has the unknown colour type {kind}")
 
-    turned = _png_orientation(data) >= 5
-    if turned:
+    orientation = _png_orientation(data)
+    if orientation >= _FIRST_TURNED:
         height, width = width, height
-    return Header("png", height, width, depth, channels, palette=kind == 3, turned=turned)
+    return Header("png", height, width, depth, channels, palette=kind == 3, orientation=orientation)
 
 
 def _png_orientation(data: bytes) -> int:
@@ -120,17 +121,17 @@ def _require_png_end(data: bytes) -> None:
 
 
 def _jpeg_header(data: bytes) -> Header:
-    turned = False
+    orientation = 1
     for marker, start, end in _jpeg_segments(data):
         if marker == _APP1 and data[start : start + 6] == b"Exif\0\0":
-            turned = _orientation(data[start + 6 : end]) >= 5
+            orientation = _orientation(data[start + 6 : end])
         if marker in _FRAMES:
             if start + 6 > len(data):
                 break
             depth, height, width, channels = struct.unpack_from(">BHHB", data, start)
-            if turned:
+            if orientation >= _FIRST_TURNED:
                 height, width = width, height
-            return Header("jpeg", height, width, depth, channels, turned=turned)
+            return Header("jpeg", height, width, depth, channels, orientation=orientation)
         if marker == _START_OF_SCAN:
             break
     raise HeaderError("it ends before its JPEG frame header")

@@ -33,7 +33,7 @@ def cache_folder(chosen: str | Path | None, *, root: Path) -> Path:
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmsa"
     folders = [root / ".hmsa", user]
     if chosen is not None:
-        folders = [Path(chosen)]
+        folders = [Path(chosen).expanduser()]
 
     for folder in folders:
         try:

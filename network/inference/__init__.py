@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from .folding import prepare_for_inference
-from .labels import label_and_confidence, predicted_label
+from .labels import NonFiniteError, label_and_confidence, predicted_label
 from .options import InferenceOptions
 from .predict import out_of_memory, predict, predict_label
 
 __all__ = [
     "InferenceOptions",
+    "NonFiniteError",
     "label_and_confidence",
     "out_of_memory",
     "predict",

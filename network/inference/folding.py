@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..layers import BATCH_NORMS, BatchNorm
+from ..layers import BATCH_NORMS, BatchNorm, ModelError
 
 FOLDABLE = (*BATCH_NORMS, BatchNorm)  # these alone: another subclass may do more than normalise
 PROBE = 64  # pixels; side of the image that shows which layer feeds which
@@ -26,11 +26,16 @@ def prepare_for_inference(model: Model, *, autocast_dtype: torch.dtype | None = 
     rounded). With `autocast_dtype` the weights of convolutions are stored in that type, so that
     autocast need not convert them for every image: infer under the same autocast then. The copy is
     not for training, and its state dict has other names.
+
+    Raises:
+        ModelError: the model gives NaN or infinite logits, for an image of noise.
     """
     prepared = _frozen_copy(model)
     first = next(prepared.parameters())
     probe = torch.randn(1, 3, PROBE, PROBE, generator=torch.Generator().manual_seed(0)).to(first)
     pairs, expected = _pairs(prepared, probe)
+    if not expected.isfinite().all():
+        raise ModelError(f"the model gives logits that are NaN or infinite: {_fault(prepared)}.")
     _fold_all(prepared, pairs)
 
     # Where a convolution feeds more than its norm, only the result tells.
@@ -47,6 +52,14 @@ def prepare_for_inference(model: Model, *, autocast_dtype: torch.dtype | None = 
 
 def _frozen_copy(model: Model) -> Model:
     return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def _fault(model: nn.Module) -> str:
+    """What is wrong with a model whose logits are not finite."""
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            return f"{name} holds values that are no finite numbers, so use another checkpoint"
+    return "its weights are finite but too large, so use another checkpoint or precision"
 
 
 def _pairs(model: nn.Module, probe: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.Module]], Tensor]:

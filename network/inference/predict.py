@@ -45,8 +45,8 @@ def predict(
 
     When memory runs out it tries again with smaller and smaller tiles; `on_fallback` is told so in
     a sentence (default: a Python warning). The model is in evaluation mode meanwhile and must not
-    be used by another thread. `predict_label` needs less memory where labels are all that is
-    wanted.
+    be used by another thread. Logits that are NaN or infinite are returned as they are.
+    `predict_label` needs less memory where labels are all that is wanted.
 
     Raises:
         ModelError: the model does not take these scales, or not even a tile of 64 pixels fits.
@@ -68,7 +68,12 @@ def predict_label(
     """Label uint8 `[N, H, W]` and confidence float32 `[N, H, W]` (or None) of normalised images.
 
     They are what `label_and_confidence` makes of the logits of `predict`, but logits never exist
-    at full size. `on_fallback` and errors are those of `predict`.
+    at full size. Where the largest logit of a pixel is NaN or infinite, the label is of no meaning
+    and the confidence is NaN. `on_fallback` is that of `predict`.
+
+    Raises:
+        ModelError: as `predict`.
+        NonFiniteError: (a ModelError) without confidence, where a pixel's would be NaN.
     """
     run = partial(_whole_label, model, image, options, with_confidence)
     with _evaluating(model):
@@ -118,6 +123,7 @@ def _whole_label(
         del piece  # it may be a view of a whole tile
 
     assert canvas is not None
+    canvas.require_finite()
     return canvas.label, canvas.confidence
 
 

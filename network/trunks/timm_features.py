@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,13 +31,20 @@ REFUSALS = (
 )
 
 
-def create_features(name: str, output_stride: int | None) -> tuple[nn.Module, bool]:
-    """Build timm's feature network of that name, without weights.
+# Multiples of the coarsest stride to which images are padded, tried in this order: 1 does for most
+# networks, others cut their features into windows of so many rows and columns.
+WINDOWS = (1, 7, 8, 12, 16)
 
-    Returns it and whether it is dilated to the output stride.
+
+def create_features(name: str, output_stride: int | None) -> tuple[nn.Module, bool, int]:
+    """Build timm's feature network of that name, without weights, and try it.
+
+    Returns it, whether it is dilated to the output stride, and the number of pixels of which height
+    and width of its images must be multiples.
 
     Raises:
-        ModelError: timm is missing, does not know the name, or gives no feature maps of it.
+        ModelError: timm is missing, does not know the name, or gives no feature maps of it, or they
+            are none for images of any size.
     """
     try:
         import timm
@@ -48,17 +56,83 @@ def create_features(name: str, output_stride: int | None) -> tuple[nn.Module, bo
         raise ModelError(f"timm {timm.__version__} has no model {name!r}: see timm.list_models().")
 
     # Dilated where the model can be, and for any image size where it can be asked for that.
+    failure = "it does not give feature maps"
     for dilation in ({"output_stride": output_stride or 8}, {}):
         for any_size in ANY_SIZE:
             keywords = {"features_only": True, **any_size, **dilation}
             try:
                 network = timm.create_model(name, pretrained=False, **keywords)
+                return network, bool(dilation), required_multiple(network)
+            except FeatureError as error:
+                failure = str(error)
             except REFUSALS:
                 continue
-            return network, bool(dilation)
     raise ModelError(
-        f"timm's {name!r} does not give feature maps: choose a convolutional or hierarchical model."
+        f"timm's {name!r} cannot be a trunk: {failure}. Choose a convolutional or hierarchical "
+        "model that takes images of any size, such as timm:convnext_tiny."
     )
+
+
+class FeatureError(Exception):
+    """A feature network fails for an image, or its features are not what it declares."""
+
+
+def required_multiple(network: nn.Module) -> int:
+    """The number of pixels of which images must be multiples, found by trying.
+
+    Raises:
+        FeatureError: the network fails for images of more than one size.
+    """
+    coarsest = max(network.feature_info.reduction())  # type: ignore[union-attr, operator]
+    training = network.training
+    network.eval()
+    failure: FeatureError | None = None
+    for window in WINDOWS:
+        multiple = window * coarsest
+        # 5 x 7 multiples are no accident of a square, of a window, or of the size of pre-training.
+        shape = (5, 7) if window == 1 else (1, 2)
+        size = (shape[0] * multiple, shape[1] * multiple)
+        try:
+            with torch.no_grad():
+                features_of(network, next(network.parameters()).new_zeros(1, 3, *size))
+        except FeatureError as error:
+            failure = failure or error
+            continue
+        network.train(training)
+        return multiple
+    assert failure is not None
+    raise failure
+
+
+def features_of(network: nn.Module, image: Tensor, *, save_memory: bool = False) -> list[Tensor]:
+    """The levels of timm's feature network, `[N, channels, H / stride, W / stride]` each.
+
+    Raises:
+        FeatureError: the network fails for this size, or a level is not what it declares.
+    """
+    height, width = image.shape[-2:]
+    if torch.compiler.is_compiling():
+        levels = run_stage(network, image, save_memory=save_memory)
+    else:
+        try:
+            levels = run_stage(network, image, save_memory=save_memory)
+        except REFUSALS as error:
+            if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
+                raise
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise FeatureError(f"it fails for {height} x {width} pixels ({reason})") from error
+
+    info: Any = network.feature_info
+    found = []
+    for level, channels in zip(levels, info.channels(), strict=True):
+        if getattr(network, "output_fmt", "NCHW") == "NHWC":
+            level = level.permute(0, 3, 1, 2)
+        if level.dim() != 4 or level.shape[1] != channels:
+            raise FeatureError(
+                f"a level has the shape {list(level.shape)} where timm declares {channels} channels"
+            )
+        found.append(level)
+    return found
 
 
 class TimmFeatures(Trunk):
@@ -78,11 +152,11 @@ class TimmFeatures(Trunk):
     ) -> None:
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
-        self.net, dilated = create_features(name, output_stride)
+        self.name = name
+        self.net, dilated, self.multiple = create_features(name, output_stride)
 
         info: Any = self.net.feature_info
         self.level_channels, self.level_strides = info.channels(), info.reduction()
-        self.coarsest = max(self.level_strides)
         levels = range(len(self.level_strides))
         self.first = next((level for level in levels if self.level_strides[level] >= 4), levels[-1])
         self.fine_channels = self.level_channels[self.first]
@@ -97,17 +171,18 @@ class TimmFeatures(Trunk):
             self.stride = self.fine_stride
 
     def forward(self, image: Tensor) -> Features:
-        # Transformers and HRNet of timm want multiples of their coarsest stride.
         height, width = image.shape[-2:]
-        padded = F.pad(image, (0, -width % self.coarsest, 0, -height % self.coarsest))
-        levels = list(run_stage(self.net, padded, save_memory=self.activation_checkpointing))
+        padded = F.pad(image, (0, -width % self.multiple, 0, -height % self.multiple))
+        try:
+            levels = features_of(self.net, padded, save_memory=self.activation_checkpointing)
+        except FeatureError as error:
+            raise ModelError(
+                f"trunk timm:{self.name} does not take an image of {height} x {width} pixels, to "
+                f"which it was scaled: {error}. Use a larger crop or scale, or another trunk."
+            ) from error
 
-        for number, (channels, stride) in enumerate(
-            zip(self.level_channels, self.level_strides, strict=True)
-        ):
-            if levels[number].shape[1] != channels:  # some transformers end in channels
-                levels[number] = levels[number].permute(0, 3, 1, 2)
-            # What saw only the border is cut off again.
+        # What saw only the padding is cut off again.
+        for number, stride in enumerate(self.level_strides):
             rows, columns = math.ceil(height / stride), math.ceil(width / stride)
             levels[number] = levels[number][:, :, :rows, :columns]
 

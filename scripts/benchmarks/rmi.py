@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hmsa.loss import rmi_loss
 from hmsa.loss.reference import reference_rmi_loss
+from hmsa.utils.words import UserError
 from scripts.measuring.harness import (
     MIB,
     Workload,
@@ -24,6 +25,7 @@ from scripts.measuring.harness import (
 SIZES = ("1x19x512x1024", "1x65x512x928")
 # Measured once with the released code (https://github.com/NVIDIA/semantic-segmentation).
 AUTHORS = {"1x19x512x1024": "0.49 s and 410 MiB", "1x19x1024x2048": "2.0 s"}
+SMALLEST = 16  # pooled by 4, a region of 3 x 3 still has several places
 BLOCK = 16  # side of a block of equal labels in pixels
 IGNORE = 255
 
@@ -42,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row a size; its note names the floor, which no version can beat."""
+    for size in arguments.sizes:
+        if min(numbers_of(size)[2:]) < SMALLEST:
+            raise UserError(
+                f"--sizes: {size} is too small; height and width are {SMALLEST} or more"
+            )
+
     rows = []
     for size in arguments.sizes:
         shape = numbers_of(size)

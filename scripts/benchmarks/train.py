@@ -33,6 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 COST = "hierarchical / single"
 CLASSES, IGNORE = 19, 255
+SMALLEST = 32  # side of a crop whose smallest map still has statistics for a batch norm
 BLOCK = 32  # side of a block of equal labels in pixels
 
 
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size",
         nargs=2,
-        type=at_least(1),
+        type=at_least(SMALLEST),
         metavar=("H", "W"),
         default=[1024, 2048],
         help="of the crop (default: 1024 2048)",

@@ -422,7 +422,8 @@ def _odd_tensor(content: dict[str, Any], rng: random.Random) -> Damage:
 
     what = rng.choice(["not finite", "missing", "shape", "complex", "sparse", "integers", "text"])
     if what == "not finite":
-        tensor.view(-1)[rng.randrange(tensor.numel())] = rng.choice(NOT_NUMBERS)
+        place = tuple(rng.randrange(length) for length in tensor.shape)
+        tensor[place] = rng.choice(NOT_NUMBERS)
         state[name] = tensor
     elif what == "missing":
         del state[name]

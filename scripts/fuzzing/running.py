@@ -51,9 +51,9 @@ def run_forked(case: Case, folder: Path) -> Outcome:
             os._exit(status)
 
     begin = time.monotonic()
-    status = _wait(child)
+    ended = _wait(child)
     text = log.read_bytes().decode("utf-8", "replace")
-    return Outcome(status, text, time.monotonic() - begin)
+    return Outcome(ended, text, time.monotonic() - begin)
 
 
 def _in_child(case: Case, folder: Path, log: Path) -> int:

@@ -11,18 +11,22 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import json
 import multiprocessing
 import re
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from hmsa.utils.files.writing import write_file, written_whole
+from hmsa.utils.words import UserError
 
 Workload = Callable[[], Any]
 Builder = Callable[..., Workload]
@@ -44,6 +48,34 @@ _MMAP_THRESHOLD = -3
 
 class Disagreement(RuntimeError):
     """Ours and the baseline do not compute the same thing: comparing their speed means nothing."""
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as JSON, in place of such rows at most.
+
+    Raises:
+        UserError: the file holds something else, or cannot be written.
+    """
+    require_place_for_rows(path)
+    write_file(path, json.dumps(rows, indent=2) + "\n")
+
+
+def require_place_for_rows(path: Path) -> None:
+    """Raise UserError where `write_rows` would fail; to be asked before the measuring."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
+    if path.exists():
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            content = None
+        if not isinstance(content, list):
+            raise UserError(f"{path} holds something else than rows; name another file")
+
+    # Whether the folder can be written to shows when something is written.
+    with written_whole(path.parent / f".{path.name}.probe") as probe:
+        probe.touch()
+    (path.parent / f".{path.name}.probe").unlink()
 
 
 def size_text(form: str) -> Callable[[str], str]:

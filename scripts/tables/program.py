@@ -108,6 +108,14 @@ def prepare(options: argparse.Namespace) -> str:
     options.config = options.config.absolute()
     options.output = options.output.absolute()
     options.runs = options.runs.absolute()
+
+    # Nor are files of somebody else.
+    is_used = options.output.is_dir() and any(options.output.iterdir())
+    if is_used and not (options.output / "rows").is_dir():
+        raise TableError(
+            f"--output: {options.output} holds something else than a table; "
+            "name a new or empty folder"
+        )
     for folder in (options.output / "rows", options.runs):
         try:
             folder.mkdir(parents=True, exist_ok=True)

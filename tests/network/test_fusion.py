@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmsa.network import ModelError, Prediction, fuse, fuse_chain
+from hmsa.network import (
+    InferenceOptions,
+    ModelError,
+    Prediction,
+    build_model,
+    fuse,
+    fuse_chain,
+)
 from hmsa.network.inference.strips import held
 from hmsa.network.model import checked_scales, resized, scaled_size
 
@@ -187,7 +194,31 @@ def test_gradients_reach_every_map_that_has_a_say():
     assert {key for key, leaf in leaves.items() if leaf.grad is None} == {(2.0, "attention")}
 
 
-@pytest.mark.parametrize("scales", [(), (0.5, -1.0), (1.0, 1.0), (float("nan"),)])
+@pytest.mark.parametrize(
+    "scales",
+    [
+        (),
+        (0.5, -1.0),
+        (0.0,),
+        (1.0, 1.0),
+        (float("nan"),),
+        (1.0, float("inf")),
+        (-float("inf"),),
+        (1.0, 17.0),
+        (0.01, 1.0),
+    ],
+)
 def test_scales_that_make_no_sense_are_refused(scales):
-    with pytest.raises(ModelError, match="scale"):
-        checked_scales(scales)
+    """Non-finite and absurd ones included, wherever scales are taken."""
+    image = torch.zeros(1, 3, 32, 32)
+    model = build_model(num_classes=2, trunk="resnet18", decoder="fcn", decoder_channels=4).eval()
+    ways = (
+        lambda: checked_scales(scales),
+        lambda: InferenceOptions(scales),
+        lambda: model(image, scales=scales),
+        lambda: build_model(num_classes=2, trunk="resnet18", train_scales=scales or (0.0,)),
+    )
+    for take in ways:
+        with pytest.raises(ModelError, match="scale") as caught:
+            take()
+        assert "\n" not in str(caught.value)

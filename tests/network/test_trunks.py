@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 
 from hmsa.network import TRUNKS, ModelError, load_trunk_weights
@@ -91,6 +92,54 @@ def test_timms_whole_models_fill_the_wrapped_ones(name):
     assert len(report.loaded) == len(trunk.state_dict())
 
 
+@pytest.mark.parametrize(
+    "name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "sequencer2d_s"]
+)
+def test_levels_are_read_in_the_format_that_timm_declares(name):
+    """Channels last, where a level has as many rows as channels, and elsewhere (not by shape)."""
+    trunk = build_trunk(f"timm:{name}").eval()
+    rows = trunk.fine_channels * trunk.fine_stride
+    image = torch.randn(1, 3, rows, 64)
+    with torch.no_grad():
+        outputs = trunk.net(F.pad(image, (0, -64 % trunk.multiple, 0, -rows % trunk.multiple)))
+        fine = trunk(image).fine
+    assert outputs[trunk.first].shape[-1] == trunk.fine_channels
+    expected = outputs[trunk.first].permute(0, 3, 1, 2)
+    height, width = fine.shape[-2:]
+    assert fine.shape == (1, trunk.fine_channels, trunk.fine_channels, -(-64 // trunk.fine_stride))
+    assert torch.allclose(fine, expected[:, :, :height, :width], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["maxvit_rmlp_pico_rw_256", "halonet26t"])
+def test_networks_of_windows_take_any_size(name):
+    """Images are padded to multiples of their windows, which timm does not declare."""
+    trunk = build_trunk(f"timm:{name}").eval()
+    for size in ((97, 130), (64, 96)):
+        with torch.no_grad():
+            features = trunk(torch.randn(1, 3, *size))
+        for maps, channels, stride in (
+            (features.fine, trunk.fine_channels, trunk.fine_stride),
+            (features.semantic, trunk.channels, trunk.stride),
+        ):
+            expected = (channels, *(-(-side // stride) for side in size))
+            assert tuple(maps.shape[1:]) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["coatnet_pico_rw_224", "levit_128s", "hiera_tiny_224", "coat_lite_tiny"]
+)
+def test_trunks_of_one_image_size_are_refused_when_they_are_built(name):
+    with pytest.raises(ModelError, match=f"timm's '{name}' cannot be a trunk: it fails for"):
+        build_trunk(f"timm:{name}")
+
+
+def test_a_size_that_a_timm_trunk_does_not_take_is_one_sentence():
+    trunk = build_trunk("timm:inception_v4").eval()
+    with pytest.raises(ModelError, match="inception_v4 does not take an image of 33 x 40") as error:
+        trunk(torch.randn(1, 3, 33, 40))
+    assert "\n" not in str(error.value)
+
+
 def test_a_timm_model_without_dilation_joins_its_levels():
     trunk = build_trunk("timm:dla34")
     assert (trunk.stride, trunk.channels) == (4, 64 + 128 + 256 + 512)
@@ -138,6 +187,58 @@ def test_activation_checkpointing_changes_no_number(name):
     for (key, one), other in zip(plain.named_buffers(), saving.buffers(), strict=True):
         assert torch.equal(one, other), key
     assert plain.state_dict()[next(key for key in plain.state_dict() if "num_batches" in key)] == 1
+
+
+def equal_training_steps(plain: torch.nn.Module, other: torch.nn.Module) -> None:
+    """One step of each gives the same gradients and running statistics."""
+    image = torch.randn(2, 3, 48, 48)
+    for trunk in (plain, other):
+        features = trunk(image)
+        (features.semantic.square().mean() + features.fine.square().mean()).backward()
+    for (key, one), two in zip(plain.named_parameters(), other.parameters(), strict=True):
+        close = torch.allclose(one.grad, two.grad, atol=1e-4 * float(one.grad.abs().max()))
+        assert close, key
+    for (key, one), two in zip(plain.named_buffers(), other.buffers(), strict=True):
+        assert torch.allclose(one, two, atol=1e-4 * float(one.abs().max())), key
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", pytest.param("hrnet_w18_small", marks=pytest.mark.slow)]
+)
+def test_activation_checkpointing_and_the_compiler_go_together(name):
+    """Statistics are updated once although stages are recomputed, in one graph without breaks."""
+    plain = build_trunk(name).train()
+    saving = build_trunk(name, activation_checkpointing=True).train()
+    saving.load_state_dict(plain.state_dict())
+    saving.compile(dynamic=False, fullgraph=True, backend="aot_eager_decomp_partition")
+    equal_training_steps(plain, saving)
+
+
+class CountingNorm(torch.nn.BatchNorm2d):
+    """As synchronised batch norms are: it counts its batches in training, or fails."""
+
+    def forward(self, tensor: torch.Tensor) -> torch.Tensor:
+        assert not self.training or self.num_batches_tracked is not None
+        return super().forward(tensor)
+
+
+def test_activation_checkpointing_goes_with_norms_that_count():
+    """torch's SyncBatchNorm and ours fail without a count, in the recomputation too."""
+
+    def counting(trunk: torch.nn.Module) -> torch.nn.Module:
+        for part in trunk.modules():
+            for name, child in part.named_children():
+                if isinstance(child, torch.nn.BatchNorm2d):
+                    setattr(part, name, CountingNorm(child.num_features))
+        return trunk.train()
+
+    plain = counting(build_trunk("resnet18"))
+    saving = counting(build_trunk("resnet18", activation_checkpointing=True))
+    saving.load_state_dict(plain.state_dict())
+    equal_training_steps(plain, saving)
+    assert {
+        int(count) for key, count in saving.named_buffers() if key.endswith("num_batches_tracked")
+    } == {1}
 
 
 @pytest.mark.parametrize("name", ["hrnet_w18_small", "resnet50"])

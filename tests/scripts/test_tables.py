@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -377,6 +378,10 @@ def test_what_a_user_can_get_wrong_ends_before_anything_is_trained(
             "file/rows: cannot be made .*--output",
         ),
         (
+            ["--output", str(tmp_path / "scenes"), "--runs", str(tmp_path / "runs"), scenes],
+            "scenes holds something else than a table",
+        ),
+        (
             ["--output", str(tmp_path / "out"), "--runs", str(tmp_path / "file"), scenes],
             "file: cannot be made .*--runs",
         ),
@@ -434,13 +439,40 @@ def test_the_table_holds_the_rows_that_are_there_besides_those_asked_for(
             "--runs",
             str(tmp_path / "runs"),
             "--output",
-            str(tmp_path),
+            str(tmp_path / "table"),
             scenes,
         ]
         assert table1.make_table(table1.parse(["--models", *models, *words])) == 0
-        return {
-            line["model"] for line in json.loads((tmp_path / "table1.json").read_text())["lines"]
-        }
+        summary = json.loads((tmp_path / "table" / "table1.json").read_text())
+        return {line["model"] for line in summary["lines"]}
 
     assert make("explicit") == {"explicit"}
     assert make("hierarchical") == {"explicit", "hierarchical"}
+
+
+def test_a_row_that_is_damaged_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a power cut or a hand left of it, or of the note of its time."""
+    programs = FakePrograms(monkeypatch)
+    row = perform(run(tmp_path))
+    whole = (tmp_path / "row-0.json").read_text()
+    for damaged in (whole[:-40], "", "[]", "null", whole.replace('"scored"', '"scores"')):
+        (tmp_path / "row-0.json").write_text(damaged)
+        assert run(tmp_path).finished_row() is None
+    (run(tmp_path).folder / "trained.json").write_text('{"train_')
+    shutil.rmtree(run(tmp_path).folder / "test-0")
+    assert {**perform(run(tmp_path)), "train_s": row["train_s"]} == row
+    assert [call[0] for call in programs.calls] == ["train.py", "eval.py"] * 2
+
+
+def test_damaged_costs_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes: str
+) -> None:
+    FakePrograms(monkeypatch)
+    (tmp_path / "table" / "rows").mkdir(parents=True)
+    (tmp_path / "table" / "costs.json").write_text('{"single": {')
+    into = ["--output", str(tmp_path / "table"), "--runs", str(tmp_path / "runs")]
+    words = ["--models", "explicit", "--seeds", "1", "--no-costs", *into, scenes]
+    with pytest.raises(TableError, match="costs.json: is damaged; remove it"):
+        table1.make_table(table1.parse(words))

@@ -225,6 +225,7 @@ DAMAGED: dict[str, tuple[dict[str, Any], str]] = {
         {"optimizer": {"state": {0: {"m": torch.tensor([float("inf")])}}}},
         "optimizer.state.0.m holds numbers that are not finite",
     ),
+    "eight bits": ({"model": {"w": torch.zeros(3).to(torch.float8_e4m3fn)}}, "dtype"),
     "no tensor": ({"model": {"w": [1.0]}}, "model.w is no tensor"),
 }
 

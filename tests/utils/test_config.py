@@ -94,7 +94,7 @@ lerning_rate: 1e-3
         "a.yaml:14: data.crop[1]: a value is missing; got only [3]",
         "a.yaml:15: data.scale_range: [2, 1] runs backwards; write [1, 2]",
         "a.yaml:16: data.color: expected a finite number, got nan",
-        "a.yaml:17: data.cv: expected a whole number, not True",
+        "a.yaml:17: data.cv: expected a whole number, got true",
         "a.yaml:18: data.extra.labels: 'atuo' is none of coarse, auto (did you mean 'auto'?)",
         "a.yaml:18: data.extra.policy.car: 'humn' is none of auto, human, union, drop"
         " (did you mean 'human'?)",

@@ -28,7 +28,7 @@ from hmsa.loss import LOSSES, build_criterion
 from hmsa.loss.hard_pixels import bootstrapped_cross_entropy, ohem_cross_entropy
 from hmsa.loss.rmi import rmi_loss
 from hmsa.network import DECODERS, MULTISCALE, TRUNKS, build_model
-from hmsa.network.inference.predict import predict
+from hmsa.network.inference import InferenceOptions
 from hmsa.utils.config import Config, ConfigError, iter_fields
 from hmsa.utils.config.models import TRAIN_SCALES
 from hmsa.utils.config.models import TRUNKS as KNOWN_TRUNKS
@@ -139,10 +139,10 @@ def test_fields_of_the_optimiser_are_keywords_of_their_builders() -> None:
 
 
 @pytest.mark.parametrize("section", ["eval", "autolabel"])
-def test_fields_of_inference_are_predicts_keywords(section: str) -> None:
-    assert {"scales", "flip", "combine", "over", "tile", "overlap"} <= keywords(predict) & names_in(
-        section
-    )
+def test_fields_of_inference_are_its_options(section: str) -> None:
+    assert {"scales", "flip", "combine", "over", "tile", "overlap"} <= keywords(
+        InferenceOptions
+    ) & names_in(section)
 
 
 def test_timm_trunks_are_taken_by_name() -> None:

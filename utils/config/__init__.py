@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +16,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from ..files.yaml_loader import KeyPath, Mistake, dotted, write_yaml
+from ..files.yaml_loader import MAX_DEPTH, MAX_VALUES, KeyPath, Mistake, dotted, write_yaml
 from .checks import check_sections
 from .errors import ConfigError
 from .lookup import find_config
@@ -34,6 +34,10 @@ __all__ = [
     "json_schema",
     "load_config",
 ]
+
+
+# So many are told at once: nobody reads more, and looking for the nearest word takes its time.
+MAX_MISTAKES = 100
 
 
 class Config(Sections):
@@ -65,12 +69,14 @@ class Config(Sections):
         if not isinstance(values, Mapping):
             raise ConfigError([Mistake("holds no sections of options", file=source)])
         tree = ConfigTree(dict(values), {(): Origin(source)}, [])
+        _raise_unless_plain(tree)
         return cls._checked(tree.merged(read_overrides(overrides)))
 
     @classmethod
     def _checked(cls, tree: ConfigTree) -> Self:
+        _raise_unless_plain(tree)
         tree = with_class_list(tree)
-        mistakes = [*tree.mistakes, *_unusable_text(tree)]
+        mistakes = list(tree.mistakes)
         known = {mistake.path for mistake in mistakes}
 
         # The mistakes of single values. Of an error and one below it, the inner one says more.
@@ -78,7 +84,7 @@ class Config(Sections):
         try:
             config = cls.model_validate(tree.values)
         except ValidationError as error:
-            items = error.errors(include_url=False)
+            items = error.errors(include_url=False)[:MAX_MISTAKES]
             for item in items:
                 path = tuple(item["loc"])
                 broken.append(path)
@@ -91,7 +97,7 @@ class Config(Sections):
 
         # Contradictions between values, as far as these are right by themselves.
         repaired = config
-        if config is None:
+        if config is None and len(broken) < MAX_MISTAKES:
             repaired = cls._without(tree, broken)
         if repaired is not None and tree.is_complete:
             wrong = [*known, *(dotted(path) for path in broken)]
@@ -136,17 +142,42 @@ def dump(config: Config) -> str:
     return write_yaml(config.to_dict())
 
 
-def _unusable_text(tree: ConfigTree) -> Iterator[Mistake]:
-    """Texts with a NUL character, which no file name and no other field can hold."""
+def _raise_unless_plain(tree: ConfigTree) -> None:
+    """Refuse what no configuration can hold, wherever it stands.
+
+    That is text that no file can hold, keys that are no text, and lists or mappings that are too
+    deep, such as one that holds itself, which only a damaged checkpoint can bring.
+    """
+    mistakes: list[Mistake] = []
     open_values: list[tuple[KeyPath, Any]] = [((), tree.values)]
+    count = 0
     while open_values:
         path, value = open_values.pop()
-        if isinstance(value, str) and "\0" in value:
-            yield tree.mistake(path, "holds a NUL character (\\0); remove it")
+        count += 1
+        if count > MAX_VALUES:
+            raise ConfigError([tree.mistake(path[:1], f"has more than {MAX_VALUES} values")])
+        if isinstance(value, str) and ("\0" in value or not _is_unicode(value)):
+            message = "holds a NUL character, or half of a character; remove it"
+            mistakes.append(tree.mistake(path, message))
+        if not isinstance(value, (dict, list, tuple)):
+            continue
+
+        if len(path) >= MAX_DEPTH:
+            raise ConfigError([tree.mistake(path[:1], f"is nested more than {MAX_DEPTH} deep")])
+        inner: Iterable[tuple[Any, Any]] = enumerate(value)
         if isinstance(value, dict):
-            open_values += [((*path, str(key)), inner) for key, inner in value.items()]
-        if isinstance(value, list):
-            open_values += [((*path, index), inner) for index, inner in enumerate(value)]
+            inner = value.items()
+            if not all(isinstance(key, str) and _is_unicode(key) for key in value):
+                mistakes.append(tree.mistake(path, "has a key that is no text"))
+                continue
+        open_values += [((*path, key), below) for key, below in inner]
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be written as UTF-8: it has no halves of characters."""
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
 
 
 def _overlap(one: str, other: str) -> bool:

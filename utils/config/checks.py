@@ -70,6 +70,10 @@ def _check_extra(data: DataSection, extra: ExtraSection) -> Iterator[Finding]:
 
 
 def _check_model(model: ModelSection) -> Iterator[Finding]:
+    if "decoder" in model.freeze and model.init_from is None:
+        message = "a decoder that is not trained needs weights; set model.init_from"
+        yield ("model.freeze", "model.init_from"), message
+
     scales = model.train_scales
     paths = ("model.train_scales", "model.multiscale")
 
@@ -80,6 +84,9 @@ def _check_model(model: ModelSection) -> Iterator[Finding]:
                 "or choose another model.multiscale"
             )
             yield paths, message
+        if {"trunk", "decoder"} <= set(model.freeze):
+            message = "a single-scale model has nothing left to train; remove one of them"
+            yield ("model.freeze", "model.multiscale"), message
         return
 
     if 1.0 not in scales:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..files.yaml_loader import Mistake
@@ -22,7 +23,7 @@ def find_config(path: str | Path) -> Path:
         ConfigError: When there is no such file; it names the nearest one.
     """
     given = Path(path)
-    if _exists(given) and not given.is_dir():
+    if _exists(given) and not os.path.isdir(given):
         return given
     shipped = find_shipped(given)
     if shipped is not None:
@@ -69,7 +70,7 @@ def find_shipped(path: Path) -> Path | None:
     for relative in relative_paths:
         beside = SHIPPED / relative.parent
         for name in (relative.name, f"{relative.name}.yaml"):
-            if _exists(beside / name) and (beside / name).is_file():
+            if os.path.isfile(beside / name):
                 return beside / name
     return None
 
@@ -89,7 +90,7 @@ def _nearest_file(path: Path) -> str | None:
         name = f"configs/{relative.as_posix()}"
         words |= {name: name, relative.as_posix(): name, relative.with_suffix("").as_posix(): name}
 
-    if path.parent.is_dir():
+    if os.path.isdir(path.parent):
         words |= {str(file): str(file) for file in sorted(path.parent.glob("*.yaml"))}
     near = nearest(str(path), words)
     if near is None:

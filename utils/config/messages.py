@@ -53,6 +53,7 @@ _EXPECTED = {
     "model_type": "a section: options as 'key: value' lines below it",
     "string_type": "text",
     "tuple_type": "a list in brackets",
+    "whole_number": "a whole number",
 }
 
 

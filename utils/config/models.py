@@ -19,6 +19,7 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 TRUNKS = (
     "hrnet_w48",
@@ -105,7 +106,7 @@ Tile = Annotated[
 
 def _integer(value: Any) -> Any:
     if value is not None and type(value) is not int:
-        raise ValueError(f"expected a whole number, not {value!r}")
+        raise PydanticCustomError("whole_number", "expected a whole number")
     return value
 
 
@@ -346,6 +347,10 @@ class ModelSection(Section):
 
     init_from: str | None = Field(default=None, min_length=1)
     """Checkpoint of a whole model to start from; what fits is taken and reported"""
+
+    freeze: tuple[Literal["trunk", "decoder"], ...] = ()
+    """Parts that are not trained, their batch norms neither: [trunk, decoder] trains attention
+    alone, for a model that one has"""
 
     # The heads.
     decoder_channels: Channels | None = None
@@ -668,6 +673,10 @@ class EvalSection(InferenceSection):
 
     score_native: bool = False
     """With data.long_edge: compare with labels of native size instead of resized ones"""
+
+    calibration: Literal["auto", "off"] = "auto"
+    """Whether evaluation and auto-labelling use the attention biases that `hmsa calibrate` wrote
+    into a checkpoint"""
 
 
 class AutolabelSection(InferenceSection):

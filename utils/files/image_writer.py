@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .png import ImageWriteError, write_png
-
-__all__ = ["ImageWriteError", "ImageWriter"]
+from .png import write_png
 
 _Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 

@@ -21,11 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from .png_chunks import PNG_SIGNATURE
-from .writing import WriteError, write_file, write_file_with
-
-# Names that callers used before; they move to `writing`.
-ImageWriteError = WriteError
-__all__ = ["ImageWriteError", "encode_png", "write_file", "write_file_with", "write_png"]
+from .writing import write_file
 
 _GREY, _RGB, _PALETTE = 0, 2, 3  # colour types of the specification
 _FILTER_UP = 2

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..metrics.scores import divide, iou_of
 from .charts import confusion_chart
+from .contents import AutolabelReport
 from .page import Section, percent, settings_section
-
-if TYPE_CHECKING:
-    from .report import AutolabelReport
 
 _FLOAT32_BYTES = 4
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")

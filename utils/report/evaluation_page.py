@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..metrics.scores import divide, iou_of, mean_of
 from .charts import confusion_chart, heat_ramp
 from .colours import scale_colours
+from .contents import ComparedRow, EvaluationReport
 from .page import Section, percent, settings_section
-
-if TYPE_CHECKING:
-    from .report import ComparedRow, EvaluationReport
 
 _MISTAKES_SHOWN = 12
 _LEAST_DIFFERENCE = 0.05  # percent points, below which a difference is printed as 0.0

@@ -18,7 +18,6 @@ from typing import Any
 import cv2
 import jinja2
 import numpy as np
-from markupsafe import Markup
 
 from ..files.png import encode_png
 from .panels import to_width
@@ -151,8 +150,8 @@ def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
     return templates.get_template("page.html").render(
         title=title,
         subtitle=subtitle,
-        sections=[(one, Markup(body)) for one, body in zip(sections, bodies, strict=True)],
-        script=Markup(script),
+        sections=list(zip(sections, bodies, strict=True)),
+        script=script,
         script_hash=f"sha256-{digest}",
     )
 

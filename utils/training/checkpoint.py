@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import pickle
 import re
@@ -32,6 +33,9 @@ _STAGED = ".pt.new"
 
 # Far beyond what a checkpoint of ours holds: some thousand tensors, nested a few deep.
 _DEEPEST, _MOST_VALUES = 64, 5_000_000
+
+# In which weights and optimiser state are kept.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # What torch says when memory or threads are limited.
 _MEMORY_SIGNS = ("not enough memory", "allocate memory", "can't start new thread")
@@ -84,11 +88,12 @@ def save_checkpoint(path: Path, content: Mapping[str, Any], *, sidecar: bool = T
         # The hash is noted before the checkpoint takes its name: a hash without its file does no
         # harm, but a checkpoint without its hash would not count as valid. A file that is replaced
         # keeps its own hash beside the new one until then.
+        replaced = _noted_hashes(path)
         if sidecar:
-            _note_hashes(path, [digest, *_noted_hashes(path)])
+            _note_hashes(path, [digest, *replaced])
         with written_whole(path, durable=True, advice=_WRITE_ADVICE) as temporary:
             os.replace(staged, temporary)
-        if sidecar:
+        if sidecar and replaced:
             _note_hashes(path, [digest])
     finally:
         remove(staged)
@@ -108,9 +113,19 @@ def _require_finite(path: Path, content: Mapping[str, Any]) -> None:
 
 def _first_not_finite(content: Mapping[str, Any]) -> str | None:
     for name, tensor in _tensors(content):
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if not _is_finite(tensor):
             return name
     return None
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite; integers always are."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+
+    # Both ends are nan where any value is. Ten times as fast as a mask of isfinite on a CPU.
+    low, high = tensor.detach().aminmax()
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -326,7 +341,9 @@ def _problem_of_tensor(value: Tensor) -> str | None:
         return "is no plain dense tensor"
     if value.is_complex():
         return "holds complex numbers"
-    if value.is_floating_point() and not bool(value.isfinite().all()):
+    if value.is_floating_point() and value.dtype not in _FLOATS:
+        return f"has the dtype {value.dtype}, which no checkpoint of hmsa has"
+    if not _is_finite(value):
         return "holds numbers that are not finite"
     return None
 

@@ -6,12 +6,14 @@ All ranks skip it together, its images are named, and after too many of them the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..files.writing import write_file_with
 from ..processes import Processes
 from .logbook import logger
 from .run_folder import RunError
@@ -92,9 +94,9 @@ class SkippedSteps:
     ) -> str:
         """Save this rank's batches for a later look; returns where, or "" when the disk is full."""
         file = self.folder / f"not-finite-rank{self.processes.rank}.pt"
+        content = {"step": step, "terms": dict(terms), "batches": list(batches)}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            torch.save({"step": step, "terms": dict(terms), "batches": list(batches)}, file)
+            write_file_with(file, partial(torch.save, content))
         except (OSError, RuntimeError):
             return ""
         return f"the batches are in {self.folder}/not-finite-rank*.pt and "

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..files.writing import write_file_with
 from .logbook import logger
 
 # In steps. The first steps allocate memory and choose kernels, and would mislead.
@@ -45,7 +46,7 @@ class Trace:
             self.profiler.stop()
 
     def _write(self, profiler: Any) -> None:
-        profiler.export_chrome_trace(str(self.file))
+        write_file_with(self.file, lambda path: profiler.export_chrome_trace(str(path)))
 
         # What took longest, on the device where there is one.
         column = "self_cpu_time_total"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -296,8 +295,8 @@ def _choose(checkpoints: CheckpointFolder) -> Path | None:
             return None
         raise CheckpointError(
             f"{'; '.join(passed)}; no checkpoint is left to go on from, and nothing was changed: "
-            "copy the files here again, each with its .sha256, or begin anew in another folder "
-            "with experiment.output=DIR"
+            "copy the files here again, each with its .sha256 (for a file that you trust, "
+            "sha256sum makes one), or begin anew in another folder with experiment.output=DIR"
         )
 
     steps = checkpoints.steps()
@@ -352,8 +351,7 @@ def _best_so_far(progress: Progress, checkpoints: CheckpointFolder) -> tuple[flo
         return -1.0, -1
 
     miou, epoch = content.get("miou"), content.get("epoch")
-    is_score = isinstance(miou, float) and math.isfinite(miou) and isinstance(epoch, int)
-    if is_score and not progress.best_miou >= miou:
+    if isinstance(miou, float) and isinstance(epoch, int) and miou > progress.best_miou:
         return miou, epoch
     return progress.best_miou, progress.best_epoch
 
