@@ -23,6 +23,7 @@ import torch
 from hmsa.datasets import CITYSCAPES, build_files, normalise
 from hmsa.engine import build
 from hmsa.engine.arguments import autolabel_command, parse_autolabel
+from hmsa.network import InferenceOptions
 from hmsa.network.inference import predict
 from hmsa.network.inference.predict import label_and_confidence
 from hmsa.utils.config import load_config
@@ -146,6 +147,7 @@ def test_labels_are_what_evaluation_predicts_cut_at_the_threshold(
     assert run("--checkpoint", teacher, *options, f"autolabel.label_ids={label_ids}") == 0
     end, ignored = ("labelIds", 0) if label_ids == "raw" else ("labelTrainIds", 255)
     files = build_files(dataset="cityscapes", root=root, split="train_extra")
+    how = InferenceOptions((0.5, 1.0), flip=True)
     loaded = build.load_model(teacher, config_file=None, overrides=[], device=torch.device("cpu"))
     kept = 0
     for index in range(len(files)):
@@ -153,7 +155,7 @@ def test_labels_are_what_evaluation_predicts_cut_at_the_threshold(
         image = normalise(torch.from_numpy(files.read_image(index))[None])
         label, confidence = (
             part[0].numpy()
-            for part in label_and_confidence(predict(loaded.model, image, options).logits)
+            for part in label_and_confidence(predict(loaded.model, image, how).logits)
         )
         written, level = (
             pixels(Path(f"{base}_gtAuto_{end}.png")),
@@ -454,9 +456,11 @@ def test_an_answer_that_is_no_number_is_a_failure_with_its_reason(
     teacher: Path, images: Path, tmp_path: Path, run: Run
 ) -> None:
     content = torch.load(teacher, weights_only=True)
-    next(
+    weight = next(
         value for name, value in content["model"].items() if value.ndim == 4 and "decoder" in name
-    )[:] = float("nan")
+    )
+    # Weights that are numbers, and too large for sums of them to be.
+    weight[:] = 3e38
     torch.save(content, tmp_path / "broken.pt")
     assert (
         run(
@@ -475,6 +479,61 @@ def test_an_answer_that_is_no_number_is_a_failure_with_its_reason(
         and "not a number" in failures[0]["why"]
         and not list((tmp_path / "out").rglob("val_*.png"))
     )
+
+
+def test_weights_that_are_no_numbers_are_refused_with_their_name(
+    teacher: Path, images: Path, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Issue 14, C12: they are found where they arise, in the checkpoint."""
+    content = torch.load(teacher, weights_only=True)
+    name = next(key for key, value in content["model"].items() if value.ndim == 4)
+    content["model"][name][:] = float("nan")
+    torch.save(content, tmp_path / "broken.pt")
+    words = ("--checkpoint", tmp_path / "broken.pt", "--images", images / "images" / "val")
+    assert run(*words, "--output", tmp_path / "out") == 2
+    one_sentence(capsys, "broken.pt", name)
+
+
+def test_an_image_of_the_same_size_is_labelled_anew(
+    teacher: Path, images: Path, tmp_path: Path, run: Run
+) -> None:
+    """Issue 14, A4: a label belongs to the bytes of its image, not to their number."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    image = cv2.imread(str(images / "images" / "val" / "val_0.png"))
+    cv2.imwrite(str(folder / "a.bmp"), image)
+    words = ("--checkpoint", teacher, "--images", folder, "--output", tmp_path / "out")
+    assert run(*words, "--threshold", "0.3") == 0
+    before, state = pixels(tmp_path / "out" / "a.png"), (folder / "a.bmp").stat()
+    cv2.imwrite(str(folder / "a.bmp"), image[::-1])
+    assert run(*words, "--threshold", "0.3") == 0
+    assert (folder / "a.bmp").stat().st_size == state.st_size
+    assert not np.array_equal(before, pixels(tmp_path / "out" / "a.png"))
+
+
+def test_labels_stay_inside_the_output_and_leave_drawn_ones_alone(
+    teacher: Path, images: Path, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Issue 14, A1: names from lists lead nowhere else, and a corrected label is not replaced."""
+    shutil.copytree(images / "images" / "val", tmp_path / "far" / "val")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "all.txt").write_text("../far/val/val_0.png\n")
+    words = ("--checkpoint", teacher, "--list", tmp_path / "lists" / "all.txt")
+    status = run(*words, "--output", tmp_path / "out" / "deep")
+    written = {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*.png")}
+    assert written <= {("far", "val"), ("out", "deep")} and status in (0, 2)
+    assert len(list((tmp_path / "far").rglob("*.png"))) == 2
+    capsys.readouterr()
+
+    words = ("--checkpoint", teacher, "--images", tmp_path / "far" / "val")
+    assert run(*words, "--output", tmp_path / "labels") == 0
+    drawn = tmp_path / "labels" / "val_1.png"
+    cv2.imwrite(str(drawn), np.full((64, 96), 2, np.uint8))
+    content = drawn.read_bytes()
+    capsys.readouterr()
+    assert run(*words, "--output", tmp_path / "labels") == 2
+    one_sentence(capsys, "val_1.png", "was not made by autolabel.py")
+    assert drawn.read_bytes() == content
 
 
 def test_a_tree_of_another_checkpoint_is_left_alone(

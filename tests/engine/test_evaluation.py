@@ -31,14 +31,21 @@ from hmsa.datasets.augment.normalisation import MEAN, STD
 from hmsa.engine import build
 from hmsa.engine import evaluate as evaluation
 from hmsa.engine.arguments import parse_eval
-from hmsa.engine.build import Loaded
+from hmsa.engine.build import Loaded, OpenedCheckpoint
 from hmsa.engine.evaluate import evaluate
 from hmsa.engine.pictures import Needs, infer, pictures_of
-from hmsa.network import InferenceOptions, MultiScaleModel, Prediction, build_model
+from hmsa.network import (
+    InferenceOptions,
+    ModelError,
+    MultiScaleModel,
+    Prediction,
+    build_model,
+)
 from hmsa.utils.config import Config
 from hmsa.utils.labelling.submission import SubmissionError
 from hmsa.utils.metrics.confusion import ImageScores
 from hmsa.utils.processes import Processes, join
+from hmsa.utils.words import UserError
 from tests.datasets.trees import make_mapillary, save
 from tests.engine.conftest import Command, draw
 
@@ -304,21 +311,18 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
         model = Colours(spec)
         model.limit = limit
 
-        def load_model(
-            checkpoint: Path,
-            *,
-            config_file: Path | None,
-            overrides: list[str],
-            device: torch.device,
-        ) -> Loaded:
-            return Loaded(
-                model=model.eval(),
-                config=Config.from_dict(config.to_dict(), overrides),
-                spec=spec,
-                sha256="ab" * 32,
-            )  # type: ignore
+        def open_checkpoint(
+            checkpoint: Path, *, config_file: Path | None, overrides: list[str]
+        ) -> OpenedCheckpoint:
+            changed = Config.from_dict(config.to_dict(), overrides)
+            return OpenedCheckpoint(checkpoint, changed, spec, weights={}, sha256="ab" * 32)
 
-        monkeypatch.setattr(build, "load_model", load_model)
+        def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
+            network: Any = model.eval()
+            return Loaded(network, opened.config, spec, sha256=opened.sha256, path=opened.path)
+
+        monkeypatch.setattr(build, "open_checkpoint", open_checkpoint)
+        monkeypatch.setattr(build, "build_loaded", build_loaded)
         return evaluation.main(parse_eval(["--checkpoint", "colours.pt", *map(str, argv)]))
 
     return start
@@ -771,6 +775,111 @@ def test_a_video_and_a_picture_give_one_output_for_each_image(tmp_path: Path, ru
         legend[8] == {"name": "vegetation", "id": 21, "train_id": 8, "color": [107, 142, 35]}
         and len(legend) == 19
     )
+
+
+# --- what is written where (issue 14, A1) ---
+
+
+def photos(folder: Path, *, count: int = 2, class_number: int = 8) -> Path:
+    """Images of one class each, which `Colours` knows by its colour."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        colour = CITYSCAPES.palette[class_number, ::-1]
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((40, 56, 3), colour, np.uint8))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("images", "output"),
+    [("mine/images", "mine"), ("x/labels", "x"), ("album", "album/predictions"), ("a", "a")],
+)
+def test_an_output_that_meets_an_input_is_refused_and_nothing_is_changed(
+    images: str, output: str, tmp_path: Path, run: Any
+) -> None:
+    """Pictures would replace photographs or drawn labels, or be predicted the next time."""
+    photos(tmp_path / images)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    with pytest.raises(UserError, match="--output"):
+        run(CITYSCAPES, {}, "--images", tmp_path / images, "--output", tmp_path / output)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
+
+
+def test_only_what_the_command_made_is_replaced(tmp_path: Path, run: Any) -> None:
+    words = ("--images", photos(tmp_path / "in"), "--output", tmp_path / "out")
+    for _ in range(2):
+        run(CITYSCAPES, {}, *words)
+    drawn = tmp_path / "out" / "labels" / "1.png"
+    cv2.imwrite(str(drawn), np.full((40, 56), 3, np.uint8))
+    content = drawn.read_bytes()
+    with pytest.raises(UserError, match=r"labels/1\.png"):
+        run(CITYSCAPES, {}, *words)
+    assert drawn.read_bytes() == content
+
+
+def test_names_of_a_list_lead_nowhere_else_and_never_to_one_file(tmp_path: Path, run: Any) -> None:
+    photos(tmp_path / "far")
+    (tmp_path / "lists").mkdir()
+    for line in ("../far/0.png", str(tmp_path / "far" / "0.png")):
+        (tmp_path / "lists" / "all.txt").write_text(f"{line}\n")
+        words = ("--images", tmp_path / "lists" / "all.txt", "--output", tmp_path / "out" / "deep")
+        try:
+            run(CITYSCAPES, {}, *words)
+        except UserError as error:
+            assert "0" in str(error)
+        outside = [path for path in tmp_path.rglob("*.png") if "out" not in str(path)]
+        assert len(outside) == 2
+        assert not [path for path in (tmp_path / "out").rglob("*.png") if "deep" not in str(path)]
+
+
+def test_a_damaged_photograph_ends_nothing(
+    tmp_path: Path, run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Issue 14, B9: it is named, the others are predicted, and the status says so."""
+    folder = photos(tmp_path / "in", count=4)
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
+    assert run(CITYSCAPES, {}, "--images", folder, "--output", tmp_path / "out") == 1
+    labels = sorted(path.name for path in (tmp_path / "out" / "labels").iterdir())
+    assert labels == ["0.png", "2.png", "3.png"]
+    said = capsys.readouterr().out
+    assert "3 of 4 images predicted" in said and "not predicted:" in said and "1.png" in said
+
+
+def test_answers_that_are_no_numbers_are_named_with_their_image(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Issue 14, C12: they are neither scored nor drawn as the first class."""
+    answer = Colours.forward
+
+    def broken(self: Colours, image: Tensor, **options: object) -> Prediction:
+        return answer(self, image)._replace(logits=answer(self, image).logits * math.nan)
+
+    monkeypatch.setattr(Colours, "forward", broken)
+    root = cityscapes_tree(tmp_path / "data", count=1)
+    for tile in (None, [48, 64]):
+        way = {"scales": [1.0], "workers": 0, "tile": tile}
+        with pytest.raises(ModelError, match="valstadt_000000.*not a number at 8192 pixels"):
+            run(CITYSCAPES, {"dataset": "cityscapes", "root": str(root)}, eval=way)
+
+    words = ("--images", photos(tmp_path / "in"), "--output", tmp_path / "out")
+    assert run(CITYSCAPES, {}, *words) == 1
+    assert "not a number" in capsys.readouterr().out
+    assert not list((tmp_path / "out").rglob("*.png"))
+
+
+def test_results_are_there_although_nobody_reads_what_is_printed(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 14, B8: they are written before anything is printed."""
+
+    def gone(*arguments: object, **keywords: object) -> None:
+        raise BrokenPipeError
+
+    root = cityscapes_tree(tmp_path / "data", count=1)
+    monkeypatch.setattr(evaluation, "print_results", gone)
+    with pytest.raises(BrokenPipeError):
+        run(CITYSCAPES, {"dataset": "cityscapes", "root": str(root)}, "--output", tmp_path / "out")
+    assert (tmp_path / "out" / "metrics.json").is_file()
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 # --- attention ---

@@ -1,0 +1,110 @@
+"""How commands end: what is said, on which terminal, by which rank, and with which status."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hmsa.engine import command_line
+from hmsa.engine.command_line import lasting_streams, run_command
+from hmsa.utils.words import UserError
+from tests.engine.conftest import ROOT
+
+
+def mistaken() -> int:
+    raise UserError("x.yaml: no such file")
+
+
+def test_a_mistake_is_one_sentence_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(mistaken) == 2
+    assert capsys.readouterr().err == "error: x.yaml: no such file\n"
+
+
+def test_a_mistake_that_another_rank_says_is_not_said_twice(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def silently() -> int:
+        error = UserError("x.yaml: no such file")
+        error.silent = True
+        raise error
+
+    assert run_command(silently) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_another_rank_than_the_first_waits_with_its_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Issue 14, C15: torchrun has ended it by then, when the first met the same mistake."""
+    waited: list[float] = []
+    monkeypatch.setattr(command_line.time, "sleep", waited.append)
+    for rank, wanted in (("0", []), ("1", [command_line.FIRST_RANK_SECONDS])):
+        monkeypatch.setenv("RANK", rank)
+        assert run_command(mistaken) == 2
+        assert waited == wanted and "no such file" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_status_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    assert run_command(interrupted) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_what_a_terminal_cannot_show_is_written_as_an_escape(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue 14, B8: names of classes and files need not be in the terminal's encoding."""
+    screen = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", screen)
+    with lasting_streams():
+        print("Straße 电线杆 \udce9")
+    assert sys.stdout is screen
+    shown = screen.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert shown.startswith("Stra") and shown.endswith("\\udce9\n")
+
+
+def test_a_closed_pipe_ends_no_command(tmp_path: Path) -> None:
+    """Issue 14, B8: `hmsa eval ... | head -1` goes on to its end."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from hmsa.engine.command_line import run_command
+
+def main():
+    for _ in range(20000):
+        print("a line that nobody reads any more")
+    Path({str(tmp_path / "done")!r}).touch()
+    return 0
+
+sys.exit(run_command(main))
+"""
+    program = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert program.stdout is not None and program.stderr is not None
+    program.stdout.readline()
+    program.stdout.close()
+    error = program.stderr.read().decode()
+    assert program.wait(timeout=60) == 0 and error == ""
+    assert (tmp_path / "done").exists()
+
+
+def test_the_grace_time_waits_for_a_save(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue 14, A5: what ends the process in the end lets a checkpoint be finished first."""
+    from hmsa.utils.runtime import uninterrupted
+
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with uninterrupted():
+        command_line._leave(143)
+        assert ended == []
+    assert ended == [143]
