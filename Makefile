@@ -1,4 +1,4 @@
-# make venv | test | demo | lint | clean. Everything runs in an own .venv; nothing else is touched.
+# make venv | test | demo | lint | types | style | clean. Everything runs in an own .venv; nothing else is touched.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ WORKERS ?= 2
 # One thread per process: pytest runs WORKERS of them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: venv test demo lint clean
+.PHONY: venv test demo lint types style clean
 
 venv: $(STAMP)
 
@@ -20,13 +20,20 @@ $(STAMP): setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
-lint: venv
+lint: venv types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# mypy reads the packages under the one name they have, hmsa, to which links lead.
+types: venv
 	@mkdir -p .mypy_tree/hmsa
 	@for part in hmsa/__init__.py hmsa/__main__.py engine network datasets loss utils; do \
 	  ln -sfn "../../$$part" .mypy_tree/hmsa/; done
 	$(BIN)/mypy
+
+# How the code reads: paragraphs, comments, widths, names.
+style: venv
+	$(BIN)/python scripts/style_report.py
 
 test: lint
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10

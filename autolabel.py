@@ -1,8 +1,8 @@
-"""Label images with a trained network: hard labels where it is sure enough, ignore elsewhere (paper, section 4). See `python autolabel.py --help`."""
+"""Label images with a trained network (paper, section 4): `python autolabel.py --help`."""
 
 import sys
 
-from hmsa.engine.autolabel import command
-
 if __name__ == "__main__":
-    sys.exit(command())
+    from hmsa.__main__ import main
+
+    sys.exit(main(["autolabel", *sys.argv[1:]], program="autolabel.py"))

@@ -1,8 +1,8 @@
-"""Evaluate a checkpoint on a split, hand a split in to a benchmark, or predict any images with a checkpoint alone. See `python eval.py --help`."""
+"""Evaluate a checkpoint on a split, or predict any images: `python eval.py --help`."""
 
 import sys
 
-from hmsa.engine.evaluate import command
-
 if __name__ == "__main__":
-    sys.exit(command())
+    from hmsa.__main__ import main
+
+    sys.exit(main(["eval", *sys.argv[1:]], program="eval.py"))

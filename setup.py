@@ -1,4 +1,4 @@
-"""Packaging: the packages at top level become sub-packages of `hmsa`, with configurations and class lists inside."""
+"""Packaging: the folders of a checkout become sub-packages of `hmsa`, with the configurations."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
-ROOMS = ("engine", "network", "datasets", "loss", "utils")
+FOLDERS = ("engine", "network", "datasets", "loss", "utils")
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "hmsa" / "__init__.py").read_text())[1]
 
 PACKAGES = ["hmsa", "hmsa.configs"]
-PACKAGES += [f"hmsa.{room}" for room in ROOMS]
-PACKAGES += [f"hmsa.{room}.{inner}" for room in ROOMS for inner in find_packages(str(ROOT / room))]
+PACKAGES += [f"hmsa.{folder}" for folder in FOLDERS]
+PACKAGES += [
+    f"hmsa.{folder}.{inner}" for folder in FOLDERS for inner in find_packages(str(ROOT / folder))
+]
 
 TEST = [
     "cityscapesScripts>=2.2",
@@ -36,27 +38,29 @@ TEST = [
 setup(
     name="hmsa",
     version=VERSION,
-    description="Hierarchical multi-scale attention for semantic segmentation: train, evaluate, auto-label",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8")
-    if (ROOT / "README.md").exists()
-    else "",
+    description="Hierarchical multi-scale attention for semantic segmentation",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=PACKAGES,
-    package_dir={"hmsa": "hmsa", **{f"hmsa.{name}": name for name in (*ROOMS, "configs")}},
+    # In a checkout the folders lie side by side; installed, they lie in `hmsa`.
+    package_dir={"hmsa": "hmsa", **{f"hmsa.{name}": name for name in (*FOLDERS, "configs")}},
     package_data={
-        "": ["*.json", "*.yaml", "*.html", "*.css", "*.js", "py.typed"],
-        "hmsa.configs": ["**/*.yaml", "**/*.json", "**/*.md"],
+        "": ["**/*.json", "**/*.yaml", "**/*.html", "**/*.css", "**/*.js", "py.typed"],
+        "hmsa.configs": ["**/*.md"],
     },
     entry_points={"console_scripts": ["hmsa = hmsa.__main__:main"]},
     install_requires=[
-        "torch>=2.6",  # before 2.6 torch.load(weights_only=True) could run code: CVE-2025-32434
+        # Before 2.6 torch.load(weights_only=True) could run code: CVE-2025-32434.
+        "torch>=2.6",
         "torchvision>=0.21",
         "numpy>=1.26",
-        "opencv-python-headless>=4.8",  # cv2 without the desktop libraries a server lacks
+        # cv2 without the desktop libraries that a server lacks.
+        "opencv-python-headless>=4.8",
         "pillow>=10.1",
-        "filelock>=3.12",  # torch requires it, and jinja2, anyway
+        # torch requires filelock and jinja2 anyway.
+        "filelock>=3.12",
         "jinja2>=3.1",
         "pyyaml>=6.0",
         "pydantic>=2.0",

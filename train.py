@@ -1,8 +1,8 @@
-"""Train a network as a YAML configuration says. See `python train.py --help`."""
+"""Train a network as a YAML configuration says: `python train.py --help`."""
 
 import sys
 
-from hmsa.engine.train import command
-
 if __name__ == "__main__":
-    sys.exit(command())
+    from hmsa.__main__ import main
+
+    sys.exit(main(["train", *sys.argv[1:]], program="train.py"))

@@ -1,6 +1,6 @@
-"""Files -> (image, label): what data sets are, how their files are found, read, checked, augmented and fed.
+"""Files -> (image, label): how data sets are found, read, checked, augmented and loaded.
 
-Names are imported when first used, so that a door that only lists files does not wait for torch.
+Names are imported when first used, so that a command that only lists files does not wait for torch.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from .spec import ClassInfo as ClassInfo
     from .spec import DatasetSpec as DatasetSpec
 
-_HOME = {
+_MODULE_OF = {
     "Augmentation": "augment.augmentation",
     "CITYSCAPES": "layouts.cityscapes",
     "ClassIndex": "sampling.class_uniform",
@@ -81,13 +81,15 @@ _HOME = {
     "verify_files": "checks.verify",
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_MODULE_OF)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+
+    # Kept in the module's own names, so that this function is asked once for each of them.
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
     globals()[name] = value
     return value
 

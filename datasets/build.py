@@ -1,14 +1,18 @@
-"""From a data set's name and root to the files of a split."""
+"""From the name and root of a data set to the files of a split."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
+
+from hmsa.utils.words import did_you_mean
 
 from .errors import DataError
 from .files import STILL, Files, pack
@@ -18,18 +22,17 @@ from .layouts.class_list import Layout
 from .layouts.folder import find_folder, read_list
 from .layouts.listing import (
     IMAGE_SUFFIXES,
-    Found,
+    ListedSplit,
     first_entries,
-    has_suffix,
     require_folder,
-    scan,
+    scan_images,
     stem,
 )
 from .layouts.mapillary import find_mapillary
 from .layouts.video import count_frames, is_video
 from .policy import LabelPolicy
 from .reading.decoding import DEFAULT_MAX_PIXELS
-from .spec import DatasetSpec, did_you_mean
+from .spec import DatasetSpec
 
 DATASETS = ("folder", "cityscapes", "mapillary")
 LABEL_KINDS = ("fine", "coarse", "auto", "none")
@@ -52,24 +55,27 @@ def build_files(
 ) -> Files:
     """List the files of a split; no image is opened.
 
-    `classes`: the class list of a folder data set, or the config JSON of Mapillary (default: found in the root). `labels`: "fine", "coarse",
-    "auto" or "none" (images only); by default what the split comes with. `label_root`: folder or manifest of automatic labels. `policy`,
-    `confidence_threshold` and `mask_border` as in LabelPolicy, for automatic labels. `layout`: folder data sets only.
-    DataError: a missing root, an empty split, an image without label or a label without image, each naming places and files.
+    Args:
+        dataset: one of `DATASETS`.
+        root: folder of the data set.
+        split: name of the split, such as "train".
+        classes: class list of a folder data set, or the config JSON of Mapillary Vistas; by default
+            what lies in the root.
+        cv: cross-validation split by city, Cityscapes only.
+        labels: one of `LABEL_KINDS`; by default what the split comes with.
+        label_root: folder or manifest of automatic labels.
+        policy: choice for each class, as in `LabelPolicy`, for automatic labels.
+        confidence_threshold: as in `LabelPolicy`, for automatic labels.
+        mask_border: as in `LabelPolicy`.
+        layout: where a folder data set keeps its files; by default as its class list says.
+        max_pixels: limit on the size of an image or label, in pixels.
+
+    Raises:
+        DataError: a missing root, an empty split, an image without label or a label without image;
+            each names folders and files.
     """
-    if dataset not in DATASETS:
-        raise DataError(
-            f"'{dataset}' is no data set{did_you_mean(dataset, DATASETS)}", kind="dataset"
-        )
-    if labels is not None and labels not in LABEL_KINDS:
-        raise DataError(
-            f"'{labels}' is no kind of labels{did_you_mean(labels, LABEL_KINDS)}", kind="dataset"
-        )
-    if cv is not None and dataset != "cityscapes":
-        raise DataError(
-            f"cross-validation by city (cv={cv}) is for cityscapes, not for {dataset}",
-            kind="dataset",
-        )
+    _require_known(dataset, labels, cv)
+    # Absolute, since workers and later steps may run in another working folder.
     root = Path(root).expanduser().absolute()
     require_folder(root, what="data root", hint="set data.root")
     chosen = LabelPolicy(
@@ -77,215 +83,292 @@ def build_files(
         confidence_threshold=confidence_threshold,
         mask_border=mask_border,
     )
-    own_labels = "none" if labels == "auto" else labels
-    found = _find(
-        dataset,
-        root,
-        split,
-        own_labels,
-        classes=None if classes is None else Path(classes).expanduser(),
-        cv=cv,
-        layout=layout,
-    )
+    lister = _Lister(dataset, root, split, classes=_expanded(classes), cv=cv, layout=layout)
+
     if labels != "auto":
         if confidence_threshold is not None or chosen.classes:
             raise DataError(
-                "a confidence threshold or policy joins automatic labels with others: set the labels to auto, or drop it",
+                "a confidence threshold or policy joins automatic labels with others: set the "
+                "labels to auto, or drop it",
                 kind="policy",
             )
-        return _files(
-            found, split, root, max_pixels=max_pixels, policy=None if chosen.is_neutral else chosen
+        found = lister.find(labels)
+        return Files(
+            spec=found.spec,
+            split=split,
+            root=root,
+            images=pack(found.images),
+            labels=_packed(found.labels),
+            names=pack(found.names),
+            policy=_unless_neutral(chosen),
+            max_pixels=max_pixels,
         )
+
+    # With automatic labels the images are listed alone, since their own labels may not exist.
+    found = lister.find("none")
     for name in chosen.classes:
         found.spec.index_of(name)
     if label_root is None:
         raise DataError(
             "automatic labels need a folder or a manifest: set data.extra.root", kind="dataset"
         )
-    auto = find_auto_labels(
+    automatic = find_auto_labels(
         Path(label_root).expanduser().absolute(), split=split, names=found.names, spec=found.spec
     )
+
+    # Labels drawn by people are paired with the images by name.
     human = None
     if chosen.needs_human:
-        coarse = _find(
-            dataset,
-            root,
-            split,
-            "coarse",
-            classes=None if classes is None else Path(classes).expanduser(),
-            cv=cv,
-            layout=layout,
-        )
+        coarse = lister.find("coarse")
         human = dict(zip(coarse.names, coarse.labels or (), strict=True))
-    return _automatic(
-        found,
-        auto,
-        human,
-        split,
-        root,
-        policy=None if chosen.is_neutral else chosen,
-        max_pixels=max_pixels,
+    return _join_automatic(
+        found, automatic, human, split=split, root=root, policy=chosen, max_pixels=max_pixels
     )
 
 
-def _find(
-    dataset: str,
-    root: Path,
-    split: str,
-    labels: str | None,
-    *,
-    classes: Path | None,
-    cv: int | None,
-    layout: Layout | None,
-) -> Found:
-    if dataset == "cityscapes":
-        return find_cityscapes(root, split, labels=labels, cv=cv)
-    if dataset == "mapillary":
-        return find_mapillary(root, split, config=classes, with_labels=labels != "none")
-    return find_folder(root, split, classes=classes, layout=layout, with_labels=labels != "none")
+def _require_known(dataset: str, labels: str | None, cv: int | None) -> None:
+    if dataset not in DATASETS:
+        raise DataError(
+            f"'{dataset}' is no data set{did_you_mean(dataset, DATASETS)}; "
+            f"choose from {', '.join(DATASETS)}",
+            kind="dataset",
+        )
+    if labels is not None and labels not in LABEL_KINDS:
+        raise DataError(
+            f"'{labels}' is no kind of labels{did_you_mean(labels, LABEL_KINDS)}; "
+            f"choose from {', '.join(LABEL_KINDS)}",
+            kind="dataset",
+        )
+    if cv is not None and dataset != "cityscapes":
+        raise DataError(
+            f"cross-validation by city (cv={cv}) is for cityscapes, not for {dataset}",
+            kind="dataset",
+        )
 
 
-def _files(
-    found: Found, split: str, root: Path, *, max_pixels: int, policy: LabelPolicy | None
-) -> Files:
-    labels = None if found.labels is None else pack(found.labels)
-    return Files(
-        spec=found.spec,
-        split=split,
-        root=root,
-        images=pack(found.images),
-        labels=labels,
-        names=pack(found.names),
-        policy=policy,
-        max_pixels=max_pixels,
-    )
+def _expanded(path: str | Path | None) -> Path | None:
+    """A path with `~` replaced by the user's folder."""
+    if path is None:
+        return None
+    return Path(path).expanduser()
 
 
-def _automatic(
-    found: Found,
-    auto: AutoLabels,
+def _packed(texts: Sequence[str] | None) -> np.ndarray | None:
+    if texts is None:
+        return None
+    return pack(texts)
+
+
+def _unless_neutral(policy: LabelPolicy) -> LabelPolicy | None:
+    """The policy, or None where it changes nothing: labels are then read as they are."""
+    if policy.is_neutral:
+        return None
+    return policy
+
+
+@dataclass(frozen=True)
+class _Lister:
+    """What every way of listing one split has in common."""
+
+    dataset: str
+    root: Path
+    split: str
+    classes: Path | None
+    cv: int | None
+    layout: Layout | None
+
+    def find(self, labels: str | None) -> ListedSplit:
+        """The split with labels of the given kind ("none": images only)."""
+        if self.dataset == "cityscapes":
+            return find_cityscapes(self.root, self.split, labels=labels, cv=self.cv)
+        if self.dataset == "mapillary":
+            return find_mapillary(
+                self.root, self.split, config=self.classes, with_labels=labels != "none"
+            )
+        return find_folder(
+            self.root,
+            self.split,
+            classes=self.classes,
+            layout=self.layout,
+            with_labels=labels != "none",
+        )
+
+
+def _join_automatic(
+    found: ListedSplit,
+    automatic: AutoLabels,
     human: Mapping[str, str] | None,
+    *,
     split: str,
     root: Path,
-    *,
-    policy: LabelPolicy | None,
+    policy: LabelPolicy,
     max_pixels: int,
 ) -> Files:
-    images = [found.images[index] for index in auto.indices]
-    names = [found.names[index] for index in auto.indices]
-    if policy is not None and policy.confidence_threshold is not None and auto.confidence is None:
+    """Files of the images that have automatic labels; `human` are coarse labels by image name."""
+    if policy.confidence_threshold is not None and automatic.confidence is None:
         raise DataError(
-            f"{auto.place}: a confidence threshold is set, but there are no confidence images beside the labels",
+            f"{automatic.place}: a confidence threshold is set, but there are no confidence images "
+            "beside the labels",
             kind="missing",
         )
+
+    names = [found.names[index] for index in automatic.indices]
+    human_paths = None
+    if human is not None:
+        human_paths = pack(human[name] for name in names)
+
     return Files(
         spec=found.spec,
         split=split,
         root=root,
-        images=pack(images),
-        labels=pack(auto.labels),
+        images=pack(found.images[index] for index in automatic.indices),
+        labels=pack(automatic.labels),
         names=pack(names),
-        human=None if human is None else pack(human[name] for name in names),
-        confidence=None if auto.confidence is None else pack(auto.confidence),
-        label_ids=auto.label_ids,
-        policy=policy,
+        human=human_paths,
+        confidence=_packed(automatic.confidence),
+        label_ids=automatic.label_ids,
+        policy=_unless_neutral(policy),
         max_pixels=max_pixels,
     )
+
+
+@dataclass(frozen=True)
+class _InputImage:
+    """An image or video that an input stands for."""
+
+    path: str  # absolute
+    name: str  # relative to the input
+    folder: str  # name of a folder that tells equal names apart
 
 
 def image_files(
     inputs: Sequence[str | Path], *, spec: DatasetSpec, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> Files:
-    """Images without labels from folders, files, globs and .txt lists, in that order, none twice; names keep the path below the input folder.
+    """Images without labels from folders, files, globs and .txt lists, in that order, none twice.
 
-    A video file stands for its frames, called VIDEO/000000 and so on. DataError: an input that does not exist, or no image in it.
+    Names keep the path below the input folder. A video file stands for its frames, which are called
+    VIDEO/000000 and so on.
+
+    Raises:
+        DataError: an input that does not exist, or no image in it.
     """
-    images: list[str] = []
+    images: list[_InputImage] = []
     frames: list[int] = []
-    names: list[tuple[str, str]] = []
     seen: set[str] = set()
     for entry in inputs:
-        for path, name, parent in _expand(os.path.expanduser(os.fspath(entry))):
-            real = os.path.realpath(path)
-            if real not in seen:
-                seen.add(real)
-                for frame in range(count_frames(path)) if is_video(path) else (STILL,):
-                    images.append(path)
-                    frames.append(frame)
-                    names.append((name if frame == STILL else f"{stem(name)}/{frame:06d}", parent))
+        for image in _expand(os.path.expanduser(os.fspath(entry))):
+            # The same file may be reached by two inputs, or by a link.
+            real = os.path.realpath(image.path)
+            if real in seen:
+                continue
+            seen.add(real)
+
+            if not is_video(image.path):
+                images.append(image)
+                frames.append(STILL)
+                continue
+            for frame in range(count_frames(image.path)):
+                name = f"{stem(image.name)}/{frame:06d}"
+                images.append(_InputImage(image.path, name, image.folder))
+                frames.append(frame)
+
     if not images:
         raise DataError("no image was given", kind="empty split")
+
+    frame_numbers = None
+    if set(frames) != {STILL}:
+        frame_numbers = np.array(frames, dtype=np.int32)
     return Files(
         spec=spec,
         split="images",
         root=Path("/"),
-        images=pack(images),
+        images=pack(image.path for image in images),
         labels=None,
-        names=pack(_unique(names)),
+        names=pack(_unique_names(images)),
         max_pixels=max_pixels,
-        frames=None if set(frames) == {STILL} else np.array(frames, dtype=np.int32),
+        frames=frame_numbers,
     )
 
 
-def _expand(entry: str) -> list[tuple[str, str, str]]:
-    """(absolute path, name relative to the input, folder that tells equal names apart) of every image an input stands for."""
+def _expand(entry: str) -> list[_InputImage]:
+    """Every image that an input stands for."""
     path = os.path.abspath(entry)
+    if "\0" in path:
+        raise DataError(f"{entry}: a name of a file cannot hold NUL", kind="missing")
     if os.path.isdir(path):
-        found = scan(path, accept=has_suffix(IMAGE_SUFFIXES))
-        if not found:
-            kinds = " ".join(IMAGE_SUFFIXES)
-            raise DataError(
-                f"{entry}: no image ({kinds}) in this folder, which holds {first_entries(Path(path))}",
-                kind="empty split",
-            )
-        return [(os.path.join(path, name), name, os.path.basename(path)) for name in found]
-    if os.path.isfile(path):
-        if path.endswith(".txt"):
-            listed, _ = read_list(Path(path), root=Path(os.path.dirname(path)))
-            return [_single(os.path.join(os.path.dirname(path), name), name) for name in listed]
-        return [_single(path, os.path.basename(path))]
-    if any(sign in entry for sign in "*?["):
-        from glob import glob
+        return _in_folder(entry, path)
 
+    if os.path.isfile(path):
+        if not path.endswith(".txt"):
+            return [_single(path, os.path.basename(path))]
+        folder = os.path.dirname(path)
+        listed, _ = read_list(Path(path), root=Path(folder))
+        return [_single(os.path.join(folder, name), name) for name in listed]
+
+    # Names keep what lies below the folders that the pattern spells out.
+    if any(sign in entry for sign in "*?["):
         matches = sorted(name for name in glob(path, recursive=True) if os.path.isfile(name))
-        if matches:
-            folder = os.path.dirname(re.split(r"[*?\[]", path, maxsplit=1)[0])
-            return [_single(name, os.path.relpath(name, folder)) for name in matches]
-        raise DataError(f"{entry}: no file matches this pattern", kind="missing")
+        if not matches:
+            raise DataError(f"{entry}: no file matches this pattern", kind="missing")
+        folder = os.path.dirname(re.split(r"[*?\[]", path, maxsplit=1)[0])
+        return [_single(name, os.path.relpath(name, folder)) for name in matches]
+
     raise DataError(f"{entry}: no such image, folder or list", kind="missing")
 
 
-def _single(path: str, name: str) -> tuple[str, str, str]:
-    name = os.path.basename(name) if os.path.isabs(name) or ".." in name.split("/") else name
-    return path, name, os.path.basename(os.path.dirname(path))
+def _in_folder(entry: str, path: str) -> list[_InputImage]:
+    found = scan_images(path)
+    if not found:
+        raise DataError(
+            f"{entry}: no image ({' '.join(IMAGE_SUFFIXES)}) in this folder, "
+            f"which holds {first_entries(Path(path))}",
+            kind="empty split",
+        )
+    folder = os.path.basename(path)
+    return [_InputImage(os.path.join(path, name), name, folder) for name in found]
 
 
-def _unique(names: Sequence[tuple[str, str]]) -> list[str]:
-    """Names without suffix where that keeps them apart, else with it, else below the input's folder, else numbered."""
-    forms: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
-    result = [""] * len(names)
-    open_ones = list(range(len(names)))
+def _single(path: str, name: str) -> _InputImage:
+    # A name that is absolute or climbs out of the input's folder would do so below an output, too.
+    if os.path.isabs(name) or ".." in name.split("/"):
+        name = os.path.basename(name)
+    # The folder by its true name, for a path may end in `..` before the file.
+    return _InputImage(path, name, os.path.basename(os.path.realpath(os.path.dirname(path))))
+
+
+def _unique_names(images: Sequence[_InputImage]) -> list[str]:
+    """A name for each image that no other has.
+
+    Without suffix where that keeps them apart, else with it, else below the folder of the input,
+    else numbered.
+    """
+    forms = (
+        [stem(image.name) for image in images],
+        [image.name for image in images],
+        [f"{image.folder}/{image.name}" for image in images],
+    )
+    result = [""] * len(images)
     taken: set[str] = set()
+    unnamed = list(range(len(images)))
+
+    # Each image takes the shortest form of its name that no other image has.
     for form in forms:
-        made = [
-            (stem(names[i][0]), names[i][0], f"{names[i][1]}/{names[i][0]}")[form]
-            for i in open_ones
-        ]
-        counts: dict[str, int] = {}
-        for name in made:
-            counts[name] = counts.get(name, 0) + 1
-        left: list[int] = []
-        for i, name in zip(open_ones, made, strict=True):
-            if counts[name] == 1 and name not in taken:
-                result[i] = name
-                taken.add(name)
-            else:
-                left.append(i)
-        open_ones = left
-    for i in open_ones:
-        base, number = f"{names[i][1]}/{names[i][0]}", 1
+        counts = Counter(form[index] for index in unnamed)
+        ambiguous = []
+        for index in unnamed:
+            name = form[index]
+            if counts[name] > 1 or name in taken:
+                ambiguous.append(index)
+                continue
+            result[index] = name
+            taken.add(name)
+        unnamed = ambiguous
+
+    # What no form could tell apart is numbered.
+    for index in unnamed:
+        base, number = forms[-1][index], 1
         while f"{base}.{number}" in taken:
             number += 1
-        result[i] = f"{base}.{number}"
-        taken.add(result[i])
+        result[index] = f"{base}.{number}"
+        taken.add(result[index])
     return result

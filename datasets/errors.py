@@ -1,20 +1,31 @@
-"""The one error of this room that a user can mend."""
+"""The one error of this package that a user can mend."""
 
 from __future__ import annotations
 
+import re
 
-class DataError(ValueError):
-    """A fault in the data or in what was asked of it: one sentence that names the file or key, the value and what to do.
+from hmsa.utils.words import UserError
 
-    `kind` groups faults of many files ("size", "values", "truncated", ...) so that a report can say one sentence for each kind.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
+
+
+class DataError(UserError, ValueError):
+    """A fault in the data, or in what was asked of it.
+
+    The message is one sentence that names the file or key, the value, and what to do. `kind` groups
+    the faults of many files ("size", "values", "truncated", ...), so that a report can say one
+    sentence for each kind.
     """
 
     def __init__(self, message: str, *, kind: str = "data") -> None:
-        super().__init__(message)
+        # Names from outside may hold bytes that no terminal shows, or control it.
+        printable = _CONTROL.sub("?", message).encode("utf-8", "backslashreplace").decode()
+        super().__init__(printable)
         self.kind = kind
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Loader and verification workers send these to the main process; the default would lose `kind`.
+        # Loader and verification workers send these errors to the main process by pickle, whose
+        # default for exceptions would lose `kind`.
         return (_rebuild, (type(self), str(self), self.kind))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +13,61 @@ import numpy as np
 
 from .errors import DataError
 from .layouts.video import frame_size, read_frame
+from .output_names import output_names
 from .policy import LabelPolicy
-from .reading.decoding import DEFAULT_MAX_PIXELS, image_size, read_image, read_label
+from .reading.decoding import (
+    DEFAULT_MAX_PIXELS,
+    decode_image,
+    image_size,
+    read_image,
+    read_image_bytes,
+    read_label,
+)
+from .reading.regular import digest, file_digest, unreadable
 from .spec import DatasetSpec, LabelIds
 
 STILL = -1  # the frame number of what is no video
 
 
 def pack(texts: Iterable[str]) -> np.ndarray:
-    """Texts as one numpy array of bytes: no Python object per file, so forked workers never copy its pages (pytorch issue 13246)."""
+    """Texts as one numpy array of bytes [N].
+
+    A list would hold a Python object for each file. Forked workers change the reference counts of
+    such objects, which copies the memory page by page into every worker
+    (https://github.com/pytorch/pytorch/issues/13246).
+    """
     return np.array([os.fsencode(text) for text in texts], dtype=np.bytes_)
+
+
+@lru_cache(maxsize=64)
+def _video_digest(path: Path, size: int, modified: int) -> str:
+    """Digest of a video; `size` and `modified` (ns) make another file another entry."""
+    return file_digest(path)
 
 
 @dataclass
 class Files:
-    """Images of one split with their labels.
+    """Images of one split with their labels; read them by the methods.
 
-    Paths are bytes arrays [N] relative to `root` (absolute ones stand for themselves); `labels` is None where the split has none. `names` are
-    unique, relative, without suffix, as the data set spells them. `human` are coarse labels drawn by people beside automatic ones, `confidence`
-    8-bit images of 255 x the teacher's probability; an empty entry means none. `label_ids` says what the label files hold. `frames` int32 [N] are
-    frame numbers where images are frames of videos, `STILL` for the others; None: no video is among them. Use the methods:
-    `read_label` alone applies confidence, policy and mask, and `label_sources` with `label_settings` are all that its result depends on.
+    `read_label` alone applies confidence, policy and mask. `label_sources` with `label_settings`
+    are all that its result depends on.
+
+    Attributes:
+        spec: classes of the data set.
+        split: name of the split.
+        root: folder that relative paths start from.
+        images: paths of the images, bytes [N]; absolute ones stand for themselves.
+        labels: paths of the labels, bytes [N]; None where the split has none.
+        names: unique relative names without suffix, as the data set spells them, bytes [N].
+        human: paths of coarse labels drawn by people beside automatic ones, bytes [N]; an empty
+            entry means none.
+        confidence: paths of 8-bit images of 255 x the teacher's probability, bytes [N]; an empty
+            entry means none.
+        label_ids: whether label files hold raw or train ids.
+        policy: how automatic labels are joined with others.
+        max_pixels: limit on the size of an image or label, in pixels.
+        frames: frame numbers where images are frames of videos, int32 [N], `STILL` for the others;
+            None: no video is among them.
     """
 
     spec: DatasetSpec
@@ -57,49 +92,105 @@ class Files:
 
     def label_path(self, index: int) -> Path | None:
         """Where label `index` lies, None if the split has no labels."""
-        return None if self.labels is None else self.root / os.fsdecode(self.labels[index])
+        return self._optional_path(self.labels, index)
 
     def human_path(self, index: int) -> Path | None:
         """Where the label drawn by people for image `index` lies, beside an automatic one."""
-        return self._optional(self.human, index)
+        return self._optional_path(self.human, index)
 
     def confidence_path(self, index: int) -> Path | None:
         """Where the confidence image of automatic label `index` lies."""
-        return self._optional(self.confidence, index)
+        return self._optional_path(self.confidence, index)
 
-    def _optional(self, paths: np.ndarray | None, index: int) -> Path | None:
-        return None if paths is None or not paths[index] else self.root / os.fsdecode(paths[index])
+    def _optional_path(self, paths: np.ndarray | None, index: int) -> Path | None:
+        if paths is None or not paths[index]:
+            return None
+        return self.root / os.fsdecode(paths[index])
 
     def name(self, index: int) -> str:
         """Name of image `index` as the data set spells it, with its folders, without suffix."""
         return os.fsdecode(self.names[index])
 
+    def output_name(self, index: int) -> str:
+        """Name under which results of image `index` are written, below a folder, without suffix.
+
+        It is relative and never leaves the folder it is joined to; its parts leave room for endings
+        within the 255 bytes of file systems, and no two images share one, whatever the case. Where
+        `name` is all this already, it is `name`.
+        """
+        return self._output_names[index]
+
+    @cached_property
+    def _output_names(self) -> list[str]:
+        return output_names([self.name(index) for index in range(len(self))])
+
+    def fingerprint(self, index: int) -> str:
+        """What is in the file of image `index`: 32 hex digits of a hash over its bytes.
+
+        Another image under the same name, of the same size and time even, has another fingerprint.
+        Frames of a video have that of the video with their number. The file is read for it, once in
+        a process for each video.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        path, frame = self.image_path(index), self._frame(index)
+        if frame is None:
+            return file_digest(path)
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise unreadable(path, "video", error) from error
+        return f"{_video_digest(path, status.st_size, status.st_mtime_ns)}-{frame}"
+
+    def read_image_and_fingerprint(self, index: int) -> tuple[np.ndarray, str]:
+        """`read_image` and `fingerprint` of the very same bytes, which are read once.
+
+        Raises:
+            DataError: as `read_image`.
+        """
+        if self._frame(index) is not None:
+            return self.read_image(index), self.fingerprint(index)
+        path = self.image_path(index)
+        data = read_image_bytes(path, max_pixels=self.max_pixels)
+        return decode_image(path, data, max_pixels=self.max_pixels), digest(data)
+
     def read_image(self, index: int) -> np.ndarray:
         """Image `index`, uint8 RGB [H, W, 3]."""
-        if self._is_frame(index):
-            assert self.frames is not None
-            return read_frame(
-                self.image_path(index), int(self.frames[index]), max_pixels=self.max_pixels
-            )
-        return read_image(self.image_path(index), max_pixels=self.max_pixels)
+        path, frame = self.image_path(index), self._frame(index)
+        if frame is None:
+            return read_image(path, max_pixels=self.max_pixels)
+        return read_frame(path, frame, max_pixels=self.max_pixels)
 
     def image_size(self, index: int) -> tuple[int, int]:
-        """(height, width) of image `index` as `read_image` gives it, from the first bytes of its file."""
+        """(height, width) of image `index` as `read_image` gives it, without decoding a still."""
         path = self.image_path(index)
-        return frame_size(str(path)) if self._is_frame(index) else image_size(path)
+        if self._frame(index) is None:
+            return image_size(path)
+        return frame_size(str(path))
 
-    def _is_frame(self, index: int) -> bool:
-        return self.frames is not None and int(self.frames[index]) != STILL
+    def _frame(self, index: int) -> int | None:
+        """Frame number of image `index` in its video, None for a still."""
+        if self.frames is None or int(self.frames[index]) == STILL:
+            return None
+        return int(self.frames[index])
 
     def read_label(self, index: int, *, image_size: tuple[int, int] | None = None) -> np.ndarray:
-        """Label `index` in train ids, uint8 [H, W], with the split's confidence threshold, policy and mask applied.
+        """Label `index` in train ids, uint8 [H, W], with confidence, policy and mask applied.
 
-        `image_size` (height, width) makes another size an error.
+        Args:
+            index: which label.
+            image_size: (height, width) that the label must have.
+
+        Raises:
+            DataError: the split has no labels, or the label cannot be read, has another size, or
+                holds values outside the classes.
         """
         path = self.label_path(index)
         if path is None:
             self.require_labels()
         assert path is not None
+
         label = read_label(
             path,
             spec=self.spec,
@@ -109,6 +200,7 @@ class Files:
         )
         if self.policy is None:
             return label
+
         return self.policy.apply(
             label,
             spec=self.spec,
@@ -119,11 +211,16 @@ class Files:
         )
 
     def require_labels(self) -> None:
-        """DataError if the split has no labels: for those that train or score on it."""
+        """Refuse a split without labels, where it is to be trained or scored on.
+
+        Raises:
+            DataError: the split has no labels.
+        """
         if self.labels is None:
-            hint = "it can be predicted, but neither trained on nor scored"
             raise DataError(
-                f"split '{self.split}' in {self.root} has no labels: {hint}", kind="labels"
+                f"split '{self.split}' in {self.root} has no labels: it can be predicted, but "
+                "neither trained on nor scored",
+                kind="labels",
             )
 
     def label_sources(self, index: int) -> tuple[Path, ...]:
@@ -132,25 +229,8 @@ class Files:
         return tuple(path for path in found if path is not None)
 
     def label_settings(self) -> dict[str, Any]:
-        """Plain values that, with the sources, decide what `read_label` returns: part of any cache key."""
-        return {
-            "to_train": self.spec.tables(self.label_ids)[0].tolist(),
-            "policy": None if self.policy is None else self.policy.to_dict(),
-        }
-
-    def subset(self, indices: Sequence[int] | np.ndarray) -> Files:
-        """The chosen entries in the given order."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        optional = (self.labels, self.human, self.confidence, self.frames)
-        labels, human, confidence, frames = (
-            None if values is None else values[chosen] for values in optional
-        )
-        return replace(
-            self,
-            images=self.images[chosen],
-            names=self.names[chosen],
-            labels=labels,
-            human=human,
-            confidence=confidence,
-            frames=frames,
-        )
+        """Plain values that, with the sources, decide what `read_label` returns."""
+        policy = None
+        if self.policy is not None:
+            policy = self.policy.to_dict()
+        return {"to_train": self.spec.tables(self.label_ids)[0].tolist(), "policy": policy}

@@ -1,13 +1,21 @@
-"""What a data set's classes are: the one fact from which head size, loss, metrics, palette and remapping follow."""
+"""What the classes of a data set are.
+
+Head size, loss, metrics, palette and the mapping of label files all follow from this one
+description.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+
+from hmsa.utils.words import did_you_mean
 
 from .errors import DataError
 
@@ -16,7 +24,15 @@ LabelIds = Literal["raw", "train"]
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """One class: its name, RGB colour, the ids that stand for it in label files (the first is the one written), and its group."""
+    """One class.
+
+    Attributes:
+        name: how the class is called in tables and pages.
+        color: red, green and blue from 0 to 255, for pictures.
+        raw_ids: the ids that stand for the class in label files; the first is the one written.
+        category: the group of classes it belongs to, if any.
+        has_instances: whether single objects of the class can be counted.
+    """
 
     name: str
     color: tuple[int, int, int]
@@ -27,10 +43,19 @@ class ClassInfo:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Classes in the order of their train ids 0 .. C-1, and what stands for "ignore" in memory and in files.
+    """Classes in the order of their train ids 0 .. C-1, and what stands for "ignore".
 
-    `ignore_label` is the value of ignored pixels in memory; `raw_ignore` is what a label file written by us holds there (Cityscapes: 0);
-    `known_raw_ids` are the file values that legally mean ignore (-1, which an 8-bit file holds as 255, included). Any other value is a fault.
+    Attributes:
+        name: the data set's name.
+        classes: the classes in the order of their train ids.
+        ignore_label: value of ignored pixels in memory.
+        raw_ignore: what a label file written by this project holds there (Cityscapes: 0).
+        known_raw_ids: the file values that legally mean ignore. -1 counts as 255, which is how an
+            8-bit file holds it. Any value that is neither here nor an id of a class is a fault.
+
+    Raises:
+        DataError: two classes share a name or an id, a value does not fit into 8 bits, or an id is
+            both a class and ignored.
     """
 
     name: str
@@ -40,31 +65,31 @@ class DatasetSpec:
     known_raw_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.classes) <= 255:
+        count = len(self.classes)
+        if not 1 <= count <= 255:
             raise DataError(
-                f"{self.name}: {len(self.classes)} classes; 8-bit labels hold 1 to 255 beside the ignore value"
+                f"{self.name}: {count} classes; 8-bit labels hold 1 to 255 beside the ignore value"
             )
-        if not len(self.classes) <= self.ignore_label <= 255:
+        if not count <= self.ignore_label <= 255:
             raise DataError(
-                f"{self.name}: ignore label {self.ignore_label} must lie above the {len(self.classes)} train ids and below 256"
+                f"{self.name}: ignore label {self.ignore_label} must lie above the {count} train "
+                "ids and below 256"
             )
+
+        # Two classes of one name or id could not be told apart in tables and label files.
+        used = [value for item in self.classes for value in item.raw_ids]
         _require_unique(self.name, "name", [item.name for item in self.classes])
-        _require_unique(self.name, "id", [value for item in self.classes for value in item.raw_ids])
+        _require_unique(self.name, "id", used)
         for item in self.classes:
-            if not item.raw_ids or not all(0 <= value <= 255 for value in item.raw_ids):
-                raise DataError(
-                    f"{self.name}: class '{item.name}' needs ids from 0 to 255, not {list(item.raw_ids)}"
-                )
-            if len(item.color) != 3 or not all(0 <= value <= 255 for value in item.color):
-                raise DataError(
-                    f"{self.name}: class '{item.name}' needs a colour [red, green, blue] from 0 to 255, not {list(item.color)}"
-                )
-        used = {value for item in self.classes for value in item.raw_ids}
+            _require_8_bits(self.name, item)
+
         if not all(-1 <= value <= 255 for value in self.ignored_raw_ids):
             raise DataError(
-                f"{self.name}: ignore ids must lie between -1 and 255, not {list(self.ignored_raw_ids)}"
+                f"{self.name}: ignore ids must lie between -1 and 255, "
+                f"not {list(self.ignored_raw_ids)}"
             )
-        clash = sorted(used & {value % 256 for value in self.ignored_raw_ids})
+        # Compared as an 8-bit file holds them, in which -1 is 255.
+        clash = sorted(set(used) & {value % 256 for value in self.ignored_raw_ids})
         if clash:
             raise DataError(f"{self.name}: id {clash[0]} is both a class and ignore")
 
@@ -75,7 +100,7 @@ class DatasetSpec:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Class names in train-id order."""
+        """Class names in the order of the train ids."""
         return tuple(item.name for item in self.classes)
 
     @property
@@ -88,62 +113,77 @@ class DatasetSpec:
         """RGB colour of each train id, uint8 [256, 3]; black for all else."""
         table = np.zeros((256, 3), dtype=np.uint8)
         table[: self.num_classes] = [item.color for item in self.classes]
-        return _frozen(table)
+        return _read_only(table)
 
     @cached_property
     def to_train(self) -> np.ndarray:
-        """Train id of each raw id, uint8 [256]; the ignore label where there is none. Any permutation works: it is one table look-up."""
+        """Train id of each raw id, uint8 [256]; the ignore label where there is none."""
         table = np.full(256, self.ignore_label, dtype=np.uint8)
         for train_id, item in enumerate(self.classes):
             table[list(item.raw_ids)] = train_id
-        return _frozen(table)
+        return _read_only(table)
 
     @cached_property
     def to_raw(self) -> np.ndarray:
         """Raw id of each train id, uint8 [256]; `raw_ignore` for all else."""
         table = np.full(256, self.raw_ignore % 256, dtype=np.uint8)
         table[: self.num_classes] = [item.raw_ids[0] for item in self.classes]
-        return _frozen(table)
+        return _read_only(table)
 
     @cached_property
     def _tables(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        unknown = np.ones(256, dtype=np.uint8)
+        # Files of raw ids: every id of a class and every ignored value is known.
+        unknown_raw = np.ones(256, dtype=np.uint8)
         for item in self.classes:
-            unknown[list(item.raw_ids)] = 0
-        unknown[[value % 256 for value in self.ignored_raw_ids]] = 0
+            unknown_raw[list(item.raw_ids)] = 0
+        unknown_raw[[value % 256 for value in self.ignored_raw_ids]] = 0
+
+        # Files of train ids: the classes are themselves, and the ignore label is the only other.
         identity = np.full(256, self.ignore_label, dtype=np.uint8)
         identity[: self.num_classes] = np.arange(self.num_classes)
-        beyond = np.ones(256, dtype=np.uint8)
-        beyond[: self.num_classes] = 0
-        beyond[self.ignore_label] = 0
+        unknown_train = np.ones(256, dtype=np.uint8)
+        unknown_train[: self.num_classes] = 0
+        unknown_train[self.ignore_label] = 0
+
         return {
-            "raw": (self.to_train, _frozen(unknown)),
-            "train": (_frozen(identity), _frozen(beyond)),
+            "raw": (self.to_train, _read_only(unknown_raw)),
+            "train": (_read_only(identity), _read_only(unknown_train)),
         }
 
     def tables(self, label_ids: LabelIds) -> tuple[np.ndarray, np.ndarray]:
-        """For files that hold raw or train ids: (value -> train id uint8 [256], value -> 1 where it is a fault uint8 [256])."""
+        """Look-up tables for files that hold raw or train ids.
+
+        Returns:
+            The train id of each file value, uint8 [256], and 1 where a file value is a fault, uint8
+            [256].
+        """
         return self._tables[label_ids]
 
     def index_of(self, name: str) -> int:
-        """Train id of the class called `name`; DataError names the nearest class otherwise."""
+        """Train id of the class called `name`.
+
+        Raises:
+            DataError: there is none; the nearest class, or a short list of all, is named.
+        """
         if name not in self.names:
-            raise DataError(
-                f"'{name}' is not a class of {self.name}{did_you_mean(name, self.names)}"
-            )
+            # A list of all classes helps where no name is near, unless it is too long to read.
+            near = did_you_mean(name, self.names)
+            if not near and self.num_classes <= 40:
+                near = f" (choose from {', '.join(self.names)})"
+            raise DataError(f"'{name}' is not a class of {self.name}{near}")
         return self.names.index(name)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as checkpoints and manifests carry them."""
         classes = [
             {
-                "name": c.name,
-                "color": list(c.color),
-                "raw_ids": list(c.raw_ids),
-                "category": c.category,
-                "has_instances": c.has_instances,
+                "name": item.name,
+                "color": list(item.color),
+                "raw_ids": list(item.raw_ids),
+                "category": item.category,
+                "has_instances": item.has_instances,
             }
-            for c in self.classes
+            for item in self.classes
         ]
         return {
             "name": self.name,
@@ -175,33 +215,36 @@ class DatasetSpec:
         )
 
 
-def did_you_mean(word: str, choices: Mapping[str, Any] | tuple[str, ...] | list[str]) -> str:
-    """ " (did you mean 'x'?)" for the nearest choice; the list of choices where none is near and the list is short."""
-    from difflib import get_close_matches
-
-    lowered = {choice.lower(): choice for choice in choices}
-    near = get_close_matches(word.lower(), list(lowered), n=1, cutoff=0.5)
-    if near:
-        return f" (did you mean '{lowered[near[0]]}'?)"
-    return f" (choose from {', '.join(lowered.values())})" if len(lowered) <= 40 else ""
-
-
 def spread_color(index: int) -> tuple[int, int, int]:
-    """A colour for class `index` of a list without colours: hues by the golden angle, so that neighbours differ, at three brightnesses."""
-    from colorsys import hsv_to_rgb
-
-    red, green, blue = hsv_to_rgb(
-        (index * 0.61803398875) % 1.0, 0.55 + 0.4 * (index % 2), (0.95, 0.75, 0.55)[index % 3]
-    )
+    """A colour for class `index` of a list without colours: red, green, blue from 0 to 255."""
+    # Hues that advance by the golden angle keep neighbours apart however many classes there are.
+    hue = (index * 0.61803398875) % 1.0
+    saturation = 0.55 + 0.4 * (index % 2)
+    brightness = (0.95, 0.75, 0.55)[index % 3]
+    red, green, blue = hsv_to_rgb(hue, saturation, brightness)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _require_unique(where: str, what: str, values: list[Any]) -> None:
-    doubled = sorted({value for value in values if values.count(value) > 1})
+def _require_unique(spec_name: str, what: str, values: Sequence[Any]) -> None:
+    doubled = sorted(value for value, count in Counter(values).items() if count > 1)
     if doubled:
-        raise DataError(f"{where}: {what} {doubled[0]!r} occurs more than once among the classes")
+        raise DataError(
+            f"{spec_name}: {what} {doubled[0]!r} occurs more than once among the classes"
+        )
 
 
-def _frozen(table: np.ndarray) -> np.ndarray:
+def _require_8_bits(spec_name: str, item: ClassInfo) -> None:
+    if not item.raw_ids or not all(0 <= value <= 255 for value in item.raw_ids):
+        raise DataError(
+            f"{spec_name}: class '{item.name}' needs ids from 0 to 255, not {list(item.raw_ids)}"
+        )
+    if len(item.color) != 3 or not all(0 <= value <= 255 for value in item.color):
+        raise DataError(
+            f"{spec_name}: class '{item.name}' needs a colour [red, green, blue] from 0 to 255, "
+            f"not {list(item.color)}"
+        )
+
+
+def _read_only(table: np.ndarray) -> np.ndarray:
     table.setflags(write=False)
     return table

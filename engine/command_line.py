@@ -1,49 +1,154 @@
-"""How a door ends: user errors as one sentence and exit status 2, interruptions by their signal, everything else with its traceback."""
+"""How every command ends: a user's mistake as one sentence and status 2, a signal by its number.
+
+Free of torch, as are the command lines themselves.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import Any
 
-from hmsa.utils.config import Config, ConfigError, dump, load_config
+from hmsa.utils.words import UserError
 
 GRACE_SECONDS = 25.0
 SAME_SIGNAL_SECONDS = 5.0
+FIRST_RANK_SECONDS = 3.0
 OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)+=")
 
 
-def run_door(
-    main: Callable[[], int], *, user_errors: Callable[[], tuple[type[Exception], ...]]
-) -> int:
-    """Run `main` and return the exit status: its own, 2 for a user error (one sentence on stderr), 130 for Ctrl-C.
+def run_command(main: Callable[[], int]) -> int:
+    """Run `main` and return the exit status.
 
-    `user_errors` is called only when something was raised, so that it may import the rooms whose error classes it names.
+    It is that of `main`, 2 for a user's mistake (one sentence on stderr), 130 for Ctrl-C. Any other
+    exception is ours, and keeps its traceback; under torchrun it is noted, so that torchrun shows
+    the traceback of the failing rank last. A terminal that cannot show a character, or that is
+    gone, ends nothing.
     """
+    with lasting_streams():
+        try:
+            return main()
+        except KeyboardInterrupt:
+            say("interrupted")
+            return 130
+        except UserError as error:
+            _say_once(error)
+            return 2
+        except Exception as error:
+            return _raise_for_torchrun(error)
+
+
+def _say_once(error: UserError) -> None:
+    """Say a user's mistake on one rank, where several may have met the same."""
+    if error.silent:
+        return
+
+    # Before the ranks have joined each meets the mistake alone. When all do, torchrun ends the
+    # others as soon as the first has ended; when one of them is alone, its sentence comes late.
+    is_agreed = "silent" in vars(error)
+    if int(os.environ.get("RANK", "0")) > 0 and not is_agreed:
+        time.sleep(FIRST_RANK_SECONDS)
+    say(f"error: {error}")
+
+
+def _raise_for_torchrun(error: Exception) -> int:
+    """Raise `error`, noted in the file from which torchrun shows the failing rank's traceback."""
+
+    def again() -> int:
+        raise error
+
+    # Imports torch, which has been imported by whatever failed under torchrun.
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from hmsa.utils.processes import recorded
+
+        return recorded(again)()
+    return again()
+
+
+class _LastingStream(io.TextIOBase):
+    """A standard stream whose reader may go away: what is written then is dropped."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text` while somebody reads it."""
+        try:
+            self.stream.write(text)
+        except (OSError, ValueError):
+            self._give_up()
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written, while somebody reads it."""
+        try:
+            self.stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """Lead the stream nowhere, so that its end at exit is no second failure."""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+    def fileno(self) -> int:
+        """That of the stream itself."""
+        number: int = self.stream.fileno()
+        return number
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        return bool(self.stream.isatty())
+
+    def writable(self) -> bool:
+        """Whether it can be written to at all."""
+        return True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """That of the stream itself."""
+        return str(self.stream.encoding)
+
+
+@contextlib.contextmanager
+def lasting_streams() -> Iterator[None]:
+    """Within the block, printing never fails.
+
+    What the encoding of a terminal cannot hold is written as an escape (\\u4e2d); a pipe that was
+    closed, or a terminal that is gone, swallows the rest.
+    """
+    before = sys.stdout, sys.stderr
+    for stream in before:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = (_LastingStream(stream) for stream in before)  # type: ignore[assignment]
     try:
-        return main()
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    except Exception as error:
-        if not isinstance(error, user_errors()):
-            raise
-        if not getattr(error, "silent", False):
-            say(f"error: {error}")
-        return 2
+        yield
+    finally:
+        for lasting in (sys.stdout, sys.stderr):
+            lasting.flush()
+        sys.stdout, sys.stderr = before
 
 
 def parse_with_overrides(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> argparse.Namespace:
-    """Parse a command line whose `overrides` (section.key=value) may stand anywhere: `--scales 0.5 1 data.root=x`, too."""
-    given = list(sys.argv[1:] if argv is None else argv)
+    """Parse a command line whose overrides may stand anywhere: `--scales 0.5 1 data.root=x`, too.
+
+    Returns what `parser` finds, with `overrides` a list of `section.key=value`.
+    """
+    given = list(argv) if argv is not None else sys.argv[1:]
     overrides = [word for word in given if OVERRIDE.match(word)]
     arguments = parser.parse_intermixed_args([word for word in given if not OVERRIDE.match(word)])
     arguments.overrides = [*arguments.overrides, *overrides]
@@ -61,32 +166,25 @@ def at_least(least: int) -> Callable[[str], int]:
     return read
 
 
-def resolve_or_exit(path: str, overrides: Sequence[str], *, only_print: bool = False) -> Config:
-    """The configuration a door was given, before anything slow is imported; its mistakes, or printing it, end the program."""
-    found: list[Config] = []
-
-    def read() -> int:
-        found.append(load_config(path, overrides))
-        return 0
-
-    status = run_door(read, user_errors=lambda: (ConfigError,))
-    if status == 0 and only_print:
-        print(dump(found[0]), end="")
-    if status or only_print:
-        sys.exit(status)
-    return found[0]
-
-
 def say(message: str) -> None:
     """One line on stderr."""
     print(message, file=sys.stderr, flush=True)
 
 
-class StopSignal:
-    """SIGTERM and SIGUSR1 ask for a stop at the next step boundary; a later second SIGTERM, or no boundary within the grace time, ends at once.
+def _leave(status: int) -> None:
+    """End the process, after a checkpoint that is being written."""
+    from hmsa.utils.runtime import exit_when_possible
 
-    torchrun sends SIGTERM and kills 30 seconds later, so a rank that hangs in a collective must leave by itself before that. What comes within
-    seconds of the first is the same request: SLURM signals every process, and torchrun hands its own signal on to its ranks.
+    exit_when_possible(status)
+
+
+class StopSignal:
+    """SIGTERM and SIGUSR1 ask a training to stop after its present step.
+
+    torchrun sends SIGTERM and kills 30 seconds later, so a rank that waits in a collective for a
+    rank that is gone must leave by itself before that: after the grace time, or at a second
+    SIGTERM, the process ends at once. A second signal within seconds of the first is the same
+    request, since SLURM signals every process and torchrun hands its own signal on to its ranks.
     """
 
     def __init__(self) -> None:
@@ -101,17 +199,17 @@ class StopSignal:
         return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            if (
-                number == signal.SIGTERM
-                and time.monotonic() - self.received_at > SAME_SIGNAL_SECONDS
-            ):
-                os._exit(128 + number)
+        if self.received is None:
+            self.received, self.received_at = number, time.monotonic()
+            self._timer = threading.Timer(GRACE_SECONDS, _leave, args=(128 + number,))
+            self._timer.daemon = True
+            self._timer.start()
             return
-        self.received, self.received_at = number, time.monotonic()
-        self._timer = threading.Timer(GRACE_SECONDS, os._exit, args=(128 + number,))
-        self._timer.daemon = True
-        self._timer.start()
+
+        # A second request counts only when it is a new one.
+        is_new = time.monotonic() - self.received_at > SAME_SIGNAL_SECONDS
+        if number == signal.SIGTERM and is_new:
+            _leave(128 + number)
 
     @property
     def asked(self) -> bool:

@@ -1,218 +1,527 @@
-"""Evaluate a checkpoint on a split, hand a split in to a benchmark, or predict any images with a checkpoint alone.
+"""Evaluate a checkpoint on a split, hand a split in to a benchmark, or predict any images.
 
-    python eval.py --checkpoint runs/x/checkpoints/best.pt [--split val] [--scales 0.5 1.0 2.0] [--flip] [--output DIR]
-    python eval.py --checkpoint runs/x/checkpoints/best.pt --split test --submit test.zip
-    python eval.py --checkpoint best.pt --images DIR_OR_FILES --output DIR
-
-Runs alone or under torchrun, on CPU or GPUs, from the same command line.
+`main` is `hmsa eval`; `evaluate` scores a model and serves the validation of a training as well.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
-
-from .command_line import parse_with_overrides, run_door
-
-SAVES = ("labels", "colour", "overlay", "attention", "confidence", "probabilities", "scales")
-SAVED_BY_DEFAULT = ("labels", "colour", "overlay")
-COMBINE, OVER = ("average", "max"), ("logits", "probabilities")
-
-
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line; needs no torch, so that --help and a mistyped option answer at once."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        type=Path,
-        help="a checkpoint of train.py, or published weights together with --config",
-    )
-    parser.add_argument(
-        "--config", type=Path, help="YAML configuration, for weights that carry none"
-    )
-    parser.add_argument(
-        "--split",
-        help="split to score (default: data.val_split of the configuration); one without labels is predicted",
-    )
-    parser.add_argument(
-        "--images",
-        nargs="+",
-        metavar="PATH",
-        help="folders, files, globs, .txt lists or videos: predict these instead of a split",
-    )
-    parser.add_argument(
-        "--scales",
-        nargs="+",
-        type=float,
-        metavar="S",
-        help="scales of inference (default: eval.scales)",
-    )
-    parser.add_argument(
-        "--flip",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="average with the mirrored image (default: eval.flip)",
-    )
-    parser.add_argument(
-        "--combine",
-        choices=COMBINE,
-        help="how the scales of a single-scale model are combined (default: eval.combine)",
-    )
-    parser.add_argument(
-        "--over", choices=OVER, help="what is averaged over scales and flip (default: eval.over)"
-    )
-    parser.add_argument(
-        "--compare",
-        nargs="+",
-        default=[],
-        metavar="LIST",
-        help="further ways to score beside it: scales, and after a plus what else differs, e.g. 1 0.5,1,2 0.5,1,2+flip 0.5,1,2+max",
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="where metrics.json, report.html and the pictures go",
-    )
-    parser.add_argument(
-        "--save",
-        nargs="+",
-        default=None,
-        choices=SAVES,
-        metavar="KIND",
-        help=f"pictures to write for every image: {', '.join(SAVES)} (default: none where there are labels to score, else "
-        f"{' '.join(SAVED_BY_DEFAULT)})",
-    )
-    parser.add_argument(
-        "--submit",
-        type=Path,
-        metavar="FILE.zip",
-        help="predictions of the split as its benchmark wants them, checked and zipped",
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="section.key=value",
-        help="change the configuration, e.g. data.root=/data/cityscapes",
-    )
-    arguments = parse_with_overrides(parser, argv)
-    if arguments.images and arguments.output is None:
-        parser.error("--images needs --output DIR for the predictions")
-    if arguments.images and (arguments.split or arguments.submit):
-        parser.error("--images goes with neither --split nor --submit")
-    if arguments.images and arguments.compare:
-        parser.error("--compare compares scores, and --images have none")
-    if arguments.save and arguments.output is None:
-        parser.error("--save needs --output DIR for the pictures")
-    if arguments.submit and arguments.submit.suffix != ".zip":
-        parser.error(f"--submit {arguments.submit}: the file must end in .zip")
-    return arguments
-
-
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hmsa.datasets import DataError, DatasetSpec, Files, image_files
-from hmsa.network.inference.folding import prepare_for_inference
-from hmsa.network.inference.predict import out_of_memory
-from hmsa.network.model import MultiScale
+from hmsa.datasets import DataError, DatasetSpec, Files, image_files, resize_long_edge
+from hmsa.network import InferenceOptions, ModelError, MultiScaleModel
+from hmsa.network.inference import out_of_memory, prepare_for_inference
 from hmsa.utils.files.image_writer import ImageWriter
-from hmsa.utils.labelling.submission import SubmissionError
+from hmsa.utils.files.outputs import OutputFolder, output_folder, require_apart
+from hmsa.utils.files.prefetch import prefetch
 from hmsa.utils.metrics.confusion import ConfusionMatrix, ImageScores
 from hmsa.utils.metrics.instance_iou import instances_path
 from hmsa.utils.metrics.scores import divide
-from hmsa.utils.processes import Processes, join, recorded
+from hmsa.utils.processes import Processes, join
 from hmsa.utils.report.visualise import attention_share
-from hmsa.utils.runtime import autocast_dtype, prepare_runtime
-from hmsa.utils.training.checkpoint import write_atomically
+from hmsa.utils.runtime import prepare_runtime
 from hmsa.utils.training.logbook import logger, start_logging
 from hmsa.utils.training.progress import progress_bar
 from hmsa.utils.training.run_folder import make_writable
+from hmsa.utils.words import UserError
 
-from . import build as assemble
-from .build import Inference, Loaded
+from . import build
+from .arguments import COMBINE, OVER, SAVED_BY_DEFAULT, read_scale
+from .build import Loaded, OpenedCheckpoint
 from .pictures import (
-    LABELS,
-    Found,
-    HandIn,
+    LABELS_ONLY,
+    ImageResult,
+    Needs,
     Pictures,
-    Wanted,
+    SubmissionWriter,
     attends,
     example_panel,
-    fitted,
     infer,
     legend_of,
+    output_names,
+    result_at_size,
     share_maps,
 )
 from .reporting import Evaluation, per_class, print_results, write_results
 
 __all__ = ["Evaluation", "evaluate", "example_panel", "main", "per_class"]
 
-USER_ERRORS = (*assemble.USER_ERRORS, SubmissionError)
-OnImage = Callable[[dict[str, Any], int, Found], None]
+FAILURES_SHOWN = 10  # images named at the end that could not be predicted
+
+OnImage = Callable[[int, Tensor, ImageResult], None]
 OnMaps = Callable[[int, np.ndarray, np.ndarray], None]
+Judge = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
-def predictions(
-    model: MultiScale,
+def main(arguments: argparse.Namespace) -> int:
+    """Load the checkpoint, then score a split, or predict what has no labels.
+
+    Returns the exit status: 1 when an image could not be predicted.
+    """
+    # Read before the processes join: the configuration says on which device.
+    opened = build.open_checkpoint(
+        arguments.checkpoint, config_file=arguments.config, overrides=arguments.overrides
+    )
+    config = opened.config
+    with ExitStack() as held, join(device=config.runtime.device) as processes:
+        start_logging(main=processes.is_main)
+        held.enter_context(build.explained(config, "evaluation"))
+
+        # A user error on one rank is raised on all: none waits for one that has ended.
+        with processes.agreement(UserError):
+            job = prepare_evaluation(arguments, opened, processes, held)
+
+        failed = 0
+        if job.files.labels is None:
+            failed = predict_and_report(job, processes, of_split=not arguments.images)
+        else:
+            score_and_report(job, processes)
+        if processes.is_main and job.submission is not None and not failed:
+            job.submission.finish()
+        return 1 if failed else 0
+
+
+# --- what is asked for ---
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """What a command line asks for."""
+
+    loaded: Loaded
+    files: Files
+    split: str
+    ways: Sequence[InferenceOptions]  # the first counts, the others stand beside it
+    kinds: Sequence[str]  # of the pictures to write
+    output: OutputFolder | None
+    submission: SubmissionWriter | None
+
+    @property
+    def own_size(self) -> bool:
+        """Whether the network sees images at their own size."""
+        return self.loaded.config.data.long_edge is None
+
+    @property
+    def writes_images(self) -> bool:
+        """Whether something is written for every image."""
+        return bool(self.kinds) or self.submission is not None
+
+    @property
+    def needs(self) -> Needs:
+        """What pictures and submission need; labels of resized images come from resized logits."""
+        logits = self.writes_images and not self.own_size
+        return Needs.of_pictures(self.kinds) | Needs(logits=logits)
+
+    def image_writer(self, writer: ImageWriter) -> OnImage:
+        """A function that queues what is to be written of an image, at the image's own size."""
+        pictures = None
+        if self.output is not None and self.kinds:
+            pictures = Pictures(self.output, self.kinds, self.files, writer, own_size=self.own_size)
+
+        def add(index: int, image: Tensor, result: ImageResult) -> None:
+            if not self.own_size:
+                result = result_at_size(result, self.files.image_size(index))
+            name = self.files.name(index)
+            if pictures is not None:
+                pictures.add(name, index, image, result)
+            if self.submission is not None:
+                self.submission.add(name, result.label[0].cpu().numpy(), writer)
+
+        return add
+
+
+def prepare_evaluation(
+    arguments: argparse.Namespace,
+    opened: OpenedCheckpoint,
+    processes: Processes,
+    held: ExitStack,
+) -> EvaluationJob:
+    """Build the network, find the files, choose how to infer, and open the output folder.
+
+    The folder stays open as long as `held` does.
+
+    Raises:
+        UserError: for everything that a user may have got wrong.
+    """
+    if processes.is_main:
+        if arguments.output is not None:
+            make_writable(arguments.output, setting="--output DIR")
+        if arguments.submit is not None:
+            make_writable(arguments.submit.parent, setting="--submit FILE.zip")
+
+    loaded = build.build_loaded(opened, device=processes.device)
+    runtime = loaded.config.runtime
+    prepare_runtime(threads=runtime.threads, deterministic=runtime.deterministic, tf32=runtime.tf32)
+
+    ways = ways_to_infer(arguments, loaded)
+    model = prepare_for_inference(loaded.model, autocast_dtype=ways[0].autocast_dtype)
+    loaded = replace(loaded, model=model)
+
+    # Pictures are the point where there is nothing to score.
+    files, split = files_to_evaluate(arguments, loaded)
+    kinds = arguments.save or ()
+    if files.labels is None and arguments.output and not kinds:
+        kinds = SAVED_BY_DEFAULT
+
+    submission = None
+    if arguments.submit is not None:
+        submission = SubmissionWriter.of(arguments.submit, files, split)
+        if processes.is_main:
+            submission.clear()
+
+    output = None
+    if arguments.output is not None:
+        require_apart(arguments.output, inputs_of(arguments, files))
+        output = held.enter_context(
+            output_folder(arguments.output, command="eval", process=processes.rank)
+        )
+        # Nothing of the user's is in the place of a result, and no two results are one file.
+        if processes.is_main:
+            scales = {scale for way in ways[:1] for scale in way.scales}
+            output.require_free(output_names(files, kinds, scales=sorted(scales)))
+    return EvaluationJob(
+        loaded=loaded,
+        files=files,
+        split=split,
+        ways=ways,
+        kinds=kinds,
+        output=output,
+        submission=submission,
+    )
+
+
+def inputs_of(arguments: argparse.Namespace, files: Files) -> Iterator[Path]:
+    """Everything that the evaluation reads: folders that were named, images and labels."""
+    for text in arguments.images or ():
+        path = Path(text).expanduser()
+        if path.exists():
+            yield path
+    for index in range(len(files)):
+        yield files.image_path(index)
+        label = files.label_path(index)
+        if label is not None:
+            yield label
+
+
+def files_to_evaluate(arguments: argparse.Namespace, loaded: Loaded) -> tuple[Files, str]:
+    """The images that the command line names, and what to call them: their split, or "images".
+
+    Raises:
+        DataError: there are none, or no labels where scores are asked for.
+    """
+    config = loaded.config
+    if arguments.images:
+        max_pixels = config.data.max_pixels
+        return image_files(arguments.images, spec=loaded.spec, max_pixels=max_pixels), "images"
+
+    split = arguments.split or config.data.val_split
+    files = build.split_files(config, split, expected=loaded.spec)
+    if files.labels is not None:
+        return files, split
+
+    if not (arguments.output or arguments.submit):
+        raise DataError(
+            f"split '{split}' has no labels to score it by; give --output DIR to predict it, or "
+            "--submit FILE.zip to hand it in"
+        )
+    if arguments.compare:
+        raise DataError(f"split '{split}' has no labels: --compare has no scores to compare")
+    return files, split
+
+
+def ways_to_infer(arguments: argparse.Namespace, loaded: Loaded) -> list[InferenceOptions]:
+    """The way that counts, then those of --compare.
+
+    Raises:
+        DataError: a way cannot be read, or does not suit the model.
+    """
+    first = build.inference_options(
+        loaded.config.eval,
+        scales=arguments.scales,
+        flip=arguments.flip,
+        combine=arguments.combine,
+        over=arguments.over,
+    )
+    ways = [first, *(compared_way(text, first) for text in arguments.compare)]
+
+    multiscale = loaded.model.multiscale
+    if multiscale != "single" and any(way.combine == "max" for way in ways):
+        raise DataError(
+            f"a maximum over scales is for single-scale models, and this one is {multiscale}: "
+            "leave max out"
+        )
+    return ways
+
+
+def compared_way(text: str, first: InferenceOptions) -> InferenceOptions:
+    """A --compare item: scales, then what else differs from the first way.
+
+    Examples are 0.5,1,2 or 0.5,1,2+flip or 1,2+max+probabilities.
+
+    Raises:
+        DataError: it cannot be read so.
+    """
+    listed, *words = text.split("+")
+    try:
+        scales = tuple(read_scale(part) for part in listed.split(","))
+    except argparse.ArgumentTypeError as error:
+        raise DataError(
+            f"--compare: '{listed}' is not a list of scales ({error}); write e.g. 0.5,1,2"
+        ) from error
+
+    changes: dict[str, Any] = {}
+    for word in words:
+        if word in ("flip", "noflip"):
+            changes["flip"] = word == "flip"
+        elif word in COMBINE:
+            changes["combine"] = word
+        elif word in OVER:
+            changes["over"] = word
+        else:
+            known = ", ".join((*COMBINE, *OVER))
+            raise DataError(f"--compare: '{word}' in '{text}' is none of flip, noflip, {known}")
+    return replace(first, scales=scales, **changes)
+
+
+# --- images without labels ---
+
+
+def predict_and_report(job: EvaluationJob, processes: Processes, *, of_split: bool) -> int:
+    """Predict every image, and say what was written where.
+
+    Returns how many images could not be predicted.
+    """
+    if of_split and processes.is_main:
+        logger.warning("split '%s' has no labels: predictions only, no metrics", job.split)
+    own_failures = predict_images(job, processes)
+    failures = [line for of_rank in processes.gather(own_failures) for line in of_rank]
+    if not processes.is_main:
+        return len(failures)
+
+    if job.output is not None:
+        legend = json.dumps(legend_of(job.files.spec), indent=2) + "\n"
+        job.output.write("classes.json", legend)
+        logger.info(
+            "%d of %d images predicted at %s; %s in %s",
+            len(job.files) - len(failures),
+            len(job.files),
+            job.ways[0].describe(),
+            ", ".join(job.kinds),
+            job.output.folder,
+        )
+    for line in failures[:FAILURES_SHOWN]:
+        logger.warning("not predicted: %s", line)
+    if len(failures) > FAILURES_SHOWN:
+        logger.warning("and %d more were not predicted", len(failures) - FAILURES_SHOWN)
+    if failures and job.submission is not None:
+        logger.warning("%s is not written: predictions are missing", job.submission.archive)
+    return len(failures)
+
+
+@torch.inference_mode()
+def predict_images(job: EvaluationJob, processes: Processes) -> list[str]:
+    """Predict this rank's images; returns a sentence for each that could not be predicted.
+
+    One damaged image of thousands ends nothing. Images are decoded ahead in threads.
+    """
+    config, files, options = job.loaded.config, job.files, job.ways[0]
+
+    def read(index: int) -> np.ndarray:
+        image = files.read_image(index)
+        if config.data.long_edge is None:
+            return image
+        return resize_long_edge(image, None, long_edge=config.data.long_edge)[0]
+
+    # Confidence tells numbers from what is none.
+    needs = job.needs | Needs(confidence=True)
+    own = range(processes.rank, len(files), processes.world_size)
+    workers = max(1, config.eval.workers)
+    failures = []
+    with (
+        ImageWriter() as writer,
+        progress_bar(
+            total=len(own),
+            desc=options.describe(),
+            unit="image",
+            show=processes.is_main,
+            leave=False,
+        ) as bar,
+    ):
+        add = job.image_writer(writer)
+        for index, image in prefetch(read, own, workers=workers):
+            try:
+                if isinstance(image, Exception):
+                    raise image
+                tensor = torch.from_numpy(image).permute(2, 0, 1)
+                size = (image.shape[0], image.shape[1])
+                result = infer(job.loaded.model, tensor[None], options, needs, size=size)
+                require_numbers(result, files.name(index))
+                add(index, tensor, result)
+            except (DataError, ModelError) as error:
+                logger.warning("%s", error)
+                failures.append(str(error))
+            bar.update()
+    return failures
+
+
+def image_results(
+    model: MultiScaleModel,
     loader: Iterable[dict[str, Any]],
     *,
-    inference: Inference,
+    options: InferenceOptions,
     processes: Processes,
     images: int,
-    wanted: Wanted = LABELS,
+    needs: Needs = LABELS_ONLY,
     image_by_image: bool = False,
     show: bool = True,
-) -> Iterable[tuple[dict[str, Any], int, Found]]:
-    """(batch, position in it, what was found [1, ...]) for every image this rank is given, with a progress bar for all ranks.
+) -> Iterator[tuple[dict[str, Any], int, ImageResult]]:
+    """(batch, position in it, result [1, ...]) of every image this rank is given.
 
-    Where a batch has labels, what is found has their size. `image_by_image` infers each image of a batch alone.
+    Where a batch has labels, results have their size. `image_by_image` infers each image of a
+    batch alone, so that the size of batches changes no bit. The progress bar counts the `images`
+    of all ranks.
     """
     with progress_bar(
         total=images,
-        desc=inference.describe(),
+        desc=options.describe(),
         unit="image",
         show=show and processes.is_main,
         leave=False,
     ) as bar:
         for batch in loader:
             count = len(batch["names"])
-            size = tuple((batch["label"] if "label" in batch else batch["image"]).shape[-2:])
+            sized = batch["label"] if "label" in batch else batch["image"]
+            size = (sized.shape[-2], sized.shape[-1])
+
             if image_by_image:
                 for position in range(count):
-                    yield (
-                        batch,
-                        position,
-                        infer(
-                            model,
-                            batch["image"][position : position + 1],
-                            inference,
-                            wanted,
-                            size=size,
-                        ),
-                    )
+                    image = batch["image"][position : position + 1]
+                    yield batch, position, infer(model, image, options, needs, size=size)
             else:
-                found = infer(model, batch["image"], inference, wanted, size=size)
+                result = infer(model, batch["image"], options, needs, size=size)
                 for position in range(count):
-                    yield batch, position, found.at(position)
+                    yield batch, position, result.at(position)
             bar.update(min(count * processes.world_size, images - bar.n))
+
+
+# --- a split with labels ---
+
+
+def score_and_report(job: EvaluationJob, processes: Processes) -> None:
+    """Score the split in every way that was asked for; write the results, then print them."""
+    results = score_split(job, processes)
+    if not processes.is_main:
+        return
+
+    if job.output is not None:
+        write_results(
+            job.output,
+            job.loaded,
+            files=job.files,
+            split=job.split,
+            ways=job.ways,
+            results=results,
+        )
+    print_results(job.loaded, job.split, job.ways, results)
+    if job.output is not None:
+        folder = job.output.folder
+        logger.info("wrote %s and %s", folder / "metrics.json", folder / "report.html")
+
+
+def score_split(job: EvaluationJob, processes: Processes) -> list[Evaluation]:
+    """Evaluate the first way to infer with all scores and pictures, the others for comparison."""
+    config, files, model = job.loaded.config, job.files, job.loaded.model
+    criterion = build.criterion(config, files).main
+    results = []
+    for number, options in enumerate(job.ways):
+        # A loss needs the logits of a whole image at once, which tiles are there to avoid.
+        is_whole = options.tile is None
+        common: dict[str, Any] = {
+            "spec": job.loaded.spec,
+            "options": options,
+            "processes": processes,
+            "images": len(files),
+            "image_by_image": config.runtime.deterministic,
+            "criterion": criterion if is_whole else None,
+        }
+        loader = build.split_loader(config, files, processes)
+        if number > 0:
+            results.append(evaluate(model, loader, **common))
+            continue
+
+        scores = image_scores(job, processes)
+
+        def add_scores(
+            index: int, predicted: np.ndarray, label: np.ndarray, scores: ImageScores = scores
+        ) -> None:
+            scores.update(predicted, label, files.label_path(index))
+
+        with ImageWriter() as writer:
+            result = evaluate(
+                model,
+                loader,
+                attention=is_whole and attends(model, options),
+                needs=job.needs,
+                on_image=job.image_writer(writer) if job.writes_images else None,
+                on_maps=add_scores,
+                **common,
+            )
+        scores.load(processes.gather(scores.state()))
+        results.append(_with_image_scores(result, scores))
+    return results
+
+
+def image_scores(job: EvaluationJob, processes: Processes) -> ImageScores:
+    """Counters of boundary F, and of iIoU where every label has an instance map of its size."""
+    spec, files, config = job.files.spec, job.files, job.loaded.config
+    maps = 0
+    if spec.name == "cityscapes" and (job.own_size or config.eval.score_native):
+        labels = [files.label_path(index) for index in range(len(files))]
+        maps = sum(path is not None and instances_path(path) is not None for path in labels)
+        if maps < len(files):
+            logger.info(
+                "no iIoU: %d of %d labels have an instance map beside them", maps, len(files)
+            )
+
+    return ImageScores(
+        names=spec.names,
+        to_train=spec.to_train,
+        categories=[item.category for item in spec.classes],
+        ignore_label=spec.ignore_label,
+        with_instances=maps == len(files),
+    )
+
+
+def _with_image_scores(result: Evaluation, scores: ImageScores) -> Evaluation:
+    result = replace(result, boundary_f=scores.boundary.scores())
+    if scores.instances is None:
+        return result
+    matrix = result.matrix.numpy()
+    return replace(
+        result,
+        iiou=scores.instances.iiou(matrix),
+        category_iiou=scores.instances.category_iiou(matrix),
+    )
 
 
 @dataclass
 class _Tally:
-    """What one rank has counted so far; by index of the image, so that it can be added up in one order for any number of ranks."""
+    """What one rank has counted so far.
+
+    It is kept by the index of the image, so that it can be added up in one order for any number of
+    ranks.
+    """
 
     matrix: ConfusionMatrix
     scored: int = 0
@@ -223,82 +532,123 @@ class _Tally:
 
 @torch.inference_mode()
 def evaluate(
-    model: MultiScale,
+    model: MultiScaleModel,
     loader: Iterable[dict[str, Any]],
     *,
     spec: DatasetSpec,
-    inference: Inference,
+    options: InferenceOptions,
     processes: Processes,
     images: int,
-    criterion: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None,
+    criterion: Judge | None = None,
     attention: bool = False,
-    wanted: Wanted = LABELS,
+    needs: Needs = LABELS_ONLY,
     image_by_image: bool = False,
     show: bool = True,
     on_image: OnImage | None = None,
     on_maps: OnMaps | None = None,
 ) -> Evaluation:
-    """Score `model` on every image of `loader` once; image by image the result has the same bits for any number of ranks.
+    """Score `model` on every image of `loader` once.
 
-    `images` is how many there are over all ranks: a lost or doubled one raises. `criterion(logits, label)` gives the terms of the validation
-    loss (mean over images). `attention` adds how much each scale counts per class. `on_image(batch, position, found)` sees each image, with
-    what is `wanted` for it; `on_maps(index, predicted, label)` sees its uint8 maps [H, W] in a thread, while the network goes on.
+    With `image_by_image` the result has the same bits for any number of ranks.
+
+    Args:
+        images: how many there are over all ranks; a lost or doubled one raises.
+        criterion: `criterion(logits, label)` gives the terms of the validation loss, which is the
+            mean over images.
+        attention: also find how much each scale counts for each class.
+        needs: what `on_image(index, image, result)` reads besides labels; it sees each image.
+        on_maps: `on_maps(index, predicted, label)` sees the uint8 maps [H, W] of each image in a
+            thread, while the network goes on.
+
+    Raises:
+        RuntimeError: not every image was scored exactly once.
+        ModelError: the network's answer for an image is not a number.
     """
     was_training, start = model.training, time.monotonic()
     model.eval()
-    tally = _Tally(
-        ConfusionMatrix(spec.num_classes, ignore_label=spec.ignore_label, device=processes.device)
+    tally = _Tally(_empty_matrix(spec, processes))
+    # Logits or confidence tell numbers from what is none.
+    needs = needs | Needs(
+        logits=criterion is not None, scales=attention, confidence=criterion is None
     )
-    wanted = wanted | Wanted(logits=criterion is not None, attention=attention)
-    with ImageWriter(workers=2 if on_maps or attention else 0) as background:
-        for batch, position, found in predictions(
+
+    workers = 2 if on_maps or attention else 0
+    with ImageWriter(workers=workers) as background:
+        for batch, position, result in image_results(
             model,
             loader,
-            inference=inference,
+            options=options,
             processes=processes,
             images=images,
-            wanted=wanted,
+            needs=needs,
             image_by_image=image_by_image,
             show=show,
         ):
             index, host_label = int(batch["index"][position]), batch["label"][position]
             label = host_label[None].to(processes.device)
-            own = ConfusionMatrix(
-                spec.num_classes, ignore_label=spec.ignore_label, device=processes.device
-            )
-            own.update(found.label, label)
-            tally.matrix.merge(own)
+            require_numbers(result, batch["names"][position])
+
+            # A matrix for each image; their sum is that of the split.
+            matrix = _empty_matrix(spec, processes)
+            matrix.update(result.label, label)
+            tally.matrix.merge(matrix)
             tally.scored += 1
-            tally.per_image[index] = own.numpy()
+            tally.per_image[index] = matrix.numpy()
+
             if criterion is not None:
-                tally.losses[index] = _loss(criterion, found, label)
+                tally.losses[index] = _loss(criterion, result, label)
             if attention:
-                assert found.prediction is not None
-                background.call(
-                    _note_shares,
-                    tally,
-                    index,
-                    share_maps(found.prediction),
-                    host_label.numpy(),
-                    inference.scales,
-                )
+                assert result.prediction is not None
+                shares = share_maps(result.prediction)
+                label_map = host_label.numpy()
+                background.call(_note_shares, tally, index, shares, label_map, options.scales)
             if on_maps is not None:
-                background.call(on_maps, index, found.label[0].cpu().numpy(), host_label.numpy())
+                predicted = result.label[0].cpu().numpy()
+                background.call(on_maps, index, predicted, host_label.numpy())
             if on_image is not None:
-                on_image(batch, position, found)
+                on_image(index, batch["image"][position], result)
+
     model.train(was_training)
-    return _join(
-        tally, inference, processes=processes, images=images, seconds=time.monotonic() - start
+    seconds = time.monotonic() - start
+    return _add_up(tally, processes, images=images, seconds=seconds)
+
+
+def require_numbers(result: ImageResult, name: str) -> None:
+    """Refuse an answer that is not a number, which would count as the first class.
+
+    Raises:
+        ModelError: names the image.
+    """
+    if result.confidence is not None:
+        wrong = result.confidence.isnan()
+    elif result.prediction is not None:
+        # A sum is not finite as soon as one of its parts is none; nothing of its size is held.
+        if bool(result.prediction.logits.sum().isfinite()):
+            return
+        wrong = ~result.prediction.logits.isfinite().all(dim=1)
+    else:
+        return
+
+    count = int(wrong.sum())
+    if count:
+        raise ModelError(
+            f"{name}: the network's answer is not a number at {count} pixels; try "
+            "eval.precision=fp32 or bf16, or another checkpoint"
+        )
+
+
+def _empty_matrix(spec: DatasetSpec, processes: Processes) -> ConfusionMatrix:
+    return ConfusionMatrix(
+        spec.num_classes, ignore_label=spec.ignore_label, device=processes.device
     )
 
 
-def _loss(
-    criterion: Callable[[Tensor, Tensor], dict[str, Tensor]], found: Found, label: Tensor
-) -> float | None:
+def _loss(criterion: Judge, result: ImageResult, label: Tensor) -> float | None:
     """The sum of the loss terms of one image, None where they do not fit into memory."""
-    assert found.prediction is not None
+    assert result.prediction is not None
     try:
-        return float(torch.stack(list(criterion(found.prediction.logits, label).values())).sum())
+        terms = criterion(result.prediction.logits, label)
+        return float(torch.stack(list(terms.values())).sum())
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -316,320 +666,55 @@ def _note_shares(
     label: np.ndarray,
     scales: Sequence[float],
 ) -> None:
-    """In the order of `scales`, which inference does not keep: it works from the largest down."""
-    tally.shares[index] = attention_share(
-        {scale: shares[scale] for scale in scales}, label, tally.matrix.num_classes
-    )
+    """Count how much each scale counts for each class of one image, in the order of `scales`.
+
+    Inference does not keep that order: it works from the largest scale down.
+    """
+    ordered = {scale: shares[scale] for scale in scales}
+    tally.shares[index] = attention_share(ordered, label, tally.matrix.num_classes)
 
 
-def _join(
-    tally: _Tally, inference: Inference, *, processes: Processes, images: int, seconds: float
-) -> Evaluation:
-    """Add up what all ranks counted, in the order of the images: the same bits for any number of ranks."""
+def _add_up(tally: _Tally, processes: Processes, *, images: int, seconds: float) -> Evaluation:
+    """Add up what all ranks counted, in the order of the images.
+
+    Floating-point sums depend on their order, so this one is the same for any number of ranks.
+    """
     tally.matrix.reduce(processes.sum)
     gathered = processes.gather((tally.per_image, tally.losses, tally.shares, tally.scored))
     scored = sum(of_rank[3] for of_rank in gathered)
     per_image, losses, shares = (
-        {index: found for of_rank in gathered for index, found in sorted(of_rank[part].items())}
+        {index: value for of_rank in gathered for index, value in sorted(of_rank[part].items())}
         for part in range(3)
     )
     if not scored == len(per_image) == images:
         raise RuntimeError(
-            f"{scored} images were scored, {len(per_image)} different ones, where the split has {images}: the result is void"
+            f"{scored} images were scored, {len(per_image)} different ones, where the split has "
+            f"{images}: the result is void"
         )
+
+    # The loss is that of all images or of none.
+    loss = None
     known = [losses[index] for index in sorted(losses) if losses[index] is not None]
-    mean_shares = None
-    if shares:
-        parts = [shares[index] for index in sorted(shares)]
-        mean_shares = divide(
-            sum(part[0] for part in parts),
-            np.broadcast_to(sum(part[1] for part in parts), parts[0][0].shape),
-        )
-    loss = math.fsum(known) / len(known) if known and len(known) == len(losses) else None
+    if known and len(known) == len(losses):
+        loss = math.fsum(known) / len(known)
+
     return Evaluation(
         matrix=tally.matrix,
         images=scored,
         loss=loss,
         per_image=per_image,
-        shares=mean_shares,
+        shares=_mean_shares([shares[index] for index in sorted(shares)]),
         seconds=seconds,
     )
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a command line asks for: which files, inferred in which ways, with which pictures, handed in where."""
+def _mean_shares(parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray | None:
+    """Mean weight of every scale per class, float64 [S, C].
 
-    loaded: Loaded
-    files: Files
-    split: str
-    inferences: Sequence[Inference]
-    kinds: Sequence[str]
-    output: Path | None
-    hand_in: HandIn | None
-
-    @property
-    def native(self) -> bool:
-        """Whether the network sees images at their own size."""
-        return self.loaded.config.data.long_edge is None
-
-    @property
-    def wanted(self) -> Wanted:
-        """What pictures and submission need; labels of resized images come from resized logits."""
-        return Wanted.for_pictures(self.kinds) | Wanted(logits=not self.native and self.writes)
-
-    @property
-    def writes(self) -> bool:
-        return bool(self.kinds) or self.hand_in is not None
-
-    def add_to(self, writer: ImageWriter) -> OnImage:
-        """What is to be written of each image, at the image's own size."""
-        pictures = (
-            None
-            if self.output is None
-            else Pictures(self.output, self.kinds, self.files, writer, native=self.native)
-        )
-
-        def add(batch: dict[str, Any], position: int, found: Found) -> None:
-            if not self.native:
-                found = fitted(found, self.files.image_size(int(batch["index"][position])))
-            if pictures is not None:
-                pictures.add(batch, position, found)
-            if self.hand_in is not None:
-                self.hand_in.add(batch["names"][position], found.label[0].cpu().numpy(), writer)
-
-        return add
-
-
-@torch.inference_mode()
-def predict_images(job: Job, processes: Processes) -> int:
-    """Predict images without labels; returns how many over all ranks, which is how many there are."""
-    loader = assemble.split_loader(job.loaded.config, job.files, processes, with_label=False)
-    done = 0
-    with ImageWriter() as writer:
-        add = job.add_to(writer)
-        for found in predictions(
-            job.loaded.model,
-            loader,
-            inference=job.inferences[0],
-            processes=processes,
-            images=len(job.files),
-            wanted=job.wanted,
-            image_by_image=job.loaded.config.runtime.deterministic,
-        ):
-            add(*found)
-            done += 1
-    written = sum(processes.gather(done))
-    if written != len(job.files):
-        raise RuntimeError(
-            f"{written} predictions were made for {len(job.files)} images: the result is void"
-        )
-    return written
-
-
-def score_split(job: Job, processes: Processes) -> list[Evaluation]:
-    """Evaluate the first way to infer with all scores and pictures, the others for comparison."""
-    config, files, model = job.loaded.config, job.files, job.loaded.model
-    options: Any = {
-        "spec": job.loaded.spec,
-        "processes": processes,
-        "images": len(files),
-        "image_by_image": config.runtime.deterministic,
-    }
-    criterion = assemble.criterion(config, files).main
-    scores = image_scores(job, processes)
-    results = []
-    for number, inference in enumerate(job.inferences):
-        # A loss needs the logits of a whole image at once, which tiles are there to avoid.
-        options["criterion"] = criterion if inference.tile is None else None
-        loader = assemble.split_loader(config, files, processes)
-        if number:
-            results.append(evaluate(model, loader, inference=inference, **options))
-            continue
-        with ImageWriter() as writer:
-            results.append(
-                evaluate(
-                    model,
-                    loader,
-                    inference=inference,
-                    attention=attends(model, inference) and inference.tile is None,
-                    wanted=job.wanted,
-                    on_image=job.add_to(writer) if job.writes else None,
-                    on_maps=lambda index, predicted, label: scores.update(
-                        predicted, label, files.label_path(index)
-                    ),
-                    **options,
-                )
-            )
-        scores.load(processes.gather(scores.state()))
-        results[0] = replace(results[0], boundary_f=scores.boundary.scores())
-        if scores.instances is not None:
-            matrix = results[0].matrix.numpy()
-            results[0] = replace(
-                results[0],
-                iiou=scores.instances.iiou(matrix),
-                category_iiou=scores.instances.category_iiou(matrix),
-            )
-    return results
-
-
-def image_scores(job: Job, processes: Processes) -> ImageScores:
-    """Boundary F, and iIoU where every label has an instance map of its size."""
-    spec, data, eval_section = job.files.spec, job.loaded.config.data, job.loaded.config.eval
-    maps = 0
-    if spec.name == "cityscapes" and (data.long_edge is None or eval_section.score_native):
-        maps = sum(
-            path is not None and instances_path(path) is not None
-            for path in map(job.files.label_path, range(len(job.files)))
-        )
-        if maps < len(job.files):
-            logger.info(
-                "no iIoU: %d of %d labels have an instance map beside them", maps, len(job.files)
-            )
-    return ImageScores(
-        names=spec.names,
-        to_train=spec.to_train,
-        categories=[item.category for item in spec.classes],
-        ignore_label=spec.ignore_label,
-        with_instances=maps == len(job.files),
-    )
-
-
-def compared_way(text: str, first: Inference) -> Inference:
-    """A --compare item: scales, then what else differs from the first way, such as 0.5,1,2 or 0.5,1,2+flip or 1,2+max+probabilities."""
-    listed, *words = text.split("+")
-    try:
-        scales = tuple(float(part) for part in listed.split(","))
-    except ValueError:
-        scales = ()
-    if not scales or min(scales) <= 0:
-        raise DataError(f"--compare: '{listed}' is not a list of scales; write e.g. 0.5,1,2")
-    changes: dict[str, Any] = {}
-    for word in words:
-        field_name = {
-            **dict.fromkeys(COMBINE, "combine"),
-            **dict.fromkeys(OVER, "over"),
-            "flip": "flip",
-            "noflip": "flip",
-        }.get(word)
-        if field_name is None:
-            raise DataError(
-                f"--compare: '{word}' in '{text}' is none of flip, noflip, {', '.join((*COMBINE, *OVER))}"
-            )
-        changes[field_name] = word == "flip" if field_name == "flip" else word
-    return replace(first, scales=scales, **changes)
-
-
-def set_up(arguments: argparse.Namespace, processes: Processes) -> Job:
-    """Load the checkpoint, find the files, settle how to infer; everything a user may have got wrong is said here."""
-    for folder, setting in (
-        (arguments.output, "--output DIR"),
-        (arguments.submit and arguments.submit.parent, "--submit FILE.zip"),
-    ):
-        if folder is not None and processes.is_main:
-            make_writable(folder, setting=setting)
-    loaded = assemble.load_model(
-        arguments.checkpoint,
-        config_file=arguments.config,
-        overrides=arguments.overrides,
-        device=processes.device,
-    )
-    runtime, section = loaded.config.runtime, loaded.config.eval
-    prepare_runtime(threads=runtime.threads, deterministic=runtime.deterministic, tf32=runtime.tf32)
-    first = Inference.of(
-        section,
-        scales=arguments.scales,
-        flip=arguments.flip,
-        combine=arguments.combine,
-        over=arguments.over,
-    )
-    loaded = replace(
-        loaded,
-        model=prepare_for_inference(loaded.model, autocast_dtype=autocast_dtype(first.precision)),
-    )
-    inferences = [first, *(compared_way(text, first) for text in arguments.compare)]
-    if loaded.model.multiscale != "single" and "max" in {
-        inference.combine for inference in inferences
-    }:
-        raise DataError(
-            f"a maximum over scales is for single-scale models, and this one is {loaded.model.multiscale}: leave max out"
-        )
-    split = arguments.split or loaded.config.data.val_split
-    if arguments.images:
-        files, split = (
-            image_files(
-                arguments.images, spec=loaded.spec, max_pixels=loaded.config.data.max_pixels
-            ),
-            "images",
-        )
-    else:
-        files = assemble.split_files(loaded.config, split, expected=loaded.spec)
-        if files.labels is None and not (arguments.output or arguments.submit):
-            raise DataError(
-                f"split '{split}' has no labels to score it by; give --output DIR to predict it, or --submit FILE.zip to hand it in"
-            )
-    if files.labels is None and arguments.compare:
-        raise DataError(f"split '{split}' has no labels: --compare has no scores to compare")
-    kinds = arguments.save or (
-        SAVED_BY_DEFAULT if files.labels is None and arguments.output else ()
-    )
-    hand_in = None if arguments.submit is None else HandIn.of(arguments.submit, files, split)
-    if hand_in is not None and processes.is_main:
-        hand_in.clear()
-    return Job(loaded, files, split, inferences, kinds, arguments.output, hand_in)
-
-
-def main(arguments: argparse.Namespace) -> int:
-    """Load the checkpoint, then score a split, or predict what has no labels; write what was asked for."""
-    with join() as processes:
-        start_logging(main=processes.is_main)
-        with processes.agreement(*USER_ERRORS):
-            job = set_up(arguments, processes)
-        if job.files.labels is None:
-            if not arguments.images:
-                logger.warning("split '%s' has no labels: predictions only, no metrics", job.split)
-            written = predict_images(job, processes)
-            if processes.is_main and job.output is not None:
-                write_atomically(
-                    job.output / "classes.json",
-                    (json.dumps(legend_of(job.files.spec), indent=2) + "\n").encode(),
-                )
-                logger.info(
-                    "%d images predicted at %s; %s in %s",
-                    written,
-                    job.inferences[0].describe(),
-                    ", ".join(job.kinds),
-                    job.output,
-                )
-        else:
-            results = score_split(job, processes)
-            if processes.is_main:
-                print_results(
-                    job.loaded.spec,
-                    job.split,
-                    job.inferences,
-                    results,
-                    checkpoint=job.loaded.sha256,
-                )
-                if job.output is not None:
-                    write_results(
-                        job.output,
-                        job.loaded,
-                        arguments.checkpoint,
-                        job.split,
-                        job.files,
-                        job.inferences,
-                        results,
-                    )
-                    logger.info(
-                        "wrote %s and %s", job.output / "metrics.json", job.output / "report.html"
-                    )
-        if processes.is_main and job.hand_in is not None:
-            job.hand_in.finish()
-        return 0
-
-
-def command(argv: list[str] | None = None) -> int:
-    """The command line: parse, run, and end with one sentence and status 2 where the user is mistaken."""
-    arguments = parse_arguments(argv)
-    return run_door(recorded(lambda: main(arguments)), user_errors=lambda: USER_ERRORS)
+    Each part is the sum of weights and the number of pixels of one image.
+    """
+    if not parts:
+        return None
+    weights = sum(part[0] for part in parts)
+    pixels = sum(part[1] for part in parts)
+    return divide(weights, np.broadcast_to(pixels, parts[0][0].shape))

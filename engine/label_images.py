@@ -1,61 +1,65 @@
-"""What an auto-labelling job is, and the page that tells what came of it. A helper of autolabel.py, like assemble.py."""
+"""An auto-labelling job: its images, settings and thresholds, and the page about its labels."""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hmsa.datasets import DataError, Files, LabelPolicy, read_label
+from hmsa.network import InferenceOptions
 from hmsa.utils.labelling.autolabels import (
     Entry,
-    Tree,
+    LabelTree,
     confidence_name,
     fingerprint,
     label_name,
     read_record,
     soft_label_seconds,
 )
+from hmsa.utils.labelling.label_record import file_sha256, is_label_of
 from hmsa.utils.report.report import AutolabelReport, Example, Picture
 from hmsa.utils.report.visualise import colorize
 
-from .build import Inference, Loaded
+from .build import Loaded
 
 PANELS = 6  # images shown in the report
+TIMED_READS = 8  # labels read to measure how long one takes
 
 
 @dataclass(frozen=True)
-class Job:
-    """One labelling: what is labelled with what, into where. `settings` is everything the labels depend on, thresholds [C] included."""
+class LabellingJob:
+    """What is labelled with what, and where the labels go.
+
+    `settings` is everything the labels depend on, thresholds included.
+    """
 
     loaded: Loaded
     files: Files
-    inference: Inference
+    options: InferenceOptions
     policy: LabelPolicy
     output: Path
-    thresholds: np.ndarray
+    thresholds: np.ndarray  # float64 [C]
     settings: dict[str, Any]
 
-    def with_thresholds(self, thresholds: np.ndarray) -> Job:
-        """The same with these thresholds, but for those of single classes that the configuration sets."""
+    def with_thresholds(self, thresholds: np.ndarray) -> LabellingJob:
+        """The same with these thresholds [C], but for those that the configuration sets."""
         spec, chosen = self.loaded.spec, thresholds.astype(np.float64)
         for name, value in self.loaded.config.autolabel.class_thresholds.items():
             chosen[spec.index_of(name)] = value
-        return replace(
-            self,
-            thresholds=chosen,
-            settings={
-                **self.settings,
-                "class_thresholds": dict(zip(spec.names, chosen.tolist(), strict=True)),
-            },
-        )
+        by_class = dict(zip(spec.names, chosen.tolist(), strict=True))
+        settings = {**self.settings, "class_thresholds": by_class}
+        return replace(self, thresholds=chosen, settings=settings)
 
     @property
     def fingerprint(self) -> str:
+        """A hash of the settings, which every label carries."""
         return fingerprint(self.settings)
 
     def entry(self, index: int) -> Entry:
@@ -68,33 +72,51 @@ class Job:
         )
 
     def entries(self) -> list[Entry]:
+        """Those of all images."""
         return [self.entry(index) for index in range(len(self.files))]
 
     def is_done(self, index: int, made_with: str) -> bool:
         """Whether a whole label of this image, made with these settings, is there already."""
-        entry, size = self.entry(index), self.image_bytes(index)
+        entry = self.entry(index)
         record = read_record(self.output / entry.label)
-        if record is None or (record["made_with"], record["image"], record["image_bytes"]) != (
-            made_with,
-            entry.image,
-            size,
+
+        # Images are hashed only where there is a label that may be theirs.
+        if record is None or record.get("made_with") != made_with:
+            return False
+        image_sha256 = self.image_sha256(index)
+        if not is_label_of(
+            record, made_with=made_with, image=entry.image, image_sha256=image_sha256
         ):
             return False
-        beside = None if entry.confidence is None else read_record(self.output / entry.confidence)
-        return entry.confidence is None or (beside is not None and beside["made_with"] == made_with)
 
-    def image_bytes(self, index: int) -> int:
-        """Size of the image's file, by which a file that was replaced shows itself; -1 where there is none."""
+        if entry.confidence is None:
+            return True
+        beside = read_record(self.output / entry.confidence)
+        return beside is not None and beside["made_with"] == made_with
+
+    def image_sha256(self, index: int) -> str:
+        """Hash of the image's file, by which a replaced one shows itself; "" without a file."""
+        path = self.files.image_path(index)
         try:
-            return self.files.image_path(index).stat().st_size
+            state = path.stat()
         except OSError:
-            return -1
+            return ""
+        return _sha256_of_state(path, state.st_size, state.st_mtime_ns, state.st_ino)
+
+
+@lru_cache(maxsize=1024)
+def _sha256_of_state(path: Path, size: int, changed_ns: int, inode: int) -> str:
+    """The hash of a file in this state; a video is hashed once for all of its frames."""
+    return file_sha256(path) or ""
 
 
 def human_label(
-    job: Job, index: int, size: tuple[int, int]
+    job: LabellingJob, index: int, size: tuple[int, int]
 ) -> tuple[np.ndarray | None, str | None]:
-    """The label that people drew of an image, in train ids uint8 [H, W], where there is one, or what is wrong with it."""
+    """The label that people drew of an image, uint8 [H, W] train ids, and what is wrong with it.
+
+    Either is None where there is none.
+    """
     if job.files.labels is None:
         return None, None
     try:
@@ -103,14 +125,14 @@ def human_label(
         return None, str(error)
 
 
-def report(job: Job, tree: Tree) -> AutolabelReport:
-    """The page of a tree."""
+def labelling_report(job: LabellingJob, tree: LabelTree) -> AutolabelReport:
+    """The page about a tree of labels."""
     spec, content = job.loaded.spec, tree.manifest
     facts = {"mean confidence": f"{content['mean_confidence']:.3f}"}
     if tree.agreement is not None and tree.agreement.sum():
-        facts["agrees with people %"] = (
-            f"{100 * np.trace(tree.agreement) / tree.agreement.sum():.1f}"
-        )
+        agreement = 100 * np.trace(tree.agreement) / tree.agreement.sum()
+        facts["agrees with people %"] = f"{agreement:.1f}"
+
     return AutolabelReport(
         title=f"Automatic labels: {job.files.split}",
         names=spec.names,
@@ -129,39 +151,43 @@ def report(job: Job, tree: Tree) -> AutolabelReport:
         hard_bytes=content["bytes"]["labels"],
         confidence_bytes=content["bytes"]["confidence"],
         reading_seconds=reading_seconds(job, tree),
-        panels=panels(job, tree),
+        panels=label_panels(job, tree),
         failed=[(failure["image"], failure["why"]) for failure in content["failures"]],
     )
 
 
-def panels(job: Job, tree: Tree) -> list[Example]:
-    """image | coarse | auto-label, as in figure 4, of images evenly spread over those that have a label."""
-    spec, lines = job.loaded.spec, {line["image"]: line for line in tree.lines}
-    done = [
+def label_panels(job: LabellingJob, tree: LabelTree) -> list[Example]:
+    """image | drawn by people | automatic label, as in figure 4 of the paper.
+
+    The images are evenly spread over those that have a label.
+    """
+    palette, lines = job.loaded.spec.palette, {line["image"]: line for line in tree.lines}
+    labelled = [
         (index, lines[entry.image])
         for index, entry in enumerate(job.entries())
         if entry.image in lines
     ]
-    found = []
-    for index, line in done[:: -(-len(done) // PANELS) or 1]:
+    step = max(1, math.ceil(len(labelled) / PANELS))
+
+    panels = []
+    for index, line in labelled[::step]:
+        # The image was there when it was labelled, and may be gone by now.
         try:
             image = job.files.read_image(index)
-        except DataError:  # it was there when it was labelled
+        except DataError:
             continue
-        human, _ = human_label(job, index, (image.shape[0], image.shape[1]))
+
         pictures = [Picture.photo("image", image)]
+        human, _ = human_label(job, index, (image.shape[0], image.shape[1]))
         if human is not None:
-            pictures.append(Picture.drawing("drawn by people", colorize(human, spec.palette)))
-        pictures.append(
-            Picture.drawing(
-                "automatic label", colorize(read_back(job, line["label"]), spec.palette)
-            )
-        )
-        found.append(Example(line["image"], pictures, f"{100 * line['kept']:.1f} % kept"))
-    return found
+            pictures.append(Picture.drawing("drawn by people", colorize(human, palette)))
+        automatic = colorize(read_back(job, line["label"]), palette)
+        pictures.append(Picture.drawing("automatic label", automatic))
+        panels.append(Example(line["image"], pictures, f"{100 * line['kept']:.1f} % kept"))
+    return panels
 
 
-def read_back(job: Job, label: str) -> np.ndarray:
+def read_back(job: LabellingJob, label: str) -> np.ndarray:
     """A label of the tree as training reads it, uint8 [H, W] train ids."""
     return read_label(
         job.output / label,
@@ -171,18 +197,23 @@ def read_back(job: Job, label: str) -> np.ndarray:
     )
 
 
-def reading_seconds(job: Job, tree: Tree) -> dict[str, float]:
-    """Measured seconds to read the label of an image in training: hard as written here, and soft, float32 for each class."""
+def reading_seconds(job: LabellingJob, tree: LabelTree) -> dict[str, float]:
+    """Measured seconds to read the label of one image in training.
+
+    Hard labels are read as written here; soft ones would be float32 for each class.
+    """
     if not tree.lines:
         return {}
-    taken = []
-    for line in tree.lines[:8]:
+
+    hard = []
+    for line in tree.lines[:TIMED_READS]:
         begin = time.perf_counter()
         read_back(job, line["label"])
-        taken.append(time.perf_counter() - begin)
+        hard.append(time.perf_counter() - begin)
+
     values = tree.manifest["pixels"] // len(tree.lines) * job.loaded.spec.num_classes
-    found: dict[str, float | None] = {
-        "hard label (PNG), decoded to train ids": statistics.median(taken),
-        "soft label (float32), from the page cache": soft_label_seconds(job.output, values=values),
-    }
-    return {name: seconds for name, seconds in found.items() if seconds is not None}
+    soft = soft_label_seconds(job.output, values=values)
+    measured = {"hard label (PNG), decoded to train ids": statistics.median(hard)}
+    if soft is not None:
+        measured["soft label (float32), from the page cache"] = soft
+    return measured

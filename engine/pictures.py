@@ -1,9 +1,9 @@
-"""What a network sees, as pictures: files for every image, and the panels of reports. A helper of the doors, like assemble.py."""
+"""What a network finds in an image, and the pictures of it: files for every image, and panels."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from hmsa.datasets import DatasetSpec, Files, normalise, resize_long_edge
-from hmsa.network import Prediction
+from hmsa.network import InferenceOptions, MultiScaleModel, Prediction
+from hmsa.network.inference import predict, predict_label
 from hmsa.network.inference.predict import label_and_confidence, predicted_label
-from hmsa.network.model import MultiScale
 from hmsa.utils.files.image_writer import ImageWriter
-from hmsa.utils.files.png import write_file_with, write_png
-from hmsa.utils.labelling.submission import Submission
+from hmsa.utils.files.outputs import OutputFolder
+from hmsa.utils.files.png import encode_png, write_png
+from hmsa.utils.files.writing import is_temporary
+from hmsa.utils.labelling.submission import Submission, SubmissionError, require_replaceable
 from hmsa.utils.report.visualise import (
     colorize,
     error_map,
@@ -31,121 +33,151 @@ from hmsa.utils.report.visualise import (
 )
 from hmsa.utils.training.logbook import logger
 
-from .build import Inference
+# Folders of Mapillary Vistas, by the names of its benchmark.
+OFFICIAL_SPLITS = {"testing": "test", "validation": "val"}
 
 
-class Wanted(NamedTuple):
-    """What inference must bring beside labels: `logits` at full size, every scale's maps at the size of its image (`scales`) or as small as they
-    are made (`attention`), the probability of each label."""
+@dataclass(frozen=True)
+class Needs:
+    """What inference must bring beside labels.
+
+    Labels alone take the memory of a tile; logits at full size and the maps of every scale are
+    only held where something is drawn or computed from them.
+    """
 
     logits: bool = False
     scales: bool = False
     confidence: bool = False
-    attention: bool = False
 
     @classmethod
-    def for_pictures(cls, kinds: Sequence[str]) -> Wanted:
+    def of_pictures(cls, kinds: Sequence[str]) -> Needs:
         """What the pictures named by `kinds` are drawn from."""
         return cls(
             logits="probabilities" in kinds,
-            scales=bool({"attention", "scales"} & set(kinds)),
+            scales="attention" in kinds or "scales" in kinds,
             confidence="confidence" in kinds,
         )
 
-    def __or__(self, other: tuple[bool, ...]) -> Wanted:  # type: ignore[override]
-        return Wanted(*(one or another for one, another in zip(self, other, strict=True)))
-
-
-LABELS = Wanted()  # and nothing else
-
-
-class Found(NamedTuple):
-    """What inference says about images of one size: label uint8 [N, H, W], and what else was wanted."""
-
-    label: Tensor
-    confidence: Tensor | None = None
-    prediction: Prediction | None = None
-
-    def at(self, position: int) -> Found:
-        """The same for one image of the batch, still with a batch dimension of one."""
-        confidence = None if self.confidence is None else self.confidence[position : position + 1]
-        return Found(
-            self.label[position : position + 1],
-            confidence,
-            None if self.prediction is None else _at(self.prediction, position),
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(
+            logits=self.logits or other.logits,
+            scales=self.scales or other.scales,
+            confidence=self.confidence or other.confidence,
         )
 
 
-def _at(prediction: Prediction, position: int) -> Prediction:
-    take = slice(position, position + 1)
-    scales = (
-        None
-        if prediction.scales is None
-        else {scale: _at(inner, position) for scale, inner in prediction.scales.items()}
-    )
-    attention = None if prediction.attention is None else prediction.attention[take]
+LABELS_ONLY = Needs()
+
+
+class ImageResult(NamedTuple):
+    """What inference found in images of one size."""
+
+    label: Tensor  # uint8 [N, H, W], train ids
+    confidence: Tensor | None = None  # float [N, H, W], the probability of the label
+    prediction: Prediction | None = None  # logits [N, C, H, W], and the scales where needed
+
+    def at(self, position: int) -> ImageResult:
+        """The same for one image of the batch, still with a batch dimension of one."""
+        take = slice(position, position + 1)
+        confidence, prediction = self.confidence, self.prediction
+        return ImageResult(
+            label=self.label[take],
+            confidence=None if confidence is None else confidence[take],
+            prediction=None if prediction is None else _prediction_at(prediction, take),
+        )
+
+
+def _prediction_at(prediction: Prediction, take: slice) -> Prediction:
+    attention, scales = prediction.attention, prediction.scales
+    if attention is not None:
+        attention = attention[take]
+    if scales is not None:
+        scales = {scale: _prediction_at(inner, take) for scale, inner in scales.items()}
     return Prediction(logits=prediction.logits[take], attention=attention, scales=scales)
 
 
 def infer(
-    model: MultiScale, image: Tensor, inference: Inference, wanted: Wanted, *, size: tuple[int, int]
-) -> Found:
-    """Labels of uint8 images [N, 3, h, w] at `size` (H, W), which is theirs unless they were resized for the network.
+    model: MultiScaleModel,
+    image: Tensor,
+    options: InferenceOptions,
+    needs: Needs,
+    *,
+    size: tuple[int, int],
+) -> ImageResult:
+    """Labels of images, and what else is needed.
 
-    Logits at full size are only held where something needs them, so that labels alone take the memory of a tile.
+    Args:
+        image: uint8 [N, 3, h, w].
+        size: (H, W) of the result; that of the images, unless they were resized for the network.
     """
     parameter = next(model.parameters())
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
     tensor = normalise(image.to(parameter.device, non_blocking=True), dtype=dtype)
-    if not (wanted.logits or wanted.scales or wanted.attention or tuple(image.shape[-2:]) != size):
-        return Found(
-            *inference.label(model, tensor, with_confidence=wanted.confidence, on_fallback=_warn)
+
+    is_resized = tuple(image.shape[-2:]) != size
+    if not (needs.logits or needs.scales or is_resized):
+        label, confidence = predict_label(
+            model, tensor, options, with_confidence=needs.confidence, on_fallback=_warn
         )
-    prediction = inference.predict(
-        model,
-        tensor,
-        keep_scales=wanted.scales or (wanted.attention and "features"),
-        on_fallback=_warn,
-    )
-    return _labelled(prediction, size, with_confidence=wanted.confidence)
+        return ImageResult(label, confidence)
+
+    prediction = predict(model, tensor, options, keep_scales=needs.scales, on_fallback=_warn)
+    return _labelled(prediction, size, with_confidence=needs.confidence)
 
 
-def _labelled(prediction: Prediction, size: tuple[int, int], *, with_confidence: bool) -> Found:
-    """Logits resized to `size` (H, W) where they have another, and their labels."""
+def _labelled(
+    prediction: Prediction, size: tuple[int, int], *, with_confidence: bool
+) -> ImageResult:
+    """The labels of logits, which are resized to `size` (H, W) where they have another."""
     if tuple(prediction.logits.shape[-2:]) != size:
         logits = nn.functional.interpolate(
             prediction.logits, size=size, mode="bilinear", align_corners=False
         )
         prediction = prediction._replace(logits=logits)
+
     if with_confidence:
-        return Found(*label_and_confidence(prediction.logits), prediction)
-    return Found(predicted_label(prediction.logits), None, prediction)
+        label, confidence = label_and_confidence(prediction.logits)
+        return ImageResult(label, confidence, prediction)
+    return ImageResult(predicted_label(prediction.logits), None, prediction)
 
 
-def fitted(found: Found, size: tuple[int, int]) -> Found:
-    """What was found, at another size (H, W); needs its logits unless it has that size already."""
-    if tuple(found.label.shape[-2:]) == size:
-        return found
-    assert found.prediction is not None, "labels are not resized, logits are"
-    return _labelled(found.prediction, size, with_confidence=found.confidence is not None)
+def result_at_size(result: ImageResult, size: tuple[int, int]) -> ImageResult:
+    """The result at another size (H, W); needs its logits unless it has that size already."""
+    if tuple(result.label.shape[-2:]) == size:
+        return result
+    assert result.prediction is not None, "labels are not resized, logits are"
+    return _labelled(result.prediction, size, with_confidence=result.confidence is not None)
 
 
 def _warn(sentence: str) -> None:
     logger.warning("%s", sentence)
 
 
-def attends(model: MultiScale, inference: Inference) -> bool:
-    """Whether the model weighs several scales against each other, so that each pixel has a share of each scale."""
-    return str(model.multiscale) != "single" and len(inference.scales) > 1
+# --- attention ---
+
+
+def attends(model: MultiScaleModel, options: InferenceOptions) -> bool:
+    """Whether the model weighs several scales against each other at every pixel."""
+    return str(model.multiscale) != "single" and len(options.scales) > 1
+
+
+def _is_explicit(prediction: Prediction) -> bool:
+    """Whether the attention has a map for every scale, as that of Chen et al. (2016) does."""
+    if prediction.attention is None or prediction.scales is None:
+        return False
+    return prediction.attention.shape[1] == len(prediction.scales) > 1
 
 
 def attention_maps(prediction: Prediction) -> dict[float, np.ndarray]:
-    """The attention of every scale that has one, float [h, w]: at its own size, or for explicit models at the size of the image."""
+    """The attention of every scale that has one, float [h, w].
+
+    It has the size of its scale, or for explicit attention that of the image.
+    """
     scales = prediction.scales or {}
-    if (
-        prediction.attention is not None and prediction.attention.shape[1] == len(scales) > 1
-    ):  # explicit: a weight for each scale
-        return dict(zip(sorted(scales), prediction.attention[0].float().cpu().numpy(), strict=True))
+    if _is_explicit(prediction):
+        assert prediction.attention is not None
+        weights = prediction.attention[0].float().cpu().numpy()
+        return dict(zip(sorted(scales), weights, strict=True))
     return {
         scale: inner.attention[0, 0].float().cpu().numpy()
         for scale, inner in sorted(scales.items())
@@ -154,107 +186,152 @@ def attention_maps(prediction: Prediction) -> dict[float, np.ndarray]:
 
 
 def share_maps(prediction: Prediction) -> dict[float, np.ndarray]:
-    """How much each scale counts at each pixel, float [H, W]; over the scales these weights sum to one (paper, figure 3)."""
+    """How much each scale counts at each pixel, float [H, W].
+
+    Over the scales these weights sum to one (paper, figure 3).
+    """
     assert prediction.scales is not None
-    size = (prediction.logits.shape[-2], prediction.logits.shape[-1])
+    height, width = prediction.logits.shape[-2:]
     maps = attention_maps(prediction)
-    if (
-        prediction.attention is not None
-        and prediction.attention.shape[1] == len(prediction.scales) > 1
-    ):
-        return {scale: cv2.resize(weight, size[::-1]) for scale, weight in maps.items()}
-    return scale_shares({scale: maps.get(scale) for scale in prediction.scales}, size)
+    if _is_explicit(prediction):
+        return {scale: cv2.resize(weight, (width, height)) for scale, weight in maps.items()}
+    return scale_shares({scale: maps.get(scale) for scale in prediction.scales}, (height, width))
+
+
+# --- files for every image ---
 
 
 class Pictures:
-    """Draws and writes what --save names for every image, in the background: one file a kind, under the image's own name and at its own size."""
+    """Draws and writes what --save names for every image, in the background.
+
+    There is one file a kind, under the image's own name and at its own size.
+    """
 
     def __init__(
-        self, output: Path, kinds: Sequence[str], files: Files, writer: ImageWriter, *, native: bool
+        self,
+        output: OutputFolder,
+        kinds: Sequence[str],
+        files: Files,
+        writer: ImageWriter,
+        *,
+        own_size: bool,
     ) -> None:
-        """`native`: whether images come at their own size, or must be read again for an overlay."""
+        """Args:
+        own_size: images come at their own size; otherwise an overlay reads them again.
+        """
         self.output = output
         self.kinds = kinds
         self.files = files
         self.writer = writer
-        self.native = native
-        self.written = 0
+        self.own_size = own_size
 
-    def add(self, batch: dict[str, Any], position: int, found: Found) -> None:
-        """Queue the pictures of one image."""
-        name, spec = batch["names"][position], self.files.spec
-        label = found.label[0].cpu().numpy()
-        image = (
-            batch["image"][position].permute(1, 2, 0).contiguous().numpy() if self.native else None
-        )
-        index = int(batch["index"][position])
-        draw: dict[str, Callable[[], np.ndarray]] = {
+    def add(self, name: str, index: int, image: Tensor, result: ImageResult) -> None:
+        """Queue the pictures of one image, uint8 [3, h, w], and of its result [1, ...]."""
+        spec = self.files.spec
+        label = result.label[0].cpu().numpy()
+        drawn: dict[str, Callable[[], np.ndarray]] = {
             "labels": lambda: spec.to_raw[label],
             "colour": lambda: colorize(label, spec.palette),
-            "overlay": lambda: overlay(
-                self.files.read_image(index) if image is None else image, label, spec.palette
-            ),
+            "overlay": lambda: overlay(self._photograph(index, image), label, spec.palette),
         }
-        if found.confidence is not None:
-            confidence = (found.confidence[0] * 255).byte().cpu().numpy()
-            draw["confidence"] = lambda: confidence
-        for kind in draw:
-            if kind in self.kinds:
-                self.writer.call(self._write, kind, name, draw[kind])
-        self._add_maps(name, found)
-        self.written += 1
+        if result.confidence is not None:
+            confidence = (result.confidence[0] * 255).byte().cpu().numpy()
+            drawn["confidence"] = lambda: confidence
 
-    def _add_maps(self, name: str, found: Found) -> None:
-        if found.prediction is None:
-            return
-        palette = self.files.spec.palette
+        for kind, draw in drawn.items():
+            if kind in self.kinds:
+                self.writer.call(self._write, kind, name, draw)
+        if result.prediction is not None:
+            self._add_maps(name, result.prediction)
+
+    def _photograph(self, index: int, image: Tensor) -> np.ndarray:
+        """The image at its own size, uint8 [H, W, 3]."""
+        if self.own_size:
+            return image.permute(1, 2, 0).contiguous().numpy()
+        return self.files.read_image(index)
+
+    def _add_maps(self, name: str, prediction: Prediction) -> None:
         if "probabilities" in self.kinds:
-            probabilities = found.prediction.logits[0].float().softmax(0).half().cpu().numpy()
-            self.writer.call(
-                write_array, self.output / "probabilities" / f"{name}.npy", probabilities
-            )
-        for scale, inner in (found.prediction.scales or {}).items():
-            if "scales" in self.kinds:
+            probabilities = prediction.logits[0].float().softmax(0).half().cpu().numpy()
+            self.writer.call(self._write_array, f"probabilities/{name}.npy", probabilities)
+
+        palette = self.files.spec.palette
+        if "scales" in self.kinds:
+            for scale, inner in (prediction.scales or {}).items():
                 own = predicted_label(inner.logits)[0].cpu().numpy()
-                self.writer.call(
-                    self._write,
-                    "scales",
-                    f"{name}_{scale:g}x",
-                    lambda own=own: colorize(own, palette),
-                )
+                draw = _later(colorize, own, palette)
+                self.writer.call(self._write, "scales", f"{name}_{scale:g}x", draw)
+
         if "attention" in self.kinds:
-            for scale, attention in attention_maps(found.prediction).items():
-                self.writer.call(
-                    self._write,
-                    "attention",
-                    f"{name}_{scale:g}x",
-                    lambda one=attention: (one * 255).astype(np.uint8),
-                )
+            for scale, attention in attention_maps(prediction).items():
+                draw = _later(_as_grey, attention)
+                self.writer.call(self._write, "attention", f"{name}_{scale:g}x", draw)
 
     def _write(self, kind: str, name: str, draw: Callable[[], np.ndarray]) -> None:
-        write_png(self.output / kind / f"{name}.png", draw())
+        self.output.write(f"{kind}/{name}.png", encode_png(draw()))
+
+    def _write_array(self, name: str, array: np.ndarray) -> None:
+        with self.output.written(name) as temporary, open(temporary, "wb") as file:
+            np.save(file, array)
 
 
-_OFFICIAL_SPLITS = {"testing": "test", "validation": "val"}  # folders of Mapillary Vistas
+def output_names(
+    files: Files, kinds: Sequence[str], *, scales: Sequence[float]
+) -> Iterator[tuple[str, str]]:
+    """(file, image) for everything that an evaluation may write for an image, then the summaries.
+
+    Args:
+        scales: of the inference, which maps of single scales are named by.
+    """
+    for index in range(len(files)):
+        name, image = files.name(index), str(files.image_path(index))
+        if files.frames is not None:
+            image = f"{image} ({name})"
+        for kind in kinds:
+            if kind in ("scales", "attention"):
+                for scale in scales:
+                    yield f"{kind}/{name}_{scale:g}x.png", image
+            elif kind == "probabilities":
+                yield f"{kind}/{name}.npy", image
+            else:
+                yield f"{kind}/{name}.png", image
+    for summary in ("metrics.json", "report.html", "classes.json"):
+        yield summary, f"the evaluation's {summary}"
+
+
+def _later(draw: Callable[..., np.ndarray], *arguments: Any) -> Callable[[], np.ndarray]:
+    """`draw(*arguments)` to be called later; a lambda in a loop would see the last values of it."""
+    return lambda: draw(*arguments)
+
+
+def _as_grey(weights: np.ndarray) -> np.ndarray:
+    """Weights from 0 to 1 as uint8 grey values."""
+    return (weights * 255).astype(np.uint8)
 
 
 @dataclass(frozen=True)
-class HandIn:
-    """--submit: the predictions of a split in a folder beside the zip file, then checked and packed."""
+class SubmissionWriter:
+    """--submit: predictions of a split in a folder beside the zip file, then checked and packed."""
 
     archive: Path
     files: Files
     submission: Submission
 
     @classmethod
-    def of(cls, archive: Path, files: Files, split: str) -> HandIn:
-        """Raises SubmissionError, before anything is inferred, where a name cannot be made an official one."""
+    def of(cls, archive: Path, files: Files, split: str) -> SubmissionWriter:
+        """Choose the official name of every prediction.
+
+        Raises:
+            SubmissionError: an image has no official name, or a file is in the way that was not
+                made here. Nothing has been predicted yet.
+        """
+        require_replaceable(archive)
         spec = files.spec
         benchmark = "mapillary" if spec.name.startswith("mapillary") else spec.name
         submission = Submission(
             archive.with_name(f".{archive.stem}.parts"),
             benchmark,
-            _OFFICIAL_SPLITS.get(split, split),
+            OFFICIAL_SPLITS.get(split, split),
             to_raw=spec.to_raw,
             raw_ids=[item.raw_ids[0] for item in spec.classes],
         )
@@ -263,92 +340,41 @@ class HandIn:
         return cls(archive, files, submission)
 
     def clear(self) -> None:
-        """Remove what a killed run has left."""
-        shutil.rmtree(self.submission.folder, ignore_errors=True)
+        """Remove what a killed run has left.
+
+        Raises:
+            SubmissionError: a folder of that name holds something else.
+        """
+        folder = self.submission.folder
+        for path in folder.rglob("*"):
+            if path.is_file() and path.suffix != ".png" and not is_temporary(path):
+                raise SubmissionError(
+                    f"{path}: is in the folder for single predictions and was not made here; move "
+                    "it away, or choose another name for --submit"
+                )
+        shutil.rmtree(folder, ignore_errors=True)
 
     def add(self, name: str, label: np.ndarray, writer: ImageWriter) -> None:
         """Queue the prediction of one image, train ids uint8 [H, W] at the image's own size."""
         writer.call(lambda: write_png(self.submission.path(name), self.submission.encode(label)))
 
     def finish(self) -> None:
-        """Check and zip what all ranks have written, and say what the server will not like. SubmissionError."""
+        """Check and zip what all ranks have written, and say what the server will refuse.
+
+        Raises:
+            SubmissionError: a prediction is missing or not as the benchmark wants it.
+        """
         sizes = {
             self.files.name(index): self.files.image_size(index) for index in range(len(self.files))
         }
         note = self.submission.zip(self.archive, sizes)
         self.clear()
+
         logger.info(
             "%s: %d predictions in raw ids, every one checked", self.archive, len(self.files)
         )
         if note is not None:
             logger.warning("%s: %s", self.archive, note)
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """A .npy file, whole or not at all. Raises ImageWriteError."""
-
-    def save(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            np.save(file, array)
-
-    write_file_with(path, save)
-
-
-@torch.inference_mode()
-def pictures_of(
-    model: MultiScale,
-    files: Files,
-    inference: Inference,
-    index: int,
-    *,
-    long_edge: int | None = None,
-) -> dict[str, np.ndarray]:
-    """Caption -> uint8 RGB picture of one image of a split: image, label, prediction, error; what each scale says alone, which counts where,
-    and its attention.
-
-    `long_edge` resizes image and label as evaluation does (data.long_edge).
-    """
-    was_training = model.training
-    image = files.read_image(index)
-    label = None if files.labels is None else files.read_label(index)
-    if long_edge is not None:
-        image, label = resize_long_edge(image, label, long_edge=long_edge)
-    weighs = attends(model, inference) and inference.tile is None
-    size = (image.shape[0], image.shape[1])
-    found = infer(
-        model.eval(),
-        torch.from_numpy(image).permute(2, 0, 1)[None],
-        inference,
-        Wanted(scales=weighs),
-        size=size,
-    )
-    model.train(was_training)
-    predicted = found.label[0].cpu().numpy()
-    shown = {"image": image}
-    if label is not None:
-        shown["label"] = colorize(label, files.spec.palette)
-    shown["prediction"] = colorize(predicted, files.spec.palette)
-    if label is not None:
-        shown["error"] = error_map(predicted, label, files.spec.ignore_label, image)
-    if weighs and found.prediction is not None:
-        for scale, inner in sorted((found.prediction.scales or {}).items()):
-            shown[f"{scale:g}x alone"] = colorize(
-                predicted_label(inner.logits)[0].cpu().numpy(), files.spec.palette
-            )
-        shown["scale trusted"] = scale_map(share_maps(found.prediction))
-        for scale, attention in attention_maps(found.prediction).items():
-            shown[f"attention {scale:g}x"] = heat(attention)
-    return shown
-
-
-def example_panel(
-    model: MultiScale, files: Files, inference: Inference, *, index: int = 0
-) -> np.ndarray:
-    """image | label | prediction | attention per scale of one image of a split, as one picture."""
-    shown = pictures_of(model, files, inference, index)
-    starts = ("image", "label", "prediction", "attention")
-    chosen = {caption: picture for caption, picture in shown.items() if caption.startswith(starts)}
-    return panel(list(chosen.items()), columns=3)
 
 
 def legend_of(spec: DatasetSpec) -> list[dict[str, Any]]:
@@ -357,3 +383,71 @@ def legend_of(spec: DatasetSpec) -> list[dict[str, Any]]:
         {"name": item.name, "id": item.raw_ids[0], "train_id": number, "color": list(item.color)}
         for number, item in enumerate(spec.classes)
     ]
+
+
+# --- panels of reports ---
+
+
+@torch.inference_mode()
+def pictures_of(
+    model: MultiScaleModel,
+    files: Files,
+    options: InferenceOptions,
+    index: int,
+    *,
+    long_edge: int | None = None,
+) -> dict[str, np.ndarray]:
+    """Caption -> uint8 RGB picture [H, W, 3] of one image of a split.
+
+    They are image, label, prediction and error; for a model with attention also what each scale
+    says alone, which scale counts where, and the attention maps.
+
+    Args:
+        long_edge: resize image and label as evaluation does (data.long_edge).
+    """
+    image = files.read_image(index)
+    label = None if files.labels is None else files.read_label(index)
+    if long_edge is not None:
+        image, label = resize_long_edge(image, label, long_edge=long_edge)
+
+    # The model goes on training after a picture for TensorBoard.
+    was_training = model.training
+    with_scales = attends(model, options) and options.tile is None
+    result = infer(
+        model.eval(),
+        torch.from_numpy(image).permute(2, 0, 1)[None],
+        options,
+        Needs(scales=with_scales),
+        size=(image.shape[0], image.shape[1]),
+    )
+    model.train(was_training)
+
+    palette = files.spec.palette
+    predicted = result.label[0].cpu().numpy()
+    shown = {"image": image}
+    if label is not None:
+        shown["label"] = colorize(label, palette)
+    shown["prediction"] = colorize(predicted, palette)
+    if label is not None:
+        shown["error"] = error_map(predicted, label, files.spec.ignore_label, image)
+    if not with_scales or result.prediction is None:
+        return shown
+
+    # Figure 3 of the paper: the scales apart, and how they are joined.
+    for scale, inner in sorted((result.prediction.scales or {}).items()):
+        own = predicted_label(inner.logits)[0].cpu().numpy()
+        shown[f"{scale:g}x alone"] = colorize(own, palette)
+    shown["scale trusted"] = scale_map(share_maps(result.prediction))
+    for scale, attention in attention_maps(result.prediction).items():
+        shown[f"attention {scale:g}x"] = heat(attention)
+    return shown
+
+
+def example_panel(
+    model: MultiScaleModel, files: Files, options: InferenceOptions, *, index: int = 0
+) -> np.ndarray:
+    """image | label | prediction | attention per scale of one image, as one uint8 RGB picture."""
+    shown = pictures_of(model, files, options, index)
+    starts = ("image", "label", "prediction", "attention")
+    chosen = {caption: picture for caption, picture in shown.items() if caption.startswith(starts)}
+    return panel(list(chosen.items()), columns=3)

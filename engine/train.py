@@ -1,55 +1,26 @@
-"""Train a network as a YAML configuration says.
+"""Train a network as a configuration says: build the parts, then epochs of steps.
 
-python train.py configs/demo.yaml [section.key=value ...] [--resume] [--dry-run]
-torchrun --nproc-per-node 8 train.py configs/cityscapes/hrnet_ocr_hierarchical.yaml data.root=/data/cityscapes
+`train` holds all of it, in the order in which it happens. Every process (rank) that torchrun
+started runs it from top to bottom on its own images; with a single process all that concerns the
+other ranks does nothing. The model predicts, the criterion judges, `backward` makes the gradients,
+and the few places where all ranks must come to the same decision say so.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-
-from hmsa.utils.config import Config, dump
-
-from .command_line import parse_with_overrides, resolve_or_exit, run_door
-
-
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line; needs no torch, so that --help answers at once."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="YAML configuration file")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="change it, e.g. optim.lr=0.02"
-    )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on from the newest valid checkpoint in experiment.output",
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="one step of training and validation; print what they cost",
-    )
-    parser.add_argument(
-        "--print-config", action="store_true", help="print the resolved configuration and stop"
-    )
-    return parse_with_overrides(parser, argv)
-
-
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hmsa.datasets import Files, TrainLoader
-from hmsa.utils.processes import Processes, join, no_sync, recorded, restarted
+from hmsa.datasets import Files
+from hmsa.utils.config import Config, dump
+from hmsa.utils.processes import Processes, join, no_sync, restarted
 from hmsa.utils.runtime import autocast_dtype, parameter_dtype, prepare_runtime, seed_step
+from hmsa.utils.training.checkpoint import CheckpointFolder
 from hmsa.utils.training.cost import describe_network, describe_step
 from hmsa.utils.training.logbook import Logbook, logger, start_logging
 from hmsa.utils.training.meter import Meter
@@ -58,328 +29,355 @@ from hmsa.utils.training.optimizer import set_learning_rate
 from hmsa.utils.training.run_folder import RunFolder
 from hmsa.utils.training.trace import Trace
 from hmsa.utils.training.training_state import TrainingState, restore
+from hmsa.utils.words import UserError
 
-from . import build as assemble
+from . import build
 from .command_line import StopSignal
 from .evaluate import Evaluation, evaluate, example_panel, per_class
 
 
-@dataclass
-class Job:
-    """Everything one training joins."""
+def main(config: Config, *, resume: bool = False, dry_run: bool = False) -> int:
+    """Join the other processes, if there are any, and train; returns the exit status."""
+    # After a failure torchrun starts all ranks again with the command line of the first time.
+    resume = resume or restarted()
 
-    config: Config
-    processes: Processes
-    run: RunFolder
-    loader: TrainLoader
-    validation: Files
-    model: Any
-    parallel: Any
-    criterion: Any
-    state: TrainingState
-    skipped: SkippedSteps
-    logbook: Logbook
-    stop: StopSignal = field(default_factory=StopSignal)
-    saved_at: float = field(default_factory=time.monotonic)
+    runtime, folder = config.runtime, Path(config.experiment.output)
+    with (
+        join(device=runtime.device, timeout_minutes=runtime.timeout_minutes) as processes,
+        build.explained(config, "training"),
+        Trace(folder, enabled=runtime.profile and processes.is_main) as trace,
+    ):
+        return train(config, processes, trace, resume=resume, dry_run=dry_run)
 
 
-def set_up(config: Config, processes: Processes, *, resume: bool, write: bool) -> Job:
-    """Build every part from the configuration; what one rank finds wrong, one rank says and all end."""
-    runtime, write = config.runtime, write and processes.is_main
+def train(
+    config: Config, processes: Processes, trace: Trace, *, resume: bool, dry_run: bool
+) -> int:
+    """Train on this rank; returns the exit status.
+
+    With `resume` the training goes on from the newest valid checkpoint of experiment.output. A dry
+    run takes one step, says what it costs and writes nothing.
+
+    Raises:
+        UserError: files, configuration, memory or disk do not allow it; the same on all ranks.
+    """
+    experiment, optim, runtime = config.experiment, config.optim, config.runtime
+    device = processes.device
+    writes = processes.is_main and not dry_run
     prepare_runtime(
         threads=runtime.threads,
         deterministic=runtime.deterministic,
         tf32=runtime.tf32,
-        seed=config.experiment.seed,
+        seed=experiment.seed,
     )
-    run = RunFolder(config.experiment.output, keep_checkpoints=runtime.keep_checkpoints)
-    with processes.agreement(*assemble.USER_ERRORS):
-        if write:
+
+    # 1. The parts. A rank that cannot read a file must not leave the others waiting for it: a user
+    #    error on one rank is raised on all of them at the end of this block, and one rank says it.
+    run = RunFolder(experiment.output, keep_checkpoints=runtime.keep_checkpoints)
+    with processes.agreement(UserError):
+        if writes:
             run.claim(resume=resume)
-        start_logging(main=processes.is_main, file=run.folder / "train.log" if write else None)
-        files = assemble.split_files(config, config.data.train_split)
-        validation = assemble.split_files(config, config.data.val_split)
+        log = run.folder / "train.log"
+        start_logging(main=processes.is_main, file=log if writes else None)
+
+        files = build.split_files(config, config.data.train_split)
+        validation_files = build.split_files(config, config.data.val_split)
         if processes.is_main:
-            assemble.verify(config, files, validation)
-        loader = assemble.train_loader(config, files, processes)
-        state = assemble.training_state(config, files, processes)
-        criterion = assemble.criterion(config, files)
-    parallel = processes.wrap(
-        state.model, static_graph=not assemble.lazily(config) and config.optim.accumulate == 1
-    )
+            build.verify(config, files, validation_files)
+        loader = build.train_loader(config, files, processes)
+        state = build.training_state(config, files, processes)
+        criterion = build.criterion(config, files)
+
+    # With several ranks the wrapped network averages gradients over them during backward.
+    static_graph = runtime.compile == "model" and optim.accumulate == 1
+    model = processes.wrap(state.model, static_graph=static_graph)
+    train_scales = config.model.train_scales
+    half = autocast_dtype(runtime.precision)
+    validation = Validation(config, validation_files, criterion, processes)
     skipped = SkippedSteps(processes, run.folder, limit=runtime.max_bad_steps)
-    return Job(
-        config,
-        processes,
-        run,
-        loader,
-        validation,
-        state.model,
-        parallel,
-        criterion,
-        state,
-        skipped,
-        Logbook(run.folder, write=write),
-    )
 
+    # 2. Where the training begins: at its start, or where a checkpoint says that it stood.
+    if resume:
+        names = validation_files.spec.names
+        restore(state, run.checkpoints, processes, class_names=names)
+    progress = state.progress
+    progress.fit_batch(config.data.batch_size * processes.world_size * optim.accumulate)
+    steps_per_epoch = len(loader) // optim.accumulate
+    rate_at = build.schedule(config, steps_per_epoch=steps_per_epoch)
 
-def forward_backward(
-    job: Job, batches: Sequence[dict[str, Any]]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Gradients of a step over its micro-batches: the model predicts, the loss judges, this joins. Returns loss terms and mean attention."""
-    processes, device = job.processes, job.processes.device
-    half = autocast_dtype(job.config.runtime.precision)
-    options = {"keep_scales": job.criterion.needs_scales, "lazy": assemble.lazily(job.config)}
-    own_pixels = torch.stack(
-        [(batch["label"] != job.validation.spec.ignore_label).sum() for batch in batches]
-    ).sum()
-    valid_pixels = processes.sum(own_pixels.to(device))
-    totals: dict[str, Tensor] = {}
-    for number, batch in enumerate(batches, start=1):
-        image, label = assemble.prepared(
-            job.config, batch, epoch=job.state.progress.epoch, device=device
-        )
-        with no_sync(job.parallel, last=number == len(batches)):
-            with torch.autocast(device.type, dtype=half, enabled=half is not None):
-                prediction = job.parallel(image, **options)
-            terms = job.criterion(
-                prediction,
-                label,
-                valid_pixels=valid_pixels,
-                parts=processes.world_size * len(batches),
-            )
-            job.state.scaler.scale(
-                torch.stack(list(terms.values())).sum() / len(batches)
-            ).backward()
-        for name, term in terms.items():
-            totals[name] = totals.get(name, 0) + term.detach() / len(batches)
-    return totals, assemble.attention_means(prediction, job.model.train_scales)
-
-
-def take_step(
-    job: Job, batches: Sequence[dict[str, Any]]
-) -> tuple[dict[str, Tensor], dict[str, Tensor], bool, bool]:
-    """One optimiser step, or none on all ranks where one met a number that is not finite: loss terms, attention, whether to stop, to save."""
-    state, progress, clip = job.state, job.state.progress, job.config.optim.clip_norm
-    seed_step(seed=job.config.experiment.seed, step=progress.step, rank=job.processes.rank)
-    state.keep_buffers()
-    totals, attention = forward_backward(job, batches)
-    norm = state.gradient_norm()
-    own_loss_bad = ~torch.isfinite(torch.stack(list(totals.values())).sum())
-    due = (
-        job.processes.is_main
-        and time.monotonic() - job.saved_at > 60 * job.config.runtime.checkpoint_minutes
-    )
-    bad_loss, bad_gradient, stop, save_now = job.processes.any(
-        own_loss_bad, ~torch.isfinite(norm), job.stop.asked, due
-    )
-    if bad_loss or (bad_gradient and not state.overflow_is_usual()):
-        state.skip_step()
-        job.skipped.note(progress.step, batches, totals, own=bool(own_loss_bad))
-    else:
-        job.skipped.clear()
-        if clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(job.model.parameters(), clip, norm)
-        state.step()
-    job.model.zero_grad(
-        set_to_none=True
-    )  # the optimiser's own: apex's FusedSGD knows no set_to_none
-    progress.step += 1
-    progress.step_in_epoch += 1
-    return totals, attention, stop, save_now
-
-
-def save(job: Job) -> None:
-    """Write a checkpoint from which training goes on as if it had not stopped."""
-    if job.processes.is_main:
-        job.run.checkpoints.save(
-            job.state.progress.step,
-            {**job.state.content(), **assemble.identity(job.config, job.validation)},
-        )
-    job.saved_at = time.monotonic()
-
-
-def score(job: Job, loader: Iterable[dict[str, Any]], *, images: int, show: bool) -> Evaluation:
-    """Evaluate `images` images of the validation split, counted over all ranks, with the weights that count."""
-    options: Any = {
-        "inference": assemble.Inference.of(job.config.eval),
-        "processes": job.processes,
-        "criterion": job.criterion.main,
-    }
-    with job.state.evaluated_weights(), assemble.explained(job.config, "validation"):
-        return evaluate(
-            job.model, loader, spec=job.validation.spec, images=images, show=show, **options
-        )
-
-
-def validate(job: Job) -> None:
-    """Score the validation split, note the result, keep the best weights."""
-    config, progress, spec, inference = (
-        job.config,
-        job.state.progress,
-        job.validation.spec,
-        assemble.Inference.of(job.config.eval),
-    )
-    result = score(
-        job,
-        assemble.split_loader(config, job.validation, job.processes),
-        images=len(job.validation),
-        show=True,
-    )
-    if progress.epoch % config.runtime.image_every == 0 or progress.epoch == config.optim.epochs:
-        with job.state.evaluated_weights():
-            job.logbook.picture(
-                "val", progress.step, lambda: example_panel(job.model, job.validation, inference)
-            )
-    progress.to_validate, miou = False, result.matrix.miou()
-    logger.info(
-        "epoch %d: val mIoU %.1f %% at %s, %d images",
-        progress.epoch,
-        100 * miou,
-        inference.describe(),
-        result.images,
-    )
-    row = {
-        "epoch": progress.epoch,
-        "miou": miou,
-        "loss": result.loss,
-        "iou": per_class(spec, result.matrix),
-    }
-    job.logbook.row("val", progress.step, row)
-    if miou > progress.best_miou:
-        progress.best_miou, progress.best_epoch = miou, progress.epoch
-        if job.processes.is_main:
-            job.run.checkpoints.save_best(
-                {"model": job.state.weights(), **row, **assemble.identity(config, job.validation)}
-            )
-
-
-def rehearse(job: Job) -> None:
-    """Evaluate one batch before training begins: what validation lacks, memory above all, shows now and not after an epoch."""
-    batches = [
-        next(
-            iter(assemble.split_loader(job.config, job.validation, job.processes, workers=0)), None
-        )
-    ]
-    own = [batch for batch in batches if batch is not None]  # a rank may have no image
-    images = job.processes.sum(
-        torch.tensor(sum(len(batch["names"]) for batch in own), device=job.processes.device)
-    )
-    score(job, own, images=int(images), show=False)
-
-
-def micro_batches(job: Job) -> Iterable[tuple[dict[str, Any], ...]]:
-    """What is left of the present epoch, optim.accumulate batches at a time; beginning in mid-epoch is arithmetic."""
-    accumulate, progress = job.config.optim.accumulate, job.state.progress
-    batches = iter(job.loader.epoch(progress.epoch, start_step=progress.step_in_epoch * accumulate))
-    return zip(*[batches] * accumulate, strict=False)
-
-
-def train(job: Job, trace: Trace) -> int:
-    """Epochs of steps. A checkpoint is written before each validation, so that nothing failing there loses what was learnt."""
-    config, progress, steps = (
-        job.config,
-        job.state.progress,
-        len(job.loader) // job.config.optim.accumulate,
-    )
-    factor = assemble.schedule(config, steps_per_epoch=steps)
+    logbook = Logbook(run.folder, write=writes)
+    logbook.begin(dump(config), first_step=progress.step, to_validate=progress.to_validate)
     meter = Meter(
-        job.processes,
-        steps_left=progress.steps_left(config.optim.epochs, steps),
+        processes,
+        steps_left=progress.steps_left(optim.epochs, steps_per_epoch),
         first_step=progress.step,
-        every=config.runtime.log_every,
+        every=runtime.log_every,
     )
-    validate(job) if progress.to_validate else rehearse(job)
-    while progress.epoch < config.optim.epochs:
-        for batches in meter.timed(micro_batches(job)):
-            lr = set_learning_rate(
-                job.state.optimizer, factor(progress.epoch * steps + progress.step_in_epoch)
-            )
-            totals, attention, stop, save_now = take_step(job, batches)
-            trace.step()
-            reading = meter.step(
-                totals,
-                attention,
-                images=sum(len(batch["names"]) for batch in batches),
-                lr=lr,
-                epoch=progress.epoch,
-            )
-            if reading is not None:
-                job.logbook.row("train", progress.step, {"epoch": progress.epoch, **reading})
-            if stop or save_now:
-                save(job)
-            if stop:
-                logger.warning(
-                    "stopped by a signal after step %d; go on with --resume", progress.step
-                )
-                return job.stop.status
-        progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
-        progress.to_validate = (
-            progress.epoch % config.runtime.val_every == 0 or progress.epoch == config.optim.epochs
+    stop_signal = StopSignal().listen()
+    saved_at = time.monotonic()
+
+    # What validation lacks, memory above all, shows now and not after an epoch.
+    validation.rehearse(state)
+    validation.run_if_due(state, logbook, run.checkpoints)
+
+    # 3. Epochs of steps. To begin in the middle of an epoch is arithmetic: which images a step
+    #    takes follows from the seed, the epoch and the number of the step.
+    while progress.epoch < optim.epochs:
+        batches_left = loader.epoch(
+            progress.epoch, start_step=progress.step_in_epoch * optim.accumulate
         )
+        for batches in meter.timed(groups_of(batches_left, optim.accumulate)):
+            began = time.monotonic()
+            step_of_schedule = progress.epoch * steps_per_epoch + progress.step_in_epoch
+            lr = set_learning_rate(state.optimizer, rate_at(step_of_schedule))
+
+            # Dropout follows from seed, step and rank, so that a resumed run draws the same.
+            seed_step(seed=experiment.seed, step=progress.step, rank=processes.rank)
+            state.keep_buffers()
+
+            # A labelled pixel counts the same on whichever rank it lies: all ranks divide by the
+            # number of labelled pixels of the whole step.
+            labelled = count_labelled(batches, ignore_label=validation_files.spec.ignore_label)
+            valid_pixels = processes.sum(labelled.to(device))
+
+            # Forward and backward for each of the batches whose gradients add up to this step.
+            # The ranks exchange gradients in the last backward only.
+            terms_of_batches = []
+            for number, batch in enumerate(batches, start=1):
+                image, label = build.prepared(config, batch, epoch=progress.epoch, device=device)
+                with no_sync(model, last=number == len(batches)):
+                    with torch.autocast(device.type, dtype=half, enabled=half is not None):
+                        prediction = model(image, keep_scales=criterion.needs_scales)
+                    terms = criterion(
+                        prediction,
+                        label,
+                        valid_pixels=valid_pixels,
+                        parts=processes.world_size * len(batches),
+                    )
+                    loss = torch.stack(list(terms.values())).sum() / len(batches)
+                    state.scaler.scale(loss).backward()
+                terms_of_batches.append(terms)
+            terms = mean_terms(terms_of_batches)
+
+            # Whether to use the gradients, to save and to stop is decided by all ranks together.
+            # One that left out a step or left the loop alone would keep the others waiting in
+            # their next exchange of gradients until the timeout.
+            norm = state.gradient_norm()
+            loss_is_bad = ~torch.isfinite(torch.stack(list(terms.values())).sum())
+            minutes = (time.monotonic() - saved_at) / 60
+            save_is_due = processes.is_main and minutes > runtime.checkpoint_minutes
+            bad_loss, bad_gradient, stop, save_now = processes.any(
+                loss_is_bad, ~torch.isfinite(norm), stop_signal.asked, save_is_due
+            )
+
+            # A loss scale of fp16 that proves too large is usual, and the scaler lowers it itself.
+            if bad_loss or (bad_gradient and not state.overflow_is_usual()):
+                state.skip_step()
+                skipped.note(progress.step, batches, terms, own=bool(loss_is_bad))
+            else:
+                skipped.clear()
+                clip_gradients(state.model, norm, largest=optim.clip_norm)
+                state.step()
+
+            # The model's own method, because apex's FusedSGD knows no set_to_none.
+            state.model.zero_grad(set_to_none=True)
+            progress.step += 1
+            progress.step_in_epoch += 1
+            trace.step()
+
+            # What the step was like, and what is due after it.
+            images = len(batches) * config.data.batch_size
+            attention = build.attention_means(prediction, train_scales)
+            reading = meter.step(terms, attention, images=images, lr=lr, epoch=progress.epoch)
+            if dry_run:
+                return report_costs(config, state, processes, meter, terms, began=began)
+            if reading is not None:
+                logbook.row("train", progress.step, {"epoch": progress.epoch, **reading})
+            if stop or save_now:
+                save(state, run.checkpoints, config, validation_files, processes)
+                saved_at = time.monotonic()
+            if stop:
+                step = progress.step
+                logger.warning("stopped by a signal after step %d; go on with --resume", step)
+                logbook.close()
+                return stop_signal.status
+
+        # 4. The end of an epoch. The checkpoint comes before the validation, so that nothing that
+        #    fails there loses what was learnt.
+        progress.epoch += 1
+        progress.step_in_epoch = 0
+        progress.to_validate = validation.is_due_after(progress.epoch)
         with meter.paused():
-            save(job)
-            if progress.to_validate:
-                validate(job)
-    logger.info("%s\n%s\n%s", meter.close(), progress.summary(), job.run.next_commands())
+            save(state, run.checkpoints, config, validation_files, processes)
+            saved_at = time.monotonic()
+            validation.run_if_due(state, logbook, run.checkpoints)
+
+    logger.info("%s\n%s\n%s", meter.close(), progress.summary(), run.next_commands())
+    logbook.close()
     return 0
 
 
-def dry_run(job: Job) -> int:
-    """One training step and one validation batch, and what they cost; nothing is written."""
-    dtype, device = parameter_dtype(job.config.runtime.precision), job.processes.device
-    lines = describe_network(
-        job.model, torch.zeros(1, 3, *job.config.data.crop, device=device, dtype=dtype)
+def groups_of(batches: Iterable[dict[str, Any]], size: int) -> Iterator[tuple[dict[str, Any], ...]]:
+    """`batches`, `size` at a time; what is left at the end of an epoch makes no step."""
+    group: list[dict[str, Any]] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield tuple(group)
+            group = []
+
+
+def count_labelled(batches: Sequence[dict[str, Any]], *, ignore_label: int) -> Tensor:
+    """Pixels of all batches that have a label, int64 scalar on the host."""
+    return torch.stack([(batch["label"] != ignore_label).sum() for batch in batches]).sum()
+
+
+def mean_terms(terms_of_batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of every loss term over the batches of a step, detached."""
+    count = len(terms_of_batches)
+    means: dict[str, Tensor] = {}
+    for terms in terms_of_batches:
+        for name, term in terms.items():
+            means[name] = means.get(name, 0) + term.detach() / count
+    return means
+
+
+def clip_gradients(model: nn.Module, norm: Tensor, *, largest: float | None) -> None:
+    """Scale gradients of norm `norm` down to the largest that is allowed; None allows any."""
+    if largest is not None:
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
+
+
+class Validation:
+    """Scores the validation split during a training.
+
+    The weights that count are those that optim.ema_decay averages, when it is set.
+    """
+
+    def __init__(self, config: Config, files: Files, criterion: Any, processes: Processes) -> None:
+        self.config = config
+        self.files = files
+        self.criterion = criterion
+        self.processes = processes
+        self.options = build.inference_options(config.eval)
+
+    def is_due_after(self, epoch: int) -> bool:
+        """Whether the split is scored when `epoch` epochs are done; at the end it always is."""
+        is_last = epoch == self.config.optim.epochs
+        return is_last or epoch % self.config.runtime.val_every == 0
+
+    def rehearse(self, state: TrainingState) -> None:
+        """Evaluate one batch on each rank and forget the result."""
+        loader = build.split_loader(self.config, self.files, self.processes, workers=0)
+        first = next(iter(loader), None)
+
+        # With more ranks than images a rank has none, and takes part all the same.
+        batches = [] if first is None else [first]
+        own_images = sum(len(batch["names"]) for batch in batches)
+        images = self.processes.sum(torch.tensor(own_images, device=self.processes.device))
+        self._score(state, batches, images=int(images), show=False)
+
+    def run_if_due(
+        self, state: TrainingState, logbook: Logbook, checkpoints: CheckpointFolder
+    ) -> None:
+        """Score the split if an epoch ended unscored; note the result and keep the best weights."""
+        config, progress = self.config, state.progress
+        network: Any = state.model
+        if not progress.to_validate:
+            return
+
+        loader = build.split_loader(config, self.files, self.processes)
+        result = self._score(state, loader, images=len(self.files), show=True)
+        miou = result.matrix.miou()
+        progress.to_validate = False
+
+        is_last = progress.epoch == config.optim.epochs
+        if is_last or progress.epoch % config.runtime.image_every == 0:
+            with state.evaluated_weights():
+                logbook.picture(
+                    "val",
+                    progress.step,
+                    lambda: example_panel(network, self.files, self.options),
+                )
+        logger.info(
+            "epoch %d: val mIoU %.1f %% at %s, %d images",
+            progress.epoch,
+            100 * miou,
+            self.options.describe(),
+            result.images,
+        )
+
+        row = {
+            "epoch": progress.epoch,
+            "miou": miou,
+            "loss": result.loss,
+            "iou": per_class(self.files.spec, result.matrix),
+        }
+        logbook.row("val", progress.step, row)
+        if miou <= progress.best_miou and config.runtime.best_weights == "miou":
+            return
+
+        # Every rank knows the best score; one writes the weights that reached it.
+        progress.best_miou, progress.best_epoch = miou, progress.epoch
+        if self.processes.is_main:
+            identity = build.checkpoint_identity(config, self.files)
+            checkpoints.save_best({"model": state.weights(), **row, **identity})
+
+    def _score(
+        self, state: TrainingState, loader: Iterable[dict[str, Any]], *, images: int, show: bool
+    ) -> Evaluation:
+        """Evaluate `images` images, counted over all ranks."""
+        network: Any = state.model
+        with state.evaluated_weights(), build.explained(self.config, "validation"):
+            return evaluate(
+                network,
+                loader,
+                spec=self.files.spec,
+                options=self.options,
+                processes=self.processes,
+                images=images,
+                criterion=self.criterion.main,
+                show=show,
+            )
+
+
+def save(
+    state: TrainingState,
+    checkpoints: CheckpointFolder,
+    config: Config,
+    files: Files,
+    processes: Processes,
+) -> None:
+    """Write a checkpoint from which training goes on as if it had not stopped."""
+    if processes.is_main:
+        identity = build.checkpoint_identity(config, files)
+        checkpoints.save(state.progress.step, {**state.content(), **identity})
+
+
+def report_costs(
+    config: Config,
+    state: TrainingState,
+    processes: Processes,
+    meter: Meter,
+    terms: dict[str, Tensor],
+    *,
+    began: float,
+) -> int:
+    """Say what the step of a dry run cost, which began at `began`; returns the exit status."""
+    seconds = time.monotonic() - began
+    meter.close()
+
+    device = processes.device
+    crop = torch.zeros(
+        1, 3, *config.data.crop, device=device, dtype=parameter_dtype(config.runtime.precision)
     )
-    start, batches = time.monotonic(), next(iter(micro_batches(job)))
-    loaded = time.monotonic()
-    totals, *_ = take_step(job, batches)
-    seconds, images = (
-        time.monotonic() - loaded,
-        job.processes.world_size * sum(len(batch["names"]) for batch in batches),
-    )
-    rehearse(job)
+    lines = describe_network(state.model, crop)
     lines += describe_step(
-        totals, seconds=seconds, images=images, loading_s=loaded - start, device=device
+        terms,
+        seconds=seconds,
+        images=config.data.batch_size * config.optim.accumulate * processes.world_size,
+        loading_s=meter.waited_in_all,
+        device=device,
     )
     logger.info("%s", "\n".join(lines))
     return 0
-
-
-def main(arguments: argparse.Namespace) -> int:
-    """Join the processes, build, then train or only try one step of each kind."""
-    config: Config = arguments.resolved
-    resume = arguments.resume or restarted()
-    with join(
-        device=config.runtime.device, timeout_minutes=config.runtime.timeout_minutes
-    ) as processes:
-        job = set_up(config, processes, resume=resume, write=not arguments.dry_run)
-        if resume:
-            restore(job.state, job.run.checkpoints, processes)
-        job.state.progress.fit_batch(
-            config.data.batch_size * processes.world_size * config.optim.accumulate
-        )
-        with (
-            assemble.explained(config, "training"),
-            Trace(job.run.folder, enabled=config.runtime.profile and processes.is_main) as trace,
-        ):
-            if arguments.dry_run:
-                return dry_run(job)
-            job.logbook.begin(
-                dump(config),
-                first_step=job.state.progress.step,
-                to_validate=job.state.progress.to_validate,
-            )
-            job.stop.listen()
-            status = train(job, trace)
-            job.logbook.close()
-        return status
-
-
-def command(argv: list[str] | None = None) -> int:
-    """The command line: parse, run, and end with one sentence and status 2 where the user is mistaken."""
-    arguments = parse_arguments(argv)
-    arguments.resolved = resolve_or_exit(
-        arguments.config, arguments.overrides, only_print=arguments.print_config
-    )
-    return run_door(recorded(lambda: main(arguments)), user_errors=lambda: assemble.USER_ERRORS)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from .binary import binary_cross_entropy
 from .boundary import relaxed_boundary_loss
-from .criterion import LOSSES, PRESETS, Criterion, build_criterion
-from .cross_entropy import (
-    bootstrapped_cross_entropy,
-    class_weights_from_counts,
-    cross_entropy,
-    ohem_cross_entropy,
-)
+from .criterion import LOSSES, Criterion, build_criterion
+from .cross_entropy import class_weights_from_counts, cross_entropy
+from .hard_pixels import bootstrapped_cross_entropy, ohem_cross_entropy
 from .pixels import LossError
 from .rmi import rmi_loss, weighted_rmi_loss
 
 __all__ = [
     "LOSSES",
-    "PRESETS",
     "Criterion",
     "LossError",
     "binary_cross_entropy",

@@ -1,49 +1,62 @@
-"""What the per-pixel losses share: which pixels count, how a sum becomes a mean, and blocks of rows."""
+"""What the losses share: which pixels count, and how a sum over pixels becomes a mean."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from .sources import Maps
-
-# Elements of the class maps in one block. On the CPU a block and its temporaries should stay in a core's cache; on a
-# GPU a block should be large enough that starting kernels costs nothing, and small beside the logits of a crop.
-# Rendered blocks share rows of the maps they are rendered from, hence larger ones, and no fewer than so many rows.
-CPU_BLOCK_ELEMENTS = 2**18
-GPU_BLOCK_ELEMENTS = 2**24
-RENDERED_BLOCK = 2
-RENDERED_ROWS = 16
+from hmsa.utils.words import UserError
 
 
-class LossError(ValueError):
+class LossError(UserError, ValueError):
     """A mistake in what the user asked of the losses, in one sentence that says what to do."""
 
 
-def valid_mask(label: Tensor, *, num_classes: int, ignore_label: int = 255) -> Tensor:
+def check_shapes(logits: Tensor, label: Tensor) -> None:
+    """Check that `logits` is floating point [N, C, H, W] and `label` integer [N, H, W].
+
+    Raises:
+        LossError: one of them has another shape or dtype.
+    """
+    if len(logits.shape) != 4 or not logits.dtype.is_floating_point:
+        raise LossError(
+            f"logits must be floating point [N, C, H, W], not {logits.dtype} {list(logits.shape)}."
+        )
+
+    expected = [logits.shape[0], *logits.shape[2:]]
+    if list(label.shape) != expected or label.is_floating_point():
+        raise LossError(
+            f"label must be integer {expected} to match the logits, not {label.dtype} "
+            f"{list(label.shape)}."
+        )
+
+
+def valid_mask(label: Tensor, *, num_classes: int, ignore_label: int) -> Tensor:
     """Where `label` [N, H, W] names one of the classes and is not `ignore_label`; bool, same shape.
 
-    Every other value counts as ignored, as in the authors' definition (their mask is label < C).
+    Every value that is no class counts as ignored, as in the authors' code (their mask is
+    label < C).
     """
     valid = torch.ones_like(label, dtype=torch.bool)
-    limit = (
-        256 if label.dtype == torch.uint8 else math.inf
-    )  # torch compares uint8 with a number modulo 256
+
+    # torch compares a uint8 tensor with a number modulo 256, so larger numbers are left out.
+    limit = 256 if label.dtype == torch.uint8 else math.inf
     if num_classes < limit:
         valid &= label < num_classes
     if label.dtype != torch.uint8:
         valid &= label >= 0
+
+    # An ignore label beyond the classes is excluded already.
     if 0 <= ignore_label < min(num_classes, limit):
         valid &= label != ignore_label
     return valid
 
 
 def class_index(label: Tensor, valid: Tensor) -> Tensor:
-    """`label` as an int64 index that is 0 where the pixel is not valid, for gather and scatter; same shape."""
+    """`label` as an int64 index for gather and scatter, 0 where it is not valid; same shape."""
     return torch.where(valid, label, 0).long()
 
 
@@ -51,76 +64,43 @@ def mean_over_pixels(
     total: Tensor,
     valid: Tensor,
     *,
-    valid_pixels: Tensor | int | None = None,
-    parts: int = 1,
+    valid_pixels: Tensor | int | None,
+    parts: int,
     added: int = 0,
 ) -> Tensor:
-    """`parts * total / (valid pixels + added)`, where `total` is the sum over the valid pixels of this part of a batch.
+    """`parts * total / (valid pixels + added)`: a sum over pixels as part of a batch's mean.
 
-    valid_pixels: number of valid pixels of the whole batch, over all processes and accumulated micro-batches; None
-    takes the count of `valid`, right when this part is the whole. parts: in how many equal parts the batch was cut, so
-    that the mean over the parts is the loss of the whole batch. Without any valid pixel the result is zero.
+    A batch may be divided among processes and micro-batches. The mean over all parts of what this
+    returns is the loss of the whole batch, however it was divided.
+
+    Args:
+        total: sum over the valid pixels of this part of the batch.
+        valid: bool [N, H, W], the valid pixels of this part.
+        valid_pixels: number of valid pixels of the whole batch; None takes the count of `valid`,
+            which is right when this part is the whole.
+        parts: into how many equal parts the batch was divided.
+        added: a constant beside the number of pixels.
+
+    Returns:
+        A scalar with the dtype of `total`; zero when no pixel is valid.
     """
     if valid_pixels is None:
         valid_pixels = valid.sum()
+
+    # A count on the device stays there: to read it would make the host wait.
     if isinstance(valid_pixels, Tensor):
         count = (valid_pixels.to(total.device) + added).clamp(min=1).to(total.dtype)
         return parts * total / count
     return parts * total / max(valid_pixels + added, 1)
 
 
-def check_shapes(logits: Maps, label: Tensor) -> None:
-    """Raise LossError unless `logits` is floating [N, C, H, W] and `label` integer [N, H, W]."""
-    if len(logits.shape) != 4 or not logits.dtype.is_floating_point:
-        raise LossError(
-            f"logits must be floating point [N, C, H, W], not {logits.dtype} {list(logits.shape)}."
-        )
-    expected = [logits.shape[0], *logits.shape[2:]]
-    if list(label.shape) != expected or label.is_floating_point():
-        raise LossError(
-            f"label must be integer {expected} to match the logits, not {label.dtype} {list(label.shape)}."
-        )
-
-
-def computing_dtype(logits: Maps) -> torch.dtype:
-    """fp64 for fp64 logits and fp32 for everything else: half precision is widened block by block, never as a whole."""
+def computing_dtype(logits: Tensor) -> torch.dtype:
+    """The dtype that losses compute in: fp64 for fp64 logits, fp32 for all others."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Inside, operations on `device` keep the dtype they are given."""
+    """A context in which operations on `device` keep the dtype that they are given."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
-
-
-def block_elements(device: torch.device) -> int:
-    """How many elements a block should have on `device`."""
-    return CPU_BLOCK_ELEMENTS if device.type == "cpu" else GPU_BLOCK_ELEMENTS
-
-
-def row_blocks(
-    shape: Sequence[int],
-    device: torch.device,
-    *,
-    window: int = 1,
-    padding: int = 0,
-    rendered: bool = False,
-) -> Iterator[tuple[slice, slice]]:
-    """Cut logits of `shape` [N, C, H, W] into blocks, as (slice of images, slice of rows): whole images if small.
-
-    No block but the last ends inside a pooling window, the windows being `window` rows high and starting `padding`
-    rows above the image. Blocks of `rendered` logits hold rows of all images.
-    """
-    images, classes, height, width = shape
-    elements = block_elements(device) * (RENDERED_BLOCK if rendered else 1)
-    images_per_block = images if rendered else max(elements // max(classes * height * width, 1), 1)
-    rows_per_block = max(
-        elements // max(images_per_block * classes * width, 1), RENDERED_ROWS if rendered else 1
-    )
-    rows_per_block = -(-min(rows_per_block, height + padding) // window) * window
-    for first_image in range(0, images, max(images_per_block, 1)):
-        chosen = slice(first_image, min(first_image + images_per_block, images))
-        for first in range(-padding, height, rows_per_block):
-            if first + rows_per_block > 0:
-                yield chosen, slice(max(first, 0), min(first + rows_per_block, height))

@@ -1,36 +1,61 @@
-"""The RMI loss (Zhao et al., Region Mutual Information Loss, NeurIPS 2019), as the paper's runs use it.
+"""Region mutual information (RMI): the loss of the paper's main runs.
 
-loss = weight * bce + (1 - weight) * rmi. The second term may be negative, and so may the loss: a class without error
-has rmi = 0.5 ln(5e-4) = -3.80.
+Source: Zhao et al., Region Mutual Information Loss for Semantic Segmentation, NeurIPS 2019
+(https://arxiv.org/abs/1910.12037).
+
+A per-pixel loss judges each pixel alone. RMI also asks whether neighbouring pixels go together in
+the prediction as they do in the label:
+
+1. The one-hot label map and the probability map of a class are pooled to a quarter of the
+   resolution. Every 3 x 3 region of a pooled map, read as a vector, is a point in 9 dimensions. So
+   each image and class has a cloud of label points y and a cloud of probability points p, in pairs.
+2. How much does p tell about y? Their mutual information is I(y; p) = H(y) - H(y | p). The entropy
+   H(y) does not depend on the network. H(y | p) is at most that of a normal distribution with the
+   covariance that y has left when p is known,
+
+       M = S_y - S_yp S_p^-1 S_yp^T,
+
+   which is 0.5 logdet(M) plus a constant (S_y and S_p are the covariances of y and p, S_yp the
+   covariance of both).
+3. So 0.5 logdet(M) is, up to a constant, the negative of a lower bound of the mutual information.
+   It is the term that is minimised. It may be negative, and so may the loss: a class without an
+   error, or without a pixel, has 0.5 ln(5e-4) = -3.80, since 5e-4 stands on the diagonal of M.
+
+Binary cross-entropy joins it, because the covariances do not see a constant shift of probabilities:
+
+    loss = weight * bce + (1 - weight) * rmi.
+
+`loss/reference.py` is the same in plain PyTorch, `loss/fast` what computes it here.
 """
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .binary import binary_cross_entropy, binary_terms, pooled_size
+from .binary import binary_cross_entropy
+from .fast.binary_terms import binary_terms
+from .fast.pooling import pixels_per_window, window_areas
+from .fast.region_information import PooledMaps, region_information
 from .pixels import (
     LossError,
     check_shapes,
     class_index,
     computing_dtype,
     mean_over_pixels,
-    row_blocks,
     valid_mask,
     without_autocast,
 )
-from .region import region_information
-from .sources import Maps, whole
 
 Pool = Literal["avg", "max", "interp"]
 
 
 def rmi_loss(
-    logits: Maps,
+    logits: Tensor,
     label: Tensor,
     *,
     num_classes: int,
@@ -44,125 +69,141 @@ def rmi_loss(
     valid_pixels: Tensor | int | None = None,
     parts: int = 1,
 ) -> dict[str, Tensor]:
-    """The two terms of the loss, unweighted: {"bce": ..., "rmi": ...}, scalars.
+    """Both terms of the loss, unweighted.
 
-    logits: floating [N, C, H, W]; label: integer [N, H, W]. "bce" is `binary_cross_entropy`. "rmi": one-hot labels and
-    masked probabilities sigmoid(z) + `probability_epsilon` are pooled with size and stride `pool_size` and padding
-    `pool_size // 2` ("avg" counts the padding; "interp" instead takes nearest labels and bilinear probabilities; size 1
-    pools nothing); `region_information` of windows of `radius` x `radius` is averaged over images, divided by
-    radius^2, and summed over classes. `covariance_epsilon` stands on the diagonals, `log_epsilon` in the logarithm.
-    valid_pixels, parts: see `pixels.mean_over_pixels`; "rmi" is a mean over images and needs neither.
-    Both are fp64 for fp64 logits and fp32 otherwise, finite for any finite logits.
+    Args:
+        logits: floating point [N, C, H, W].
+        label: integer [N, H, W].
+        num_classes: C.
+        ignore_label: pixels of this label do not count; label and probability are 0 there.
+        radius: side of a region, in pixels of the pooled maps.
+        pool: how maps are made smaller: "avg" and "max" pool with padding `pool_size // 2`, which
+            counts in the average; "interp" takes nearest labels and bilinear probabilities.
+        pool_size: size and stride of the pooling; 1 pools nothing.
+        probability_epsilon: added to every probability.
+        covariance_epsilon: added to the diagonals of S_p and M.
+        log_epsilon: added inside the logarithm of the determinant.
+        valid_pixels: see `pixels.mean_over_pixels`; "rmi", a mean over images, does not need it.
+        parts: see `pixels.mean_over_pixels`; the same.
+
+    Returns:
+        {"bce": `binary_cross_entropy`, "rmi": 0.5 logdet(M) / radius^2, averaged over images and
+        summed over classes}. Scalars, fp64 for fp64 logits and fp32 otherwise, finite for all
+        finite logits.
+
+    Raises:
+        LossError: a setting is not possible, or the shapes do not fit each other.
     """
     check_shapes(logits, label)
     if logits.shape[1] != num_classes:
         raise LossError(f"logits have {logits.shape[1]} classes, but num_classes is {num_classes}.")
-    check_rmi(radius=radius, pool=pool, pool_size=pool_size)
+    check_rmi_settings({"radius": radius, "pool": pool, "pool_size": pool_size})
     valid = valid_mask(label, num_classes=num_classes, ignore_label=ignore_label)
+    counts: dict[str, Any] = {"valid_pixels": valid_pixels, "parts": parts}
+
     with without_autocast(logits.device):
+        # The first term, and the pooled maps of label and probability. With averages, one pass
+        # over the logits gives both. The probability is kept as its error beside the label, which
+        # has digits that an fp32 probability near 1 has lost.
         if pool == "avg":
             total, error = binary_terms(logits, label, valid, pool_size=pool_size)
-            bce = mean_over_pixels(total, valid, valid_pixels=valid_pixels, parts=parts, added=1)
-            one_hot = (
-                _label_counts(label, valid, num_classes, pool_size).to(error.dtype) / pool_size**2
-            )
-            covered = [_coverage(length, pool_size, label.device) for length in label.shape[1:]]
-            offset = covered[0][:, None] * covered[1] * (probability_epsilon / pool_size**2)
+            bce = mean_over_pixels(total, valid, added=1, **counts)
+            maps = _averaged_maps(error, label, valid, pool_size, probability_epsilon)
         else:
-            bce = binary_cross_entropy(
-                logits, label, ignore_label=ignore_label, valid_pixels=valid_pixels, parts=parts
-            )
-            masked = (
-                whole(logits).to(computing_dtype(logits)).sigmoid() * valid[:, None]
-                + probability_epsilon
-            )
-            one_hot = (
-                functional.one_hot(class_index(label, valid), num_classes).movedim(-1, 1)
-                * valid[:, None]
-            )
-            one_hot, probability = _pool(one_hot.to(masked.dtype), masked, pool, pool_size)
-            error, offset = (
-                probability - one_hot,
-                one_hot.new_zeros(one_hot.shape[2:], dtype=torch.float64),
-            )
-        bound = region_information(
-            error,
-            one_hot,
-            offset,
+            bce = binary_cross_entropy(logits, label, ignore_label=ignore_label, **counts)
+            maps = _pooled_maps(logits, label, valid, pool, pool_size, probability_epsilon)
+
+        # The second term: 0.5 logdet(M) of each image and class, [N, C].
+        half_logdet = region_information(
+            maps,
             radius=radius,
             covariance_epsilon=covariance_epsilon,
             log_epsilon=log_epsilon,
         )
-        return {"bce": bce, "rmi": (bound.mean(0).sum() / radius**2).to(bce.dtype)}
+        rmi = half_logdet.mean(0).sum() / radius**2
+        return {"bce": bce, "rmi": rmi.to(bce.dtype)}
 
 
 def weighted_rmi_loss(
-    logits: Maps,
+    logits: Tensor,
     label: Tensor,
     *,
     num_classes: int,
     weight: float = 0.5,
     lambda_way: int = 1,
-    **constants: object,
+    **settings: Any,
 ) -> dict[str, Tensor]:
-    """The terms of `rmi_loss` (its further keywords are `constants`) with their weights; their sum is the loss.
+    """Both terms of the loss with their weights; their sum is the loss.
 
-    lambda_way 1: weight * bce + (1 - weight) * rmi, as in the paper's runs. 0: bce + weight * rmi.
+    Args:
+        logits: floating point [N, C, H, W].
+        label: integer [N, H, W].
+        num_classes: C.
+        weight: the lambda of the paper.
+        lambda_way: 1 is weight * bce + (1 - weight) * rmi, as in the paper's runs; 0 is
+            bce + weight * rmi.
+        settings: further keywords of `rmi_loss`.
+
+    Returns:
+        {"bce": ..., "rmi": ...}, scalars.
     """
-    check_rmi(lambda_way=lambda_way)
-    terms = rmi_loss(logits, label, num_classes=num_classes, **constants)  # type: ignore[arg-type]
+    check_rmi_settings({"lambda_way": lambda_way})
+    terms = rmi_loss(logits, label, num_classes=num_classes, **settings)
     if lambda_way == 0:
         return {"bce": terms["bce"], "rmi": weight * terms["rmi"]}
     return {"bce": weight * terms["bce"], "rmi": (1 - weight) * terms["rmi"]}
 
 
-def check_rmi(
-    *, radius: int = 3, pool: str = "avg", pool_size: int = 4, lambda_way: int = 1, **_: object
-) -> None:
-    """Raise LossError for settings that RMI does not have."""
-    if pool not in get_args(Pool):
-        raise LossError(f"pool must be one of {', '.join(get_args(Pool))}, not {pool!r}.")
-    if radius < 1 or pool_size < 1:
-        raise LossError(f"radius and pool_size must be at least 1, not {radius} and {pool_size}.")
-    if lambda_way not in (0, 1):
-        raise LossError(f"lambda_way must be 0 or 1, not {lambda_way}.")
+def check_rmi_settings(settings: Mapping[str, Any]) -> None:
+    """Check keywords of RMI, those that are given.
+
+    Raises:
+        LossError: RMI does not have such a setting.
+    """
+    pools = get_args(Pool)
+    if "pool" in settings and settings["pool"] not in pools:
+        raise LossError(f"pool must be one of {', '.join(pools)}, not {settings['pool']!r}.")
+    for name in ("radius", "pool_size"):
+        if name in settings and settings[name] < 1:
+            raise LossError(f"{name} must be at least 1, not {settings[name]}.")
+    if "lambda_way" in settings and settings["lambda_way"] not in (0, 1):
+        raise LossError(f"lambda_way must be 0 or 1, not {settings['lambda_way']}.")
 
 
-def _label_counts(label: Tensor, valid: Tensor, num_classes: int, pool_size: int) -> Tensor:
-    """How many pixels of each class lie in each pooling window, int32 [N, C, h, w]; no one-hot map of full size."""
-    images, height, width = label.shape
-    rows, columns = pooled_size(height, pool_size), pooled_size(width, pool_size)
-    row = (torch.arange(height, device=label.device) + pool_size // 2) // pool_size
-    column = (torch.arange(width, device=label.device) + pool_size // 2) // pool_size
-    inside = (row < rows)[:, None] & (column < columns)
-    place = row.clamp(max=rows - 1)[:, None] * columns + column.clamp(max=columns - 1)
-    counts = torch.zeros(
-        images, num_classes * rows * columns, dtype=torch.int32, device=label.device
-    )
-    for block, lines in row_blocks((images, 1, height, width), label.device):
-        counted = valid[block, lines] & inside[lines]
-        index = class_index(label[block, lines], counted).mul_(rows * columns).add_(place[lines])
-        counts[block].scatter_add_(1, index.flatten(1), counted.flatten(1).int())
-    return counts.view(images, num_classes, rows, columns)
+def _averaged_maps(
+    error: Tensor, label: Tensor, valid: Tensor, pool_size: int, probability_epsilon: float
+) -> PooledMaps:
+    """The maps after average pooling, from the pooled errors sigmoid(logits) - onehot."""
+    counts = pixels_per_window(label, valid, error.shape[1], pool_size)
+    one_hot = counts.to(error.dtype) / pool_size**2
+
+    # The epsilon of each pixel is averaged too: padding has none.
+    height, width = label.shape[1:]
+    areas = window_areas(height, width, pool_size, label.device)
+    return PooledMaps(one_hot, error, areas * (probability_epsilon / pool_size**2))
 
 
-def _coverage(length: int, pool_size: int, device: torch.device) -> Tensor:
-    """How many pixels of a line of `length` lie in each pooling window, fp64 [pooled length]; fewer at the padding."""
-    first = torch.arange(pooled_size(length, pool_size), device=device) * pool_size - pool_size // 2
-    return ((first + pool_size).clamp(max=length) - first.clamp(min=0)).double()
+def _pooled_maps(
+    logits: Tensor,
+    label: Tensor,
+    valid: Tensor,
+    pool: Pool,
+    pool_size: int,
+    probability_epsilon: float,
+) -> PooledMaps:
+    """The maps after another kind of pooling than averaging, which needs them at full size."""
+    mask = valid[:, None]
+    probability = logits.to(computing_dtype(logits)).sigmoid() * mask + probability_epsilon
+    one_hot = functional.one_hot(class_index(label, valid), logits.shape[1]).movedim(-1, 1) * mask
+    one_hot = one_hot.to(probability.dtype)
 
+    if pool_size > 1 and pool == "max":
+        one_hot = functional.max_pool2d(one_hot, pool_size, pool_size, pool_size // 2)
+        probability = functional.max_pool2d(probability, pool_size, pool_size, pool_size // 2)
+    elif pool_size > 1:
+        size = [max(length // pool_size, 1) for length in label.shape[1:]]
+        one_hot = functional.interpolate(one_hot, size, mode="nearest")
+        probability = functional.interpolate(probability, size, mode="bilinear", align_corners=True)
 
-def _pool(one_hot: Tensor, probability: Tensor, pool: Pool, size: int) -> tuple[Tensor, Tensor]:
-    """One-hot labels and probabilities [N, C, H, W] at a `size`-th of the resolution, by another way than averaging."""
-    if size == 1:
-        return one_hot, probability
-    if pool == "max":
-        return (
-            functional.max_pool2d(one_hot, size, size, size // 2),
-            functional.max_pool2d(probability, size, size, size // 2),
-        )
-    target = [max(length // size, 1) for length in probability.shape[2:]]
-    return (
-        functional.interpolate(one_hot, target, mode="nearest"),
-        functional.interpolate(probability, target, mode="bilinear", align_corners=True),
-    )
+    nothing = one_hot.new_zeros(one_hot.shape[2:], dtype=torch.float64)
+    return PooledMaps(one_hot, probability - one_hot, nothing)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from .prediction import Prediction
 from .trunks.trunk import Trunk
 
 Size = tuple[int, int]  # (height, width) in pixels
+ScalePair = tuple[float, float]  # a scale and the next higher one of a list
 
 # Beyond these an image is nothing, or takes the memory of hundreds: a slip of the keyboard.
 SMALLEST_SCALE, LARGEST_SCALE = 1 / 64, 16.0
@@ -121,6 +123,25 @@ class MultiScaleModel(nn.Module):
         self.align_corners = align_corners
         self.train_scales = train_scales
         self.fuse_at = fuse_at
+        self.frozen_parts: tuple[str, ...] = ()
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Train no parameter of `parts`, such as "trunk" and "decoder", from now on.
+
+        Their batch norms stay in evaluation mode, so that the statistics do not change either. No
+        gradient is computed below the lowest part that is trained, which makes steps cheap.
+        """
+        self.frozen_parts = tuple(parts)
+        for name in self.frozen_parts:
+            self.get_submodule(name).requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, but frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen_parts:
+            self.get_submodule(name).eval()
+        return self
 
     def forward(
         self, image: Tensor, *, scales: Sequence[float] | None = None, keep_scales: bool = False
@@ -210,13 +231,19 @@ class Single(MultiScaleModel):
 
 
 class Hierarchical(MultiScaleModel):
-    """The paper's model: the lower scale of a pair decides how much the higher one counts."""
+    """The paper's model: the lower scale of a pair decides how much the higher one counts.
+
+    `attention_bias` may hold a number for a pair of scales, which is added to the attention's
+    scores before the sigmoid wherever these two are neighbours in the list of scales. It is empty
+    in training and for published weights; `calibration` fits it.
+    """
 
     multiscale = "hierarchical"
 
     def __init__(self, *, attention: nn.Module, **parts: object) -> None:
         super().__init__(**parts)  # type: ignore[arg-type]
         self.attention = attention
+        self.attention_bias: dict[ScalePair, float] = {}
 
     def predict_scales(
         self, image: Tensor, scales: Sequence[float], *, keep_scales: bool = False
@@ -228,18 +255,27 @@ class Hierarchical(MultiScaleModel):
             attended = set(scales)
 
         # In training from low to high as the authors do, for the running statistics of batch norm.
+        biases = self.biases_of(scales)
         result = {}
         for scale in sorted(scales, reverse=not self.training):
             decoded = self.decode_at(image, scale)
             attention = None
             if scale in attended:
-                attention = self.attend(decoded.features, decoded.logits)
+                attention = self.attend(decoded.features, decoded.logits, bias=biases.get(scale))
             result[scale] = as_prediction(decoded, attention)
         return result
 
-    def attend(self, features: Tensor, logits: Tensor) -> Tensor:
+    def biases_of(self, scales: Sequence[float]) -> dict[float, float]:
+        """The attention bias of each scale that has one for its next higher scale in `scales`."""
+        pairs = adjacent_pairs(scales)
+        return {pair[0]: self.attention_bias[pair] for pair in pairs if pair in self.attention_bias}
+
+    def attend(self, features: Tensor, logits: Tensor, *, bias: float | None = None) -> Tensor:
         """Attention `[N, 1, h, w]` in (0, 1), where fusion is at features at the size of logits."""
-        attention = torch.sigmoid(at_least_float32(self.attention(features)))
+        scores = at_least_float32(self.attention(features))
+        if bias is not None:
+            scores = scores + bias
+        attention = torch.sigmoid(scores)
         if self.fuse_at == "features":
             attention = resize(attention, logits.shape[-2:], align_corners=self.align_corners)
         return attention
@@ -271,6 +307,7 @@ class HierarchicalDual(Hierarchical):
         if self.training:
             decoded = {scale: self.decode_at(image, scale) for scale in reversed(order)}
 
+        biases = self.biases_of(scales)
         result = {}
         higher: Tensor | None = None
         for scale in order:
@@ -278,7 +315,7 @@ class HierarchicalDual(Hierarchical):
             attention = None
             if higher is not None:
                 both = self.concatenate([own.features, higher])
-                attention = self.attend(both, own.logits)
+                attention = self.attend(both, own.logits, bias=biases.get(scale))
             higher = own.features
             result[scale] = as_prediction(own, attention)
         return result
@@ -288,6 +325,12 @@ def as_prediction(decoded: Decoded, attention: Tensor | None = None) -> Predicti
     """What a decoder gave for one scale, in at least single precision."""
     aux = None if decoded.aux is None else at_least_float32(decoded.aux)
     return Prediction(logits=at_least_float32(decoded.logits), aux=aux, attention=attention)
+
+
+def adjacent_pairs(scales: Sequence[float]) -> list[ScalePair]:
+    """Each scale with the next higher one of the list, from the lowest."""
+    ascending = sorted(scales)
+    return list(zip(ascending, ascending[1:], strict=False))
 
 
 def scaled_size(size: Sequence[int], scale: float) -> Size:

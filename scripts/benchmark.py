@@ -1,66 +1,83 @@
-"""Measure one part of the house against a straightforward baseline, alternately in one run.
+"""Measure one part of hmsa against a straightforward baseline, alternately in one run.
 
-    python scripts/benchmark.py rmi [--json FILE] [--device cuda] [options of that benchmark; --help lists them]
+    python scripts/benchmark.py NAME [--json FILE] [--device cuda] [options of that benchmark]
+    python scripts/benchmark.py NAME --help
 
-Each benchmark is a file of scripts/benchmarks/ with `add_arguments(parser)` and `run(arguments) -> list of rows`
-(harness.ROW_KEYS). A row may carry a "note", which is printed below the table and not written to the JSON file.
+Each benchmark is a file of scripts/benchmarks/ with `add_arguments(parser)` and
+`run(arguments) -> list of rows` (measuring.harness.ROW_KEYS). A row may carry a "note", which is
+printed below the table and not written to the JSON file.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import torch
 
-from hmsa.engine.command_line import at_least, run_door
-from scripts.benchmarks.harness import ROW_KEYS, Disagreement
+# A script runs from any folder: the checkout it lies in comes before what may be installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hmsa.engine.command_line import at_least, run_command
+from scripts.measuring.harness import (
+    ROW_KEYS,
+    Disagreement,
+    require_place_for_rows,
+    write_rows,
+)
 
 FOLDER = Path(__file__).resolve().parent / "benchmarks"
-NAMES = tuple(sorted(file.stem for file in FOLDER.glob("*.py") if file.stem != "harness"))
+NAMES = tuple(sorted(file.stem for file in FOLDER.glob("*.py")))
 
 
-def main(command_line: Sequence[str] | None = None) -> int:
-    """Run the benchmark that the command line names; exit status 1 when ours and the baseline disagree."""
-    words = list(sys.argv[1:] if command_line is None else command_line)
-    named = words[0] if words and words[0] in NAMES else None
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark that the command line names.
+
+    Returns:
+        The exit status: 1 when ours and the baseline disagree, 2 for a user's mistake.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    named = None
+    if words and words[0] in NAMES:
+        named = words[0]
+
     parser = build_parser(named)
     arguments = parser.parse_args(words)
-    if arguments.json is not None:
-        try:
-            arguments.json.parent.mkdir(parents=True, exist_ok=True)
-            arguments.json.touch()
-        except OSError as error:
-            parser.error(
-                f"--json {arguments.json}: cannot be written ({error.strerror}); name another file"
-            )
+    if named is None:
+        parser.error(f"{arguments.name}: name the benchmark first, before its options")
+    _require_device(parser, arguments.device)
+    return run_command(lambda: measure(arguments))
+
+
+def measure(arguments: argparse.Namespace) -> int:
+    """Run a benchmark, write its rows and print them; returns the exit status."""
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+
+    # A benchmark may take an hour: whether the file can be written is found out before.
+    if arguments.json is not None:
+        require_place_for_rows(arguments.json)
     try:
         rows = importlib.import_module(f"scripts.benchmarks.{arguments.name}").run(arguments)
     except Disagreement as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+    if arguments.json is not None:
+        write_rows(arguments.json, [{key: row[key] for key in ROW_KEYS} for row in rows])
     print(table(rows))
     for row in rows:
         if row.get("note"):
             print(f"{row['name']} {row['size']}: {row['note']}")
-    if arguments.json is not None:
-        arguments.json.write_text(
-            json.dumps([{key: row[key] for key in ROW_KEYS} for row in rows], indent=2) + "\n"
-        )
     return 0
 
 
 def build_parser(named: str | None) -> argparse.ArgumentParser:
-    """The parser of one benchmark's command line; without a name, the one that lists the benchmarks."""
+    """The parser of one benchmark's command line; without a name, one that lists the benchmarks."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -76,14 +93,25 @@ def build_parser(named: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--threads", type=at_least(1), help="torch threads (default: torch's own choice)"
     )
+
+    # Only the named benchmark is imported, so that --help of one does not wait for all.
     if named is not None:
         importlib.import_module(f"scripts.benchmarks.{named}").add_arguments(parser)
     return parser
 
 
+def _require_device(parser: argparse.ArgumentParser, name: str) -> None:
+    """End with one sentence where torch does not know the device or has none of it."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        parser.error(f"--device {name}: cannot be used ({reason})")
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows as aligned columns: seconds, MiB and ratios with three significant figures."""
-    lines = [list(ROW_KEYS)] + [[_cell(row[key]) for key in ROW_KEYS] for row in rows]
+    """The rows as aligned columns: seconds, MiB and ratios with four significant figures."""
+    lines = [list(ROW_KEYS), *([_cell(row[key]) for key in ROW_KEYS] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(ROW_KEYS))]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
@@ -94,15 +122,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def user_errors() -> tuple[type[Exception], ...]:
-    """What ends a measurement in one sentence."""
-    from hmsa.engine import build as assemble
-
-    return assemble.USER_ERRORS
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
 
 
 if __name__ == "__main__":
-    sys.exit(run_door(main, user_errors=user_errors))
+    sys.exit(main())

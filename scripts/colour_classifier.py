@@ -1,10 +1,13 @@
-"""How far does colour alone go? A per-pixel classifier of colours, fitted on train and scored on val beside a network.
+"""How far does colour alone go? A per-pixel classifier of colours beside a network.
 
-    python scripts/colour_classifier.py data/demo [--metrics runs/demo/eval/metrics.json] [--json FILE]
+    python scripts/colour_classifier.py data/demo [--metrics runs/demo/eval/metrics.json]
+                                                  [--json FILE]
 
-The classifier is the best there can be for one pixel at a time: a table that gives each colour the class that it most often has in the training
-labels, with classes weighted by a power of their rarity. Fineness of the table and the power are chosen on a half of the training images that the
-other half has not seen. Training split and validation split become one histogram each of (colour, class), from which all scores are exact.
+The classifier is fitted on train and scored on val. It is the best there can be for one pixel at a
+time: a table that gives each colour the class that it most often has in the training labels, with
+classes weighted by a power of their rarity. Fineness of the table and the power are chosen on a
+half of the training images that the other half has not seen. Training split and validation split
+become one histogram each of (colour, class), from which all scores are exact.
 """
 
 from __future__ import annotations
@@ -24,40 +27,43 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hmsa.datasets import DataError, build_files, read_image, read_label
 from hmsa.datasets.files import Files
+from hmsa.utils.files.writing import write_file
 from hmsa.utils.metrics.scores import iou_of, mean_of
+from hmsa.utils.words import UserError
 
 FINEST_BITS = 5  # of each channel in the histograms
 BITS, POWERS = (3, 4, 5), (0.0, 0.25, 0.5, 0.75, 1.0)
-NEIGHBOURS = 0.5  # weight, in pixels, of what the class shares of the eight times coarser cell say about a cell
+
+# Weight, in pixels, of what the class shares of the eight times coarser cell say about a cell.
+NEIGHBOURS = 0.5
 
 
 def colour_histogram(files: Files, indices: Sequence[int]) -> NDArray[np.int64]:
     """Pixels of each colour and class, int64 [32 ** 3, classes]; ignored pixels are not counted."""
     classes, levels = files.spec.num_classes, 1 << FINEST_BITS
     counts = np.zeros((levels**3, classes), np.int64)
+
     for index in indices:
         label_path = files.label_path(index)
         assert label_path is not None, "a colour classifier is fitted and scored on labels"
         image = read_image(files.image_path(index))
         label = read_label(label_path, spec=files.spec, image_size=(image.shape[0], image.shape[1]))
+
+        # One number for each (colour, class), so that one bincount counts all pairs.
         shades = image.astype(np.int64) >> (8 - FINEST_BITS)
         cells = (shades[..., 0] * levels + shades[..., 1]) * levels + shades[..., 2]
-        there = label != files.spec.ignore_label
-        counts += np.bincount(cells[there] * classes + label[there], minlength=counts.size).reshape(
-            counts.shape
-        )
+        counted = label != files.spec.ignore_label
+        pairs = cells[counted] * classes + label[counted]
+        counts += np.bincount(pairs, minlength=counts.size).reshape(counts.shape)
     return counts
 
 
 def coarser(counts: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
-    """A histogram [n ** 3, classes] summed to `bits` bits per channel [(2 ** bits) ** 3, classes]."""
+    """A histogram [n ** 3, classes] summed to `bits` bits a channel [(2 ** bits) ** 3, classes]."""
     levels = round(len(counts) ** (1 / 3))
     step, small = levels >> bits, 1 << bits
-    return (
-        counts.reshape(small, step, small, step, small, step, -1)
-        .sum(axis=(1, 3, 5))
-        .reshape(small**3, -1)
-    )
+    cubes = counts.reshape(small, step, small, step, small, step, -1)
+    return cubes.sum(axis=(1, 3, 5)).reshape(small**3, -1)
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class ColourClassifier:
     power: float
 
     def confusion(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows labels, columns predictions, int64 [classes, classes], for the pixels of a histogram."""
+        """Rows labels, columns predictions, int64 [classes, classes], for a histogram's pixels."""
         cells = coarser(counts, self.bits)
         matrix = np.zeros((cells.shape[1], cells.shape[1]), np.int64)
         for predicted in range(cells.shape[1]):
@@ -78,22 +84,20 @@ class ColourClassifier:
 
 
 def fit_table(counts: NDArray[np.int64], *, bits: int, power: float) -> ColourClassifier:
-    """The likeliest class of each colour once class frequencies are divided by frequency ** power."""
-    cells, parents = (
-        coarser(counts, bits).astype(np.float64),
-        coarser(counts, bits - 1).astype(np.float64),
-    )
+    """The likeliest class of each colour, with class frequencies over frequency ** power."""
+    cells = coarser(counts, bits).astype(np.float64)
+    parents = coarser(counts, bits - 1).astype(np.float64)
+
+    # Class shares of the coarser cells, which stand in where a cell holds few pixels.
     small = 1 << (bits - 1)
-    shares = (parents + counts.sum(axis=0) / counts.sum()) / (
-        parents.sum(axis=1, keepdims=True) + 1
-    )
-    spread = (
-        shares.reshape(small, 1, small, 1, small, 1, -1)
-        .repeat(2, axis=1)
-        .repeat(2, axis=3)
-        .repeat(2, axis=5)
-    )
-    weight = np.where(counts.sum(axis=0) > 0, np.maximum(counts.sum(axis=0), 1) ** -power, 0.0)
+    frequencies = counts.sum(axis=0)
+    shares = (parents + frequencies / counts.sum()) / (parents.sum(axis=1, keepdims=True) + 1)
+    spread = shares.reshape(small, 1, small, 1, small, 1, -1)
+    for axis in (1, 3, 5):
+        spread = spread.repeat(2, axis=axis)
+
+    # A class that training lacks is never predicted.
+    weight = np.where(frequencies > 0, np.maximum(frequencies, 1) ** -power, 0.0)
     table = ((cells + NEIGHBOURS * spread.reshape(cells.shape)) * weight).argmax(axis=1)
     return ColourClassifier(table=table, bits=bits, power=power)
 
@@ -106,41 +110,58 @@ def fit(halves: tuple[NDArray[np.int64], NDArray[np.int64]]) -> ColourClassifier
 
 
 def evaluate(train: Files, val: Files) -> dict[str, object]:
-    """Fit on one split, score on another: `miou`, `pixel_accuracy`, `per_class` (None where absent), `bits` and `power`."""
+    """Fit on one split, score on another.
+
+    Returns `miou`, `pixel_accuracy`, `per_class` (None where absent), `bits` and `power`.
+
+    Raises:
+        DataError: When the training split holds a single image.
+    """
     if len(train) < 2:
         raise DataError(
-            f"split {train.split} holds a single image: the classifier is fitted on one half and tuned on the other"
+            f"split {train.split} holds a single image: "
+            "the classifier is fitted on one half and tuned on the other"
         )
-    classifier = fit(
-        (
-            colour_histogram(train, range(0, len(train), 2)),
-            colour_histogram(train, range(1, len(train), 2)),
-        )
-    )
+    even = colour_histogram(train, range(0, len(train), 2))
+    odd = colour_histogram(train, range(1, len(train), 2))
+    classifier = fit((even, odd))
+
     matrix = classifier.confusion(colour_histogram(val, range(len(val))))
     iou = iou_of(matrix)
+    per_class: dict[str, float | None] = {}
+    for name, value in zip(val.spec.names, iou, strict=True):
+        per_class[name] = float(value)
+        if math.isnan(value):
+            per_class[name] = None
     return {
         "miou": mean_of(iou),
         "pixel_accuracy": float(np.trace(matrix) / max(matrix.sum(), 1)),
-        "per_class": {
-            name: None if math.isnan(value) else float(value)
-            for name, value in zip(val.spec.names, iou, strict=True)
-        },
+        "per_class": per_class,
         "bits": classifier.bits,
         "power": classifier.power,
     }
 
 
 def read_metrics(path: Path, names: Sequence[str]) -> tuple[float, dict[str, float | None]]:
-    """Mean and per-class IoU of a network out of the metrics.json of eval.py."""
+    """Mean and per-class IoU of a network out of the metrics.json of eval.py.
+
+    Raises:
+        DataError: When the file is none, or is that of other classes than `names`.
+    """
     try:
-        metrics = json.loads(path.read_text())
+        metrics = json.loads(path.read_text(encoding="utf-8"))
         miou, per_class = float(metrics["miou"]), dict(metrics["per_class"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        values = [value for value in per_class.values() if value is not None]
+        if not all(isinstance(value, (int, float)) for value in values):
+            raise ValueError("an IoU is no number")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: is no metrics.json of eval.py ({error!r})") from error
-    if set(per_class) - set(names):
+
+    unknown = set(per_class) - set(names)
+    if unknown:
         raise DataError(
-            f"{path}: holds the class {min(set(per_class) - set(names))!r}, which this data set has not; give metrics of its own network"
+            f"{path}: holds the class {min(unknown)!r}, which this data set has not; "
+            "give metrics of its own network"
         )
     return miou, per_class
 
@@ -149,29 +170,30 @@ def table(colour: dict[str, object], network: tuple[float, dict[str, float | Non
     """IoU in percent per class, of colour alone and of the network, and how far they are apart."""
     per_class = colour["per_class"]
     assert isinstance(per_class, dict) and isinstance(colour["miou"], float)
-    rows = [
-        (name, value, None if network is None else network[1].get(name))
-        for name, value in per_class.items()
-    ]
-    rows.append(("mean", colour["miou"], None if network is None else network[0]))
-    lines = [
-        f"{'class':<16}{'colour':>8}" + ("" if network is None else f"{'network':>9}{'gap':>7}")
-    ]
-    for name, alone, net in rows:
-        line = f"{name:<16}{_percent(alone):>8}"
-        if network is not None:
-            gap = None if alone is None or net is None else net - alone
-            line += f"{_percent(net):>9}{_percent(gap):>7}"
-        lines.append(line)
+    rows = [*per_class.items(), ("mean", colour["miou"])]
+    if network is None:
+        lines = [f"{'class':<16}{'colour':>8}"]
+        lines += [f"{name:<16}{_percent(value):>8}" for name, value in rows]
+        return "\n".join(lines)
+
+    lines = [f"{'class':<16}{'colour':>8}{'network':>9}{'gap':>7}"]
+    others = [*(network[1].get(name) for name in per_class), network[0]]
+    for (name, value), other in zip(rows, others, strict=True):
+        gap = None
+        if value is not None and other is not None:
+            gap = other - value
+        lines.append(f"{name:<16}{_percent(value):>8}{_percent(other):>9}{_percent(gap):>7}")
     return "\n".join(lines)
 
 
 def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}"
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
-    """Fit, score, print; exit status 2 for what cannot be read."""
+    """Fit, score, print; exit status 2 for what cannot be read or written."""
     parser = argparse.ArgumentParser(
         description="Score a per-pixel classifier of colours, fitted on the training split."
     )
@@ -185,6 +207,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
     parser.add_argument("--metrics", type=Path, help="metrics.json of eval.py, to stand beside")
     parser.add_argument("--json", type=Path, help="write the scores to this file")
     options = parser.parse_args(command_line)
+
     try:
         train, val = (
             build_files(
@@ -192,20 +215,17 @@ def main(command_line: Sequence[str] | None = None) -> int:
             )
             for split in (options.train_split, options.val_split)
         )
-        network = None if options.metrics is None else read_metrics(options.metrics, val.spec.names)
+        network = None
+        if options.metrics is not None:
+            network = read_metrics(options.metrics, val.spec.names)
         colour = evaluate(train, val)
-    except (DataError, OSError) as error:
+
+        # The scores are kept before they are printed: a terminal may go away.
+        if options.json is not None:
+            write_file(options.json, json.dumps(colour, indent=2) + "\n")
+    except (UserError, DataError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if options.json is not None:
-        try:
-            options.json.write_text(json.dumps(colour, indent=2) + "\n")
-        except OSError as error:
-            print(
-                f"error: --json {options.json}: cannot be written ({error.strerror}); name another file",
-                file=sys.stderr,
-            )
-            return 2
     print(table(colour, network))
     return 0
 

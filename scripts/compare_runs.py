@@ -2,9 +2,10 @@
 
     python scripts/compare_runs.py runs/a/metrics.json runs/b [--every-way] [--html compare.html]
 
-Each argument is a metrics.json of eval.py or a folder that holds one (in itself or in eval/). The first is the
-reference of all differences. Scores are printed in percent. With --every-way each list of scales that eval.py --compare
-scored is a column of its own: the paper's Table 1 out of one metrics.json for each network.
+Each argument is a metrics.json of eval.py or a folder that holds one (in itself or in eval/). The
+first is the reference of all differences. Scores are printed in percent. With --every-way each list
+of scales that eval.py --compare scored is a column of its own: the paper's Table 1 out of one
+metrics.json for each network.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +22,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hmsa.utils.files.png import ImageWriteError, write_file
-from hmsa.utils.report.page import Cell, Row, bar, number, page, section, table
+from hmsa.utils.files.outputs import printable
+from hmsa.utils.files.writing import WriteError, write_file
+from hmsa.utils.report.page import Section, page
+from hmsa.utils.words import UserError
 
 PLACES = ("metrics.json", "eval/metrics.json")
+# Name in the table -> key in metrics.json.
 OTHER_SCORES = {
     "mean class accuracy": "mean_class_accuracy",
     "category IoU": "category_iou",
@@ -33,19 +38,21 @@ OTHER_SCORES = {
 }
 
 
-class CompareError(ValueError):
+class CompareError(UserError, ValueError):
     """A file cannot be compared; the message names it."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """One metrics.json, or one way to infer out of it: its short name, scores (fractions), IoU per class (None: absent), how it was made."""
+class ComparedRun:
+    """One metrics.json, or one way to infer out of it. Scores are fractions."""
 
     name: str
+    """Short, and different for each run."""
     path: Path
     miou: float
     pixel_accuracy: float
     per_class: dict[str, float | None]
+    """IoU by class name, None where the class is absent."""
     scales: tuple[float, ...]
     flip: bool
     split: str
@@ -56,8 +63,15 @@ class Run:
     method: str = ""
 
 
-def load_run(path: Path, *, every_way: bool = False) -> list[Run]:
-    """Read one metrics.json, or the one in a folder; `every_way` gives a run for each of its ways to infer. Raises CompareError."""
+def load_run(path: Path, *, every_way: bool = False) -> list[ComparedRun]:
+    """Read one metrics.json, or the one in a folder.
+
+    Args:
+        every_way: return a run for each way to infer that the file holds, not only for the first.
+
+    Raises:
+        CompareError: there is no such file, or it was not made by eval.py.
+    """
     file = path
     if path.is_dir():
         found = [path / place for place in PLACES if (path / place).is_file()]
@@ -66,49 +80,51 @@ def load_run(path: Path, *, every_way: bool = False) -> list[Run]:
                 f"{path}: holds neither {' nor '.join(PLACES)}; run eval.py with --output first"
             )
         file = found[0]
+
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise CompareError(f"{file}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CompareError(f"{file}: is no JSON file ({error})") from error
-    first = _run(file, content)
+
+    first = _run_of(file, content)
     if not every_way or len(content.get("compared", ())) < 2:
         return [first]
+
     # The first way is the file's own; of the others only these scores are known.
-    return [
-        first,
-        *(replace(_run(file, {**content, **way}), others={}) for way in content["compared"][1:]),
-    ]
+    others = [_run_of(file, {**content, **way}) for way in content["compared"][1:]]
+    return [first, *(replace(run, others={}) for run in others)]
 
 
-def _run(file: Path, content: Any) -> Run:
+def _run_of(file: Path, content: Any) -> ComparedRun:
     if not isinstance(content, dict):
         raise CompareError(
             f"{file}: is no metrics.json of eval.py: it holds a {type(content).__name__}"
         )
+
     try:
-        per_class = {
-            str(name): None if iou is None else float(iou)
-            for name, iou in content["per_class"].items()
+        others = {
+            name: float(content[key])
+            for name, key in OTHER_SCORES.items()
+            if content.get(key) is not None
         }
-        return Run(
+        # Older files name no method; then no line of the table shows one.
+        per_class = {str(name): _score_or_none(iou) for name, iou in content["per_class"].items()}
+        ways = content.get("compared") or [{}]
+        return ComparedRun(
             name="",
             path=file,
-            miou=_fraction(content["miou"]),
-            pixel_accuracy=_fraction(content["pixel_accuracy"]),
+            miou=_score(content["miou"]),
+            pixel_accuracy=_score(content["pixel_accuracy"]),
             per_class=per_class,
             scales=tuple(float(scale) for scale in content["scales"]),
             flip=bool(content["flip"]),
             split=str(content["split"]),
             images=int(content["images"]),
             sha256=str(content["checkpoint_sha256"]),
-            method=_method(content),
-            others={
-                name: float(content[key])
-                for name, key in OTHER_SCORES.items()
-                if content.get(key) is not None
-            },
+            method=str(content.get("method", ways[0].get("method", ""))),
+            others=others,
         )
     except KeyError as error:
         raise CompareError(
@@ -118,144 +134,163 @@ def _run(file: Path, content: Any) -> Run:
         raise CompareError(f"{file}: is no metrics.json of eval.py ({error})") from error
 
 
-def _method(content: dict[str, Any]) -> str:
-    ways = content.get("compared") or [{}]
-    return str(content.get("method", ways[0].get("method", "")))
+def _score_or_none(value: Any) -> float | None:
+    if value is None:
+        return None
+    return float(value)
 
 
-def _fraction(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+def _score(value: Any) -> float:
+    """A fraction; nan where the file has none."""
+    if value is None:
+        return math.nan
+    return float(value)
 
 
-def load_runs(paths: Sequence[Path], *, every_way: bool = False) -> list[Run]:
-    """All runs with short names that tell files apart. Raises CompareError, also where they score different classes."""
+def load_runs(paths: Sequence[Path], *, every_way: bool = False) -> list[ComparedRun]:
+    """All runs, with short names that tell files apart.
+
+    Raises:
+        CompareError: a file cannot be read, or scores other classes than the first.
+    """
     runs = [run for path in paths for run in load_run(path, every_way=every_way)]
+    # Means over different classes cannot be compared.
     classes = set(runs[0].per_class)
     for run in runs[1:]:
         other = sorted(classes ^ set(run.per_class))
         if other:
             raise CompareError(
-                f"{run.path}: scores other classes than {runs[0].path} ('{other[0]}' is in one of them only)"
+                f"{run.path}: scores other classes than {runs[0].path} ('{other[0]}' is in one of "
+                "them only)"
             )
-    parts = [run.path.resolve().parts for run in runs]
+
+    # A name is made of the parts of the path that another run has not at the same depth.
+    paths_in_parts = [run.path.resolve().parts for run in runs]
     named = []
-    for run, own in zip(runs, parts, strict=True):
+    for run, own in zip(runs, paths_in_parts, strict=True):
         different = [
             part
             for depth, part in enumerate(own)
-            if any(depth >= len(other) or other[depth] != part for other in parts)
+            if any(other[depth : depth + 1] != (part,) for other in paths_in_parts)
         ]
-        inside = [part for part in different if part not in ("metrics.json", "eval")]
-        named.append(replace(run, name="/".join(inside or different) or own[-2]))
+        telling = [part for part in different if part not in ("metrics.json", "eval")]
+        named.append(replace(run, name="/".join(telling or different) or own[-2]))
     return named
 
 
-def differences(runs: Sequence[Run]) -> list[str]:
+def differences(runs: Sequence[ComparedRun]) -> list[str]:
     """Sentences about what else differs, so that nobody compares what cannot be compared."""
-    told = []
-    for what, values in (
-        ("splits", [run.split for run in runs]),
-        ("numbers of images", [str(run.images) for run in runs]),
-    ):
-        if len(set(values)) > 1:
-            told.append(
-                f"Different {what}: {', '.join(dict.fromkeys(values))}. The figures cannot be compared directly."
-            )
-    return told
+    compared = {
+        "splits": [run.split for run in runs],
+        "numbers of images": [str(run.images) for run in runs],
+    }
+    return [
+        f"Different {what}: {', '.join(dict.fromkeys(values))}. The figures cannot be compared "
+        "directly."
+        for what, values in compared.items()
+        if len(set(values)) > 1
+    ]
 
 
-def rows(runs: Sequence[Run]) -> list[list[str]]:
-    """Heading and lines of the table: all scores and every class in percent, with differences to the first run."""
+def rows(runs: Sequence[ComparedRun]) -> list[list[str]]:
+    """Heading and lines of the table.
+
+    All scores and every class are in percent, with differences to the first run.
+    """
+    # Where the numbers come from, then the numbers.
     lines = [["", *(run.name for run in runs)]]
     if any(run.method for run in runs):
         lines.append(["method", *(run.method or "-" for run in runs)])
-    lines.append(
-        [
-            "scales",
-            *(
-                ", ".join(f"{scale:g}" for scale in run.scales) + (" + flip" if run.flip else "")
-                for run in runs
-            ),
-        ]
-    )
+    lines.append(["scales", *(_scales_and_flip(run) for run in runs)])
     lines.append(["checkpoint", *(run.sha256[:12] for run in runs)])
     lines.append(["images", *(f"{run.images} ({run.split})" for run in runs)])
-    return lines + [[name, *_compared(values)] for name, values in scores(runs).items()]
+    return lines + [[name, *_score_texts(values)] for name, values in scores(runs).items()]
 
 
-def scores(runs: Sequence[Run]) -> dict[str, list[float]]:
-    """Name -> one fraction for each run, nan where it has none: the means that any run has, then the IoU of every class."""
+def _scales_and_flip(run: ComparedRun) -> str:
+    scales = ", ".join(f"{scale:g}" for scale in run.scales)
+    if run.flip:
+        return f"{scales} + flip"
+    return scales
+
+
+def scores(runs: Sequence[ComparedRun]) -> dict[str, list[float]]:
+    """Name -> one fraction for each run, nan where it has none.
+
+    First the means that any run has, then the IoU of every class.
+    """
     found = {
         "mIoU": [run.miou for run in runs],
         "pixel accuracy": [run.pixel_accuracy for run in runs],
     }
-    found |= {
-        name: [run.others.get(name, math.nan) for run in runs]
-        for name in OTHER_SCORES
-        if any(name in run.others for run in runs)
-    }
-    return found | {
-        name: [_fraction(run.per_class[name]) for run in runs] for name in runs[0].per_class
-    }
+    for name in OTHER_SCORES:
+        if any(name in run.others for run in runs):
+            found[name] = [run.others.get(name, math.nan) for run in runs]
+    for name in runs[0].per_class:
+        found[name] = [_score(run.per_class[name]) for run in runs]
+    return found
 
 
-def _compared(values: Sequence[float]) -> list[str]:
+def _score_texts(values: Sequence[float]) -> list[str]:
+    """Scores in percent; after the first with their difference to it."""
     first = values[0]
-    cells = ["-" if math.isnan(first) else f"{100 * first:.1f}"]
-    for value in values[1:]:
+    texts = []
+    for position, value in enumerate(values):
+        text = f"{100 * value:.1f}"
         if math.isnan(value):
-            cells.append("-")
-        else:
-            cells.append(
-                f"{100 * value:.1f}"
-                + ("" if math.isnan(first) else f" ({100 * (value - first):+.1f})")
-            )
-    return cells
+            text = "-"
+        elif position > 0 and not math.isnan(first):
+            text += f" ({100 * (value - first):+.1f})"
+        texts.append(text)
+    return texts
 
 
 def as_text(lines: Sequence[Sequence[str]]) -> str:
-    """The lines as aligned columns."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    aligned = [
-        [
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+    """The lines as aligned columns, the first to the left and the others to the right."""
+    # Every column is as wide as its longest text.
+    columns = range(len(lines[0]))
+    widths = [max(len(line[column]) for line in lines) for column in columns]
+
+    texts = []
+    for line in lines:
+        cells = [line[0].ljust(widths[0])]
+        cells += [line[column].rjust(widths[column]) for column in columns[1:]]
+        texts.append("  ".join(cells).rstrip())
+    return "\n".join(texts)
+
+
+def as_page(runs: Sequence[ComparedRun]) -> str:
+    """A page of the table, with a bar for each score, and where every figure comes from."""
+    heading, *lines = rows(runs)
+    found = scores(runs)
+    shown = []
+    for name, *texts in lines:
+        # Lines that are no score, such as the scales, have no bar and no sign.
+        values = found.get(name, [math.nan] * len(runs))
+        cells = [
+            {"text": text, "score": value, "sign": _sign(value, values[0])}
+            for text, value in zip(texts, values, strict=True)
         ]
-        for line in lines
-    ]
-    return "\n".join("  ".join(line).rstrip() for line in aligned)
+        shown.append({"name": name, "cells": cells})
 
-
-def as_page(runs: Sequence[Run]) -> str:
-    """A self-contained page: the table with a bar for each IoU, and where every figure comes from."""
-    lines, found = rows(runs), scores(runs)
-
-    def cell(name: str, text: str, column: int) -> Cell:
-        shown = number(text)
-        if name not in found:
-            return shown
-        value, first = found[name][column], found[name][0]
-        change = round(1000 * (value - first)) if not math.isnan(value - first) else 0
-        return Cell(
-            shown.html + bar(value),
-            "number " + ("good" if change > 0 else "bad" if change < 0 else ""),
-        )
-
-    body: list[Row] = [
-        [line[0], *(cell(line[0], text, column) for column, text in enumerate(line[1:]))]
-        for line in lines[1:]
-    ]
     lead = " ".join(["IoU in percent; differences are to the first run.", *differences(runs)])
-    sources: list[Row] = [[run.name, str(run.path), run.sha256] for run in runs]
-    parts = [
-        ("runs", "Runs", section("runs", "Runs", table(lines[0], body, kind="full"), lead=lead)),
-        (
-            "sources",
-            "Sources",
-            section("sources", "Sources", table(["run", "file", "checkpoint sha256"], sources)),
+    sections = [
+        Section(
+            "runs", "Runs", "comparison/runs.html", {"names": heading[1:], "rows": shown}, lead
         ),
+        Section("sources", "Sources", "comparison/sources.html", {"runs": runs}),
     ]
-    return page("Runs side by side", ", ".join(run.name for run in runs), parts)
+    return page("Runs side by side", ", ".join(run.name for run in runs), sections)
+
+
+def _sign(value: float, reference: float) -> str:
+    """The class of a cell, by a change that shows when it is printed."""
+    change = value - reference
+    if math.isnan(change) or round(1000 * change) == 0:
+        return ""
+    if change > 0:
+        return "good"
+    return "bad"
 
 
 def main(command_line: Sequence[str] | None = None) -> int:
@@ -279,15 +314,20 @@ def main(command_line: Sequence[str] | None = None) -> int:
         "--html", type=Path, metavar="FILE", help="also write the comparison as a page"
     )
     arguments = parser.parse_args(command_line)
+
     try:
         runs = load_runs(arguments.runs, every_way=arguments.every_way)
+        # The page is written before anything is printed: a closed pipe must not lose it.
         if arguments.html is not None:
-            write_file(arguments.html, as_page(runs).encode())
-        print(as_text(rows(runs)))
-        for sentence in differences(runs):
-            print(sentence)
-    except (CompareError, ImageWriteError) as error:
-        print(f"error: {error}", file=sys.stderr)
+            write_file(arguments.html, as_page(runs))
+        text = "\n".join([as_text(rows(runs)), *differences(runs)])
+        print(printable(text, sys.stdout.encoding), flush=True)
+    except BrokenPipeError:
+        # Whoever read the table has enough of it. Python flushes once more when it ends, and would
+        # complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (CompareError, WriteError) as error:
+        print(printable(f"error: {error}", sys.stderr.encoding), file=sys.stderr)
         return 2
     return 0
 

@@ -1,11 +1,13 @@
-"""Export a checkpoint as ONNX (.onnx) or as a PyTorch program (.pt2), and check that the file answers as the model does.
+"""Export a checkpoint as ONNX (.onnx) or as a PyTorch program (.pt2), and check the file.
 
-    python scripts/export.py --checkpoint best.pt --size 512 1024 [--scales 0.5 1 2] --output model.onnx [--output model.pt2]
-                             [--batch 1] [--dynamic] [--config FILE]
+    python scripts/export.py --checkpoint best.pt --size 512 1024 --output model.onnx
+                             [--output model.pt2] [--scales 0.5 1 2] [--batch 1] [--dynamic]
+                             [--config FILE] [section.key=value ...]
 
-Input `image`: float32 [N, 3, H, W], RGB in 0..1, normalised by ImageNet's mean and deviation (`datasets.normalise`).
-Output `logits`: float32 [N, C, H, W], at the size of the image, all scales fused. Scales are fixed in the file; so is
-the size, unless `--dynamic` leaves height and width open. Exit status 1 when file and model differ by more than 1e-3.
+Input `image`: float32 [N, 3, H, W], RGB in 0..1, normalised by ImageNet's mean and deviation
+(`hmsa.datasets.normalise`). Output `logits`: float32 [N, C, H, W], at the size of the image, all
+scales fused. Scales are fixed in the file; so is the size, unless `--dynamic` leaves height and
+width open. The exit status is 1 when file and model differ by more than 1e-3.
 """
 
 from __future__ import annotations
@@ -14,76 +16,60 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from torch import Tensor, nn
 
-from hmsa.network import ModelError
-from hmsa.network.inference.folding import prepare_for_inference
+# A script runs from any folder: the checkout it lies in comes before what may be installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-TOLERANCE = 1e-3  # largest absolute difference of logits between the file and the model
+from hmsa.engine.arguments import read_scale
+from hmsa.engine.build import load_model
+from hmsa.engine.command_line import at_least, parse_with_overrides, run_command
+from hmsa.network import ModelError
+from hmsa.network.inference import out_of_memory, prepare_for_inference
+from hmsa.utils.files.writing import written_whole
+from hmsa.utils.words import UserError
+
+TOLERANCE = 1e-3  # largest absolute difference of a logit between the file and the model
 SUFFIXES = (".onnx", ".pt2")
 
 
-class Fused(nn.Module):
-    """A model with its scales fixed: image `[N, 3, H, W]` to logits `[N, C, H, W]`."""
+class FusedLogits(nn.Module):
+    """A model with its scales fixed: image [N, 3, H, W] to logits [N, C, H, W]."""
 
     def __init__(self, model: nn.Module, scales: Sequence[float] | None) -> None:
         super().__init__()
         self.model = model
-        self.scales = None if scales is None else tuple(scales)
+        self.scales = None
+        if scales is not None:
+            self.scales = tuple(scales)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.model(image, scales=self.scales).logits
 
 
-def main(command_line: Sequence[str] | None = None) -> int:
-    arguments = build_parser().parse_args(command_line)
-    from hmsa.engine.build import USER_ERRORS, load_model
-
-    try:
-        loaded = load_model(
-            arguments.checkpoint,
-            config_file=arguments.config,
-            overrides=arguments.overrides,
-            device=torch.device("cpu"),
-        )
-        scales = arguments.scales or loaded.config.eval.scales
-        differences = [
-            export_model(
-                loaded.model,
-                output=output,
-                size=tuple(arguments.size),
-                scales=scales,
-                batch=arguments.batch,
-                dynamic=arguments.dynamic,
-            )
-            for output in arguments.output
-        ]
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    listed = " ".join(f"{scale:g}" for scale in scales)
-    for output, difference in zip(arguments.output, differences, strict=True):
-        print(
-            f"{output}: {output.stat().st_size / 2**20:.1f} MiB, scales {{{listed}}}, largest difference of a logit {difference:.1e}"
-        )
-    worst = max(differences)
-    if worst > TOLERANCE:
-        print(
-            f"error: the exported file differs from the model by {worst:.1e}, more than {TOLERANCE:g}",
-            file=sys.stderr,
-        )
-        return 1
-    return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export a checkpoint; returns the exit status."""
+    parser = build_parser()
+    options = parse_with_overrides(parser, argv)
+    written = [output.resolve() for output in options.output]
+    if options.checkpoint.resolve() in written:
+        parser.error(f"{options.checkpoint} is the checkpoint to read; name another --output")
+    if len(set(written)) < len(written):
+        parser.error("--output names one file twice")
+    for output in options.output:
+        if output.exists() and not options.overwrite:
+            parser.error(f"{output} is there already; name another --output, or use --overwrite")
+    return run_command(lambda: export_files(options))
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -104,9 +90,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="*.onnx or *.pt2; may be repeated",
     )
+
+    # What is fixed in the exported file.
     parser.add_argument(
         "--size",
-        type=int,
+        type=at_least(1),
         nargs=2,
         required=True,
         metavar=("H", "W"),
@@ -114,13 +102,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--scales",
-        type=float,
+        type=read_scale,
         nargs="+",
         metavar="S",
         help="default: those of the checkpoint's eval section",
     )
-    parser.add_argument("--batch", type=int, default=1, help="images per call (default: 1)")
+    parser.add_argument(
+        "--batch", type=at_least(1), default=1, help="images per call (default: %(default)s)"
+    )
     parser.add_argument("--dynamic", action="store_true", help="leave height and width open")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files of --output that are there"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="overrides of the configuration"
     )
@@ -128,10 +121,54 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _output(text: str) -> Path:
+    """An argparse type: a file whose name ends as one of the formats that can be written."""
     path = Path(text)
     if path.suffix not in SUFFIXES:
         raise argparse.ArgumentTypeError(f"{text} must end in {' or '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file")
     return path
+
+
+def export_files(options: argparse.Namespace) -> int:
+    """Write every output that the command line names and say how exact it is."""
+    loaded = load_model(
+        options.checkpoint,
+        config_file=options.config,
+        overrides=options.overrides,
+        device=torch.device("cpu"),
+    )
+    scales = options.scales or loaded.config.eval.scales
+    listed = " ".join(f"{scale:g}" for scale in scales)
+
+    worst = 0.0
+    for output in options.output:
+        difference = export_model(
+            loaded.model,
+            output=output,
+            size=tuple(options.size),
+            scales=scales,
+            batch=options.batch,
+            dynamic=options.dynamic,
+        )
+        mebibytes = output.stat().st_size / 2**20
+        print(
+            f"{output}: {mebibytes:.1f} MiB, scales {{{listed}}}, "
+            f"largest difference of a logit {difference:.1e}"
+        )
+
+        # Written so that a difference which is not a number counts as too large.
+        if not difference <= worst:
+            worst = difference
+
+    if not worst <= TOLERANCE:
+        print(
+            f"error: the exported file differs from the model by {worst:.1e}, "
+            f"more than {TOLERANCE:g}",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
 
 
 def export_model(
@@ -143,58 +180,104 @@ def export_model(
     batch: int = 1,
     dynamic: bool = False,
 ) -> float:
-    """Write `output` and return the largest absolute difference between its logits and the model's, on noise.
+    """Write `output`, whole or not at all; batch norms are folded first.
 
-    Batch norms are folded first. With `dynamic`, another size is compared as well. Raises ModelError where the model
-    does not take these scales or a library is missing.
+    Returns:
+        The largest absolute difference between the logits of the file and those of the model, on
+        noise. With `dynamic`, another size is compared as well.
+
+    Raises:
+        ModelError: the model does not take these scales, or a library is missing.
+        WriteError: the file cannot be written.
     """
-    fused = Fused(prepare_for_inference(model), scales).eval()
+    fused = FusedLogits(prepare_for_inference(model), scales).eval()
     image = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        fused(image)  # what the model refuses, it refuses here, in a sentence of its own
-    output.parent.mkdir(parents=True, exist_ok=True)
-    run = (_write_onnx if output.suffix == ".onnx" else _write_program)(
-        fused, image, output, dynamic
-    )
+
     images = [image]
     if dynamic:
-        images.append(
-            torch.randn(
-                batch, 3, size[0] + 40, size[1] + 72, generator=torch.Generator().manual_seed(1)
-            )
-        )
-    reference = Fused(model, scales).eval()
-    with torch.no_grad():
-        return max(float((run(one) - reference(one)).abs().max()) for one in images)
+        # Neither side is a multiple of the first size or of a stride.
+        other = (size[0] + 40, size[1] + 72)
+        images.append(torch.randn(batch, 3, *other, generator=torch.Generator().manual_seed(1)))
+
+    # What the model refuses, it refuses here with its own sentence, not inside the exporter. The
+    # reference is the model itself, whose batch norms are not folded.
+    reference = FusedLogits(model, scales).eval()
+    with _explained(output), torch.no_grad():
+        fused(image)
+        expected = [reference(one) for one in images]
+    if not all(torch.isfinite(logits).all() for logits in expected):
+        raise ModelError("the network's logits are no finite numbers; nothing was exported")
+
+    write = _write_program
+    if output.suffix == ".onnx":
+        write = _write_onnx
+
+    # A file that cannot be run never takes the name.
+    with written_whole(output) as temporary, _explained(output), torch.no_grad():
+        run = write(fused, image, temporary, dynamic)
+        differences = [
+            (run(one) - logits).abs().max() for one, logits in zip(images, expected, strict=True)
+        ]
+    return float(torch.stack(differences).max())
+
+
+@contextmanager
+def _explained(output: Path) -> Iterator[None]:
+    """Errors of torch and of its exporters as one sentence.
+
+    They depend on size, batch and `--dynamic`, which a user chooses, and come in many classes.
+    """
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            advice = "memory ran out: choose a smaller --size or --batch"
+        else:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            advice = f"torch fails ({reason}); try another --size, or without --dynamic"
+        raise ModelError(f"{output}: cannot be exported: {advice}") from error
 
 
 def _dimensions(dynamic: bool) -> dict[str, dict[int, Any]] | None:
-    """Height and width left open, except that no map may shrink to one pixel or to the size of another."""
-    return {"image": {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}} if dynamic else None
+    """Height and width left open, except that no map may shrink to one pixel or to another's."""
+    if not dynamic:
+        return None
+    return {"image": {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}}
 
 
 def _write_program(
-    fused: Fused, image: Tensor, output: Path, dynamic: bool
+    fused: FusedLogits, image: Tensor, output: Path, dynamic: bool
 ) -> Callable[[Tensor], Tensor]:
+    """Write a .pt2 file; returns a function that runs what was written."""
     program = torch.export.export(
         fused, (image,), dynamic_shapes=_dimensions(dynamic), strict=False
     )
-    torch.export.save(program, output)
-    return torch.export.load(output).module()
+
+    # An open file, because torch warns of names that do not end in .pt2.
+    with open(output, "wb") as file:
+        torch.export.save(program, file)
+    with open(output, "rb") as file:
+        return torch.export.load(file).module()
 
 
 def _write_onnx(
-    fused: Fused, image: Tensor, output: Path, dynamic: bool
+    fused: FusedLogits, image: Tensor, output: Path, dynamic: bool
 ) -> Callable[[Tensor], Tensor]:
+    """Write an .onnx file; returns a function that runs what was written."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  (the exporter needs it)
     except ImportError as error:
         raise ModelError(
-            f"{output} needs the {error.name} library: pip install onnx onnxscript onnxruntime."
+            f"--output *.onnx needs the {error.name} library: "
+            "pip install onnx onnxscript onnxruntime"
         ) from error
+
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about its own future
+        # The exporter warns about its own future.
+        warnings.simplefilter("ignore")
         program = torch.onnx.export(
             fused,
             (image,),
@@ -207,6 +290,7 @@ def _write_onnx(
         )
     assert program is not None
     program.save(output)
+
     session = onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"])
     return lambda one: torch.from_numpy(session.run(["logits"], {"image": one.numpy()})[0])
 

@@ -1,6 +1,9 @@
-"""What a network sees in one image of a split, as one picture: ``python scripts/panel.py --checkpoint best.pt --index 4 --output panel.png``.
+"""What a network sees in one image of a split, as one picture.
 
-Image, label, prediction, error, the attention of each scale and the scale that counts most where (figure 3 of the paper).
+    python scripts/panel.py --checkpoint best.pt --index 4 --output panel.png
+
+Image, label, prediction, error, the attention of each scale, and the scale that counts most where
+(figure 3 of the paper).
 """
 
 from __future__ import annotations
@@ -10,12 +13,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+# A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hmsa.engine.command_line import at_least, parse_with_overrides, run_door
+from hmsa.engine.arguments import read_scale
+from hmsa.engine.command_line import at_least, parse_with_overrides, run_command
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw the picture; returns the exit status."""
+    parser = build_parser()
+    options = parse_with_overrides(parser, argv)
+    if options.output.exists() and not options.overwrite:
+        parser.error(
+            f"{options.output} is there already; name another --output, or use --overwrite"
+        )
+    return run_command(lambda: draw_panel(options))
+
+
+def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -23,62 +39,81 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint of train.py")
     parser.add_argument("--split", help="default: the validation split of its configuration")
     parser.add_argument(
-        "--index", type=int, default=0, help="which image of the split, from 0 (default)"
+        "--index",
+        type=at_least(0),
+        default=0,
+        help="which image of the split, from 0 (default: %(default)s)",
     )
-    parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="default: eval.scales")
+
+    # How it is inferred and drawn.
+    parser.add_argument(
+        "--scales", nargs="+", type=read_scale, metavar="S", help="default: eval.scales"
+    )
     parser.add_argument(
         "--width",
         type=at_least(16),
         default=420,
         help="of each picture in pixels (default: %(default)s)",
     )
-    parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
+    parser.add_argument("--output", type=_output, required=True, help="PNG file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace it if it is there")
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="section.key=value",
         help="change the configuration, e.g. data.root=/data/cityscapes",
     )
-    return parse_with_overrides(parser, argv)
+    return parser
 
 
-def main(options: argparse.Namespace) -> int:
-    """Predict and draw."""
+def _output(text: str) -> Path:
+    """An argparse type: the name of a PNG file."""
+    path = Path(text)
+    if path.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{text} must end in .png")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file")
+    return path
+
+
+def draw_panel(options: argparse.Namespace) -> int:
+    """Predict one image and write the picture."""
+    # Imported here, so that --help and a mistyped option are answered without loading torch.
     import torch
 
     from hmsa.datasets import DataError
-    from hmsa.engine import build as assemble
+    from hmsa.engine.build import inference_options, load_model, split_files
     from hmsa.engine.pictures import pictures_of
-    from hmsa.utils.files.image_writer import ImageWriter
+    from hmsa.utils.files.png import write_png
     from hmsa.utils.report.panels import panel
 
-    loaded = assemble.load_model(
+    loaded = load_model(
         options.checkpoint,
         config_file=None,
         overrides=options.overrides,
         device=torch.device("cpu"),
     )
-    files = assemble.split_files(
-        loaded.config, options.split or loaded.config.data.val_split, expected=loaded.spec
-    )
-    if not 0 <= options.index < len(files):
+    split = options.split or loaded.config.data.val_split
+    files = split_files(loaded.config, split, expected=loaded.spec)
+
+    if options.index >= len(files):
         raise DataError(
-            f"--index: {options.index} is none of the {len(files)} images; choose one from 0 to {len(files) - 1}"
+            f"--index: {options.index} is none of the {len(files)} images; "
+            f"choose one from 0 to {len(files) - 1}"
         )
-    inference = assemble.Inference.of(loaded.config.eval, scales=options.scales)
-    found = pictures_of(loaded.model, files, inference, options.index)
-    with ImageWriter() as writer:
-        writer.submit(options.output, panel(list(found.items()), columns=5, width=options.width))
+
+    # Not even with --overwrite may the picture replace a file that it is drawn from.
+    output = options.output.resolve()
+    read = [options.checkpoint, files.image_path(options.index), files.label_path(options.index)]
+    if output in [path.resolve() for path in read if path is not None]:
+        raise DataError(f"--output: {options.output} is a file to read; name another file")
+
+    inference = inference_options(loaded.config.eval, scales=options.scales)
+    pictures = pictures_of(loaded.model, files, inference, options.index)
+    write_png(options.output, panel(list(pictures.items()), columns=5, width=options.width))
     print(f"wrote {options.output}")
     return 0
 
 
 if __name__ == "__main__":
-    OPTIONS = parse()
-
-    def user_errors() -> tuple[type[Exception], ...]:
-        from hmsa.engine import build as assemble
-
-        return assemble.USER_ERRORS
-
-    sys.exit(run_door(lambda: main(OPTIONS), user_errors=user_errors))
+    sys.exit(main())

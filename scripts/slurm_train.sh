@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Train on the nodes of a SLURM allocation; queue the job again when its time runs out, until the training is done.
+# Train on the nodes of a SLURM allocation; queue the job again when its time runs out, until the
+# training is done.
 #
-#   sbatch --nodes 2 --gpus-per-node 8 --time 4:00:00 scripts/slurm_train.sh configs/cityscapes/hrnet_ocr_hierarchical.yaml data.root=/data/cityscapes
+#   sbatch --nodes 2 --gpus-per-node 8 --time 4:00:00 scripts/slurm_train.sh \
+#       configs/cityscapes/hrnet_ocr_hierarchical.yaml data.root=/data/cityscapes
 #
-# Two minutes before the end SLURM signals this script, which asks torchrun to stop: the ranks finish their step, save, and end. --resume then goes
-# on from there; in a folder without a run it begins one. PYTHON names the interpreter, PORT the rendezvous.
+# Two minutes before the end SLURM signals this script, which asks torchrun to stop: the ranks
+# finish their step, save, and end. --resume then goes on from there; in a folder without a run it
+# begins one. PYTHON names the interpreter, PORT the port at which the nodes meet.
 #SBATCH --job-name hmsa
 #SBATCH --ntasks-per-node 1
 #SBATCH --cpus-per-task 64
@@ -14,28 +17,38 @@
 set -uo pipefail
 
 if [ "$#" -eq 0 ] || [ "$1" = --help ]; then
-  echo "usage: sbatch --nodes N --gpus-per-node G scripts/slurm_train.sh CONFIG.yaml [section.key=value ...]" >&2
+  echo "usage: sbatch --nodes N --gpus-per-node G scripts/slurm_train.sh CONFIG.yaml" \
+    "[section.key=value ...]" >&2
   exit 2
 fi
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" || exit 2
 
-head=$(scontrol show hostnames "${SLURM_JOB_NODELIST:?start this script with sbatch}" | head -n 1)
-requeue=no
-again() {
-  requeue=yes
-  kill -TERM "$step" # srun hands it on to torchrun, and torchrun to its ranks
-}
-trap again USR1
+nodes=$(scontrol show hostnames "${SLURM_JOB_NODELIST:?start this script with sbatch}")
+head=$(head -n 1 <<<"$nodes")
 
-srun "${PYTHON:-python}" -m torch.distributed.run --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}" \
-  --max-restarts 3 --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:${PORT:-29500}" \
+# srun hands SIGTERM on to torchrun, and torchrun to its ranks.
+requeue=no
+stop_and_requeue() {
+  requeue=yes
+  kill -TERM "$step"
+}
+trap stop_and_requeue USR1
+
+srun "${PYTHON:-python}" -m torch.distributed.run \
+  --nnodes "$SLURM_JOB_NUM_NODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}" \
+  --max-restarts 3 --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" \
+  --rdzv-endpoint "$head:${PORT:-29500}" \
   train.py "$@" --resume &
 step=$!
-while true; do # a signal ends wait before the step has ended
+
+# A signal ends `wait` before the step has ended.
+while true; do
   wait "$step"
   status=$?
   kill -0 "$step" 2>/dev/null || break
 done
+
+# A training that failed by itself would only fail again.
 if [ "$requeue" = yes ] && [ "$status" -ne 0 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -1,94 +1,105 @@
-"""Table 1 of the paper in miniature: single scale, average and maximum, explicit attention, hierarchical attention, with one recipe.
+"""Table 1 of the paper in miniature: all ways to use several scales, with one recipe.
 
-    python scripts/table1.py [--config configs/demo/table1.yaml] [--seeds 5] [--models single hierarchical] [--jobs 2] [section.key=value ...]
+    python scripts/table1.py [--config configs/demo/table1.yaml] [--seeds 5] [--jobs 2]
+                             [--models single hierarchical] [section.key=value ...]
 
-Draws the data of the default recipe, trains every model with several seeds (restartable: a row that is there is kept), scores them on
-the test split at the paper's lists of scales, measures what a training step of each costs beside single scale's, and writes rows, table1.md,
-table1.json and two charts to --output.
+Single scale, average and maximum, explicit attention, hierarchical attention. Draws the data of the
+default recipe, trains every model with several seeds (a row that is there is kept), scores them on
+the test split at the paper's lists of scales, measures what a training step of each costs beside
+single scale's, and writes rows, table1.md, table1.json and two charts to --output.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+# A script runs from any folder: the checkout it lies in comes before what may be installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hmsa.engine.command_line import at_least, parse_with_overrides
-from hmsa.utils.config import load_config
+from hmsa.utils.files.writing import write_file
 from scripts.tables.charts import cost_chart, gain_chart
-from scripts.tables.runs import (
-    Run,
-    Scoring,
-    commit,
-    perform,
-    perform_all,
-    prepare,
-    run_table,
-    table_parser,
+from scripts.tables.costs import measure_costs
+from scripts.tables.program import prepare, run_table, table_parser
+from scripts.tables.runs import Run, Scoring, TableError, commit, perform_all
+from scripts.tables.seed_statistics import mean_and_deviation, paired, percent
+
+ONE, THREE, FOUR = "1", "0.5,1,2", "0.25,0.5,1,2"
+
+
+class TrainedModel(NamedTuple):
+    """A model of the table: how the recipe changes for it, how often it is trained, its scores."""
+
+    overrides: tuple[str, ...]
+    seeds: int
+    scorings: tuple[Scoring, ...]
+
+
+MODELS = {
+    "single": TrainedModel(
+        ("model.multiscale=single",),
+        5,
+        (Scoring((ONE, "0.5", "2", THREE, FOUR)), Scoring((THREE, FOUR), ("eval.combine=max",))),
+    ),
+    "explicit": TrainedModel(("model.multiscale=explicit",), 3, (Scoring((THREE,)),)),
+    "hierarchical": TrainedModel(
+        ("model.multiscale=hierarchical",), 5, (Scoring((THREE, FOUR, "0.5,1", ONE)),)
+    ),
+    "hierarchical_dual": TrainedModel(
+        ("model.multiscale=hierarchical_dual",), 3, (Scoring((THREE, FOUR, "0.5,1")),)
+    ),
+    "fused at features": TrainedModel(
+        ("model.multiscale=hierarchical", "model.fuse_at=features"), 3, (Scoring((THREE, FOUR)),)
+    ),
+}
+# What a line of the table shows: its name, the model, the scales, how a single-scale model combines
+# them.
+LINES = (
+    ("single scale", "single", ONE, "average"),
+    ("average", "single", THREE, "average"),
+    ("average", "single", FOUR, "average"),
+    ("max", "single", THREE, "max"),
+    ("max", "single", FOUR, "max"),
+    ("explicit", "explicit", THREE, "average"),
+    ("hierarchical", "hierarchical", THREE, "average"),
+    ("hierarchical", "hierarchical", FOUR, "average"),
+    ("hierarchical, both scales' features", "hierarchical_dual", THREE, "average"),
+    ("hierarchical, both scales' features", "hierarchical_dual", FOUR, "average"),
+    ("hierarchical, fused at features", "fused at features", THREE, "average"),
+    ("hierarchical, fused at features", "fused at features", FOUR, "average"),
+)
+# Differences that are worth a line, each of two lines (name, number of scales) of the table.
+PAIRS = {
+    "hierarchical {0.5,1,2} - average {0.5,1,2}": (("hierarchical", 3), ("average", 3)),
+    "hierarchical {0.5,1,2} - single {1}": (("hierarchical", 3), ("single scale", 1)),
+    "hierarchical {0.5,1,2} - explicit {0.5,1,2}": (("hierarchical", 3), ("explicit", 3)),
+    "hierarchical {0.5,1,2} - both scales' features {0.5,1,2}": (
+        ("hierarchical", 3),
+        ("hierarchical, both scales' features", 3),
+    ),
+    "hierarchical {0.5,1,2} - fused at features {0.5,1,2}": (
+        ("hierarchical", 3),
+        ("hierarchical, fused at features", 3),
+    ),
+    "adding 0.25 to hierarchical": (("hierarchical", 4), ("hierarchical", 3)),
+    "adding 0.25 to average": (("average", 4), ("average", 3)),
+}
+# Classes whose things are a few pixels wide, of Cityscapes and of CamVid.
+THIN = (
+    *("pole", "traffic light", "traffic sign", "person", "rider", "motorcycle", "bicycle", "fence"),
+    *("Pole", "SignSymbol", "Fence", "Pedestrian", "Bicyclist"),
 )
 
-THREE, FOUR = "0.5,1,2", "0.25,0.5,1,2"
-MODELS: dict[str, tuple[tuple[str, ...], tuple[Scoring, ...]]] = {
-    "single": (
-        ("model.multiscale=single",),
-        (Scoring(("1", "0.5", "2", THREE, FOUR)), Scoring((THREE, FOUR), ("eval.combine=max",))),
-    ),
-    "explicit": (("model.multiscale=explicit",), (Scoring((THREE,)),)),
-    "hierarchical": (("model.multiscale=hierarchical",), (Scoring((THREE, FOUR, "0.5,1", "1")),)),
-    "hierarchical_dual": (
-        ("model.multiscale=hierarchical_dual",),
-        (Scoring((THREE, FOUR, "0.5,1")),),
-    ),
-    "fused at features": (
-        ("model.multiscale=hierarchical", "model.fuse_at=features"),
-        (Scoring((THREE, FOUR)),),
-    ),
-}
-# What a line of the table shows: its name, the model, the scales, and how a single-scale model combines them.
-LINES = (
-    ("single scale", "single", (1.0,), "average"),
-    ("average", "single", (0.5, 1.0, 2.0), "average"),
-    ("average", "single", (0.25, 0.5, 1.0, 2.0), "average"),
-    ("max", "single", (0.5, 1.0, 2.0), "max"),
-    ("max", "single", (0.25, 0.5, 1.0, 2.0), "max"),
-    ("explicit", "explicit", (0.5, 1.0, 2.0), "average"),
-    ("hierarchical", "hierarchical", (0.5, 1.0, 2.0), "average"),
-    ("hierarchical", "hierarchical", (0.25, 0.5, 1.0, 2.0), "average"),
-    ("hierarchical, both scales' features", "hierarchical_dual", (0.5, 1.0, 2.0), "average"),
-    ("hierarchical, both scales' features", "hierarchical_dual", (0.25, 0.5, 1.0, 2.0), "average"),
-    ("hierarchical, fused at features", "fused at features", (0.5, 1.0, 2.0), "average"),
-    ("hierarchical, fused at features", "fused at features", (0.25, 0.5, 1.0, 2.0), "average"),
-)
-SEEDS = {
-    "single": 5,
-    "hierarchical": 5,
-    "explicit": 3,
-    "hierarchical_dual": 3,
-    "fused at features": 3,
-}
-THIN = (
-    "pole",
-    "traffic light",
-    "traffic sign",
-    "person",
-    "rider",
-    "motorcycle",
-    "bicycle",
-    "fence",
-    "Pole",
-    "SignSymbol",
-    "Fence",
-    "Pedestrian",
-    "Bicyclist",
-)
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the table; returns the exit status."""
+    return run_table(make_table, parse(argv))
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -110,107 +121,115 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parse_with_overrides(parser, argv)
 
 
-def runs_of(options: argparse.Namespace, drawn: str) -> list[Run]:
-    """Every training of the table, seed by seed, so that an unfinished table is even; `drawn` tells how its data was drawn."""
-    found = []
-    for seed in range(max(SEEDS.values()) if options.seeds is None else options.seeds):
-        for model in options.models:
-            if seed < (SEEDS[model] if options.seeds is None else options.seeds):
-                overrides, scorings = MODELS[model]
-                row = options.output / "rows" / f"{model.replace(' ', '_')}-{seed}.json"
-                found.append(
-                    Run(
-                        model,
-                        seed,
-                        options.config,
-                        (*options.overrides, *overrides),
-                        scorings,
-                        options.split,
-                        options.runs,
-                        row,
-                        threads=options.threads,
-                        data_recipe=drawn,
-                    )
-                )
-    return found
+def make_table(options: argparse.Namespace) -> int:
+    """Make what is missing of what was asked for, then write the table of all rows there are."""
+    drawing = prepare(options)
+    asked = runs_of(options, drawing, options.models, options.seeds)
+    rows = perform_all(asked, jobs=options.jobs)
+
+    # Rows of other models and seeds that were made before belong to the table as well.
+    for run in runs_of(options, drawing, list(MODELS), None):
+        row = run.finished_row()
+        if run not in asked and row is not None:
+            rows.append(row)
+
+    stored = options.output / "costs.json"
+    costs = {}
+    if not options.no_costs:
+        present = [model for model in MODELS if any(row["method"] == model for row in rows)]
+        overrides = {
+            model: [*options.overrides, *MODELS[model].overrides]
+            for model in dict.fromkeys(["single", *present])
+        }
+        costs = measure_costs(options.config, overrides)
+        write_file(stored, json.dumps(costs, indent=1) + "\n")
+    elif stored.is_file():
+        try:
+            costs = dict(json.loads(stored.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise TableError(
+                f"{stored}: is damaged; remove it, or measure again without --no-costs"
+            ) from error
+
+    summary = summarise(rows, costs)
+    write_table(summary, options.output)
+    print(markdown(summary), end="")
+    return 0
 
 
-def scored(row: dict[str, Any], scales: Sequence[float], combine: str) -> dict[str, Any] | None:
+def runs_of(
+    options: argparse.Namespace, drawing: str, models: Sequence[str], seeds: int | None
+) -> list[Run]:
+    """The trainings of these models, seed by seed, so that an unfinished table is even.
+
+    `drawing` says how the data was drawn; without `seeds`, each model has its own number of them.
+    """
+    counts = {model: seeds or MODELS[model].seeds for model in models}
+    return [
+        Run(
+            method=model,
+            seed=seed,
+            config=options.config,
+            overrides=(*options.overrides, *MODELS[model].overrides),
+            scorings=MODELS[model].scorings,
+            split=options.split,
+            runs=options.runs,
+            row=options.output / "rows" / f"{model.replace(' ', '_')}-{seed}.json",
+            threads=options.threads,
+            data_recipe=drawing,
+        )
+        for seed in range(max(counts.values()))
+        for model in models
+        if seed < counts[model]
+    ]
+
+
+def scales_of(text: str) -> list[float]:
+    """The numbers of a list of scales as eval.py takes it."""
+    return [float(scale) for scale in text.split(",")]
+
+
+def scored(row: Mapping[str, Any], scales: str, combine: str) -> dict[str, Any] | None:
     """The entry of a row at these scales."""
-    return next(
-        (
-            entry
-            for entry in row["scored"]
-            if entry["scales"] == list(scales) and entry["combine"] == combine
-        ),
-        None,
-    )
+    for entry in row["scored"]:
+        if entry["scales"] == scales_of(scales) and entry["combine"] == combine:
+            return dict(entry)
+    return None
 
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (None for a single value)."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def paired(ours: dict[int, float], other: dict[int, float]) -> dict[str, Any] | None:
-    """The difference over the seeds that both have: mean, standard error, number."""
-    seeds = sorted(ours.keys() & other.keys())
-    if not seeds:
-        return None
-    differences = [ours[seed] - other[seed] for seed in seeds]
-    mean, deviation = mean_and_deviation(differences)
-    return {
-        "mean": mean,
-        "standard_error": None if deviation is None else deviation / math.sqrt(len(seeds)),
-        "seeds": len(seeds),
-    }
-
-
-def summarise(rows: Sequence[dict[str, Any]], costs: dict[str, dict[str, float]]) -> dict[str, Any]:
+def summarise(
+    rows: Sequence[Mapping[str, Any]], costs: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
     """All figures of the table as plain values."""
     lines: list[dict[str, Any]] = []
     for name, model, scales, combine in LINES:
-        by_seed = {
-            row["seed"]: entry["miou"]
-            for row in rows
-            if row["method"] == model and (entry := scored(row, scales, combine)) is not None
-        }
-        if by_seed:
-            mean, deviation = mean_and_deviation(list(by_seed.values()))
-            lines.append(
-                {
-                    "name": name,
-                    "model": model,
-                    "scales": list(scales),
-                    "combine": combine,
-                    "miou": mean,
-                    "deviation": deviation,
-                    "by_seed": by_seed,
-                    "cost": costs.get(model),
-                }
-            )
-    by_key: dict[tuple[str, int], dict[int, float]] = {
-        (line["name"], len(line["scales"])): line["by_seed"] for line in lines
-    }
-    pairs = {
-        "hierarchical {0.5,1,2} - average {0.5,1,2}": (("hierarchical", 3), ("average", 3)),
-        "hierarchical {0.5,1,2} - single {1}": (("hierarchical", 3), ("single scale", 1)),
-        "hierarchical {0.5,1,2} - explicit {0.5,1,2}": (("hierarchical", 3), ("explicit", 3)),
-        "hierarchical {0.5,1,2} - both scales' features {0.5,1,2}": (
-            ("hierarchical", 3),
-            ("hierarchical, both scales' features", 3),
-        ),
-        "hierarchical {0.5,1,2} - fused at features {0.5,1,2}": (
-            ("hierarchical", 3),
-            ("hierarchical, fused at features", 3),
-        ),
-        "adding 0.25 to hierarchical": (("hierarchical", 4), ("hierarchical", 3)),
-        "adding 0.25 to average": (("average", 4), ("average", 3)),
-    }
+        by_seed = {}
+        for row in rows:
+            entry = scored(row, scales, combine)
+            if row["method"] == model and entry is not None:
+                by_seed[row["seed"]] = entry["miou"]
+        if not by_seed:
+            continue
+
+        mean, deviation = mean_and_deviation(list(by_seed.values()))
+        lines.append(
+            {
+                "name": name,
+                "model": model,
+                "scales": scales_of(scales),
+                "combine": combine,
+                "miou": mean,
+                "deviation": deviation,
+                "by_seed": by_seed,
+                "cost": costs.get(model),
+            }
+        )
+
+    by_line = {(line["name"], len(line["scales"])): line["by_seed"] for line in lines}
     differences = {
-        name: paired(by_key[ours], by_key[other])
-        for name, (ours, other) in pairs.items()
-        if ours in by_key and other in by_key
+        name: paired(by_line[ours], by_line[other])
+        for name, (ours, other) in PAIRS.items()
+        if ours in by_line and other in by_line
     }
     return {
         "lines": lines,
@@ -221,197 +240,119 @@ def summarise(rows: Sequence[dict[str, Any]], costs: dict[str, dict[str, float]]
     }
 
 
-def gains(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Class -> IoU of hierarchical {0.5,1,2} minus that of single {1}, mean over the seeds that both have."""
-    ours = {
-        row["seed"]: scored(row, (0.5, 1.0, 2.0), "average")
-        for row in rows
-        if row["method"] == "hierarchical"
-    }
-    single = {
-        row["seed"]: scored(row, (1.0,), "average") for row in rows if row["method"] == "single"
-    }
+def gains(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Class -> IoU of hierarchical {0.5,1,2} minus that of single {1}.
+
+    The mean over the seeds that both have.
+    """
+    ours, single = _iou_by_seed(rows, "hierarchical", THREE), _iou_by_seed(rows, "single", ONE)
     found: dict[str, list[float]] = {}
     for seed in ours.keys() & single.keys():
-        a, b = (
-            (ours[seed] or {}).get("per_class") or {},
-            (single[seed] or {}).get("per_class") or {},
-        )
-        for name in a:
-            if a[name] is not None and b.get(name) is not None:
-                found.setdefault(name, []).append(a[name] - b[name])
+        for name, iou in ours[seed].items():
+            # A class that no image of the split holds has no IoU.
+            other = single[seed].get(name)
+            if iou is not None and other is not None:
+                found.setdefault(name, []).append(iou - other)
     return {name: statistics.fmean(values) for name, values in found.items()}
 
 
-def attention(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Figure 3 as numbers: scale -> its mean share of the fused result in thin classes and in large ones (hierarchical, {0.5,1,2})."""
+def _iou_by_seed(
+    rows: Sequence[Mapping[str, Any]], model: str, scales: str
+) -> dict[int, dict[str, float | None]]:
+    """Seed -> class -> IoU of a model."""
+    entries = {
+        row["seed"]: scored(row, scales, "average") for row in rows if row["method"] == model
+    }
+    return {
+        seed: entry.get("per_class") or {} for seed, entry in entries.items() if entry is not None
+    }
+
+
+def attention(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Figure 3 as numbers: scale -> its mean share of the fused result.
+
+    Once in thin classes and once in large ones, of hierarchical {0.5,1,2}.
+    """
     shares = [
         row["attention_share"]
         for row in rows
         if row["method"] == "hierarchical" and row["attention_share"]
     ]
-    found: dict[str, dict[str, float]] = {}
-    for scale in shares[0] if shares else ():
-        thin = [
-            share[scale][name]
-            for share in shares
-            for name in share[scale]
-            if name in THIN and share[scale][name] is not None
-        ]
-        large = [
-            share[scale][name]
-            for share in shares
-            for name in share[scale]
-            if name not in THIN and share[scale][name] is not None
-        ]
-        found[scale] = {"thin": statistics.fmean(thin), "large": statistics.fmean(large)}
+    if not shares:
+        return {}
+
+    found = {}
+    for scale in shares[0]:
+        values: dict[str, list[float]] = {"thin": [], "large": []}
+        for share in shares:
+            for name, value in share[scale].items():
+                width = "large"
+                if name in THIN:
+                    width = "thin"
+                if value is not None:
+                    values[width].append(value)
+        found[scale] = {width: statistics.fmean(given) for width, given in values.items() if given}
     return found
 
 
-def markdown(summary: dict[str, Any]) -> str:
-    """The table as the paper lays it out, with the paired differences and figure 3's numbers below it."""
+def write_table(summary: Mapping[str, Any], output: Path) -> None:
+    """Write table1.json, table1.md, and the charts that there are figures for."""
+    write_file(output / "table1.json", json.dumps(summary, indent=1) + "\n")
+    write_file(output / "table1.md", markdown(summary))
+    if any(line["cost"] is not None for line in summary["lines"]):
+        write_file(output / "cost.svg", cost_chart(summary["lines"]))
+    if summary["gains"]:
+        write_file(output / "gains.svg", gain_chart(summary["gains"], THIN))
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The table as the paper lays it out, with the paired differences and figure 3 below it."""
     lines = [
-        "| method | scales | mIoU % (mean ± sd) | seeds | training FLOPs | step s | step | peak memory |",
+        "| method | scales | mIoU % (mean ± sd) | seeds "
+        "| training FLOPs | step s | step | peak memory |",
         "|---|---|---|---|---|---|---|---|",
-    ]
-    for line in summary["lines"]:
-        cost = line["cost"]
-        spread = "" if line["deviation"] is None else f" ± {100 * line['deviation']:.1f}"
-        paid = (
-            "- | - | - | -"
-            if cost is None
-            else f"{cost['flops']:.2f}x | {cost['step_s']:.3f} | {cost['step']:.2f}x | {cost['memory']:.2f}x"
-        )
-        name = (
-            line["name"]
-            if len(line["scales"]) == 1 or line["model"] != "single"
-            else f"{line['name']} of single scale"
-        )
-        lines.append(
-            f"| {name} | {' '.join(f'{scale:g}' for scale in line['scales'])} | {100 * line['miou']:.1f}{spread} | {len(line['by_seed'])} "
-            f"| {paid} |"
-        )
-    lines += [
+        *map(_line_markdown, summary["lines"]),
         "",
         "| difference, paired by seed | points | standard error | seeds |",
         "|---|---|---|---|",
     ]
     for name, found in summary["differences"].items():
         if found is not None:
-            error = (
-                "-" if found["standard_error"] is None else f"{100 * found['standard_error']:.2f}"
-            )
+            error = "-"
+            if found["standard_error"] is not None:
+                error = f"{100 * found['standard_error']:.2f}"
             lines.append(f"| {name} | {100 * found['mean']:+.2f} | {error} | {found['seeds']} |")
+
     if summary["attention"]:
         lines += [
             "",
             "| share of the fused result | thin classes | large classes |",
             "|---|---|---|",
         ]
-        lines += [
-            f"| {scale}x | {share['thin']:.2f} | {share['large']:.2f} |"
-            for scale, share in summary["attention"].items()
-        ]
+        for scale, share in summary["attention"].items():
+            cells = [
+                f"{share[width]:.2f}" if width in share else "-" for width in ("thin", "large")
+            ]
+            lines.append(f"| {scale}x | {cells[0]} | {cells[1]} |")
     return "\n".join(lines) + "\n"
 
 
-def measure_costs(
-    options: argparse.Namespace, models: Sequence[str], *, rounds: int = 7
-) -> dict[str, dict[str, float]]:
-    """Model -> FLOPs, seconds and peak memory of a training step relative to single scale's: the same crops, alternately, in this process."""
-    from hmsa.utils.training.cost import count_flops
-    from scripts.benchmarks.harness import peak_extra_mib, time_alternately
+def _line_markdown(line: Mapping[str, Any]) -> str:
+    """One line of the table."""
+    name = line["name"]
+    if line["model"] == "single" and len(line["scales"]) > 1:
+        name += " of single scale"
+    scales = " ".join(f"{scale:g}" for scale in line["scales"])
 
-    chosen = list(dict.fromkeys(["single", *models]))
-    arguments: dict[str, dict[str, Any]] = {
-        model: {"config": str(options.config), "overrides": [*options.overrides, *MODELS[model][0]]}
-        for model in chosen
-    }
-    steps: list[Callable[[], Any]] = [training_step(**arguments[model]) for model in chosen]
-    seconds = time_alternately(tuple(steps), device="cpu", rounds=rounds, warm_up=2)
-    operations = [count_flops(step) for step in steps]
-    del steps
-    memory = [peak_extra_mib(training_step, arguments=arguments[model]) for model in chosen]
-    return {
-        model: {
-            "flops": operations[number] / operations[0],
-            "step_s": seconds[number],
-            "step": seconds[number] / seconds[0],
-            "memory_mib": memory[number],
-            "memory": memory[number] / memory[0],
-        }
-        for number, model in enumerate(chosen)
-    }
-
-
-def training_step(*, config: str, overrides: list[str]) -> Callable[[], Any]:
-    """Forward, loss and backward of one batch of noise, as train.py does them."""
-    import torch
-
-    from hmsa.engine import build as assemble
-    from hmsa.utils.runtime import autocast_dtype
-
-    settings = load_config(Path(config), overrides)
-    files = assemble.split_files(settings, settings.data.train_split)
-    model = assemble.place(
-        assemble.model_from(settings, num_classes=files.spec.num_classes, trunk_weights=False),
-        settings,
-        torch.device("cpu"),
-    )
-    criterion, half = (
-        assemble.criterion(settings, files),
-        autocast_dtype(settings.runtime.precision),
-    )
-    generator = torch.Generator().manual_seed(0)
-    size = (settings.data.batch_size, *settings.data.crop)
-    image = torch.randn(size[0], 3, *size[1:], generator=generator).contiguous(
-        memory_format=torch.channels_last
-    )
-    label = torch.randint(0, files.spec.num_classes, size, generator=generator, dtype=torch.uint8)
-
-    def step() -> None:
-        model.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=half, enabled=half is not None):
-            prediction = model(
-                image, keep_scales=criterion.needs_scales, lazy=assemble.lazily(settings)
-            )
-        torch.stack(
-            list(criterion(prediction, label, valid_pixels=label.numel(), parts=1).values())
-        ).sum().backward()
-
-    return step
-
-
-def main(options: argparse.Namespace) -> int:
-    """Make what is missing of what was asked for, then write the table of all rows that are there."""
-    drawn = prepare(options)
-    asked = runs_of(options, drawn)
-    rows = perform_all(asked, jobs=options.jobs)
-    everything = runs_of(
-        argparse.Namespace(**{**vars(options), "models": list(MODELS), "seeds": None}), drawn
-    )
-    rows += [perform(run) for run in everything if run not in asked and run.is_done()]
-    stored = options.output / "costs.json"
-    if not options.no_costs:
-        present = [model for model in MODELS if any(row["method"] == model for row in rows)]
-        stored.write_text(
-            json.dumps(measure_costs(options, present), indent=1) + "\n", encoding="utf-8"
+    paid, cost = "- | - | - | -", line["cost"]
+    if cost is not None:
+        paid = (
+            f"{cost['flops']:.2f}x | {cost['step_s']:.3f} "
+            f"| {cost['step']:.2f}x | {cost['memory']:.2f}x"
         )
-    costs = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
-    summary = summarise(rows, costs)
-    (options.output / "table1.json").write_text(
-        json.dumps(summary, indent=1) + "\n", encoding="utf-8"
-    )
-    (options.output / "table1.md").write_text(markdown(summary), encoding="utf-8")
-    if any(line["cost"] is not None for line in summary["lines"]):
-        (options.output / "cost.svg").write_text(cost_chart(summary["lines"]), encoding="utf-8")
-    if summary["gains"]:
-        (options.output / "gains.svg").write_text(
-            gain_chart(summary["gains"], THIN), encoding="utf-8"
-        )
-    print(markdown(summary), end="")
-    return 0
+    score = percent(line["miou"], line["deviation"])
+    return f"| {name} | {scales} | {score} | {len(line['by_seed'])} | {paid} |"
 
 
 if __name__ == "__main__":
-    sys.exit(run_table(main, parse()))
+    sys.exit(main())

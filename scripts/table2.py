@@ -1,10 +1,12 @@
-"""Table 2 of the paper in miniature: baseline, + attention, + auto-labels, + both, with one recipe and equal steps.
+"""Table 2 of the paper in miniature: baseline, + attention, + auto-labels, + both.
 
-    python scripts/table2.py [--config configs/demo/table2.yaml] [--seeds 3] [--jobs 2] [section.key=value ...]
+    python scripts/table2.py [--config configs/demo/table2.yaml] [--seeds 3] [--jobs 2]
+                             [section.key=value ...]
 
-All four train on the fine images and the same coarsely labelled ones at 50/50: the first two with the coarse labels people drew, the last two with
-the labels that their seed's teacher (the second row's network) gave the same images. Rows without attention are scored with the average of three
-scales. Restartable: what is there is kept.
+One recipe and equal steps. All four train on the fine images and the same coarsely labelled ones at
+50/50: the first two with the coarse labels people drew, the last two with the labels that their
+seed's teacher (the second row's network) gave the same images. Rows without attention are scored
+with the average of three scales. What is there is kept, so that it can be stopped at any time.
 """
 
 from __future__ import annotations
@@ -12,34 +14,47 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+# A script runs from any folder: the checkout it lies in comes before what may be installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hmsa.engine.command_line import at_least, parse_with_overrides
-from scripts.table1 import mean_and_deviation, paired
-from scripts.tables.runs import (
-    Run,
-    Scoring,
-    best_checkpoint,
-    commit,
-    door,
-    perform_all,
-    prepare,
-    run_table,
-    table_parser,
-)
+from hmsa.utils.files.writing import write_file
+from scripts.tables.program import prepare, run_table, table_parser
+from scripts.tables.runs import Run, Scoring, commit, perform_all, run_program
+from scripts.tables.seed_statistics import mean_and_deviation, paired, percent
 
 SCORED = Scoring(("0.5,1,2",))
-ROWS = {  # name: multiscale, labels of the coarse images
-    "baseline": ("single", "coarse"),
-    "attention": ("hierarchical", "coarse"),
-    "auto-labels": ("single", "auto"),
-    "both": ("hierarchical", "auto"),
+
+
+class TableRow(NamedTuple):
+    """What tells a row from the others."""
+
+    multiscale: str
+    labels: str  # of the coarse images: drawn by people (coarse), or by the teacher (auto)
+
+
+ROWS = {
+    "baseline": TableRow("single", "coarse"),
+    "attention": TableRow("hierarchical", "coarse"),
+    "auto-labels": TableRow("single", "auto"),
+    "both": TableRow("hierarchical", "auto"),
 }
+
+
+class TeacherLabels(NamedTuple):
+    """Labels that a teacher gave the coarse images."""
+
+    root: Path
+    kept_share: float
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the table; returns the exit status."""
+    return run_table(make_table, parse(argv))
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -58,56 +73,83 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _share(text: str) -> float:
+    """An argparse type: a probability that something can reach."""
     try:
-        if 0 < float(text) <= 1:
-            return float(text)
+        share = float(text)
     except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
+    return share
+
+
+def make_table(options: argparse.Namespace) -> int:
+    """Train the first two rows, label with the second's networks, train the others, write it."""
+    drawing = prepare(options)
+    seeds = range(options.seeds)
+    first = [
+        run_of(options, name, seed, drawing) for seed in seeds for name in ("attention", "baseline")
+    ]
+    rows = perform_all(first, jobs=options.jobs)
+
+    # The students of a seed learn from the teacher of the same seed.
+    second = []
+    for seed in seeds:
+        labels = label_coarse_images(options, run_of(options, "attention", seed, drawing))
+        second += [run_of(options, name, seed, drawing, labels) for name in ("both", "auto-labels")]
+    rows += perform_all(second, jobs=options.jobs)
+
+    summary = summarise(rows)
+    write_file(options.output / "table2.json", json.dumps(summary, indent=1) + "\n")
+    write_file(options.output / "table2.md", markdown(summary))
+    print(markdown(summary), end="")
+    return 0
 
 
 def run_of(
     options: argparse.Namespace,
     name: str,
     seed: int,
-    drawn: str,
-    *,
-    labels_root: Path | None = None,
-    made_with: str = "",
+    drawing: str,
+    labels: TeacherLabels | None = None,
 ) -> Run:
     """The training of one row and seed."""
-    multiscale, labels = ROWS[name]
+    row = ROWS[name]
     overrides = [
         *options.overrides,
-        f"model.multiscale={multiscale}",
+        f"model.multiscale={row.multiscale}",
         "data.extra.split=train_extra",
-        f"data.extra.labels={labels}",
+        f"data.extra.labels={row.labels}",
         "data.extra.probability=0.5",
     ]
-    if labels_root is not None:
-        overrides.append(f"data.extra.root={labels_root}")
+
+    # Where the labels lie is not part of a row's recipe, but how many pixels were kept is: labels
+    # of another teacher or threshold keep other ones.
+    data_recipe = drawing
+    if labels is not None:
+        overrides.append(f"data.extra.root={labels.root}")
+        data_recipe += str(labels.kept_share)
     return Run(
-        name,
-        seed,
-        options.config,
-        tuple(overrides),
-        (SCORED,),
-        options.split,
-        options.runs,
-        options.output / "rows" / f"{name}-{seed}.json",
+        method=name,
+        seed=seed,
+        config=options.config,
+        overrides=tuple(overrides),
+        scorings=(SCORED,),
+        split=options.split,
+        runs=options.runs,
+        row=options.output / "rows" / f"{name}-{seed}.json",
         threads=options.threads,
-        data_recipe=drawn + made_with,
+        data_recipe=data_recipe,
     )
 
 
-def autolabel(options: argparse.Namespace, teacher: Run) -> tuple[Path, str]:
-    """The tree of labels that a teacher gives the coarse images, and the settings it was made with; what is done is kept."""
-    checkpoint = best_checkpoint(teacher)
-    output = options.runs / f"labels-{checkpoint.parent.parent.name}-{options.threshold:g}"
-    door(
+def label_coarse_images(options: argparse.Namespace, teacher: Run) -> TeacherLabels:
+    """The labels that a teacher gives the coarse images; those that are there are kept."""
+    output = options.runs / f"labels-{teacher.folder.name}-{options.threshold:g}"
+    run_program(
         "autolabel.py",
         "--checkpoint",
-        str(checkpoint),
+        str(teacher.best_checkpoint),
         "--split",
         "train_extra",
         "--scales",
@@ -122,20 +164,24 @@ def autolabel(options: argparse.Namespace, teacher: Run) -> tuple[Path, str]:
         threads=options.threads,
         log=options.runs / "autolabel.log",
     )
+
     manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
+    labels = TeacherLabels(output, manifest["kept_share"])
     print(
-        f"teacher of seed {teacher.seed}: {100 * manifest['kept_share']:.1f} % of the pixels kept",
+        f"teacher of seed {teacher.seed}: {100 * labels.kept_share:.1f} % of the pixels kept",
         flush=True,
     )
-    return output, str(manifest["kept_share"])
+    return labels
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean and deviation of each row, and what it gains over the baseline, paired by seed."""
     by_row = {
         name: {row["seed"]: row["scored"][0]["miou"] for row in rows if row["method"] == name}
         for name in ROWS
     }
+
+    # Gains are paired: a row and the baseline of one seed share the order of their images.
     lines = []
     for name, by_seed in by_row.items():
         mean, deviation = mean_and_deviation(list(by_seed.values()))
@@ -151,55 +197,30 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"lines": lines, "commit": commit()}
 
 
-def markdown(summary: dict[str, Any]) -> str:
+def markdown(summary: Mapping[str, Any]) -> str:
     """The table as the paper lays it out."""
     lines = [
-        "| method | attention | auto-labels | mIoU % (mean ± sd) | over baseline (standard error) | seeds |",
+        "| method | attention | auto-labels | mIoU % (mean ± sd) "
+        "| over baseline (standard error) | seeds |",
         "|---|---|---|---|---|---|",
     ]
     for line in summary["lines"]:
-        multiscale, labels = ROWS[line["name"]]
-        spread = "" if line["deviation"] is None else f" ± {100 * line['deviation']:.1f}"
-        error = (
-            ""
-            if line["gain"]["standard_error"] is None
-            else f" ({100 * line['gain']['standard_error']:.2f})"
-        )
-        gain = "-" if line["name"] == "baseline" else f"{100 * line['gain']['mean']:+.2f}{error}"
-        lines.append(
-            f"| {line['name']} | {'yes' if multiscale == 'hierarchical' else ''} | {'yes' if labels == 'auto' else ''} "
-            f"| {100 * line['miou']:.1f}{spread} | {gain} | {len(line['by_seed'])} |"
-        )
+        attention, automatic, gain = "", "", "-"
+        if ROWS[line["name"]].multiscale == "hierarchical":
+            attention = "yes"
+        if ROWS[line["name"]].labels == "auto":
+            automatic = "yes"
+
+        if line["name"] != "baseline":
+            gain = f"{100 * line['gain']['mean']:+.2f}"
+            if line["gain"]["standard_error"] is not None:
+                gain += f" ({100 * line['gain']['standard_error']:.2f})"
+
+        score = percent(line["miou"], line["deviation"])
+        seeds = len(line["by_seed"])
+        lines.append(f"| {line['name']} | {attention} | {automatic} | {score} | {gain} | {seeds} |")
     return "\n".join(lines) + "\n"
 
 
-def main(options: argparse.Namespace) -> int:
-    """Train the first two rows, label with the second's networks, train the last two, write the table."""
-    drawn = prepare(options)
-    seeds = range(options.seeds)
-    first = [
-        run_of(options, name, seed, drawn) for seed in seeds for name in ("attention", "baseline")
-    ]
-    rows = perform_all(first, jobs=options.jobs)
-    labelled = {
-        seed: autolabel(options, run_of(options, "attention", seed, drawn)) for seed in seeds
-    }
-    second = [
-        run_of(
-            options, name, seed, drawn, labels_root=labelled[seed][0], made_with=labelled[seed][1]
-        )
-        for seed in seeds
-        for name in ("both", "auto-labels")
-    ]
-    rows += perform_all(second, jobs=options.jobs)
-    summary = summarise(rows)
-    (options.output / "table2.json").write_text(
-        json.dumps(summary, indent=1) + "\n", encoding="utf-8"
-    )
-    (options.output / "table2.md").write_text(markdown(summary), encoding="utf-8")
-    print(markdown(summary), end="")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(run_table(main, parse()))
+    sys.exit(main())

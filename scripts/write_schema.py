@@ -1,6 +1,9 @@
-"""Write configs/schema.json and configs/classes.schema.json, by which editors complete and check the YAML files.
+"""Write the schemas by which editors complete and check the YAML files.
 
-python scripts/write_schema.py [--check]
+    python scripts/write_schema.py [--check]
+
+The files are configs/schema.json, made from the configuration's fields, and
+configs/classes.schema.json for class lists.
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+# A script runs from any folder: the checkout it lies in comes before what may be installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hmsa.utils.config import json_schema
+
+ROOT = Path(__file__).resolve().parents[1]
 
 _BYTE = {"type": "integer", "minimum": 0, "maximum": 255}
 _TEXT = {"type": "string", "minLength": 1}
@@ -49,6 +54,8 @@ _CLASS = {
     },
 }
 _IGNORED = {"type": "integer", "minimum": -1, "maximum": 255}
+
+# What hmsa.datasets accepts as a class list.
 CLASSES_SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "hmsa class list",
@@ -65,7 +72,9 @@ CLASSES_SCHEMA: dict[str, Any] = {
         "layout": {
             "type": "object",
             "additionalProperties": False,
-            "description": "Where images and labels lie below the root; {split} stands for the split's name",
+            "description": (
+                "Where images and labels lie below the root; {split} stands for the split's name"
+            ),
             "properties": {"images": _TEXT, "labels": _TEXT, "list": _TEXT},
         },
     },
@@ -91,16 +100,24 @@ def main(argv: list[str] | None = None) -> int:
         help="write nothing; exit status 1 when a file is out of date",
     )
     arguments = parser.parse_args(argv)
+
+    wanted = schemas()
     stale = [
         path
-        for path, text in schemas().items()
+        for path, text in wanted.items()
         if not path.exists() or path.read_text(encoding="utf-8") != text
     ]
     for path in stale:
-        if not arguments.check:
-            path.write_text(schemas()[path], encoding="utf-8")
-        print(f"{path.relative_to(ROOT)}: {'out of date' if arguments.check else 'written'}")
-    return 1 if stale and arguments.check else 0
+        # A check leaves the files alone, so that it can run on a checkout of somebody else's.
+        if arguments.check:
+            print(f"{path.relative_to(ROOT)}: out of date")
+        else:
+            path.write_text(wanted[path], encoding="utf-8")
+            print(f"{path.relative_to(ROOT)}: written")
+
+    if stale and arguments.check:
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every test shares: one thread, the CPU's arithmetic left alone, GPU tests only where there is a GPU."""
+"""What every test shares: one thread, arithmetic left alone, GPU tests only with a GPU."""
 
 from __future__ import annotations
 

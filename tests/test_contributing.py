@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md tells a newcomer to write works: each example is run, and then used as its steps say."""
+"""CONTRIBUTING: its examples are true. Each is put where the page says and then used."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def example() -> Iterator[Callable[[str], types.ModuleType]]:
     made = []
 
     def run(file: str) -> types.ModuleType:
-        name = file.removesuffix(".py").replace("/", ".")
+        name = "hmsa." + file.removesuffix(".py").replace("/", ".")
         module = types.ModuleType(name)
         module.__package__ = name.rpartition(".")[0]
         sys.modules[name] = module
@@ -51,7 +51,7 @@ def test_every_example_is_used_here() -> None:
     assert set(EXAMPLES) == {
         "network/trunks/plain.py",
         "network/decoders/linear.py",
-        "datasets/flat.py",
+        "datasets/layouts/flat.py",
         "loss/focal.py",
     }
     assert not [file for file in EXAMPLES if (ROOT / file).exists()]
@@ -91,7 +91,7 @@ def test_a_trunk_and_a_decoder_of_ones_own(
 
 
 def test_a_data_set_of_ones_own(example: Callable[[str], Any], tmp_path: Path) -> None:
-    flat = example("datasets/flat.py")
+    flat = example("datasets/layouts/flat.py")
     spec = DatasetSpec(name="flat", classes=(ClassInfo(name="a", color=(1, 2, 3), raw_ids=(0,)),))
     for name in ("y.image.png", "y.label.png", "x.label.png", "x.image.png"):
         (tmp_path / "train").mkdir(exist_ok=True)

@@ -1,1 +1,1 @@
-"""What doors need beside the rooms: configuration, checkpoints, metrics, processes, schedules, pictures, reports."""
+"""What the commands share: configuration, training tools, metrics, reports, files, processes."""

@@ -1,40 +1,80 @@
-"""Settings of torch that a run chooses: threads, determinism, precision."""
+"""Settings of torch that a run chooses, and when a process may be interrupted."""
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 import torch
+
+from .words import UserError
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None, "fp64": None}
 
 
+class RuntimeSettingError(UserError, RuntimeError):
+    """torch cannot run as the runtime section says; the message says what to change."""
+
+
 def check_torch_version() -> None:
-    """Refuse torch below 2.6: reading a checkpoint there can run code even with weights_only (CVE-2025-32434)."""
+    """Refuse torch below 2.6, where reading a checkpoint can run code (CVE-2025-32434).
+
+    Raises:
+        RuntimeSettingError: torch is older.
+    """
     major, minor = (int(part) for part in torch.__version__.split(".")[:2])
     if (major, minor) < (2, 6):
-        raise RuntimeError(
-            f"torch {torch.__version__} is too old: checkpoints can run code when read (CVE-2025-32434); install torch>=2.6"
+        raise RuntimeSettingError(
+            f"torch {torch.__version__} is too old: checkpoints can run code when read "
+            "(CVE-2025-32434); install torch>=2.6"
         )
 
 
 def prepare_runtime(
     *, threads: int | None = None, deterministic: bool = False, tf32: bool = False, seed: int = 0
 ) -> None:
-    """Set threads, determinism and TF32, and seed torch. `deterministic` makes an operation without a deterministic kernel an error."""
+    """Set threads, determinism and TF32, and seed torch.
+
+    With `deterministic` an operation that has no deterministic kernel is an error.
+
+    Raises:
+        RuntimeSettingError: torch is too old, or `threads` are too many.
+    """
     check_torch_version()
     if threads is not None:
-        torch.set_num_threads(threads)
+        _set_threads(threads)
+
+    # cuBLAS is deterministic only with a fixed workspace, and cuDNN's search for the fastest kernel
+    # may choose another one in every run.
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True)
     elif torch.cuda.is_available():
         torch.backends.cudnn.benchmark = True
+
+    # TF32 has the range of fp32 and the precision of fp16; only asked for is it used.
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = tf32
     torch.manual_seed(seed)
+
+
+def _set_threads(threads: int) -> None:
+    """Let torch use `threads` threads; far more than there are processors end the process."""
+    processors = os.cpu_count() or 1
+    most = max(64, 4 * processors)
+    if threads > most:
+        raise RuntimeSettingError(
+            f"runtime.threads: {threads} is far more than the {processors} processors of this "
+            f"machine; set it to {processors} or less, or to null"
+        )
+    torch.set_num_threads(threads)
 
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
@@ -44,9 +84,73 @@ def autocast_dtype(precision: str) -> torch.dtype | None:
 
 def parameter_dtype(precision: str) -> torch.dtype:
     """The dtype parameters are kept in: fp64 for fp64 runs, else fp32."""
-    return torch.float64 if precision == "fp64" else torch.float32
+    if precision == "fp64":
+        return torch.float64
+    return torch.float32
 
 
 def seed_step(*, seed: int, step: int, rank: int) -> None:
-    """Seed torch for one step, so that dropout is a function of (seed, step, rank) and a resumed run draws what it would have drawn."""
+    """Seed torch for one step.
+
+    Dropout is then a function of (seed, step, rank), and a resumed run draws what it would have
+    drawn without the interruption.
+    """
     torch.manual_seed(zlib.crc32(f"{seed}/{step}/{rank}".encode()))
+
+
+class _Interruptions:
+    """How many `uninterrupted` blocks are open, and what was asked for in the meantime."""
+
+    def __init__(self) -> None:
+        # Signal handlers run in the main thread between any two of its steps, also while it holds
+        # this lock; a plain lock would wait for itself there.
+        self.lock = threading.RLock()
+        self.blocks = 0
+        self.exit_status: int | None = None
+
+
+_interruptions = _Interruptions()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Finish the block, such as the writing of a checkpoint, before the process may be stopped.
+
+    Ctrl-C within the block raises KeyboardInterrupt at its end, and `exit_when_possible` takes
+    effect there. Nothing helps against SIGKILL, but `files.writing` loses nothing by it either.
+    """
+    presses: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        presses.append(number)
+
+    # Python lets only the main thread set handlers, and only it receives KeyboardInterrupt.
+    is_main = threading.current_thread() is threading.main_thread()
+    previous: Any = None
+    if is_main:
+        previous = signal.signal(signal.SIGINT, remember)
+    with _interruptions.lock:
+        _interruptions.blocks += 1
+    try:
+        yield
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, previous or signal.SIG_DFL)
+        with _interruptions.lock:
+            _interruptions.blocks -= 1
+            if _interruptions.blocks == 0 and _interruptions.exit_status is not None:
+                os._exit(_interruptions.exit_status)
+
+    if presses:
+        signal.raise_signal(signal.SIGINT)
+
+
+def exit_when_possible(status: int) -> None:
+    """End the process at once with `status`, or at the end of a block that is `uninterrupted`.
+
+    For signal handlers and timers.
+    """
+    with _interruptions.lock:
+        if _interruptions.blocks == 0:
+            os._exit(status)
+        _interruptions.exit_status = status

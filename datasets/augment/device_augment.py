@@ -1,4 +1,7 @@
-"""Colour, blur and normalisation of a whole batch on its device, with the strengths that a worker would have drawn for each sample."""
+"""Colour, blur and normalisation of a whole batch on its device.
+
+The strengths are those that a worker would have drawn for each sample.
+"""
 
 from __future__ import annotations
 
@@ -31,26 +34,45 @@ def augment_on_device(
     dtype: torch.dtype = torch.float32,
     channels_last: bool = True,
 ) -> Tensor:
-    """What workers leave out with `photometric=False`: colour and blur, then `normalise`; float [N, 3, h, w] as `dtype`.
+    """What workers leave out with `photometric=False`: colour, blur and normalisation.
 
-    `image` uint8 [N, 3, h, w], `region` [N, 4] and `position` [N] are those of a training batch (`position` on the CPU, where it is used). The
-    strengths equal those of the workers' own augmentation; pixels differ from theirs by rounding, and near the edges of a blurred image.
+    Pixels differ from those of the workers' own augmentation by rounding, and near the edges of a
+    blurred image.
+
+    Args:
+        image: crops, uint8 [N, 3, h, w].
+        region: top, bottom, left, right of what is not padding, int64 [N, 4].
+        position: positions in the epoch's plan [N], on the CPU, where they are used.
+        augmentation: the ranges.
+        seed: seed of the run.
+        epoch: number of the epoch.
+        dtype: type of the result.
+        channels_last: whether the result lies in channels-last memory.
+
+    Returns:
+        `dtype` [N, 3, h, w].
     """
     strengths = [
-        draw_photometric(augmentation, sample_generator(seed, epoch, int(place)))
-        for place in position
+        draw_photometric(augmentation, sample_generator(seed, epoch, int(number)))
+        for number in position
     ]
     inside = _inside(region.to(image.device), (image.shape[2], image.shape[3]))
+
+    # In the workers' order: colour, hue, blur.
     values = image.to(torch.float32)
     values = _shift_hue(_mix_colors(values, inside, strengths), strengths)
     if any(item.sigma > 0 for item in strengths):
-        blur = _gaussian if augmentation.blur == "gaussian" else _bilateral
-        values = blur(values, inside, strengths)
-    values = (
-        values.clamp(0, 255) * inside
-    )  # padding is black before normalisation, as the workers leave it
-    memory = torch.channels_last if channels_last else torch.contiguous_format
-    return standardise_(values).to(dtype, memory_format=memory)
+        if augmentation.blur == "gaussian":
+            values = _gaussian(values, inside, strengths)
+        else:
+            values = _bilateral(values, inside, strengths)
+
+    # Padding is black before normalisation, as the workers leave it.
+    values = values.clamp(0, 255) * inside
+    memory_format = torch.contiguous_format
+    if channels_last:
+        memory_format = torch.channels_last
+    return standardise_(values).to(dtype, memory_format=memory_format)
 
 
 def _inside(region: Tensor, size: tuple[int, int]) -> Tensor:
@@ -58,77 +80,76 @@ def _inside(region: Tensor, size: tuple[int, int]) -> Tensor:
     top, bottom, left, right = region.view(-1, 4, 1, 1, 1).unbind(1)
     rows = torch.arange(size[0], device=region.device).view(1, 1, -1, 1)
     columns = torch.arange(size[1], device=region.device).view(1, 1, 1, -1)
-    return ((rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)).to(
-        torch.float32
-    )
+    inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+    return inside.to(torch.float32)
 
 
 def _mix_colors(values: Tensor, inside: Tensor, strengths: list[Photometric]) -> Tensor:
-    """Brightness, contrast and saturation: `color_matrix` of each sample, whose offset is its mean grey inside times a factor known on the host."""
+    """Brightness, contrast and saturation by `color_matrix` of each sample, [N, 3, h, w]."""
+    # The offset of the matrix is a factor, known on the host, times the mean grey, known here.
     linear, offset = [], []
     for item in strengths:
         matrix = torch.from_numpy(color_matrix(item, mean_grey=1.0)).float()
         linear.append(matrix[:, :3])
         offset.append(matrix[0, 3])
     weights = torch.stack(linear).to(values.device)
+    offsets = torch.stack(offset).to(values.device).view(-1, 1, 1, 1)
+
     grey = (values * values.new_tensor(GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
     mean = (grey * inside).sum((2, 3), keepdim=True) / inside.sum((2, 3), keepdim=True)
-    mixed = torch.einsum("nij,njhw->nihw", weights, values) + mean * torch.stack(offset).to(
-        values.device
-    ).view(-1, 1, 1, 1)
+    mixed = torch.einsum("nij,njhw->nihw", weights, values) + mean * offsets
     return mixed.clamp_(0, 255)
 
 
 def _shift_hue(values: Tensor, strengths: list[Photometric]) -> Tensor:
-    """Turn the hue circle: RGB to HSV and back in closed form, [N, 3, h, w] from 0 to 255."""
+    """Turn the hue circle, [N, 3, h, w] from 0 to 255: RGB to HSV and back in closed form."""
     turns = values.new_tensor([item.hue for item in strengths]).view(-1, 1, 1, 1)
     red, green, blue = values.split(1, dim=1)
-    value, chroma = (
-        values.amax(1, keepdim=True),
-        values.amax(1, keepdim=True) - values.amin(1, keepdim=True),
-    )
+    value = values.amax(1, keepdim=True)
+    chroma = value - values.amin(1, keepdim=True)
+
+    # The hue in sixths of the circle, by which of the three colours is the largest.
     safe = chroma.clamp_min(1e-6)
     sixths = torch.where(
         value == red,
         (green - blue) / safe,
         torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
-    places = (
-        sixths + 6 * turns + values.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
-    ) % 6  # of R, G and B on the circle
-    return value - chroma * torch.minimum(places, 4 - places).clamp(0, 1)
+
+    # Where red, green and blue stand on the turned circle gives their new shares of the chroma.
+    standing = values.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
+    angles = (sixths + 6 * turns + standing) % 6
+    return value - chroma * torch.minimum(angles, 4 - angles).clamp(0, 1)
 
 
 def _gaussian(values: Tensor, inside: Tensor, strengths: list[Photometric]) -> Tensor:
-    """Separable blur with each sample's own sigma; weights outside the image are left out and the others made to sum to one."""
+    """Separable blur with each sample's own sigma, [N, 3, h, w].
+
+    Weights outside the image are left out, and the others made to sum to one.
+    """
     radius = max(blur_size(item.sigma) for item in strengths if item.sigma > 0) // 2
     steps = torch.arange(-radius, radius + 1, dtype=torch.float32)
     kernels = torch.stack([_kernel(steps, item.sigma) for item in strengths]).to(values.device)
-    samples, channels = values.shape[:2]
+    samples = len(values)
 
-    def along_both(planes: Tensor) -> Tensor:
-        count = planes.shape[1]
-        weights = kernels.repeat_interleave(count, dim=0)
-        stacked = planes.reshape(1, samples * count, *planes.shape[2:])
-        stacked = functional.conv2d(
-            stacked,
-            weights.view(-1, 1, 1, 2 * radius + 1),
-            padding=(0, radius),
-            groups=samples * count,
-        )
-        stacked = functional.conv2d(
-            stacked,
-            weights.view(-1, 1, 2 * radius + 1, 1),
-            padding=(radius, 0),
-            groups=samples * count,
-        )
-        return stacked.view(samples, count, *planes.shape[2:])
+    def blurred(planes: Tensor) -> Tensor:
+        # Every plane of every sample is a group of its own, since each sample has its own kernel.
+        channels = planes.shape[1]
+        groups = samples * channels
+        weights = kernels.repeat_interleave(channels, dim=0)
+        stacked = planes.reshape(1, groups, *planes.shape[2:])
 
-    return along_both(values * inside) / along_both(inside).clamp_min(1e-6)
+        across = weights.view(-1, 1, 1, 2 * radius + 1)
+        stacked = functional.conv2d(stacked, across, padding=(0, radius), groups=groups)
+        down = weights.view(-1, 1, 2 * radius + 1, 1)
+        stacked = functional.conv2d(stacked, down, padding=(radius, 0), groups=groups)
+        return stacked.view(samples, channels, *planes.shape[2:])
+
+    return blurred(values * inside) / blurred(inside).clamp_min(1e-6)
 
 
 def _kernel(steps: Tensor, sigma: float) -> Tensor:
-    """Weights of one sample over `steps` pixels, its own reach being `blur_size`; a single one without blur."""
+    """Weights of one sample over `steps` pixels; a single one without blur."""
     if sigma == 0:
         return (steps == 0).to(torch.float32)
     weights = torch.exp(-0.5 * (steps / sigma) ** 2) * (steps.abs() <= blur_size(sigma) // 2)
@@ -136,26 +157,34 @@ def _kernel(steps: Tensor, sigma: float) -> Tensor:
 
 
 def _bilateral(values: Tensor, inside: Tensor, strengths: list[Photometric]) -> Tensor:
-    """Bilateral filter as opencv's: a round window, distance in colour summed over the channels, tolerance the image's standard deviation."""
+    """Bilateral filter as opencv's, [N, 3, h, w].
+
+    The window is round, the distance in colour is summed over the channels, and the tolerance is
+    the image's standard deviation.
+    """
     sigma = values.new_tensor([max(item.sigma, 1e-6) for item in strengths]).view(-1, 1, 1, 1)
     pixels = inside.sum((2, 3), keepdim=True)
     mean = (values * inside).sum((2, 3), keepdim=True) / pixels
     variance = ((values - mean).square() * inside).sum((2, 3), keepdim=True) / pixels
     spread = variance.mean(1, keepdim=True).sqrt().clamp_min(1.0)
+
+    # Samples have windows of different sizes; the largest is walked over, and each takes its own.
     reach = [max(5, blur_size(item.sigma)) // 2 for item in strengths]
     radius = max(reach)
     own_reach = values.new_tensor(reach).view(-1, 1, 1, 1)
     framed, framed_inside = (functional.pad(planes, (radius,) * 4) for planes in (values, inside))
+
+    height, width = values.shape[2:]
     total, weight_sum = torch.zeros_like(values), torch.zeros_like(inside)
     for dy in range(-radius, radius + 1):
         for dx in range(-radius, radius + 1):
             square = dy * dy + dx * dx
             if square > radius * radius:
                 continue
-            rows, columns = (
-                slice(radius + dy, radius + dy + values.shape[2]),
-                slice(radius + dx, radius + dx + values.shape[3]),
-            )
+            rows = slice(radius + dy, radius + dy + height)
+            columns = slice(radius + dx, radius + dx + width)
+
+            # Weight by distance in space and in colour; none outside the image.
             neighbour = framed[:, :, rows, columns]
             far = (neighbour - values).abs().sum(1, keepdim=True)
             weight = (
@@ -165,5 +194,6 @@ def _bilateral(values: Tensor, inside: Tensor, strengths: list[Photometric]) -> 
             )
             total += weight * neighbour
             weight_sum += weight
-    blurred = values.new_tensor([item.sigma > 0 for item in strengths]).view(-1, 1, 1, 1) > 0
-    return torch.where(blurred, total / weight_sum.clamp_min(1e-6), values)
+
+    is_blurred = values.new_tensor([item.sigma > 0 for item in strengths]).view(-1, 1, 1, 1) > 0
+    return torch.where(is_blurred, total / weight_sum.clamp_min(1e-6), values)

@@ -1,4 +1,7 @@
-"""Checking the files of a split before they cost a training: every fault is named, one sentence for each kind."""
+"""Checking the files of a split before they cost a training.
+
+Every fault is named, one sentence for each kind.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,26 @@ from ..layouts.listing import some
 from ..reading.decoding import image_size
 from ..spec import DatasetSpec
 
-SMALL_FILES, SMALL_BYTES = (
-    5_000,
-    128_000_000,
-)  # a split below both is checked whole even where a sample was asked for: it takes seconds
+# A split below both is checked whole even where a sample was asked for: it takes seconds.
+SMALL_FILES = 5_000
+SMALL_BYTES = 128_000_000
 
 
 @dataclass
 class Verification:
-    """What was found: `counts` int64 [C] pixels and `images_with` int64 [C] images of each class, `ignored` pixels, image `sizes` (height, width).
+    """What was found in a split.
 
-    `problems` are faults, one sentence for each kind; `notes` are what a person may want to know. `checked` of `total` files were looked at.
+    Attributes:
+        spec: classes of the data set.
+        split: name of the split.
+        total: how many images it has.
+        checked: how many of them were looked at.
+        counts: pixels of each class, int64 [C].
+        images_with: images that show each class, int64 [C].
+        ignored: pixels that are ignored.
+        sizes: number of images of each size (height, width).
+        problems: faults, one sentence for each kind.
+        notes: what a person may want to know.
     """
 
     spec: DatasetSpec
@@ -46,25 +58,28 @@ class Verification:
     @property
     def absent(self) -> tuple[str, ...]:
         """Names of classes without a single pixel among the labels looked at."""
-        return tuple(
-            name for name, count in zip(self.spec.names, self.counts, strict=True) if not count
-        )
+        named_counts = zip(self.spec.names, self.counts, strict=True)
+        return tuple(name for name, count in named_counts if not count)
 
     def raise_for_problems(self) -> None:
-        """DataError with the first fault, if any, and how to see the others."""
-        if self.problems:
-            more = len(self.problems) - 1
-            rest = (
-                f" (and {more} more kind{'s' if more > 1 else ''} of fault; scripts/check_dataset.py lists them)"
-                if more
-                else ""
-            )
-            raise DataError(f"split '{self.split}': {self.problems[0]}{rest}", kind="verify")
+        """Refuse a split with faults.
+
+        Raises:
+            DataError: the first fault, and how to see the others.
+        """
+        if not self.problems:
+            return
+        message = f"split '{self.split}': {self.problems[0]}"
+        more = len(self.problems) - 1
+        if more:
+            kinds = "kind" + "s" * (more > 1)
+            message += f" (and {more} more {kinds} of fault; scripts/check_dataset.py lists them)"
+        raise DataError(message, kind="verify")
 
 
 @dataclass
-class _Outcome:
-    """What one file pair showed."""
+class _PairOutcome:
+    """What one image with its label showed."""
 
     size: tuple[int, int] | None = None
     counts: np.ndarray | None = None
@@ -76,10 +91,16 @@ def verify_files(
 ) -> Verification:
     """Decode images and labels of a split and say what is wrong with them.
 
-    `sample`: None looks at all files; a number at that many, evenly spread, unless the split is small enough to be checked whole in seconds.
-    Threads do the work: decoding, which is nearly all of it, runs outside Python's lock, and nothing has to be forked beside torch.
+    Threads do the work: decoding, which is nearly all of it, runs outside Python's lock, and
+    nothing has to be forked beside torch.
+
+    Args:
+        files: the split.
+        sample: None looks at all files; a number at that many, evenly spread, unless the split is
+            small enough to be checked whole in seconds.
+        workers: threads.
+        progress: whether a progress bar is shown.
     """
-    indices = _chosen(files, sample)
     result = Verification(
         files.spec,
         files.split,
@@ -87,30 +108,35 @@ def verify_files(
         counts=np.zeros(files.spec.num_classes, dtype=np.int64),
         images_with=np.zeros(files.spec.num_classes, dtype=np.int64),
     )
+
+    indices = _chosen(files, sample)
+    outcomes = _outcomes(files, indices, workers=workers, progress=progress)
     faults: dict[tuple[str, str], list[tuple[int, DataError]]] = {}
-    for index, outcome in zip(
-        indices, _outcomes(files, indices, workers=workers, progress=progress), strict=True
-    ):
+    for index, outcome in zip(indices, outcomes, strict=True):
         result.checked += 1
         if outcome.size is not None:
             result.sizes[outcome.size] = result.sizes.get(outcome.size, 0) + 1
         if outcome.counts is not None:
-            own = outcome.counts[: files.spec.num_classes]
-            result.counts += own
-            result.images_with += own > 0
-            result.ignored += int(outcome.counts.sum() - own.sum())
+            of_classes = outcome.counts[: files.spec.num_classes]
+            result.counts += of_classes
+            result.images_with += of_classes > 0
+            result.ignored += int(outcome.counts.sum() - of_classes.sum())
         for what, fault in outcome.faults.items():
             faults.setdefault((what, fault.kind), []).append((int(index), fault))
+
+    # Faults of one kind are one sentence, however many files have them.
     result.problems = [_sentence(files, found) for found in faults.values()]
     _judge_whole(files, result)
     return result
 
 
 def _chosen(files: Files, sample: int | None) -> np.ndarray:
+    """Indices of the files to look at, int64."""
     everything = np.arange(len(files))
     if sample is None or len(files) <= sample or _is_small(files):
         return everything
-    return everything[:: -(-len(files) // sample)]
+    step = (len(files) + sample - 1) // sample
+    return everything[::step]
 
 
 def _is_small(files: Files) -> bool:
@@ -130,7 +156,7 @@ def _is_small(files: Files) -> bool:
 
 def _outcomes(
     files: Files, indices: np.ndarray, *, workers: int, progress: bool
-) -> Iterator[_Outcome]:
+) -> Iterator[_PairOutcome]:
     """Outcome of every index, in order."""
     with (
         ThreadPoolExecutor(max_workers=max(1, workers)) as pool,
@@ -148,15 +174,17 @@ def _outcomes(
             yield outcome
 
 
-def _look_at(files: Files, index: int) -> _Outcome:
-    outcome = _Outcome()
-    expected = None
+def _look_at(files: Files, index: int) -> _PairOutcome:
+    outcome = _PairOutcome()
+    expected: tuple[int, int] | None
     try:
         height, width = files.read_image(index).shape[:2]
-        outcome.size = expected = (height, width)
+        expected = outcome.size = (height, width)
     except DataError as fault:
         outcome.faults["image"] = fault
+        # Its label is compared all the same, where the header tells a size.
         expected = _declared_size(files.image_path(index), files.max_pixels)
+
     if files.labels is not None:
         try:
             outcome.counts = histogram(files.read_label(index, image_size=expected))
@@ -166,22 +194,28 @@ def _look_at(files: Files, index: int) -> _Outcome:
 
 
 def _declared_size(path: Path, max_pixels: int) -> tuple[int, int] | None:
-    """Size of an image that could not be decoded, where its header tells a credible one: its label is compared all the same."""
+    """Size of an image that could not be decoded, where its header tells a credible one."""
     try:
         height, width = image_size(path)
     except DataError:
         return None
-    return (height, width) if height * width <= max_pixels else None
+    if height * width > max_pixels:
+        return None
+    return height, width
 
 
 def count_pixels(files: Files, *, workers: int = 4, progress: bool = False) -> np.ndarray:
-    """Pixels of each class over all labels of a split, int64 [C], without opening an image; DataError at the first label that is at fault."""
+    """Pixels of each class over all labels of a split, int64 [C], without opening an image.
+
+    Raises:
+        DataError: the first label that is at fault.
+    """
     files.require_labels()
     counts = np.zeros(files.spec.num_classes, dtype=np.int64)
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        labels = pool.map(lambda index: histogram(files.read_label(index)), range(len(files)))
-        for own in tqdm(
-            labels,
+        histograms = pool.map(lambda index: histogram(files.read_label(index)), range(len(files)))
+        for of_label in tqdm(
+            histograms,
             total=len(files),
             desc=f"count {files.split}",
             unit="label",
@@ -189,22 +223,19 @@ def count_pixels(files: Files, *, workers: int = 4, progress: bool = False) -> n
             leave=False,
             dynamic_ncols=True,
         ):
-            counts += own[: files.spec.num_classes]
+            counts += of_label[: files.spec.num_classes]
     return counts
 
 
 def histogram(label: np.ndarray) -> np.ndarray:
-    """Pixels of each value of a uint8 array, int64 [256]; opencv's counter, in strips, since it counts in float32."""
+    """Pixels of each value of a uint8 array [H, W], int64 [256]."""
+    # opencv counts in float32, which is exact up to 2^24 pixels: larger labels come in strips.
     counts = np.zeros(256, dtype=np.int64)
     rows = max(1, 2**24 // max(1, label.shape[1]))
     for top in range(0, label.shape[0], rows):
-        counts += (
-            cv2.calcHist(
-                [np.ascontiguousarray(label[top : top + rows])], [0], None, [256], [0, 256]
-            )
-            .reshape(-1)
-            .astype(np.int64)
-        )
+        strip = np.ascontiguousarray(label[top : top + rows])
+        found = cv2.calcHist([strip], [0], None, [256], [0, 256])
+        counts += found.reshape(-1).astype(np.int64)
     return counts
 
 
@@ -218,53 +249,72 @@ def _sentence(files: Files, found: Sequence[tuple[int, DataError]]) -> str:
 
 
 def _judge_whole(files: Files, result: Verification) -> None:
-    """What no single file shows: binary masks whose 255 would be taken for ignore, absent classes, labels that are mostly ignored."""
-    spec = files.spec
+    """Add what no single file shows.
+
+    Binary masks whose 255 would be taken for ignore, absent classes, labels that are mostly
+    ignored.
+    """
     if files.labels is None:
         result.notes.append(
-            f"split '{files.split}' has no labels: it can be predicted, but neither trained on nor scored"
+            f"split '{files.split}' has no labels: it can be predicted, but neither trained on nor "
+            "scored"
         )
         return
+
     pixels = int(result.counts.sum())
-    binary = (
+    where = f"{files.label_path(0)}: all"
+    if _are_binary_masks(files, result):
+        other = files.spec.classes[1]
+        result.problems.append(
+            f"{where} {result.checked} labels looked at hold only 0 and 255, and 255 means ignore "
+            f"here: binary masks? save their 255 as the id of the class ({other.raw_ids[0]} is "
+            f"'{other.name}'), or list 255 among its ids"
+        )
+    elif result.checked and not pixels and not result.problems:
+        result.problems.append(
+            f"{where} pixels of the {result.checked} labels looked at are ignored, so there is "
+            "nothing to learn or to score; check the class list's ids"
+        )
+    elif result.ignored > pixels:
+        share = 100 * result.ignored / (pixels + result.ignored)
+        result.notes.append(f"{share:.0f} % of the label pixels looked at are ignored")
+
+    if result.absent and pixels:
+        among = ""
+        if result.checked < result.total:
+            among = f" among the {result.checked} labels looked at"
+        result.notes.append(
+            f"{len(result.absent)} of {files.spec.num_classes} classes do not occur{among}: "
+            f"{', '.join(result.absent)}"
+        )
+
+
+def _are_binary_masks(files: Files, result: Verification) -> bool:
+    """Whether all labels hold 0, the first of several classes, and 255, which means ignore."""
+    spec = files.spec
+    may_be = (
         spec.num_classes > 1
         and 255 in spec.ignored_raw_ids
         and 0 in spec.classes[0].raw_ids
         and files.label_ids == "raw"
     )
-    if binary and result.ignored and pixels and result.counts[0] == pixels:
-        result.problems.append(
-            f"{files.label_path(0)}: all {result.checked} labels looked at hold only 0 and 255, and 255 means ignore here: binary masks? "
-            f"save their 255 as the id of the class ({spec.classes[1].raw_ids[0]} is '{spec.classes[1].name}'), or list 255 among its ids"
-        )
-    elif result.checked and not pixels and not result.problems:
-        all_of = f"all pixels of the {result.checked} labels looked at"
-        result.problems.append(
-            f"{files.label_path(0)}: {all_of} are ignored, so there is nothing to learn or to score; check the class list's ids"
-        )
-    elif result.ignored > pixels:
-        result.notes.append(
-            f"{100 * result.ignored / (pixels + result.ignored):.0f} % of the label pixels looked at are ignored"
-        )
-    if result.absent and pixels:
-        where = (
-            ""
-            if result.checked == result.total
-            else f" among the {result.checked} labels looked at"
-        )
-        result.notes.append(
-            f"{len(result.absent)} of {spec.num_classes} classes do not occur{where}: {', '.join(result.absent)}"
-        )
+    pixels = int(result.counts.sum())
+    return bool(may_be and result.ignored and pixels and result.counts[0] == pixels)
 
 
 def find_duplicates(first: Files, second: Files, *, workers: int = 4) -> list[tuple[Path, Path]]:
-    """Pairs of images with equal bytes in two splits: what is trained on must not be scored on. Only files of equal length are read."""
+    """Pairs of images with equal bytes in two splits: what is trained on must not be scored on.
+
+    Only files of equal length are read.
+    """
     lengths = [
         {path: _length(path) for path in map(files.image_path, range(len(files)))}
         for files in (first, second)
     ]
+    # Files of different lengths cannot be equal, so most are never read.
     shared = set(lengths[0].values()) & set(lengths[1].values()) - {None}
     candidates = [[path for path, length in side.items() if length in shared] for side in lengths]
+
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         digests = [dict(zip(side, pool.map(_digest, side), strict=True)) for side in candidates]
     by_digest = {digest: path for path, digest in digests[0].items() if digest is not None}
@@ -272,6 +322,7 @@ def find_duplicates(first: Files, second: Files, *, workers: int = 4) -> list[tu
 
 
 def _length(path: Path) -> int | None:
+    """Bytes of a file; None if there are none, or they cannot be told."""
     try:
         return os.stat(path).st_size or None
     except OSError:

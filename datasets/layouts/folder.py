@@ -1,18 +1,25 @@
-"""One's own images and labels: split folders, globs or list files below one root, classes from a `classes.yaml`."""
+"""One's own images and labels below one root, with classes from a `classes.yaml`.
+
+Format: images in any of `IMAGE_SUFFIXES`, labels as single-channel pictures of class ids in any of
+`LABEL_SUFFIXES`. They lie in split folders, are matched by globs, or are named by list files.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import DataError
+from ..output_names import inside_parts
+from ..reading.regular import read_text
 from ..spec import DatasetSpec
 from .class_list import Layout, load_class_list
 from .listing import (
     IMAGE_SUFFIXES,
     LABEL_SUFFIXES,
-    Found,
+    ListedSplit,
     by_key,
     first_entries,
     glob_files,
@@ -20,6 +27,8 @@ from .listing import (
     pair,
     require_folder,
     scan,
+    scan_images,
+    shown,
     some,
     stem,
 )
@@ -32,135 +41,220 @@ def find_folder(
     classes: Path | None,
     layout: Layout | None = None,
     with_labels: bool = True,
-) -> Found:
-    """List a split of a folder data set; `classes` defaults to `<root>/classes.yaml`, `layout` to the one written there."""
+) -> ListedSplit:
+    """List a split of a folder data set.
+
+    Args:
+        root: folder of the data set.
+        split: name of the split, or a list file (*.txt) below the root.
+        classes: class list; by default `<root>/classes.yaml`.
+        layout: where the files lie; by default as the class list says.
+        with_labels: whether labels are looked for.
+
+    Raises:
+        DataError: no class list, an empty split, or images and labels that do not pair.
+    """
     spec, own_layout = load_class_list(_class_file(root, classes))
     layout = layout or own_layout
-    if split.endswith(".txt"):
-        return _found_in_list(spec, root, root / split, with_labels)
-    if layout.list is not None:
-        return _found_in_list(spec, root, root / layout.list.replace("{split}", split), with_labels)
     place = layout.images.replace("{split}", split)
-    default_list = root / f"{split}.txt"
-    if layout == Layout() and not (root / place).is_dir() and default_list.is_file():
-        return _found_in_list(spec, root, default_list, with_labels)
-    images = _listed(root, place, IMAGE_SUFFIXES)
+
+    list_file = _list_file(root, split, layout, place)
+    if list_file is not None:
+        return _from_list(spec, root, list_file, with_labels)
+
+    images = _listed(root, place, scan_images)
     if not images:
         raise _no_images(root, place, split)
+
+    # A split without a label folder can still be predicted.
     label_place = layout.labels.replace("{split}", split)
-    labels = _listed(root, label_place, LABEL_SUFFIXES) if with_labels else None
+    labels = None
+    if with_labels:
+        labels = _listed(root, label_place, _scan_labels)
     if labels is None:
         keys = sorted(images)
-        return Found(spec, [images[key] for key in keys], None, keys)
+        return ListedSplit(spec, [images[key] for key in keys], None, keys)
+
     keys = pair(images, labels, image_place=str(root / place), label_place=str(root / label_place))
-    return Found(spec, [images[key] for key in keys], [labels[key] for key in keys], keys)
+    return ListedSplit(spec, [images[key] for key in keys], [labels[key] for key in keys], keys)
+
+
+def _list_file(root: Path, split: str, layout: Layout, image_place: str) -> Path | None:
+    """The list file that names the files of a split; None where folders or globs do."""
+    if split.endswith(".txt"):
+        return root / split
+    if layout.list is not None:
+        return root / layout.list.replace("{split}", split)
+
+    # `<split>.txt` in the root needs no layout, as long as there is no folder for the split.
+    default = root / f"{split}.txt"
+    if layout == Layout() and not os.path.isdir(root / image_place) and os.path.isfile(default):
+        return default
+    return None
 
 
 def _class_file(root: Path, classes: Path | None) -> Path:
-    if classes is None:
-        if not (root / "classes.yaml").is_file():
-            raise DataError(
-                f"data.classes is not set and {root / 'classes.yaml'} does not exist; write a class list, e.g. 'classes: [{{name: road, color: "
-                "[128, 64, 128], id: 0}, ...]', and name it in data.classes",
-                kind="classes",
-            )
-        return root / "classes.yaml"
-    return root / classes if not classes.exists() and (root / classes).exists() else classes
+    if classes is not None:
+        if not os.path.exists(classes) and os.path.exists(root / classes):
+            return root / classes
+        return classes
+
+    default = root / "classes.yaml"
+    if not os.path.isfile(default):
+        raise DataError(
+            f"data.classes is not set and {default} does not exist; write a class list, e.g. "
+            "'classes: [{name: road, color: [128, 64, 128], id: 0}, ...]', and name it in "
+            "data.classes",
+            kind="classes",
+        )
+    return default
 
 
-def _listed(root: Path, place: str, suffixes: Sequence[str]) -> dict[str, str] | None:
-    """Files of a folder or glob under their keys, relative to root; None where the folder does not exist or the glob matches nothing."""
-    if any(sign in place for sign in "*?"):
+def _scan_labels(folder: Path) -> list[str]:
+    return scan(folder, accept=has_suffix(LABEL_SUFFIXES))
+
+
+def _listed(
+    root: Path, place: str, scan_folder: Callable[[Path], list[str]]
+) -> dict[str, str] | None:
+    """Files of a folder or glob under their keys, relative to root.
+
+    None where the folder does not exist or the glob matches nothing.
+    """
+    if _is_glob(place):
         return glob_files(root, place) or None
-    if not (root / place).is_dir():
+    if not os.path.isdir(root / place):
         return None
-    found = by_key(scan(root / place, accept=has_suffix(suffixes)), stem, place=str(root / place))
+    found = by_key(scan_folder(root / place), stem, place=str(root / place))
     return {key: f"{place}/{path}" for key, path in found.items()}
 
 
+def _is_glob(place: str) -> bool:
+    return any(sign in place for sign in "*?")
+
+
 def _no_images(root: Path, place: str, split: str) -> DataError:
-    if any(sign in place for sign in "*?"):
+    """The error that says why a split is empty."""
+    if _is_glob(place):
         return DataError(
-            f"split '{split}' is empty: no file matches {root / place} ({root} holds {first_entries(root)})",
+            f"split '{split}' is empty: no file matches {root / place} "
+            f"({root} holds {first_entries(root)})",
             kind="empty split",
         )
-    hint = "check data.root and the split's name, or give the class list a layout"
-    require_folder(root / place, what=f"image folder of split '{split}'", hint=hint)
-    kinds, inside = " ".join(IMAGE_SUFFIXES), first_entries(root / place)
+    require_folder(
+        root / place,
+        what=f"image folder of split '{split}'",
+        hint="check data.root and the split's name, or give the class list a layout",
+    )
     return DataError(
-        f"split '{split}' is empty: no image ({kinds}) below {root / place}, which holds {inside}",
+        f"split '{split}' is empty: no image ({' '.join(IMAGE_SUFFIXES)}) below {root / place}, "
+        f"which holds {first_entries(root / place)}",
         kind="empty split",
     )
 
 
-def _found_in_list(spec: DatasetSpec, root: Path, path: Path, with_labels: bool) -> Found:
+def _from_list(spec: DatasetSpec, root: Path, path: Path, with_labels: bool) -> ListedSplit:
     images, labels = read_list(path, root=root)
     if not images:
         raise DataError(f"{path}: list file names no image", kind="empty split")
-    names = relative_names(images)
-    return Found(spec, images, labels if with_labels else None, names)
+    if not with_labels:
+        labels = None
+    return ListedSplit(spec, images, labels, relative_names(images))
 
 
 def read_list(path: Path, *, root: Path) -> tuple[list[str], list[str] | None]:
     """Images and labels of a list file: lines "image label" or "image", relative to `root`.
 
-    Spaces, a tab or a comma separate; `#` starts a line of comment. DataError: a line of another form, a file that is missing or listed twice.
+    Spaces, a tab or a comma separate; `#` starts a line of comment. A byte-order mark is left out,
+    `~/` is the user's folder, and names that are not UTF-8 are those of the file system.
+
+    Raises:
+        DataError: a line of another form, or a file that is missing or listed twice.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: list file cannot be read ({error})", kind="missing") from error
+    # Not splitlines(), which would cut names at rare characters that they may hold.
+    lines = read_text(path, "list file").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
     rows: list[list[str]] = []
     for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
+        line = line.strip()
+        if not line or line.startswith("#"):
             continue
-        row = _cut(line.strip(), root)
-        if len(row) not in (1, 2) or (rows and len(row) != len(rows[0])):
-            expected = (
-                "as many files as the lines above"
-                if rows and len(row) in (1, 2)
-                else "'image label' or 'image'"
-            )
-            hint = "separate paths that hold spaces by a tab"
+        row = [_at_home(name) for name in _cut(line, root)]
+        expected = None
+        if len(row) not in (1, 2) or "" in row:
+            expected = "'image label' or 'image'"
+        elif rows and len(row) != len(rows[0]):
+            expected = "as many files as the lines above"
+        if expected is not None:
             raise DataError(
-                f"{path}, line {number}: '{line.strip()}' does not name {expected} ({hint})",
+                f"{path}, line {number}: '{shown(line)}' does not name {expected} "
+                "(separate paths that hold spaces by a tab)",
                 kind="pairs",
             )
         rows.append(row)
+
     missing = [name for row in rows for name in row if not os.path.exists(root / name)]
     if missing:
         raise DataError(
-            f"{path}: {len(missing)} of the files listed do not exist below {root}: {some(missing)}",
+            f"{path}: {len(missing)} of the files listed do not exist below {root}: "
+            f"{some(missing)}",
             kind="missing",
         )
     images = [row[0] for row in rows]
-    doubled = (
-        sorted({name for name in images if images.count(name) > 1})
-        if len(set(images)) < len(images)
-        else []
-    )
+    doubled = sorted(name for name, count in Counter(images).items() if count > 1)
     if doubled:
         raise DataError(f"{path}: listed more than once: {some(doubled)}", kind="pairs")
-    return images, [row[1] for row in rows] if rows and len(rows[0]) == 2 else None
+
+    if not rows or len(rows[0]) == 1:
+        return images, None
+    return images, [row[1] for row in rows]
+
+
+def _at_home(name: str) -> str:
+    if name.startswith("~/"):
+        return os.path.expanduser(name)
+    return name
 
 
 def _cut(line: str, root: Path) -> list[str]:
+    """The paths that a line names."""
     for separator in ("\t", ","):
         if separator in line:
             return [part.strip() for part in line.split(separator)]
-    return [line] if os.path.exists(root / line) else line.split()
+
+    # A path may hold spaces, where it stands alone.
+    if os.path.exists(root / _at_home(line)):
+        return [line]
+    return line.split()
 
 
 def relative_names(images: Sequence[str]) -> list[str]:
-    """Unique names of images from anywhere: below the folder they share, without suffix; with it where two would be equal."""
-    folder = (
-        os.path.commonpath([os.path.dirname(path) for path in images])
-        if len({os.path.isabs(path) for path in images}) == 1
-        else ""
-    )
-    relative = [os.path.relpath(path, folder) if folder else path.lstrip("/") for path in images]
+    """Unique names of images from anywhere.
+
+    Below the folder they share, without suffix; with it where two would be equal. No name is
+    absolute or leads to a folder above, whatever the list says.
+    """
+    folder = ""
+    if len({os.path.isabs(path) for path in images}) == 1:
+        folder = os.path.commonpath([os.path.dirname(path) for path in images])
+    relative = list(images)
+    if folder:
+        relative = [os.path.relpath(path, folder) for path in images]
+    relative = ["/".join(inside_parts(path)) for path in relative]
+
+    # Images that differ in their suffix alone keep it.
     names = [stem(path) for path in relative]
-    if len(set(names)) == len(names):
-        return names
-    doubled = {name for name in names if names.count(name) > 1}
-    return [path if name in doubled else name for path, name in zip(relative, names, strict=True)]
+    counts = Counter(names)
+    for index, path in enumerate(relative):
+        if counts[names[index]] > 1:
+            names[index] = path
+
+    # What was told apart by the folders above only is numbered.
+    taken: set[str] = set()
+    for index, name in enumerate(names):
+        number = 1
+        while names[index] in taken:
+            number += 1
+            names[index] = f"{name}.{number}"
+        taken.add(names[index])
+    return names

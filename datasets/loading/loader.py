@@ -1,4 +1,8 @@
-"""Batches for training: uint8 throughout, the same for any number of workers, ranks with an equal global batch, and after a resume."""
+"""Batches for training, uint8 throughout.
+
+They are the same for any number of workers, for any number of ranks with an equal global batch, and
+after a resume.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..augment.augmentation import (
     Augmentation,
+    Photometric,
     apply_draws,
     draw_geometry,
     draw_photometric,
@@ -23,12 +28,18 @@ from ..files import Files
 from ..reading.cache import DecodedCache, build_cache
 from ..sampling.class_uniform import ClassIndex, build_class_index
 from ..sampling.plan import EXTRA, EpochPlan, ExtraPlan, global_batches, plan_length
-from .workers import Batch, Processes, batches, start_loader
+from .workers import Batch, WorkerProcesses, batches, start_loader
 
 
 @dataclass(frozen=True)
 class ClassUniform:
-    """Class-uniform sampling: the `fraction` of an epoch, the `tile` (pixels, or height and width) in which a class counts once, and its `point`."""
+    """Class-uniform sampling (docs/release_notes.md, class-uniform sampling).
+
+    Attributes:
+        fraction: part of an epoch that is drawn class by class.
+        tile: side in pixels (or height and width) of the tiles in which a class counts once.
+        point: which place of a tile stands for a class, as in `build_class_index`.
+    """
 
     fraction: float = 0.5
     tile: int | tuple[int, int] = 1024
@@ -37,10 +48,13 @@ class ClassUniform:
 
 @dataclass(frozen=True)
 class ExtraSource:
-    """Images with coarse or automatic labels beside the fine ones; `files` carries their threshold and policy.
+    """Images with coarse or automatic labels beside the fine ones.
 
-    `mixture`: of every epoch the share `probability` is fine, the rest comes from here. `boost`: places of the classes named in `boost_classes`
-    join these classes' pools.
+    Attributes:
+        files: the images; they carry their own confidence threshold and policy.
+        probability: with `mixture`, the part of every epoch that is fine; the rest comes from here.
+        mode: "mixture", or "boost": places of some classes join the pools of these classes.
+        boost_classes: names of these classes.
     """
 
     files: Files
@@ -49,11 +63,12 @@ class ExtraSource:
     boost_classes: Sequence[str] = ()
 
 
-class Source:
+class SampleSource:
     """Decoded samples of one set of files, from the cache where there is one."""
 
     def __init__(self, files: Files, cache: DecodedCache | None = None) -> None:
-        self.files, self.cache = files, cache
+        self.files = files
+        self.cache = cache
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Image uint8 [H, W, 3] and label uint8 [H, W] of equal size; not to be written to."""
@@ -63,12 +78,20 @@ class Source:
         return image, self.files.read_label(index, image_size=(image.shape[0], image.shape[1]))
 
     def locate(self, index: int, point: tuple[int, int]) -> tuple[int, int]:
-        """Where pixel `point` of the label file lies in what `read` returns: elsewhere if the cache holds it smaller."""
-        return point if self.cache is None else self.cache.locate(index, point)
+        """Where pixel `point` of the label file lies in what `read` returns.
+
+        That is elsewhere if the cache holds the label smaller.
+        """
+        if self.cache is None:
+            return point
+        return self.cache.locate(index, point)
 
 
 class Request(NamedTuple):
-    """One entry of a plan on its way to a worker: the epoch travels with it, so that persistent workers never work with an old one."""
+    """One entry of a plan on its way to a worker.
+
+    The epoch travels with it, so that persistent workers never work with an old one.
+    """
 
     epoch: int
     position: int
@@ -82,29 +105,34 @@ class TrainReader:
     """Reads and augments the samples of a batch."""
 
     def __init__(
-        self, sources: list[Source], *, augmentation: Augmentation, seed: int, photometric: bool
+        self,
+        sources: list[SampleSource],
+        *,
+        augmentation: Augmentation,
+        seed: int,
+        photometric: bool,
     ) -> None:
-        self.sources, self.augmentation, self.seed, self.photometric = (
-            sources,
-            augmentation,
-            seed,
-            photometric,
-        )
+        self.sources = sources
+        self.augmentation = augmentation
+        self.seed = seed
+        self.photometric = photometric
         self.fine_count = len(sources[0].files)
 
     def read(self, requests: list[Request]) -> Batch:
         """The batch as described in TrainLoader.epoch."""
+        # Samples are written straight into the batch, so nothing is copied afterwards.
         count, (height, width) = len(requests), self.augmentation.crop
         image = np.empty((count, height, width, 3), dtype=np.uint8)
         label = np.empty((count, height, width), dtype=np.uint8)
         region = torch.empty((count, 4), dtype=torch.int64)
         for slot, request in enumerate(requests):
             region[slot] = torch.tensor(self._write_sample(request, (image[slot], label[slot])))
+
         return {
             "image": torch.from_numpy(image).permute(0, 3, 1, 2),
             "label": torch.from_numpy(label),
             "index": torch.tensor(
-                [item.image + (self.fine_count if item.source == EXTRA else 0) for item in requests]
+                [item.image + self.fine_count * (item.source == EXTRA) for item in requests]
             ),
             "position": torch.tensor([item.position for item in requests]),
             "region": region,
@@ -117,18 +145,25 @@ class TrainReader:
         """Augment into a slot of the batch; returns the part of it that is not padding."""
         source = self.sources[request.source]
         image, label = source.read(request.image)
-        point = source.locate(request.image, (request.y, request.x)) if request.y >= 0 else None
+        point = None
+        if request.y >= 0:
+            point = source.locate(request.image, (request.y, request.x))
+
+        # Both are drawn always and in this order, so that the device can repeat the first.
         rng = sample_generator(self.seed, request.epoch, request.position)
-        strengths = draw_photometric(self.augmentation, rng)
+        strengths: Photometric | None = draw_photometric(self.augmentation, rng)
         geometry = draw_geometry(
             (image.shape[0], image.shape[1]), augmentation=self.augmentation, rng=rng, point=point
         )
+        if not self.photometric:
+            strengths = None
+
         apply_draws(
             image,
             label,
             results,
             geometry=geometry,
-            strengths=strengths if self.photometric else None,
+            strengths=strengths,
             augmentation=self.augmentation,
             ignore_label=source.files.spec.ignore_label,
         )
@@ -152,11 +187,12 @@ class TrainLoader:
         batch_size: int,
         rank: int,
         world_size: int,
-        processes: Processes,
+        processes: WorkerProcesses,
     ) -> None:
         self.plan = plan
         self._steps = _Steps(plan, batch_size=batch_size, rank=rank, world_size=world_size)
-        self._reader, self._processes = reader, processes
+        self._reader = reader
+        self._processes = processes
         self._loader: DataLoader[Any] | None = None
 
     def __len__(self) -> int:
@@ -164,11 +200,16 @@ class TrainLoader:
         return len(self._steps)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        """Batches of `epoch` from step `start_step` on: the same as those of an epoch that was never interrupted.
+        """Batches of `epoch` from step `start_step` on, as if it had never been interrupted.
 
-        A batch holds `image` uint8 [N, 3, h, w] (channels-last in memory), `label` uint8 [N, h, w], `index` int64 [N] (of the image among the fine
-        files, or fine count + index among the extra ones), `position` int64 [N] in the epoch's plan, `region` int64 [N, 4]
-        (top, bottom, left, right of what is not padding), `names` list of N texts.
+        A batch holds
+        - `image` uint8 [N, 3, h, w], channels-last in memory,
+        - `label` uint8 [N, h, w],
+        - `index` int64 [N]: of the image among the fine files, or fine count + index among the
+          extra ones,
+        - `position` int64 [N] in the epoch's plan,
+        - `region` int64 [N, 4]: top, bottom, left, right of what is not padding,
+        - `names`, a list of N texts.
         """
         assert 0 <= start_step <= len(self)
         self._steps.epoch, self._steps.start_step = epoch, start_step
@@ -185,7 +226,10 @@ class _Steps:
     """What torch's loader asks for the requests of each step of the epoch that is set."""
 
     def __init__(self, plan: EpochPlan, *, batch_size: int, rank: int, world_size: int) -> None:
-        self.plan, self.batch_size, self.rank, self.world_size = plan, batch_size, rank, world_size
+        self.plan = plan
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
         self.epoch = self.start_step = 0
 
     def __len__(self) -> int:
@@ -205,6 +249,7 @@ class _Steps:
 
 
 def _request(epoch: int, position: int, entry: np.void) -> Request:
+    # Plain integers: numpy's would be pickled with their type, at ten times the size.
     return Request(
         epoch, position, int(entry["source"]), int(entry["image"]), int(entry["y"]), int(entry["x"])
     )
@@ -230,20 +275,35 @@ def build_train_loader(
 ) -> TrainLoader:
     """The training loader of one rank.
 
-    An epoch has len(files) samples less what does not fill a step of batch_size * world_size * accumulate: with that product equal, every global
-    batch is the same for any number of ranks. Builds, or finds in `cache_dir`, the class index if `class_uniform` is given and the decoded `cache`
-    ("none", "memmap", "zstd", "zlib", "jpeg"). `photometric=False` leaves colour and blur to `augment_on_device`.
-    DataError: no labels, no images, an impossible plan, a cache that cannot be written.
+    An epoch has len(files) samples less what does not fill a step of batch_size * world_size *
+    accumulate: with that product equal, every global batch is the same for any number of ranks.
+
+    Args:
+        files: the fine images and labels.
+        augmentation: ranges of what is drawn for each sample.
+        batch_size: samples of one rank in one forward pass.
+        workers: processes that read; 0: the main process does.
+        seed: of all random numbers.
+        rank: which share is this loader's.
+        world_size: number of ranks.
+        accumulate: forward passes of one step.
+        class_uniform: class-uniform sampling; its index is built, or found in `cache_dir`.
+        extra: images with coarse or automatic labels.
+        cache: kind of decoded cache, as in `build_cache`.
+        cache_dir: where index and cache lie.
+        photometric: whether workers change colour and blur; False leaves both to
+            `augment_on_device`.
+        prefetch: batches that each worker prepares ahead.
+        pin_memory: whether batches lie in pinned memory; None: where there is a GPU.
+
+    Raises:
+        DataError: no labels, no images, an impossible plan, a cache that cannot be written.
     """
-    parts = [files] if extra is None else [files, extra.files]
-    for part in parts:
-        part.require_labels()
-        if not len(part):
-            raise DataError(f"split '{part.split}' in {part.root} has no images")
-    if extra is not None and extra.files.spec != files.spec:
-        raise DataError(
-            f"data.extra has the classes of {extra.files.spec.name}, not those of {files.spec.name}: they cannot be mixed"
-        )
+    parts = [files]
+    if extra is not None:
+        parts.append(extra.files)
+    _require_usable(parts)
+
     plan = _build_plan(
         files,
         class_uniform,
@@ -253,19 +313,44 @@ def build_train_loader(
         cache_dir=cache_dir,
         length=plan_length(len(files), samples_per_step=batch_size * world_size * accumulate),
     )
-    long_edge = augmentation.long_edge
-    caches = [
-        build_cache(part, kind=cache, cache_dir=cache_dir, long_edge=long_edge, workers=workers)
-        for part in parts
-    ]
-    sources = [Source(part, decoded) for part, decoded in zip(parts, caches, strict=True)]
+
+    # The cache of the fine images and that of the extra ones are apart.
+    sources = []
+    for part in parts:
+        decoded = build_cache(
+            part,
+            kind=cache,
+            cache_dir=cache_dir,
+            long_edge=augmentation.long_edge,
+            workers=workers,
+        )
+        sources.append(SampleSource(part, decoded))
+
     reader = TrainReader(sources, augmentation=augmentation, seed=seed, photometric=photometric)
-    processes = Processes(
+    processes = WorkerProcesses(
         workers=workers, prefetch=prefetch, persistent=True, pin_memory=pin_memory
     )
     return TrainLoader(
-        reader, plan, batch_size=batch_size, rank=rank, world_size=world_size, processes=processes
+        reader,
+        plan,
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        processes=processes,
     )
+
+
+def _require_usable(parts: Sequence[Files]) -> None:
+    """DataError unless all have labels and images, and the same classes as the first."""
+    for part in parts:
+        part.require_labels()
+        if not len(part):
+            raise DataError(f"split '{part.split}' in {part.root} has no images")
+        if part.spec != parts[0].spec:
+            raise DataError(
+                f"data.extra has the classes of {part.spec.name}, not those of "
+                f"{parts[0].spec.name}: they cannot be mixed"
+            )
 
 
 def _build_plan(
@@ -278,26 +363,30 @@ def _build_plan(
     workers: int,
     cache_dir: str | Path | None,
 ) -> EpochPlan:
-    fraction = 0.0 if class_uniform is None else class_uniform.fraction
-    indices: list[ClassIndex | None] = [None, None]
-    if class_uniform is not None and fraction > 0:
-        parts = [files] if extra is None else [files, extra.files]
-        for slot, part in enumerate(parts):
-            indices[slot] = build_class_index(
-                part,
-                tile=class_uniform.tile,
-                point=class_uniform.point,
-                cache_dir=cache_dir,
-                workers=max(1, workers),
-            )
-    joined = None
+    """The plan of all epochs, with the class indices that it needs."""
+    fraction = 0.0
+    if class_uniform is not None:
+        fraction = class_uniform.fraction
+
+    def class_index(part: Files) -> ClassIndex | None:
+        if class_uniform is None or fraction <= 0:
+            return None
+        return build_class_index(
+            part,
+            tile=class_uniform.tile,
+            point=class_uniform.point,
+            cache_dir=cache_dir,
+            workers=max(1, workers),
+        )
+
+    own_index = class_index(files)
+    extra_plan = None
     if extra is not None:
-        boosted = tuple(files.spec.index_of(name) for name in extra.boost_classes)
-        joined = ExtraPlan(
+        extra_plan = ExtraPlan(
             len(extra.files),
-            indices[1],
+            class_index(extra.files),
             mode=extra.mode,
             probability=extra.probability,
-            boost_classes=boosted,
+            boost_classes=tuple(files.spec.index_of(name) for name in extra.boost_classes),
         )
-    return EpochPlan(len(files), indices[0], fraction, extra=joined, seed=seed, length=length)
+    return EpochPlan(len(files), own_index, fraction, extra=extra_plan, seed=seed, length=length)

@@ -1,4 +1,7 @@
-"""From what a label file holds to what probably went wrong with it: the sentences that save a user the device-side assert."""
+"""From what a label file holds to what probably went wrong with it.
+
+Without these sentences a user would meet an assertion inside the loss, on the device.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +17,39 @@ if TYPE_CHECKING:
 _CITYSCAPES_SCORED = frozenset(
     {7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33}
 )
+_SHOWN_VALUES = 4
+_MANY_VALUES = 24
+_MANY_COLORS = 1000
+_LOOKED_AT = 4_000_000  # pixels of a large label that are enough to judge it
 
 
 def explain_values(counts: np.ndarray, *, spec: DatasetSpec, label_ids: LabelIds = "raw") -> str:
-    """Sentence on the values of a label file that stand for nothing, with pixel counts and the likely cause.
+    """Sentence on the values of a label file that stand for nothing, with the likely cause.
 
-    `counts` int [256] is the file's histogram, in which at least one value is neither a class nor ignore.
+    Args:
+        counts: histogram of the file, int [256], in which at least one value is neither a class nor
+            ignore.
+        spec: classes of the data set.
+        label_ids: whether the file holds raw or train ids.
     """
     _, unknown = spec.tables(label_ids)
     faulty = np.flatnonzero((counts > 0) & (unknown > 0))
     total = int(counts.sum())
-    named = ", ".join(f"{value} ({counts[value]} of {total} pixels)" for value in faulty[:4])
-    rest = f" and {len(faulty) - 4} more values" if len(faulty) > 4 else ""
-    allowed = (
-        _allowed_raw(spec)
-        if label_ids == "raw"
-        else f"train ids 0-{spec.num_classes - 1} or {spec.ignore_label}"
+
+    noun = "label value"
+    if len(faulty) > 1:
+        noun = "label values"
+    named = ", ".join(
+        f"{value} ({counts[value]} of {total} pixels)" for value in faulty[:_SHOWN_VALUES]
     )
+    if len(faulty) > _SHOWN_VALUES:
+        named += f" and {len(faulty) - _SHOWN_VALUES} more values"
+
+    allowed = f"train ids 0-{spec.num_classes - 1} or {spec.ignore_label}"
+    if label_ids == "raw":
+        allowed = _allowed_raw(spec)
     cause = _likely_cause(counts, faulty, spec, label_ids)
-    return f"label value{'s' if len(faulty) > 1 else ''} {named}{rest} outside the classes of {spec.name} ({allowed}): {cause}"
+    return f"{noun} {named} outside the classes of {spec.name} ({allowed}): {cause}"
 
 
 def _allowed_raw(spec: DatasetSpec) -> str:
@@ -49,32 +66,37 @@ def _ranges(values: list[int]) -> str:
             runs[-1][1:] = [value]
         else:
             runs.append([value])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    return ", ".join("-".join(str(end) for end in run) for run in runs)
 
 
 def _likely_cause(
     counts: np.ndarray, faulty: np.ndarray, spec: DatasetSpec, label_ids: LabelIds
 ) -> str:
+    """The first cause that fits the values."""
     present = {int(value) for value in np.flatnonzero(counts)}
-    classes, wrong = spec.num_classes, {int(value) for value in faulty}
-    ids = (
-        {value for item in spec.classes for value in item.raw_ids}
-        if label_ids == "raw"
-        else set(range(classes))
-    )
+    wrong = {int(value) for value in faulty}
+    classes = spec.num_classes
+    ids = set(range(classes))
+    if label_ids == "raw":
+        ids = {value for item in spec.classes for value in item.raw_ids}
+    counted_from_0 = ids == set(range(classes))
+
+    # From the most telling to the least: the first that applies is said.
     checks = (
         (present <= {0, 255}, "a binary mask of 0 and 255? save its 255 as the id of the class"),
         (
-            len(wrong) > 24,
-            "a grey photograph, or a label that was resized with interpolation? resize labels by nearest neighbour",
+            len(wrong) > _MANY_VALUES,
+            "a grey photograph, or a label that was resized with interpolation? resize labels by "
+            "nearest neighbour",
         ),
         (
-            ids == set(range(classes)) and wrong == {classes} and 0 not in present,
-            f"ids counted from 1 to {classes} instead of from 0? write the ids into the class list, or subtract 1",
+            counted_from_0 and wrong == {classes} and 0 not in present,
+            f"ids counted from 1 to {classes} instead of from 0? write the ids into the class "
+            "list, or subtract 1",
         ),
         (
             label_ids == "raw"
-            and ids == set(range(classes))
+            and counted_from_0
             and wrong <= _CITYSCAPES_SCORED
             and len(present & _CITYSCAPES_SCORED) > 2,
             "raw ids of Cityscapes? use data.dataset=cityscapes, or train ids",
@@ -85,7 +107,8 @@ def _likely_cause(
         ),
         (
             wrong == {max(ids) + 1},
-            f"one class more than the {classes} that the class list names? add it there, or ignore it",
+            f"one class more than the {classes} that the class list names? add it there, or ignore "
+            "it",
         ),
         (
             wrong == {255},
@@ -95,28 +118,39 @@ def _likely_cause(
     for applies, cause in checks:
         if applies:
             return cause
-    return "a label of another data set, or classes that the class list leaves out? add them there, or list them under 'ignore'"
+    return (
+        "a label of another data set, or classes that the class list leaves out? add them there, "
+        "or list them under 'ignore'"
+    )
 
 
 def explain_channels(picture: Image.Image, *, spec: DatasetSpec | None) -> str:
-    """Sentence on a label with several channels: what it probably is and the way to ids."""
+    """Sentence on a label with several channels: what it probably is, and the way to ids."""
     size = f"has {len(picture.getbands())} channels ({picture.mode})"
     if picture.mode == "CMYK":
         return f"{size}: a photograph? labels are single-channel PNG files of class ids"
-    pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)[:4_000_000]
+
+    pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)[:_LOOKED_AT]
     if (pixels[:, 0] == pixels[:, 1]).all() and (pixels[:, 0] == pixels[:, 2]).all():
-        return f"{size} that are all equal: save one of them as 8-bit PNG, e.g. Image.open(path).split()[0]"
-    colors = np.unique(pixels @ np.array([65536, 256, 1]))
-    known = (
-        set()
-        if spec is None
-        else {
-            red * 65536 + green * 256 + blue
-            for red, green, blue in (item.color for item in spec.classes)
-        }
-    )
+        return (
+            f"{size} that are all equal: save one of them as 8-bit PNG, e.g. "
+            "Image.open(path).split()[0]"
+        )
+
+    # Each colour as one number, so that those of the classes can be looked for.
+    as_number = np.array([65536, 256, 1])
+    colors = np.unique(pixels @ as_number)
+    known: set[int] = set()
+    if spec is not None:
+        known = {int(np.dot(item.color, as_number)) for item in spec.classes}
     if known & set(colors.tolist()):
-        return f"{size}: it shows the colours of the classes, not their ids; convert each colour to its id and save as 8-bit PNG"
-    if len(colors) > 1000:
+        return (
+            f"{size}: it shows the colours of the classes, not their ids; convert each colour to "
+            "its id and save as 8-bit PNG"
+        )
+    if len(colors) > _MANY_COLORS:
         return f"{size} and {len(colors)} colours: a photograph? are images and labels swapped"
-    return f"{size}: an RGB mask? labels are single-channel PNG files of class ids; convert each colour to its id"
+    return (
+        f"{size}: an RGB mask? labels are single-channel PNG files of class ids; convert each "
+        "colour to its id"
+    )

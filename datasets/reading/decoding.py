@@ -1,4 +1,7 @@
-"""Reading photos and labels: whatever is wrong with a file ends in one sentence that names it, and never reaches the network."""
+"""Reading photos and labels.
+
+Whatever is wrong with a file ends in one sentence that names it, and never reaches the network.
+"""
 
 from __future__ import annotations
 
@@ -11,34 +14,67 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..errors import DataError
 from .causes import explain_channels, explain_values
 from .headers import HEAD_BYTES, Header, HeaderError, parse_header, require_complete
+from .regular import open_regular, unreadable
 
 if TYPE_CHECKING:
     from ..spec import DatasetSpec, LabelIds
 
-DEFAULT_MAX_PIXELS = 64_000_000
+DEFAULT_MAX_PIXELS = 200_000_000
+_TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BITS_PER_SAMPLE = 258  # tag of a TIFF
+_BYTES_PER_PIXEL = 16  # four channels of 32 bits, uncompressed
+_BYTES_BESIDE = 1 << 26  # colour profiles, previews and the like
 
 
 def read_image(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
-    """A photo as uint8 RGB [H, W, 3], Exif orientation applied, alpha dropped, grey repeated.
+    """A photo as uint8 RGB [H, W, 3]: Exif orientation applied, alpha dropped, grey repeated.
 
-    DataError: missing, empty, more than `max_pixels` declared, truncated, 16-bit, CMYK, or not an image.
+    Raises:
+        DataError: missing, empty, more than `max_pixels` declared, truncated, 16-bit, CMYK, or not
+            an image.
     """
-    data = _read_bytes(path, "image")
+    return decode_image(path, read_image_bytes(path, max_pixels=max_pixels), max_pixels=max_pixels)
+
+
+def read_image_bytes(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> bytes:
+    """The bytes of an image file, for `decode_image`.
+
+    Raises:
+        DataError: missing, empty, no file, or far too large for `max_pixels`.
+    """
+    return _read_bytes(path, "image", max_pixels)
+
+
+def decode_image(
+    path: str | Path, data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> np.ndarray:
+    """`read_image` from the bytes of the file; `path` is for messages."""
     header = _checked_header(path, data, "image", max_pixels)
     if header is None:
-        return _read_other(path, data)
+        return _read_by_pillow(path, data)
+
+    # What opencv would decode without a word, though not to the colours meant.
     if header.bit_depth > 8:
         raise DataError(
             f"{path}: image has {header.bit_depth} bits per channel; convert it to 8 bits",
             kind="depth",
         )
     if header.format == "jpeg" and header.channels == 4:
-        raise DataError(f"{path}: image has four CMYK channels; convert it to RGB", kind="channels")
+        raise _four_inks(path)
     try:
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
@@ -51,24 +87,52 @@ def read_image(path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _read_other(path: str | Path, data: bytes) -> np.ndarray:
-    """Formats without a header parser of ours (TIFF, WebP, BMP ...) by Pillow, whose modes tell 16-bit and CMYK images apart."""
+def _read_by_pillow(path: str | Path, data: bytes) -> np.ndarray:
+    """Formats other than PNG and JPEG: TIFF, WebP, BMP and others, uint8 RGB [H, W, 3]."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = ImageOps.exif_transpose(Image.open(BytesIO(data)))
+            picture = Image.open(BytesIO(data))
+            is_deep = _bits_per_channel(picture) > 8
+            picture = ImageOps.exif_transpose(picture)
     except Exception as error:  # over broken files Pillow's readers raise errors of every kind
-        raise DataError(
-            f"{path}: image cannot be decoded ({error}); it is damaged, fetch or export it again",
-            kind="unreadable",
-        ) from error
+        raise _undecodable(path, error) from error
+
     if picture.mode == "CMYK":
-        raise DataError(f"{path}: image has four CMYK channels; convert it to RGB", kind="channels")
-    if picture.mode.startswith("I") or picture.mode == "F":
+        raise _four_inks(path)
+    if is_deep:
         raise DataError(
             f"{path}: image has more than 8 bits per channel; convert it to 8 bits", kind="depth"
         )
-    return np.asarray(picture.convert("RGB")).copy()
+    try:
+        return np.asarray(picture.convert("RGB")).copy()
+    except Exception as error:  # colour spaces that Pillow cannot convert
+        raise _undecodable(path, error) from error
+
+
+def _bits_per_channel(picture: Image.Image) -> int:
+    """What an opened file holds, of which Pillow drops the lower bits in some formats."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return 16
+    if isinstance(picture, TiffImageFile):
+        return int(max(picture.tag_v2.get(_BITS_PER_SAMPLE, (1,))))
+    if isinstance(picture, PpmImageFile):
+        # The decoder is told the largest value, where that is not 255.
+        arguments = [value for tile in picture.tile for value in tile[3]]
+        largest = max((value for value in arguments if isinstance(value, int)), default=255)
+        return largest.bit_length()
+    return 8
+
+
+def _undecodable(path: str | Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path}: image cannot be decoded ({error}); it is damaged, fetch or export it again",
+        kind="unreadable",
+    )
+
+
+def _four_inks(path: str | Path) -> DataError:
+    return DataError(f"{path}: image has four CMYK channels; convert it to RGB", kind="channels")
 
 
 def read_label(
@@ -81,11 +145,21 @@ def read_label(
 ) -> np.ndarray:
     """A label file as train ids, uint8 [H, W], `spec.ignore_label` where ignored.
 
-    `label_ids` says whether the file holds raw or train ids. `image_size` (height, width) makes another size an error.
-    DataError: every fault of `decode_label`, another size, or a value that is neither a class nor a known ignore id.
+    Args:
+        path: the file.
+        spec: classes of the data set.
+        image_size: (height, width) that the label must have.
+        max_pixels: limit on its size, in pixels.
+        label_ids: whether the file holds raw or train ids.
+
+    Raises:
+        DataError: every fault of `decode_label`, another size, or a value that is neither a class
+            nor a known ignore id.
     """
     raw = decode_label(path, spec=spec, max_pixels=max_pixels)
-    require_same_size(path, raw.shape, image_size)
+    require_same_size(path, (raw.shape[0], raw.shape[1]), image_size)
+
+    # One look-up finds faulty values, a second maps the others.
     to_train, unknown = spec.tables(label_ids)
     if cv2.countNonZero(cv2.LUT(raw, unknown)):
         counts = np.bincount(raw.reshape(-1), minlength=256)
@@ -96,19 +170,23 @@ def read_label(
 
 
 def require_same_size(
-    path: str | Path, label_size: tuple[int, ...], image_size: tuple[int, int] | None
+    path: str | Path, label_size: tuple[int, int], image_size: tuple[int, int] | None
 ) -> None:
-    """DataError if a label of size (height, width) does not cover its image exactly."""
-    if image_size is None or tuple(label_size) == tuple(image_size):
+    """Refuse a label that does not cover its image exactly; both sizes are (height, width).
+
+    Raises:
+        DataError: the sizes differ.
+    """
+    if image_size is None or label_size == tuple(image_size):
         return
-    turned = (
-        " (height and width are exchanged: does the image carry an Exif orientation?)"
-        if label_size == tuple(image_size)[::-1]
-        else ""
-    )
-    sizes = f"{label_size[0]} x {label_size[1]} pixels (height x width) but its image {image_size[0]} x {image_size[1]}"
+
+    turned = ""
+    if label_size == tuple(image_size)[::-1]:
+        turned = " (height and width are exchanged: does the image carry an Exif orientation?)"
     raise DataError(
-        f"{path}: label has {sizes}{turned}; resize the label by nearest neighbour, or pair the right files",
+        f"{path}: label has {label_size[0]} x {label_size[1]} pixels (height x width) but its "
+        f"image {image_size[0]} x {image_size[1]}{turned}; resize the label by nearest neighbour, "
+        "or pair the right files",
         kind="size",
     )
 
@@ -116,28 +194,40 @@ def require_same_size(
 def decode_label(
     path: str | Path, *, spec: DatasetSpec | None = None, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> np.ndarray:
-    """The ids of a label file as stored, uint8 [H, W]: grey values, or palette indices (which opencv would lose).
+    """The ids of a label file, uint8 [H, W], turned upright as its Exif orientation says.
 
-    DataError: missing, empty, too large, truncated, JPEG, more than 8 bits, or several channels. `spec` sharpens the likely cause named.
+    These are grey values, or palette indices, which opencv would lose. `spec` sharpens the likely
+    cause that an error names.
+
+    Raises:
+        DataError: missing, empty, too large, truncated, JPEG, more than 8 bits, or several
+            channels.
     """
-    data = _read_bytes(path, "label")
+    data = _read_bytes(path, "label", max_pixels)
     header = _checked_header(path, data, "label", max_pixels)
     if header is not None and header.format == "jpeg":
-        what = (
-            "of colours (are images and labels swapped?)"
-            if header.channels > 1
-            else "whose lossy compression changes ids"
-        )
+        what = "whose lossy compression changes ids"
+        if header.channels > 1:
+            what = "of colours (are images and labels swapped?)"
         raise DataError(
             f"{path}: label is a JPEG {what}; labels are single-channel PNG files of class ids",
             kind="format",
         )
+
     try:
-        # PngImageFile spares Image.open's own limit on pixels, which warns and raises at sizes that are not ours; ours was checked above.
-        picture: Image.Image = (
-            PngImageFile(BytesIO(data)) if header is not None else Image.open(BytesIO(data))
-        )
+        picture: Image.Image
+        if header is None:
+            picture = Image.open(BytesIO(data))
+        else:
+            # PngImageFile spares Image.open's own limit on pixels, which warns and raises at sizes
+            # that are not ours; ours was checked above.
+            picture = PngImageFile(BytesIO(data))
         picture.load()
+        # What turned and tagged an image may have done so with its label: both are obeyed.
+        if header is None:
+            picture = ImageOps.exif_transpose(picture)
+        else:
+            picture = _upright(picture, header.orientation)
     except Exception as error:  # over broken files Pillow's readers raise errors of every kind
         raise DataError(
             f"{path}: label cannot be decoded ({error}); it is damaged or not a PNG file",
@@ -146,25 +236,34 @@ def decode_label(
     return _label_values(path, picture, header, spec)
 
 
+def _upright(picture: Image.Image, orientation: int) -> Image.Image:
+    """A picture as its Exif orientation, 1 to 8, says that it is displayed."""
+    method = _TRANSPOSES.get(orientation)
+    if method is None:
+        return picture
+    return picture.transpose(method)
+
+
 def _label_values(
     path: str | Path, picture: Image.Image, header: Header | None, spec: DatasetSpec | None
 ) -> np.ndarray:
+    """The ids in a decoded label, uint8 [H, W]."""
     if picture.mode == "1":
         return np.array(picture, dtype=np.uint8)
+
     if picture.mode in ("L", "P"):
         values = np.array(picture)
+        # Pillow stretches grey values of 2 and 4 bits to 0 .. 255.
         if header is not None and not header.palette and header.bit_depth in (2, 4):
-            values //= 255 // (
-                2**header.bit_depth - 1
-            )  # Pillow stretches 2- and 4-bit grey values to 0..255
+            values //= 255 // (2**header.bit_depth - 1)
         return values
+
+    # More bits than a class id needs: most often instance ids, which are class * 1000 + number.
     if picture.mode.startswith("I") or picture.mode == "F":
         largest = np.asarray(picture).max()
-        hint = (
-            "instance ids? take the labelIds files instead"
-            if largest > 255
-            else "save it as 8-bit grey or palette PNG"
-        )
+        hint = "save it as 8-bit grey or palette PNG"
+        if largest > 255:
+            hint = "instance ids? take the labelIds files instead"
         raise DataError(
             f"{path}: label has 16 or more bits per pixel (largest value {largest:g}); {hint}",
             kind="depth",
@@ -175,111 +274,139 @@ def _label_values(
 def read_confidence(
     path: str | Path, *, size: tuple[int, int], max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> np.ndarray:
-    """Confidence of automatic labels, uint8 [H, W] = floor(255 x probability) of the class chosen."""
+    """Confidence of automatic labels, uint8 [H, W] = floor(255 x probability) of the class chosen.
+
+    Raises:
+        DataError: every fault of `decode_label`, or another size than `size` (height, width).
+    """
     values = decode_label(path, max_pixels=max_pixels)
     if values.shape != size:
         raise DataError(
-            f"{path}: confidence has {values.shape[0]} x {values.shape[1]} pixels but its label {size[0]} x {size[1]}",
+            f"{path}: confidence has {values.shape[0]} x {values.shape[1]} pixels but its label "
+            f"{size[0]} x {size[1]}",
             kind="size",
         )
     return values
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) of an image or label as displayed, from the first bytes of the file; DataError where there is none."""
+    """(height, width) of an image or label as displayed, from the first bytes of the file.
+
+    Raises:
+        DataError: the file is missing, empty, cut off, or no image.
+    """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path, "file") as file:
             head = file.read(HEAD_BYTES)
             if not head:
                 raise DataError(f"{path}: file is empty (0 bytes)", kind="empty")
             header = parse_header(head)
-            if header is not None:
-                return header.height, header.width
-            return _size_by_pillow(path, file, "file")
+            if header is None:
+                return _size_by_pillow(path, file, "file")
+            return header.height, header.width
     except HeaderError as error:
-        raise DataError(
-            f"{path}: file is truncated: {error}; fetch or export it again", kind="truncated"
-        ) from error
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: file does not exist", kind="missing") from error
+        raise _truncated(path, "file", error) from error
     except OSError as error:
-        raise DataError(
-            f"{path}: file cannot be read ({error.strerror})", kind="unreadable"
-        ) from error
+        raise unreadable(path, "file", error) from error
 
 
 def resize_long_edge(
     image: np.ndarray, label: np.ndarray | None, long_edge: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Image uint8 [H, W, 3] and label uint8 [H, W] scaled so that the longer side is `long_edge` pixels; the label by nearest neighbour."""
+    """Image and label scaled so that the longer side has `long_edge` pixels.
+
+    Args:
+        image: uint8 [H, W, 3].
+        label: uint8 [H, W], which is scaled by nearest neighbour.
+        long_edge: pixels of the longer side.
+    """
     height, width = image.shape[:2]
     scale = long_edge / max(height, width)
     if scale == 1:
         return image, label
+
+    # Averaging over areas is what keeps thin things when shrinking; the authors' code uses Pillow's
+    # antialiased bilinear filter there.
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    # Averaging over areas is what keeps thin things when shrinking; the release uses Pillow's antialiased bilinear filter there.
-    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    return image, None if label is None else cv2.resize(
-        label, size, interpolation=cv2.INTER_NEAREST_EXACT
-    )
+    method = cv2.INTER_LINEAR
+    if scale < 1:
+        method = cv2.INTER_AREA
+    resized = cv2.resize(image, size, interpolation=method)
+    if label is None:
+        return resized, None
+    return resized, cv2.resize(label, size, interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def _read_bytes(path: str | Path, what: str) -> bytes:
+def _read_bytes(path: str | Path, what: str, max_pixels: int) -> bytes:
     try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: {what} does not exist", kind="missing") from error
+        with open_regular(path, what) as file:
+            # No picture within the limit on pixels has as many bytes as this.
+            largest = max_pixels * _BYTES_PER_PIXEL + _BYTES_BESIDE
+            data = file.read(largest + 1)
     except OSError as error:
-        raise DataError(
-            f"{path}: {what} cannot be read ({error.strerror})", kind="unreadable"
-        ) from error
+        raise unreadable(path, what, error) from error
     if not data:
         raise DataError(f"{path}: {what} is empty (0 bytes)", kind="empty")
+    if len(data) > largest:
+        raise DataError(
+            f"{path}: {what} has more than {largest} bytes, too many for {max_pixels} pixels "
+            "(data.max_pixels)",
+            kind="too large",
+        )
     return data
 
 
+def _truncated(path: str | Path, what: str, error: HeaderError) -> DataError:
+    return DataError(
+        f"{path}: {what} is truncated: {error}; fetch or export it again", kind="truncated"
+    )
+
+
 def _checked_header(path: str | Path, data: bytes, what: str, max_pixels: int) -> Header | None:
-    """Size within bounds, then completeness, both before decoding; None for formats other than PNG and JPEG, whose size Pillow tells."""
+    """Header of PNG and JPEG files, None for other formats, whose size Pillow tells.
+
+    Size and completeness are checked before anything is decoded.
+    """
     try:
         header = parse_header(data)
-        height, width = (
-            (header.height, header.width)
-            if header is not None
-            else _size_by_pillow(path, BytesIO(data), what)
-        )
+        if header is None:
+            height, width = _size_by_pillow(path, BytesIO(data), what)
+        else:
+            height, width = header.height, header.width
+
         if height * width > max_pixels:
-            size = f"{height} x {width} pixels (height x width)"
             raise DataError(
-                f"{path}: {what} declares {size}, more than the limit of {max_pixels} (data.max_pixels)",
+                f"{path}: {what} declares {height} x {width} pixels (height x width), more than "
+                f"the limit of {max_pixels} (data.max_pixels)",
                 kind="too large",
             )
         if not height * width:
             raise DataError(f"{path}: {what} declares {height} x {width} pixels", kind="unreadable")
         require_complete(data)
     except HeaderError as error:
-        raise DataError(
-            f"{path}: {what} is truncated: {error}; fetch or export it again", kind="truncated"
-        ) from error
+        raise _truncated(path, what, error) from error
     return header
 
 
 def _size_by_pillow(path: str | Path, file: IO[bytes], what: str) -> tuple[int, int]:
+    """(height, width) as displayed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(file)
-            # Pillow's size of a TIFF obeys the orientation in some versions and not in others; the tags are what is stored.
-            width, height = (
-                (picture.tag_v2[256], picture.tag_v2[257])
-                if isinstance(picture, TiffImageFile)
-                else picture.size
-            )
-            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            width, height = picture.size
+            # Pillow's size of a TIFF obeys the orientation in some versions and not in others; the
+            # tags are what is stored.
+            if isinstance(picture, TiffImageFile):
+                width, height = picture.tag_v2[256], picture.tag_v2[257]
+            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     except Image.DecompressionBombError as error:
         raise DataError(f"{path}: {what} is too large ({error})", kind="too large") from error
     except Exception as error:  # over broken files Pillow's readers raise errors of every kind
         raise DataError(
             f"{path}: {what} is not an image that can be read", kind="unreadable"
         ) from error
-    return (width, height) if turned else (height, width)
+
+    if orientation >= 5:
+        return width, height
+    return height, width

@@ -1,7 +1,10 @@
-"""Sizes and completeness of PNG and JPEG files from their structure alone, without decoding a pixel.
+"""Sizes and completeness of PNG and JPEG files from their structure, without decoding a pixel.
 
-Needed before decoding: a 400 KB file may declare 60000 x 60000 pixels, and opencv decodes a truncated JPEG silently into a picture with a grey rest.
-Written from the PNG specification (RFC 2083), ITU-T T.81 annex B and the Exif orientation tag (0x0112).
+This comes before decoding: a 400 KB file may declare 60000 x 60000 pixels, and opencv decodes a
+truncated JPEG silently into a picture with a grey rest.
+
+Written from the PNG specification (RFC 2083), ITU-T T.81 annex B, and the Exif orientation tag
+(0x0112).
 """
 
 from __future__ import annotations
@@ -11,23 +14,46 @@ import struct
 from dataclasses import dataclass
 from typing import Literal
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+from hmsa.utils.files.png_chunks import CHECKSUM_BYTES, PNG_SIGNATURE, iterate_chunks
+
 JPEG_SIGNATURE = b"\xff\xd8"
-HEAD_BYTES = 262_144  # how much of a file to read for its size: camera data may fill several 64 KiB segments before a JPEG's frame header
-_MARKER = re.compile(
-    rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL
-)  # in entropy-coded data only 00 and restart markers may follow FF
+
+# How much of a file to read for its size: camera data may fill several segments of 64 KiB before
+# the frame header of a JPEG.
+HEAD_BYTES = 262_144
+
+# In entropy-coded data only 00 and restart markers may follow FF.
+_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])", re.DOTALL)
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xD8)})
+_FILL_BYTE = 0xFF
+_APP1, _START_OF_SCAN, _END_OF_IMAGE = 0xE1, 0xDA, 0xD9
+
+_ORIENTATION_TAG = 0x0112
+_FIRST_TURNED = 5  # from here on height and width are exchanged
+_SHORT = 3  # type of a 16-bit value in Exif
 
 
 class HeaderError(Exception):
-    """The structure of the file cannot be followed; the text says where it fails, the caller adds which file."""
+    """The structure of the file cannot be followed.
+
+    The text says where it fails; the caller adds which file.
+    """
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file declares: size as displayed (Exif orientation applied), bits and channels per pixel, palette or not."""
+    """What a file declares.
+
+    Attributes:
+        format: of the file.
+        height: in pixels, as displayed (Exif orientation applied).
+        width: in pixels, as displayed.
+        bit_depth: bits per channel.
+        channels: per pixel; 1 for a palette.
+        palette: whether pixels are indices into a palette.
+        orientation: how the stored picture is to be turned or mirrored for display (Exif, 1 to 8).
+    """
 
     format: Literal["png", "jpeg"]
     height: int
@@ -35,11 +61,15 @@ class Header:
     bit_depth: int
     channels: int
     palette: bool = False
-    turned: bool = False  # the Exif orientation exchanges height and width of the stored picture
+    orientation: int = 1
 
 
 def parse_header(data: bytes) -> Header | None:
-    """Header of PNG or JPEG bytes (their beginning suffices); None for other formats; HeaderError where the structure breaks off."""
+    """Header of PNG or JPEG bytes, of which the beginning suffices; None for other formats.
+
+    Raises:
+        HeaderError: the structure breaks off.
+    """
     if data.startswith(PNG_SIGNATURE):
         return _png_header(data)
     if data.startswith(JPEG_SIGNATURE):
@@ -48,11 +78,15 @@ def parse_header(data: bytes) -> Header | None:
 
 
 def require_complete(data: bytes) -> None:
-    """HeaderError if PNG or JPEG bytes end before their end marker."""
+    """Refuse PNG or JPEG bytes that end before their end marker.
+
+    Raises:
+        HeaderError: they do.
+    """
     if data.startswith(PNG_SIGNATURE):
-        _walk_png(data)
+        _require_png_end(data)
     elif data.startswith(JPEG_SIGNATURE):
-        _walk_jpeg(data)
+        _require_jpeg_end(data)
 
 
 def _png_header(data: bytes) -> Header:
@@ -62,44 +96,43 @@ def _png_header(data: bytes) -> Header:
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(kind)
     if channels is None:
         raise HeaderError(f"its PNG header has the unknown colour type {kind}")
-    turned = _png_orientation(data) >= 5
-    height, width = (width, height) if turned else (height, width)
-    return Header("png", height, width, depth, channels, palette=kind == 3, turned=turned)
+
+    orientation = _png_orientation(data)
+    if orientation >= _FIRST_TURNED:
+        height, width = width, height
+    return Header("png", height, width, depth, channels, palette=kind == 3, orientation=orientation)
 
 
 def _png_orientation(data: bytes) -> int:
-    """Orientation of the eXIf chunk before the picture, where opencv finds and obeys it too."""
-    position = len(PNG_SIGNATURE)
-    while position + 8 <= len(data) and data[position + 4 : position + 8] != b"IDAT":
-        (length,) = struct.unpack_from(">I", data, position)
-        if data[position + 4 : position + 8] == b"eXIf":
-            return _orientation(data[position + 8 : position + 8 + length])
-        position += 12 + length
+    """Orientation of the eXIf chunk before the picture, where opencv finds and obeys it, too."""
+    for name, start, length in iterate_chunks(data):
+        if name == b"eXIf":
+            return _orientation(data[start : start + length])
+        if name == b"IDAT":
+            break
     return 1
 
 
-def _walk_png(data: bytes) -> None:
-    position = len(PNG_SIGNATURE)
-    while position + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, position)
-        if data[position + 4 : position + 8] == b"IEND":
+def _require_png_end(data: bytes) -> None:
+    for name, start, _ in iterate_chunks(data):
+        if name == b"IEND" and start + CHECKSUM_BYTES <= len(data):
             return
-        position += 12 + length
     raise HeaderError(f"it ends after {len(data)} bytes, before the PNG end marker")
 
 
 def _jpeg_header(data: bytes) -> Header:
-    turned = False
+    orientation = 1
     for marker, start, end in _jpeg_segments(data):
-        if marker == 0xE1 and data[start : start + 6] == b"Exif\0\0":
-            turned = _orientation(data[start + 6 : end]) >= 5
+        if marker == _APP1 and data[start : start + 6] == b"Exif\0\0":
+            orientation = _orientation(data[start + 6 : end])
         if marker in _FRAMES:
             if start + 6 > len(data):
                 break
             depth, height, width, channels = struct.unpack_from(">BHHB", data, start)
-            height, width = (width, height) if turned else (height, width)
-            return Header("jpeg", height, width, depth, channels, turned=turned)
-        if marker == 0xDA:
+            if orientation >= _FIRST_TURNED:
+                height, width = width, height
+            return Header("jpeg", height, width, depth, channels, orientation=orientation)
+        if marker == _START_OF_SCAN:
             break
     raise HeaderError("it ends before its JPEG frame header")
 
@@ -107,29 +140,34 @@ def _jpeg_header(data: bytes) -> Header:
 def _jpeg_segments(data: bytes) -> list[tuple[int, int, int]]:
     """(marker, first byte, end) of every segment up to and including the first start of scan."""
     found: list[tuple[int, int, int]] = []
-    position = 2
+    position = len(JPEG_SIGNATURE)
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
+        if marker == _FILL_BYTE:
             position += 1
             continue
         if marker in _STANDALONE:
             position += 2
             continue
+
         (length,) = struct.unpack_from(">H", data, position + 2)
         found.append((marker, position + 4, position + 2 + length))
-        if marker == 0xDA:
+        if marker == _START_OF_SCAN:
             break
         position += 2 + length
     return found
 
 
-def _walk_jpeg(data: bytes) -> None:
+def _require_jpeg_end(data: bytes) -> None:
+    # Entropy-coded data begin after the first scan's header, with further segments among them.
     segments = _jpeg_segments(data)
-    position = segments[-1][2] if segments and segments[-1][0] == 0xDA else len(data)
+    position = len(data)
+    if segments and segments[-1][0] == _START_OF_SCAN:
+        position = segments[-1][2]
+
     while (match := _MARKER.search(data, position)) is not None:
         marker = match.group(1)[0]
-        if marker == 0xD9:
+        if marker == _END_OF_IMAGE:
             return
         if match.end() + 2 > len(data):
             break
@@ -146,13 +184,17 @@ def _orientation(tiff: bytes) -> int:
     (offset,) = struct.unpack_from(order + "I", tiff, 4)
     if offset + 2 > len(tiff):
         return 1
+
+    # The first directory: a count, then entries of tag, type, number of values and value.
     (count,) = struct.unpack_from(order + "H", tiff, offset)
     for entry in range(count):
         at = offset + 2 + 12 * entry
         if at + 12 > len(tiff):
             break
         tag, kind = struct.unpack_from(order + "HH", tiff, at)
-        if tag == 0x0112 and kind == 3:
+        if tag == _ORIENTATION_TAG and kind == _SHORT:
             (value,) = struct.unpack_from(order + "H", tiff, at + 8)
-            return int(value) if 1 <= value <= 8 else 1
+            if 1 <= value <= 8:
+                return int(value)
+            return 1
     return 1

@@ -1,36 +1,40 @@
-"""What is worked out once and kept: named by everything it depends on, written whole or not at all, by one process while the others wait."""
+"""What is worked out once and kept in a cache folder.
+
+It is named by everything it depends on, written whole or not at all, and made by one process while
+the others wait.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
-import shutil
-import signal
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import cv2
-from tqdm import tqdm
+from hmsa.utils.files.locking import locked
+from hmsa.utils.files.writing import WriteError, remove, written_whole
 
 from ..errors import DataError
 from ..files import Files
 
-Result = TypeVar("Result")
-
-# Starting a process costs as much as this many images.
-_FEW_IMAGES = 32
-
 
 def cache_folder(chosen: str | Path | None, *, root: Path) -> Path:
-    """`chosen`, made if missing; without it .hmsa in the data set's folder `root`, where every machine that sees the data finds it, or hmsa in the
-    user's cache folder where that cannot be written. DataError if none can."""
+    """The folder for what is kept, made if it is missing.
+
+    That is `chosen`; without it `.hmsa` in the data set's folder `root`, where every machine that
+    sees the data finds it, or `hmsa` in the user's cache folder where that cannot be written.
+
+    Raises:
+        DataError: none of them can be written.
+    """
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmsa"
-    folders = [root / ".hmsa", user] if chosen is None else [Path(chosen)]
+    folders = [root / ".hmsa", user]
+    if chosen is not None:
+        folders = [Path(chosen).expanduser()]
+
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -39,133 +43,86 @@ def cache_folder(chosen: str | Path | None, *, root: Path) -> Path:
         if os.access(folder, os.W_OK | os.X_OK):
             return folder
     raise DataError(
-        f"cache folder {folders[-1]} cannot be written; set data.cache_dir to a folder you can write",
+        f"cache folder {folders[-1]} cannot be written; set data.cache_dir to a folder you can "
+        "write",
         kind="cache",
     )
 
 
 def identity(files: Files, *, images: bool, settings: dict[str, Any]) -> str:
-    """A name for what is derived from the labels (and `images`) of `files`: 20 hex digits of a hash over `settings`, over what decides how labels are
-    read, and over relative path, size and modification time of every file."""
-    record = hashlib.sha256(
-        json.dumps(
-            {**settings, **files.label_settings(), "files": len(files)}, sort_keys=True
-        ).encode()
-    )
+    """A name for what is derived from the labels (and `images`) of `files`.
+
+    Returns:
+        20 hex digits of a hash over `settings`, over what decides how labels are read, and over
+        relative path, size and modification time of every file.
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
+    facts = {**settings, **files.label_settings(), "files": len(files)}
+    record = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+
+    # Size and time stand for the content, which would take as long to read as to derive.
     for index in range(len(files)):
-        sources = (*files.label_sources(index), *((files.image_path(index),) if images else ()))
+        sources = list(files.label_sources(index))
+        if images:
+            sources.append(files.image_path(index))
         for path in sources:
             try:
-                facts = path.stat()
+                status = path.stat()
             except OSError as error:
                 raise DataError(
                     f"{path}: file cannot be read ({error.strerror})", kind="missing"
                 ) from error
-            record.update(
-                f"{_relative(path, files.root)}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode(
-                    "utf-8", "surrogateescape"
-                )
-            )
+            line = f"{_relative(path, files.root)}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            record.update(line.encode("utf-8", "surrogateescape"))
     return record.hexdigest()[:20]
 
 
 def _relative(path: Path, root: Path) -> str:
     """Without the root, so that what was derived stays valid where the data is moved as a whole."""
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+    if path.is_relative_to(root):
+        return path.relative_to(root).as_posix()
+    return path.as_posix()
 
 
 @contextmanager
 def sole_builder(path: Path) -> Iterator[None]:
-    """Hold a file lock beside `path`: of several ranks that start together one builds and the others wait, without a collective.
+    """Hold a file lock beside `path` within the block, without a collective.
 
-    What a killed builder left half written is removed. Where the system has no such locks several may build; the last one's rename wins.
+    Of several ranks that start together one builds and the others wait. What a killed builder left
+    half written is removed.
     """
-    with open(path.with_name(path.name + ".lock"), "w") as lock:
-        if _locked(lock.fileno()):
-            for leftover in path.parent.glob(f"{path.name}.*.tmp"):
-                remove(leftover)
+    with locked(path.with_name(f"{path.name}.lock")):
+        remove(_workspace(path))
         yield
 
 
-def _locked(descriptor: int) -> bool:
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except (ImportError, OSError):  # Windows; network file systems without locks
-        return False
-    return True
+def _workspace(path: Path) -> Path:
+    """Where `path` is written: a folder of its own, so that a leftover is known to be its own."""
+    return path.with_name(f"{path.name}.tmp")
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write a file or folder to; it takes the name only when all has been written."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+def built_whole(path: Path) -> Iterator[Path]:
+    """A temporary path to write a file or folder to, which becomes `path` when all is written.
+
+    Raises:
+        DataError: it cannot be written; nothing half written stays behind.
+    """
+    workspace = _workspace(path)
     try:
-        yield temporary
-        for item in [*temporary.iterdir(), temporary] if temporary.is_dir() else [temporary]:
-            _flush(item)
-        os.replace(temporary, path)
-        _flush(path.parent)
+        with written_whole(workspace / path.name, durable=True) as temporary:
+            yield temporary
+        os.replace(workspace / path.name, path)
     except OSError as error:
+        reason = error.strerror or error
+        if isinstance(error, WriteError) and isinstance(error.__cause__, OSError):
+            reason = error.__cause__.strerror or error.__cause__
         raise DataError(
-            f"{path} cannot be written ({error.strerror}); free some space or set data.cache_dir to another folder",
+            f"{path} cannot be written ({reason}); free some space or set data.cache_dir to "
+            "another folder",
             kind="cache",
         ) from error
     finally:
-        remove(temporary)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove(path: Path) -> None:
-    """Remove a file or folder that is of no use any more, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def spread(
-    task: Callable[[int], Result], indices: Sequence[int], *, workers: int, title: str
-) -> Iterable[Result]:
-    """task(index) for each index in order, in `workers` processes, with a progress bar; an error in one of them arrives here.
-
-    The processes are forked where the system can, so that `task` may be bound to large arrays without sending them.
-    """
-    bar = tqdm(total=len(indices), desc=title, unit="image", disable=None, leave=False)
-    with bar:
-        if workers <= 1 or len(indices) < _FEW_IMAGES:
-            for index in indices:
-                yield task(index)
-                bar.update()
-            return
-        with multiprocessing.get_context().Pool(
-            workers, initializer=_begin, initargs=(task,)
-        ) as pool:
-            for result in pool.imap(
-                _run, indices, chunksize=max(1, min(16, len(indices) // (4 * workers)))
-            ):
-                yield result
-                bar.update()
-
-
-_task: Callable[[int], Any] | None = None
-
-
-def _begin(task: Callable[[int], Any]) -> None:
-    global _task
-    _task = task
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers, and ends us
-    cv2.setNumThreads(0)
-
-
-def _run(index: int) -> Any:
-    assert _task is not None
-    return _task(index)
+        remove(workspace)

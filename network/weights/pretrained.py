@@ -1,55 +1,63 @@
-"""Published weights by name: where they lie, what they should hash to, and a cache that never holds half a file."""
+"""Published weights by name: where they are, what their sha256 should be, and a cache of them."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import http.client
 import importlib.util
 import os
-import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
+from hmsa.utils.files.locking import locked
+from hmsa.utils.files.writing import WriteError, written_whole
+from hmsa.utils.words import did_you_mean
+
 from ..layers import ModelError
+from .files import read_tensors
 
 TIMEOUT_S = 30
 CHUNK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
-class Source:
-    """A file on the network and its sha256: all 64 digits, the first few that its publisher states, or None."""
+class WeightSource:
+    """A file on the network."""
 
     url: str
-    sha256: str | None = None
+    sha256: str | None = None  # all 64 digits, or the first few that its publisher states
 
     @property
     def suffix(self) -> str:
+        """The ending of the file's name."""
         return Path(self.url).suffix
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Published weights. `trunk` is the trunk they were made for (None: a whole model, see the notes); `sources` are tried in their order."""
+    """Published weights."""
 
     name: str
-    trunk: str | None
-    sources: tuple[Source, ...]
+    trunk: str | None  # the trunk they were made for; None for a whole model
+    sources: tuple[WeightSource, ...]  # tried in this order; none where no link works any more
     licence: str
     notes: str
 
 
-def _hugging_face(name: str) -> tuple[Source, ...]:
-    """Both forms in which timm publishes a file; its hash is recorded when it is first fetched."""
+def _hugging_face(name: str) -> tuple[WeightSource, ...]:
+    """Both forms in which timm publishes a file; no hash is stated beside them."""
     folder = f"https://huggingface.co/{name}/resolve/main"
-    return Source(f"{folder}/model.safetensors"), Source(f"{folder}/pytorch_model.bin")
+    return (
+        WeightSource(f"{folder}/model.safetensors"),
+        WeightSource(f"{folder}/pytorch_model.bin"),
+    )
 
 
 def _timm(name: str, trunk: str, notes: str, *, licence: str = "MIT") -> Weights:
@@ -58,70 +66,68 @@ def _timm(name: str, trunk: str, notes: str, *, licence: str = "MIT") -> Weights
 
 def _torchvision(trunk: str, version: int, digits: str, notes: str) -> Weights:
     """torchvision names its files by the first eight digits of their sha256."""
-    source = Source(f"https://download.pytorch.org/models/{trunk}-{digits}.pth", digits)
-    return Weights(
-        f"torchvision/{trunk}.imagenet1k_v{version}", trunk, (source,), "BSD-3-Clause", notes
-    )
+    source = WeightSource(f"https://download.pytorch.org/models/{trunk}-{digits}.pth", digits)
+    name = f"torchvision/{trunk}.imagenet1k_v{version}"
+    return Weights(name, trunk, (source,), "BSD-3-Clause", notes)
 
 
 def _authors(name: str, notes: str) -> Weights:
-    """Google Drive, whose links are dead: the file must be brought by hand."""
+    """On Google Drive, where the links are dead: the user must bring the file."""
     return Weights(name, None, (), "see github.com/NVIDIA/semantic-segmentation", notes)
 
 
 def _hrnet_ocr(name: str, notes: str) -> Weights:
-    source = Source(f"https://github.com/hsfzxjy/models.storage/releases/download/HRNet-OCR/{name}")
-    return Weights(name, None, (source,), "MIT", notes + "; needs align_corners: true")
+    folder = "https://github.com/hsfzxjy/models.storage/releases/download/HRNet-OCR"
+    source = WeightSource(f"{folder}/{name}")
+    return Weights(name, None, (source,), "MIT", f"{notes}; needs align_corners: true")
 
 
-WEIGHTS: dict[str, Weights] = {
-    weights.name: weights
-    for weights in (
-        _timm("hrnet_w48.ms_in1k", "hrnet_w48", "the official ImageNet weights, 79.3 % top-1"),
-        _timm(
-            "hrnet_w48_ssld.paddle_in1k",
-            "hrnet_w48",
-            "distilled by PaddlePaddle, 83.6 % top-1: the stronger start",
-        ),
-        _timm("hrnet_w32.ms_in1k", "hrnet_w32", "the official ImageNet weights"),
-        _timm("hrnet_w18.ms_in1k", "hrnet_w18", "the official ImageNet weights"),
-        _timm("hrnet_w18_ssld.paddle_in1k", "hrnet_w18", "distilled by PaddlePaddle"),
-        _timm("hrnet_w18_small.ms_in1k", "hrnet_w18_small", "the official ImageNet weights"),
-        _timm(
-            "hrnet_w18_small.gluon_in1k",
-            "hrnet_w18_small",
-            "trained by GluonCV",
-            licence="Apache-2.0",
-        ),
-        _torchvision("resnet18", 1, "f37072fd", "69.8 % top-1"),
-        _torchvision("resnet34", 1, "b627a593", "73.3 % top-1"),
-        _torchvision(
-            "resnet50", 1, "0676ba61", "76.1 % top-1; what the authors' ablation started from"
-        ),
-        _torchvision("resnet50", 2, "11ad3fa6", "80.9 % top-1"),
-        _torchvision("resnet101", 1, "63fe2227", "77.4 % top-1"),
-        _torchvision("resnet101", 2, "cd907fc2", "81.9 % top-1"),
-        _authors(
-            "cityscapes_ocrnet.HRNet_Mscale_outstanding-turtle.pth",
-            "hrnet_w48 + ocr, hierarchical, Cityscapes val 86.92",
-        ),
-        _authors(
-            "mapillary_ocrnet.HRNet_Mscale_fast-rattlesnake.pth",
-            "hrnet_w48 + ocr, hierarchical, Mapillary val 61.05",
-        ),
-        _authors(
-            "ocrnet.HRNet_industrious-chicken.pth",
-            "hrnet_w48 + ocr, single, Mapillary: to start Cityscapes from",
-        ),
-        _hrnet_ocr(
-            "hrnet_ocr_cs_8162_torch11.pth", "hrnet_w48 + ocr, single, Cityscapes val 81.62"
-        ),
-        _hrnet_ocr(
-            "hrnet_ocr_cs_trainval_8227_torch11.pth",
-            "hrnet_w48 + ocr, single, Cityscapes train and val",
-        ),
-    )
-}
+_PUBLISHED = (
+    _timm("hrnet_w48.ms_in1k", "hrnet_w48", "the official ImageNet weights, 79.3 % top-1"),
+    _timm(
+        "hrnet_w48_ssld.paddle_in1k",
+        "hrnet_w48",
+        "distilled by PaddlePaddle, 83.6 % top-1: the stronger start",
+    ),
+    _timm("hrnet_w32.ms_in1k", "hrnet_w32", "the official ImageNet weights"),
+    _timm("hrnet_w18.ms_in1k", "hrnet_w18", "the official ImageNet weights"),
+    _timm("hrnet_w18_ssld.paddle_in1k", "hrnet_w18", "distilled by PaddlePaddle"),
+    _timm("hrnet_w18_small.ms_in1k", "hrnet_w18_small", "the official ImageNet weights"),
+    _timm(
+        "hrnet_w18_small.gluon_in1k",
+        "hrnet_w18_small",
+        "trained by GluonCV",
+        licence="Apache-2.0",
+    ),
+    _torchvision("resnet18", 1, "f37072fd", "69.8 % top-1"),
+    _torchvision("resnet34", 1, "b627a593", "73.3 % top-1"),
+    _torchvision(
+        "resnet50", 1, "0676ba61", "76.1 % top-1; what the authors' ablation started from"
+    ),
+    _torchvision("resnet50", 2, "11ad3fa6", "80.9 % top-1"),
+    _torchvision("resnet101", 1, "63fe2227", "77.4 % top-1"),
+    _torchvision("resnet101", 2, "cd907fc2", "81.9 % top-1"),
+    _authors(
+        "cityscapes_ocrnet.HRNet_Mscale_outstanding-turtle.pth",
+        "hrnet_w48 + ocr, hierarchical, Cityscapes val 86.92",
+    ),
+    _authors(
+        "mapillary_ocrnet.HRNet_Mscale_fast-rattlesnake.pth",
+        "hrnet_w48 + ocr, hierarchical, Mapillary val 61.05",
+    ),
+    _authors(
+        "ocrnet.HRNet_industrious-chicken.pth",
+        "hrnet_w48 + ocr, single, Mapillary: to start Cityscapes from",
+    ),
+    _hrnet_ocr("hrnet_ocr_cs_8162_torch11.pth", "hrnet_w48 + ocr, single, Cityscapes val 81.62"),
+    _hrnet_ocr(
+        "hrnet_ocr_cs_trainval_8227_torch11.pth",
+        "hrnet_w48 + ocr, single, Cityscapes train and val",
+    ),
+)
+WEIGHTS: dict[str, Weights] = {weights.name: weights for weights in _PUBLISHED}
+
+# What "imagenet" stands for, by trunk.
 IMAGENET = {
     "resnet18": "torchvision/resnet18.imagenet1k_v1",
     "resnet34": "torchvision/resnet34.imagenet1k_v1",
@@ -141,206 +147,280 @@ def resolve_weights(
     cache_dir: str | Path | None = None,
     offline: bool | None = None,
 ) -> Path:
-    """The file of weights that a name of WEIGHTS, "imagenet" or a path stands for; fetched into the cache when it is not there.
+    """The file that a name of weights stands for, fetched into the cache when it is not there.
 
-    `trunk` is the trunk that is to be filled. The cache is `cache_dir`, else $HMSA_CACHE, else ~/.cache/hmsa. With
-    `offline` (default: whether $HMSA_OFFLINE is set) nothing is fetched. A file is checked against its published
-    sha256, or, where none is published, against the one recorded when it came. Raises ModelError in one sentence.
+    A file is checked against its published sha256. Where none is published, the file must be one
+    of weights when it comes, and is checked against the sha256 that was recorded then.
+
+    Args:
+        name_or_path: a name in `WEIGHTS` (with or without its publisher), "imagenet", or a path.
+        trunk: the trunk that is to be filled.
+        cache_dir: the cache; default $HMSA_CACHE, else ~/.cache/hmsa.
+        offline: fetch nothing; default: whether $HMSA_OFFLINE is set.
+
+    Raises:
+        ModelError: there is no such file or name, or it cannot be fetched, or it is damaged.
     """
     weights = _registered(str(name_or_path), trunk)
     if weights is None:
-        if Path(name_or_path).is_file():
-            return Path(name_or_path)
+        path = os.path.expanduser(name_or_path)
+        if os.path.isfile(path):
+            return Path(path)
         raise ModelError(_unknown(str(name_or_path)))
     if weights.trunk not in (None, trunk):
         raise ModelError(
-            f"the weights {weights.name} were made for the trunk {weights.trunk} and not for {trunk}: give those of {trunk}, or a file."
+            f"the weights {weights.name} were made for the trunk {weights.trunk} and not for "
+            f"{trunk}: give those of {trunk}, or a file."
         )
-    folder = Path(cache_dir or os.environ.get("HMSA_CACHE") or Path.home() / ".cache" / "hmsa")
+
+    cache = cache_dir or os.environ.get("HMSA_CACHE") or "~/.cache/hmsa"
+    folder = Path(os.path.expanduser(cache))
     for target, source in _targets(weights, folder):
         if target.is_file():
             _verify(target, source)
             return target
-    if os.environ.get("HMSA_OFFLINE", "") not in ("", "0") if offline is None else offline:
-        raise ModelError(
-            _by_hand(weights, folder, "are not in the cache, and fetching is switched off")
-        )
+
+    if offline is None:
+        offline = os.environ.get("HMSA_OFFLINE", "") not in ("", "0")
+    if offline:
+        problem = "are not in the cache, and fetching is switched off"
+        raise ModelError(_by_hand(weights, folder, problem))
     return _fetch(weights, folder)
 
 
 def _registered(name: str, trunk: str) -> Weights | None:
-    """What the name stands for, or None when it may be a path."""
+    """The weights of that name, or None when it may be a path."""
     if name == "imagenet":
         if trunk in IMAGENET:
             return WEIGHTS[IMAGENET[trunk]]
-        return _of_timm(trunk)
+        return _default_of_timm(trunk)
     if name in WEIGHTS:
         return WEIGHTS[name]
-    if trunk.startswith("timm:") and name.startswith("timm/") and not Path(name).is_file():
+    if trunk.startswith("timm:") and name.startswith("timm/") and not os.path.isfile(name):
         return Weights(name, trunk, _hugging_face(name), "see its page", "named by the user")
-    return next(
-        (weights for weights in WEIGHTS.values() if weights.name.partition("/")[2] == name), None
-    )
+
+    # The publisher before the name may be left out.
+    for weights in WEIGHTS.values():
+        if weights.name.partition("/")[2] == name:
+            return weights
+    return None
 
 
-def _of_timm(trunk: str) -> Weights:
+def _default_of_timm(trunk: str) -> Weights:
     """The default weights of a `timm:` trunk, as timm itself names them."""
     known = None
     if trunk.startswith("timm:"):
         import timm
 
         model = trunk.removeprefix("timm:")
-        known = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+        if timm.is_model(model):
+            known = timm.get_pretrained_cfg(model)
     if known is None or not known.hf_hub_id:
         raise ModelError(
-            f"no ImageNet weights are known for the trunk {trunk}: give a file, or leave trunk_weights out."
+            f"no ImageNet weights are known for the trunk {trunk}: give a file, or leave "
+            "trunk_weights out."
         )
-    name = known.hf_hub_id + (
-        f"{known.architecture}.{known.tag}" if known.hf_hub_id.endswith("/") else ""
-    )
-    return Weights(
-        name, trunk, _hugging_face(name), known.license or "see its page", "timm's default weights"
-    )
+
+    # An id that ends in a slash is that of the publisher alone.
+    name = known.hf_hub_id
+    if name.endswith("/"):
+        name += f"{known.architecture}.{known.tag}"
+    licence = known.license or "see its page"
+    return Weights(name, trunk, _hugging_face(name), licence, "timm's default weights")
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(
-        name, ["imagenet", *WEIGHTS, *(key.partition("/")[2] for key in WEIGHTS)], n=1
+    names = ["imagenet", *WEIGHTS, *(key.partition("/")[2] for key in WEIGHTS)]
+    return (
+        f"{name!r} is neither a file nor the name of published weights{did_you_mean(name, names)}: "
+        f"choose imagenet, {', '.join(WEIGHTS)}, or give a path."
     )
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return f"{name!r} is neither a file nor the name of published weights{hint}: choose imagenet, {', '.join(WEIGHTS)}, or give a path."
 
 
-def _targets(weights: Weights, folder: Path) -> Iterator[tuple[Path, Source | None]]:
-    """Where each source of the weights lies in the cache; weights without one keep their own name."""
+def _targets(weights: Weights, folder: Path) -> Iterator[tuple[Path, WeightSource | None]]:
+    """The file in the cache for each source that can be read here."""
     stem = weights.name.replace("/", "--")
     if not weights.sources:
         yield folder / stem, None
+
+    has_safetensors = importlib.util.find_spec("safetensors") is not None
     for source in weights.sources:
-        readable = (
-            source.suffix != ".safetensors" or importlib.util.find_spec("safetensors") is not None
-        )
-        if readable:
+        if source.suffix != ".safetensors" or has_safetensors:
             yield folder / f"{stem.removesuffix(source.suffix)}{source.suffix}", source
 
 
-def _by_hand(weights: Weights, folder: Path, what: str) -> str:
-    places = [
-        (target, "its publisher" if source is None else source.url)
-        for target, source in _targets(weights, folder)
-    ]
-    target, origin = places[0]
-    return f"the weights {weights.name} {what}: get the file from {origin} and save it as {target}, or give the path of a file."
+def _by_hand(weights: Weights, folder: Path, problem: str) -> str:
+    """A sentence that says how to bring a file that cannot be fetched."""
+    target, source = next(_targets(weights, folder))
+    origin = "its publisher"
+    if source is not None:
+        origin = source.url
+    return (
+        f"the weights {weights.name} {problem}: get the file from {origin} and save it as "
+        f"{target}, or give the path of a file."
+    )
+
+
+class _NotFetched(Exception):
+    """A source did not give its file; another one may."""
 
 
 def _fetch(weights: Weights, folder: Path) -> Path:
+    """Fetch the weights from the first source that gives them."""
     if not weights.sources:
-        raise ModelError(
-            _by_hand(weights, folder, f"have no public link that works ({weights.licence})")
-        )
+        problem = f"have no public link that works ({weights.licence})"
+        raise ModelError(_by_hand(weights, folder, problem))
+
     failures = []
     for target, source in _targets(weights, folder):
         assert source is not None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(target):
-                if not target.is_file():  # another process may have fetched it meanwhile
+            # Of the processes of a training one fetches the file, and the others find it.
+            with locked(target.with_name(f".{target.name}.lock")):
+                if not target.is_file():
                     _download(source, target)
-        except (
-            OSError,
-            http.client.HTTPException,
-        ) as error:  # URLError is an OSError, and so is a full disk
+        except (OSError, _NotFetched) as error:
             failures.append(f"{source.url}: {_reason(error)}")
-            continue
-        return target
+        else:
+            return target
     raise ModelError(_by_hand(weights, folder, f"could not be fetched ({'; '.join(failures)})"))
 
 
 def _reason(error: BaseException) -> str:
+    """What went wrong, in the words of the innermost error."""
+    if isinstance(error, WriteError):
+        return str(error)
     inner = getattr(error, "reason", None) or error
-    return str(getattr(inner, "strerror", None) or inner).rstrip(".") or type(error).__name__
+    words = getattr(inner, "strerror", None) or inner
+    return str(words).rstrip(".") or type(error).__name__
 
 
-def _download(source: Source, target: Path) -> None:
-    """Into a temporary file beside the target, checked, flushed to the disk, and only then renamed."""
+class _StaysEncrypted(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect from https to an address where anybody could change the file."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if req.type == "https" and urlsplit(newurl).scheme != "https":
+            raise _NotFetched(f"it redirects to {newurl}, which is not encrypted")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _download(source: WeightSource, target: Path) -> None:
+    """Fetch a file, check it, and only then give it its name."""
+    with written_whole(target, durable=True) as part:
+        digest, announced = _receive(source, part, title=target.name)
+        if source.sha256 is not None:
+            problem = f"what {source.url} sent is not what was published"
+            _check(digest, source.sha256, problem)
+        else:
+            # Nothing says what the file should be, so it is opened: a login page, or a file that
+            # was cut off, must not become what later files are compared with.
+            try:
+                read_tensors(part, name="what it sent")
+            except ModelError as error:
+                reason = _reason(error).removesuffix(": fetch it again")
+                if not announced:
+                    reason += " (the server did not say how long the file is: it may be cut off)"
+                raise _NotFetched(reason) from error
+    _record(target, digest)
+
+
+def _receive(source: WeightSource, path: Path, *, title: str) -> tuple[str, bool]:
+    """Write what a source sends to `path`, showing progress.
+
+    Returns:
+        Its sha256, and whether the server said how long it is.
+    """
     request = urllib.request.Request(source.url, headers={"User-Agent": "hmsa"})
+    opener = urllib.request.build_opener(_StaysEncrypted)
     digest = hashlib.sha256()
-    handle, part = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    try:
-        with (
-            os.fdopen(handle, "wb") as file,
-            urllib.request.urlopen(request, timeout=TIMEOUT_S) as response,
-        ):
-            length = int(response.headers.get("Content-Length") or 0)
-            with tqdm(
-                total=length or None,
-                desc=target.name,
+
+    # Errors of the connection are told apart from those of the disk, which `written_whole` names.
+    with contextlib.ExitStack() as stack:
+        try:
+            response = stack.enter_context(opener.open(request, timeout=TIMEOUT_S))
+        except (OSError, http.client.HTTPException) as error:
+            raise _NotFetched(_reason(error)) from error
+        length = _announced_length(response)
+
+        file = stack.enter_context(path.open("wb"))
+        bar = stack.enter_context(
+            tqdm(
+                total=length,
+                desc=title,
                 unit="B",
                 unit_scale=True,
                 leave=False,
                 disable=None,
-            ) as bar:
-                while chunk := response.read(CHUNK):
-                    file.write(chunk)
-                    digest.update(chunk)
-                    bar.update(len(chunk))
-            received = file.tell()
-            file.flush()
-            os.fsync(file.fileno())
-        if length and received != length:
-            raise http.client.HTTPException(
-                f"the connection broke off after {received} of {length} bytes"
             )
-        _check(
-            digest.hexdigest(), source.sha256, f"what {source.url} sent is not what was published"
         )
-        os.chmod(part, 0o644)
-        os.replace(part, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(part)
-    _record(target, digest.hexdigest())
-
-
-def _verify(target: Path, source: Source | None) -> None:
-    """A file of the cache is what it was when it came, or what was published."""
-    digest = hashlib.sha256()
-    with target.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := _next_chunk(response):
+            file.write(chunk)
             digest.update(chunk)
-    found, sidecar = digest.hexdigest(), _sidecar(target)
-    advice = f"{target} is damaged, so delete it and {sidecar.name}"
-    _check(found, None if source is None else source.sha256, advice)
-    recorded = sidecar.read_text().split() if sidecar.is_file() else []
+            bar.update(len(chunk))
+        received = file.tell()
+
+    if length is not None and received != length:
+        raise _NotFetched(f"the connection broke off after {received} of {length} bytes")
+    return digest.hexdigest(), length is not None
+
+
+def _announced_length(response: http.client.HTTPResponse) -> int | None:
+    """How many bytes the server says it sends; None when it does not say, or no number."""
+    words = response.headers.get("Content-Length", "")
+    if words.isascii() and words.isdigit():
+        return int(words)
+    return None
+
+
+def _next_chunk(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read(CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise _NotFetched(_reason(error)) from error
+
+
+def _verify(target: Path, source: WeightSource | None) -> None:
+    """Check that a file of the cache is what was published, or what it was when it came."""
+    try:
+        with target.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{target} cannot be read ({error.strerror}).") from error
+
+    recorded_in = _record_of(target)
+    problem = f"{target} is damaged, so delete it and {recorded_in.name}"
+    if source is not None:
+        _check(found, source.sha256, problem)
+
+    # A file that the user brought has no record yet. It must be a file of weights to get one.
+    recorded = []
+    if recorded_in.is_file():
+        recorded = recorded_in.read_text(encoding="utf-8", errors="replace").split()
     if recorded:
-        _check(found, recorded[0], advice)
+        _check(found, recorded[0], problem)
     else:
+        read_tensors(target)
         _record(target, found)
 
 
-def _check(found: str, published: str | None, what: str) -> None:
-    if published is not None and not found.startswith(published):
-        raise ModelError(f"{what}: its sha256 is {found[:12]}... and should be {published[:12]}...")
+def _check(found: str, wanted: str | None, problem: str) -> None:
+    """Raise ModelError unless the hash `found` begins with `wanted`."""
+    if wanted is not None and not found.startswith(wanted):
+        raise ModelError(f"{problem}: its sha256 is {found[:12]}... and should be {wanted[:12]}...")
 
 
-def _sidecar(target: Path) -> Path:
-    return target.with_name(target.name + ".sha256")
+def _record_of(target: Path) -> Path:
+    """Where the hash of a file of the cache is kept."""
+    return target.with_name(f"{target.name}.sha256")
 
 
 def _record(target: Path, digest: str) -> None:
-    """Remember the hash beside the file, as sha256sum writes it; a cache that cannot be written to keeps none."""
-    with contextlib.suppress(OSError):
-        _sidecar(target).write_text(f"{digest}  {target.name}\n")
+    """Keep the hash beside the file, as sha256sum writes it.
 
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """One process at a time, where the system has file locks, so that eight ranks fetch a file once."""
-    if importlib.util.find_spec("fcntl") is None:
-        yield
-        return
-    import fcntl
-
-    with target.with_name(f".{target.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    A cache that cannot be written to keeps none.
+    """
+    with contextlib.suppress(OSError), written_whole(_record_of(target)) as path:
+        path.write_text(f"{digest}  {target.name}\n")

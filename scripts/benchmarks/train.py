@@ -1,28 +1,26 @@
-"""Training steps of the door's own `take_step`: precision, memory format, compiler and checkpointing against plain fp32, and what hierarchical costs.
+"""Training steps: precision, memory format, compiler and checkpointing, and what attention costs.
 
-Each row compares a setting (ours) with fp32 in the default memory format (baseline) on the same network, crop and loss. The row
-"hierarchical / single" compares training at scales 0.5 and 1 with training at scale 1 alone: 1.46 x in the paper, 1.25 x by operations.
+Each row compares a setting (ours) with fp32 in the default memory format (baseline) on the same
+network, crop and loss. The row "hierarchical / single" compares training at scales 0.5 and 1 with
+training at scale 1 alone: 1.46 x in the paper, 1.25 x by operations.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from hmsa.engine import build as assemble
-from hmsa.engine import train
+from hmsa.engine import build
+from hmsa.engine.command_line import at_least
 from hmsa.utils.config import Config
 from hmsa.utils.processes import Processes
-from hmsa.utils.runtime import prepare_runtime
-from hmsa.utils.training.logbook import Logbook
-from hmsa.utils.training.nonfinite import SkippedSteps
-from hmsa.utils.training.run_folder import RunFolder
-from scripts.benchmarks.harness import Disagreement, Workload, compare
+from hmsa.utils.runtime import autocast_dtype, prepare_runtime
+from scripts.measuring.harness import Disagreement, Workload, compare
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "fp32": {"channels_last": False},
@@ -35,22 +33,29 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 COST = "hierarchical / single"
 CLASSES, IGNORE = 19, 255
+SMALLEST = 32  # side of a crop whose smallest map still has statistics for a batch norm
+BLOCK = 32  # side of a block of equal labels in pixels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The network, the crop, and the settings to compare."""
     parser.add_argument("--trunk", default="hrnet_w48", help="default: %(default)s")
     parser.add_argument("--decoder", default="ocr", help="default: %(default)s")
     parser.add_argument("--multiscale", default="hierarchical", help="default: %(default)s")
     parser.add_argument(
         "--size",
         nargs=2,
-        type=int,
+        type=at_least(SMALLEST),
         metavar=("H", "W"),
         default=[1024, 2048],
         help="of the crop (default: 1024 2048)",
     )
-    parser.add_argument("--batch", type=int, default=1, help="images a step (default: %(default)s)")
+    parser.add_argument(
+        "--batch", type=at_least(1), default=1, help="images a step (default: %(default)s)"
+    )
     parser.add_argument("--loss", default="rmi", help="main loss (default: %(default)s)")
+
+    # What is compared, and in which of the settings the cost of attention is measured.
     parser.add_argument(
         "--settings",
         nargs="+",
@@ -68,122 +73,123 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    common = {
-        "trunk": arguments.trunk,
-        "decoder": arguments.decoder,
-        "multiscale": arguments.multiscale,
-        "loss": arguments.loss,
-        "size": tuple(arguments.size),
-        "batch": arguments.batch,
-        "device": arguments.device,
+    """One row for every setting."""
+    height, width = arguments.size
+    sections = {
+        "data": {"crop": [height, width], "batch_size": arguments.batch},
+        "model": {
+            "trunk": arguments.trunk,
+            "decoder": arguments.decoder,
+            "multiscale": arguments.multiscale,
+        },
+        "loss": {"main": arguments.loss},
     }
-    size = f"{arguments.trunk} {arguments.decoder} {arguments.batch}x{'x'.join(map(str, arguments.size))}"
-    options: dict[str, Any] = {
-        "size": size,
-        "device": arguments.device,
-        "rounds": arguments.rounds,
-        "warm_up": 3,
-    }
+    size = f"{arguments.trunk} {arguments.decoder} {arguments.batch}x{height}x{width}"
+
     rows = []
     for name in arguments.settings:
+        setting, baseline = name, build_plain
         if name == COST:
-            chosen = {**common, "setting": arguments.cost_setting}
-            row = compare(
-                name=name,
-                ours=_setting,
-                baseline=_single,
-                arguments=chosen,
-                check=_finite,
-                **options,
-            )
+            setting, baseline = arguments.cost_setting, build_single_scale
+        row = compare(
+            name=name,
+            size=size,
+            ours=build_setting,
+            baseline=baseline,
+            arguments={"setting": setting, "sections": sections, "device": arguments.device},
+            check=require_finite,
+            device=arguments.device,
+            rounds=arguments.rounds,
+            warm_up=3,
+        )
+
+        row["note"] = f"{arguments.batch / row['ours_s']:.2f} images/s"
+        if name == COST:
             row["note"] = (
-                f"a hierarchical step takes {1 / row['ratio']:.2f} x a single-scale one, in {arguments.cost_setting}"
+                f"a hierarchical step takes {1 / row['ratio']:.2f} x a single-scale one, "
+                f"in {arguments.cost_setting}"
             )
-        else:
-            row = compare(
-                name=name,
-                ours=_setting,
-                baseline=_plain,
-                arguments={**common, "setting": name},
-                check=_finite,
-                **options,
-            )
-            row["note"] = f"{arguments.batch / row['ours_s']:.2f} images/s"
         rows.append(row)
     return rows
 
 
-def _setting(*, setting: str, **common: Any) -> Workload:
-    return step(runtime=SETTINGS[setting], **common)
+def build_setting(*, setting: str, sections: dict[str, Any], device: str) -> Workload:
+    """Steps in a setting."""
+    return training_step({**sections, "runtime": SETTINGS[setting]}, device)
 
 
-def _plain(*, setting: str, **common: Any) -> Workload:
-    return step(runtime=SETTINGS["fp32"], **common)
+def build_plain(*, setting: str, sections: dict[str, Any], device: str) -> Workload:
+    """Steps in fp32 and the default memory format."""
+    return training_step({**sections, "runtime": SETTINGS["fp32"]}, device)
 
 
-def _single(*, setting: str, multiscale: str, **common: Any) -> Workload:
-    return step(runtime=SETTINGS[setting], multiscale="single", **common)
+def build_single_scale(*, setting: str, sections: dict[str, Any], device: str) -> Workload:
+    """Steps of the same network with one scale, in the same setting."""
+    model = {**sections["model"], "multiscale": "single"}
+    return training_step({**sections, "model": model, "runtime": SETTINGS[setting]}, device)
 
 
-def step(
-    *,
-    runtime: dict[str, Any],
-    trunk: str,
-    decoder: str,
-    multiscale: str,
-    loss: str,
-    size: tuple[int, int],
-    batch: int,
-    device: str,
-) -> Workload:
-    """One optimiser step on random images and labels; its result is the loss."""
-    config = Config.from_dict(
-        {
-            "data": {"crop": list(size), "batch_size": batch},
-            "model": {"trunk": trunk, "decoder": decoder, "multiscale": multiscale},
-            "loss": {"main": loss},
-            "optim": {"lr": 1e-4},
-            "runtime": {"tf32": True, "checkpoint_minutes": 1e6, **runtime},
-        }
-    )
+def training_step(sections: dict[str, Any], device_name: str) -> Workload:
+    """One optimiser step on random images and labels, as the training loop takes it.
+
+    The result of the workload is the loss.
+    """
+    runtime = {"tf32": True, **sections["runtime"]}
+    config = Config.from_dict({"optim": {"lr": 1e-4}, **sections, "runtime": runtime})
     prepare_runtime(tf32=config.runtime.tf32)
-    processes = Processes(rank=0, world_size=1, local_rank=0, device=torch.device(device))
-    files: Any = SimpleNamespace(spec=SimpleNamespace(num_classes=CLASSES, ignore_label=IGNORE))
-    state, run_folder = assemble.training_state(config, files, processes), RunFolder(Path("."))
-    state.model.train()
-    job = train.Job(
-        config,
-        processes,
-        run_folder,
-        None,
-        files,
-        state.model,
-        state.model,
-        assemble.criterion(config, files),
-        state,  # type: ignore[arg-type]
-        SkippedSteps(processes, Path("."), limit=1000),
-        Logbook(Path("."), write=False),
-    )
-    generator = torch.Generator().manual_seed(1)
-    image = torch.randint(256, (batch, *size, 3), dtype=torch.uint8, generator=generator).permute(
-        0, 3, 1, 2
-    )
-    blocks = torch.randint(
-        CLASSES, (batch, 1, math.ceil(size[0] / 32), math.ceil(size[1] / 32)), generator=generator
-    ).repeat_interleave(32, 2)
-    label = blocks.repeat_interleave(32, 3)[:, 0, : size[0], : size[1]].to(torch.uint8)
-    label[:, :4] = IGNORE
-    batches = [{"image": image, "label": label, "names": ["random"] * batch}]
+    device = torch.device(device_name)
+    processes = Processes(rank=0, world_size=1, local_rank=0, device=device)
 
-    def workload() -> torch.Tensor:
-        terms, *_ = train.take_step(job, batches)
-        return torch.stack(list(terms.values())).sum()
+    # The parts that the training loop is built of; these read no more of the files than this.
+    files: Any = SimpleNamespace(spec=SimpleNamespace(num_classes=CLASSES, ignore_label=IGNORE))
+    state = build.training_state(config, files, processes)
+    criterion = build.criterion(config, files)
+    model: Any = state.model
+    model.train()
+
+    batch = random_batch(config.data.batch_size, config.data.crop)
+    valid_pixels = int((batch["label"] != IGNORE).sum())
+    dtype = autocast_dtype(config.runtime.precision)
+
+    def workload() -> Tensor:
+        image, label = build.prepared(config, batch, epoch=0, device=device)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            prediction = model(image, keep_scales=criterion.needs_scales)
+        terms = criterion(prediction, label, valid_pixels=valid_pixels, parts=1)
+        loss = torch.stack(list(terms.values())).sum()
+
+        # With fp16 the scaler keeps small gradients from becoming zero; else it does nothing.
+        state.scaler.scale(loss).backward()
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
 
     return workload
 
 
-def _finite(ours: torch.Tensor, baseline: torch.Tensor) -> None:
-    """Both sides begin with equal weights, but half precision and another number of scales give another loss."""
+def random_batch(count: int, size: tuple[int, int]) -> dict[str, Tensor]:
+    """Noise for images uint8 [N, 3, H, W], and labels uint8 [N, H, W] in blocks.
+
+    The first rows are ignored.
+    """
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randint(256, (count, *size, 3), dtype=torch.uint8, generator=generator)
+
+    coarse_size = (count, math.ceil(size[0] / BLOCK), math.ceil(size[1] / BLOCK))
+    coarse = torch.randint(CLASSES, coarse_size, generator=generator)
+    label = coarse.repeat_interleave(BLOCK, 1).repeat_interleave(BLOCK, 2)
+    label = label[:, : size[0], : size[1]].to(torch.uint8)
+    label[:, :4] = IGNORE
+    return {"image": image.permute(0, 3, 1, 2), "label": label}
+
+
+def require_finite(ours: Tensor, baseline: Tensor) -> None:
+    """Raise Disagreement unless both losses are finite numbers.
+
+    Both sides begin with equal weights, but half precision and another number of scales give
+    another loss.
+    """
     if not (torch.isfinite(ours) and torch.isfinite(baseline)):
         raise Disagreement(
             f"the losses are {float(ours):.4f} and {float(baseline):.4f}: not finite."

@@ -1,1 +1,1 @@
-"""Procedural street scenes in the look and the label ids of Cityscapes; drawn by ``scripts/make_demo_data.py``."""
+"""Drawn street scenes in the look and with the label ids of Cityscapes."""

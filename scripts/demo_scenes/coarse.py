@@ -1,4 +1,7 @@
-"""Coarse labels as people draw them: few-cornered polygons inside objects, thin things left out, now and then a mistake."""
+"""Coarse labels as people draw them.
+
+Polygons of few corners inside objects, thin things left out, now and then a mistake.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +30,26 @@ def draw_coarse(scene_ids: NDArray[np.uint16], rng: np.random.Generator) -> NDAr
     height, width = scene_ids.shape
     unit = height / 256
     coarse = np.zeros((height, width), np.uint8)
+
+    # The polygons of every object or surface.
     polygons: list[tuple[float, int, NDArray[np.int32]]] = []
     for value in np.unique(scene_ids):
-        raw_id = int(value) // 1000 if value >= 1000 else int(value)
+        raw_id = int(value)
+        if value >= 1000:
+            raw_id = int(value) // 1000
         if raw_id in ids.TRAIN_IDS:
             mask = np.asarray(scene_ids == value, np.uint8)
             polygons += [(area, raw_id, polygon) for area, polygon in _polygons(mask, unit, rng)]
+
+    # Large ones first, so that small ones lie on top; some are forgotten, some confused.
     for _, raw_id, polygon in sorted(polygons, key=lambda item: -item[0]):
         if rng.random() < FORGOTTEN:
             continue
-        drawn = CONFUSED.get(raw_id, raw_id) if rng.random() < CONFUSION else raw_id
+        drawn = raw_id
+        if rng.random() < CONFUSION:
+            drawn = CONFUSED.get(raw_id, raw_id)
         cv2.fillPoly(coarse, [polygon], drawn)
+
     return coarse
 
 
@@ -49,14 +61,15 @@ def _polygons(
     depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
     margin = unit * float(rng.uniform(2.0, 4.0))
     inner = np.asarray(depth > min(margin, 0.5 * float(depth.max())), np.uint8)
+
     found: list[tuple[float, NDArray[np.int32]]] = []
     for contour in cv2.findContours(inner, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:
         area = float(cv2.contourArea(contour))
-        thick = (
-            4 * area / (cv2.arcLength(contour, True) + 1e-6)
-        )  # the side of a square with this area and outline
+        # The side of a square with this area and outline.
+        thick = 4 * area / (cv2.arcLength(contour, True) + 1e-6)
         if area < 60 * unit**2 or (thick < 5 * unit and rng.random() < 0.9):
             continue
+
         corners = cv2.approxPolyDP(contour, unit * float(rng.uniform(2.0, 4.0)), True)[:, 0]
         if len(corners) >= 3:
             shaken = corners + rng.normal(0, 0.8 * unit, corners.shape)

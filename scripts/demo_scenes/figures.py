@@ -16,7 +16,11 @@ CIRCLE = np.stack(
 
 
 class Figure:
-    """A drawing plane that stands upright at (x, z); points are (metres to the right, metres up)."""
+    """A drawing plane that stands upright at (x, z) and faces the camera.
+
+    Its points are (metres to the right, metres up). `ident` is the id that is painted; `stretch`
+    narrows the plane as if it were seen at an angle, or mirrors it.
+    """
 
     def __init__(
         self,
@@ -47,10 +51,12 @@ class Figure:
         *,
         ident: int | None = -1,
     ) -> None:
-        """Fill a polygon; ``ident`` -1 is the figure's own."""
-        own = self.ident if ident == -1 else ident
-        seen = None if colour is None else self.colour(colour)
-        self.stage.canvas.polygon(self.points(np.asarray(flat, np.float64)), own, seen)
+        """Fill a polygon; `ident` -1 is the figure's own, `colour` None leaves the image."""
+        seen = None
+        if colour is not None:
+            seen = self.colour(colour)
+        points = self.points(np.asarray(flat, np.float64))
+        self.stage.canvas.polygon(points, self._own(ident), seen)
 
     def stroke(
         self,
@@ -60,12 +66,10 @@ class Figure:
         *,
         ident: int | None = -1,
     ) -> None:
-        """Draw a line of ``width`` metres, at least half an image pixel wide."""
-        own = self.ident if ident == -1 else ident
+        """Draw a line of `width` metres, at least half an image pixel wide."""
         points = self.points(np.asarray(flat, np.float64))
-        self.stage.canvas.line(
-            points, own, self.colour(colour), thickness=max(1.0, width * self.scale)
-        )
+        thickness = max(1.0, width * self.scale)
+        self.stage.canvas.line(points, self._own(ident), self.colour(colour), thickness=thickness)
 
     def disc(
         self, x: float, y: float, radius: float, colour: Colour | None, *, ident: int | None = -1
@@ -78,26 +82,29 @@ class Figure:
         turn = [(x + radius * c, y + radius * s) for c, s in CIRCLE]
         self.stroke([*turn, turn[0]], colour, width)
 
+    def _own(self, ident: int | None) -> int | None:
+        if ident == -1:
+            return self.ident
+        return ident
+
+
+# Lengths below are metres. The order in which random numbers are drawn decides how things look.
+
 
 def draw_person(stage: Stage, *, x: float, z: float, height: float | None = None) -> None:
     """A walking or standing person."""
     rng = stage.rng
-    tall = float(rng.uniform(1.55, 1.9)) if height is None else height
+    tall = height
+    if tall is None:
+        tall = float(rng.uniform(1.55, 1.9))
     figure = Figure(stage, x=x, z=z, ident=stage.canvas.instance(ids.PERSON))
-    stage.shadow(
-        np.array(
-            [
-                [x - 0.35, 0, z - 0.2],
-                [x + 0.35, 0, z - 0.2],
-                [x + 0.35, 0, z + 0.2],
-                [x - 0.35, 0, z + 0.2],
-            ]
-        ),
-        0.7,
-    )
+    _ground_shadow(stage, x, z, 0.35, depth=0.2)
+
     stride = float(rng.uniform(0.05, 0.3))
     trousers, coat = scaled(stage.paint("clothes"), 0.7), stage.paint("clothes", spread=16)
     hip, shoulder, k = 0.5 * tall, 0.82 * tall, tall / 1.75
+
+    # Legs, arms, body.
     for side, shade in ((-1, 0.8), (1, 1.0)):
         toe = side * stride
         figure.polygon(
@@ -125,6 +132,8 @@ def draw_person(stage: Stage, *, x: float, z: float, height: float | None = None
         ],
         coat,
     )
+
+    # Neck, head, hair.
     skin = SKIN[rng.integers(len(SKIN))]
     figure.polygon(
         [(-0.06, shoulder), (0.06, shoulder), (0.06, shoulder + 0.1), (-0.06, shoulder + 0.1)], skin
@@ -132,6 +141,8 @@ def draw_person(stage: Stage, *, x: float, z: float, height: float | None = None
     figure.disc(0, tall - 0.13, 0.12, skin)
     hair = shifted((58, 46, 38), float(rng.normal(0, 18)))
     figure.polygon([(-0.125, tall - 0.12), (-0.1, tall), (0.1, tall), (0.125, tall - 0.12)], hair)
+
+    # Now and then a bag.
     if rng.random() < 0.3:
         figure.polygon(
             [(0.16, hip + 0.3), (0.34, hip + 0.26), (0.34, hip - 0.02), (0.16, hip - 0.02)],
@@ -140,7 +151,7 @@ def draw_person(stage: Stage, *, x: float, z: float, height: float | None = None
 
 
 def draw_bicycle(stage: Stage, *, x: float, z: float, ridden: bool) -> None:
-    """A bicycle from the side or at an angle, with its rider or parked; the label fills the wheels."""
+    """A bicycle from the side or at an angle, with its rider or parked."""
     rng = stage.rng
     figure = Figure(
         stage,
@@ -150,6 +161,8 @@ def draw_bicycle(stage: Stage, *, x: float, z: float, ridden: bool) -> None:
         stretch=float(rng.choice([-1, 1]) * rng.uniform(0.5, 1.0)),
     )
     _ground_shadow(stage, x, z, 0.8)
+
+    # Wheels: the label fills them, the image has spokes and a tyre.
     frame = stage.paint("bicycle", spread=16)
     for wheel in (-0.55, 0.55):
         figure.disc(wheel, 0.35, 0.35, None)
@@ -160,6 +173,8 @@ def draw_bicycle(stage: Stage, *, x: float, z: float, ridden: bool) -> None:
                 0.012,
             )
         figure.ring(wheel, 0.35, 0.33, (36, 36, 38), 0.08)
+
+    # Frame, handlebar and saddle; the label fills the frame.
     figure.polygon([(-0.3, 0.8), (0.35, 0.82), (0.02, 0.35)], None)
     bars = [
         [(-0.55, 0.35), (-0.02, 0.33), (-0.22, 0.85), (-0.55, 0.35)],
@@ -183,6 +198,8 @@ def draw_motorcycle(stage: Stage, *, x: float, z: float, ridden: bool) -> None:
         stretch=float(rng.choice([-1, 1]) * rng.uniform(0.65, 1.0)),
     )
     _ground_shadow(stage, x, z, 1.0)
+
+    # Wheels, engine, body, seat, fork and headlamp.
     paint = stage.paint("motorcycle", spread=16)
     for wheel in (-0.68, 0.7):
         figure.disc(wheel, 0.32, 0.33, (30, 30, 32))
@@ -204,6 +221,7 @@ def draw_motorcycle(stage: Stage, *, x: float, z: float, ridden: bool) -> None:
     figure.polygon([(0.4, 0.6), (0.62, 0.7), (0.5, 1.12), (0.34, 1.02)], scaled(paint, 0.85))
     figure.stroke([(0.7, 0.32), (0.44, 1.04), (0.3, 1.12)], (60, 60, 64), 0.09)
     figure.disc(0.58, 0.86, 0.09, (236, 232, 204))
+
     if ridden:
         _draw_rider(figure, seat=(-0.3, 0.98), hands=(0.34, 1.1), foot=(0.0, 0.36))
 
@@ -215,6 +233,7 @@ def _draw_rider(
     hands: tuple[float, float],
     foot: tuple[float, float],
 ) -> None:
+    """A rider on a two-wheeler, painted on its drawing plane with an id of the class rider."""
     stage = mount.stage
     rider, rng = stage.canvas.instance(ids.RIDER), stage.rng
     coat, trousers = stage.paint("vest", spread=16), scaled(stage.paint("clothes"), 0.7)
@@ -222,6 +241,8 @@ def _draw_rider(
     lean = float(rng.uniform(0.1, 0.35))
     neck = (sx + lean, sy + 0.58)
     knee = (sx + 0.42, sy - 0.08)
+
+    # Legs, body, arms.
     mount.stroke([(sx, sy), knee, foot], trousers, 0.17, ident=rider)
     mount.polygon(
         [
@@ -239,6 +260,8 @@ def _draw_rider(
         0.11,
         ident=rider,
     )
+
+    # Head and helmet.
     mount.disc(neck[0] + 0.06, neck[1] + 0.14, 0.13, SKIN[rng.integers(len(SKIN))], ident=rider)
     helmet = [(neck[0] + 0.06 + 0.15 * c, neck[1] + 0.16 + 0.15 * s) for c, s in CIRCLE if s > -0.1]
     mount.polygon(helmet, (224, 226, 228), ident=rider)
@@ -275,11 +298,17 @@ def draw_traffic_light(stage: Stage, *, x: float, z: float) -> None:
     rng = stage.rng
     side = -float(np.sign(x) or 1.0)
     over = rng.random() < 0.35
-    figure = draw_pole(stage, x=x, z=z, height=5.2 if over else 3.1, width=0.18)
+    height = 3.1
+    if over:
+        height = 5.2
+    figure = draw_pole(stage, x=x, z=z, height=height, width=0.18)
+
     heads = [(0.0, 2.35)]
     if over:
         figure.stroke([(0, 5.1), (side * 3.2, 5.2)], METAL, 0.12)
         heads.append((side * 3.0, 4.35))
+
+    # One of the three lamps is lit, in all heads the same.
     lit = int(rng.integers(3))
     for hx, hy in heads:
         figure.polygon(
@@ -295,17 +324,21 @@ def draw_traffic_light(stage: Stage, *, x: float, z: float) -> None:
         ]
         figure.polygon(glass, (40, 42, 40), ident=ids.TRAFFIC_LIGHT)
         for lamp, colour in enumerate(((60, 214, 130), (240, 190, 50), (232, 58, 46))):
-            shown = colour if lamp == lit else scaled(colour, 0.3)
+            shown = scaled(colour, 0.3)
+            if lamp == lit:
+                shown = colour
             figure.disc(hx, hy + 0.2 + 0.32 * lamp, 0.13, shown, ident=ids.TRAFFIC_LIGHT)
 
 
 def draw_sign(stage: Stage, *, x: float, z: float) -> None:
-    """A round, triangular or square sign on its thin post; the faces wear the colours of the street, too."""
+    """A round, triangular or square sign on its thin post, in colours that the street has, too."""
     rng = stage.rng
     figure = draw_pole(stage, x=x, z=z, height=2.9, width=0.1)
     kind, y, r = int(rng.integers(4)), 2.55, float(rng.uniform(0.38, 0.55))
     sign = ids.TRAFFIC_SIGN
     red, white, blue = (196, 44, 40), (232, 232, 228), (40, 84, 168)
+
+    # A prohibition, a warning, an order, or an information.
     if kind == 0:
         figure.disc(0, y, r, red, ident=sign)
         figure.disc(0, y, r * 0.68, white, ident=sign)
@@ -315,11 +348,8 @@ def draw_sign(stage: Stage, *, x: float, z: float) -> None:
         figure.polygon((outer - (0, y)) * 0.55 + (0, y), white, ident=sign)
     elif kind == 2:
         figure.disc(0, y, r, blue, ident=sign)
-        figure.polygon(
-            np.array([[-0.12, -0.6], [0.12, -0.6], [0.12, 0.6], [-0.12, 0.6]]) * r + (0, y),
-            white,
-            ident=sign,
-        )
+        bar = np.array([[-0.12, -0.6], [0.12, -0.6], [0.12, 0.6], [-0.12, 0.6]]) * r + (0, y)
+        figure.polygon(bar, white, ident=sign)
     else:
         square = np.array([[-1, -0.8], [1, -0.8], [1, 0.8], [-1, 0.8]]) * r + (0, y)
         figure.polygon(square, blue, ident=sign)
@@ -328,12 +358,12 @@ def draw_sign(stage: Stage, *, x: float, z: float) -> None:
 
 def draw_sign_board(stage: Stage, *, x: float, z: float) -> None:
     """A direction board over the road: a large sign between two poles."""
-    width, blue = (
-        float(stage.rng.uniform(2.4, 4.0)),
-        shifted((36, 84, 160), float(stage.rng.normal(0, 12))),
-    )
+    width = float(stage.rng.uniform(2.4, 4.0))
+    blue = shifted((36, 84, 160), float(stage.rng.normal(0, 12)))
     figure = draw_pole(stage, x=x - width / 2, z=z, height=5.4, width=0.14)
     draw_pole(stage, x=x + width / 2, z=z, height=5.4, width=0.14)
+
+    # The board, and two lines of text.
     figure.polygon(
         [(-0.2, 4.0), (width + 0.2, 4.0), (width + 0.2, 5.6), (-0.2, 5.6)],
         blue,
@@ -348,7 +378,7 @@ def draw_sign_board(stage: Stage, *, x: float, z: float) -> None:
 
 
 def draw_box(stage: Stage, *, x: float, z: float) -> None:
-    """A bin or a switch box: static, which no class counts."""
+    """A bin or a switch box: static, which is in no evaluated class."""
     colour = scaled(stage.paint("fence"), 0.8)
     figure = Figure(stage, x=x, z=z, ident=ids.STATIC)
     figure.polygon([(-0.35, 0), (0.35, 0), (0.35, 1.05), (-0.35, 1.05)], colour)
@@ -358,7 +388,9 @@ def draw_box(stage: Stage, *, x: float, z: float) -> None:
 def draw_tree(stage: Stage, *, x: float, z: float, height: float | None = None) -> None:
     """A trunk and a crown of blobs, both vegetation."""
     rng = stage.rng
-    tall = float(rng.uniform(4.5, 9.0)) if height is None else height
+    tall = height
+    if tall is None:
+        tall = float(rng.uniform(4.5, 9.0))
     figure = Figure(stage, x=x, z=z, ident=ids.VEGETATION)
     trunk = max(0.14, 0.6 / figure.scale)
     figure.polygon(
@@ -382,16 +414,17 @@ def _draw_leaves(
     *,
     blobs: int,
 ) -> None:
+    """Blobs of leaves within an ellipse around `middle`; upper ones are lighter."""
     stage, rng = figure.stage, figure.stage.rng
+
     for blob in range(blobs):
         angle, reach = rng.uniform(0, 2 * np.pi), np.sqrt(rng.random()) * 0.62
         x = middle[0] + radii[0] * reach * np.cos(angle)
         y = middle[1] + radii[1] * reach * np.sin(angle)
         wobble = 1 + 0.12 * rng.standard_normal(len(CIRCLE))
-        outline = CIRCLE * wobble[:, None] * (radii[0] * 0.46, radii[1] * 0.46) + (
-            x,
-            max(y, radii[1] * 0.4),
-        )
+        outline = CIRCLE * wobble[:, None] * (radii[0] * 0.46, radii[1] * 0.46)
+        outline = outline + (x, max(y, radii[1] * 0.4))
+
         light = 0.86 + 0.2 * (y - middle[1]) / (radii[1] + 1e-6) + 0.02 * blob
         stage.canvas.polygon(
             figure.points(outline),
@@ -402,11 +435,12 @@ def _draw_leaves(
         )
 
 
-def _ground_shadow(stage: Stage, x: float, z: float, reach: float) -> None:
+def _ground_shadow(stage: Stage, x: float, z: float, reach: float, *, depth: float = 0.25) -> None:
+    """Darken the ground from -reach to reach across, and -depth to depth along."""
     corners = [
-        [x - reach, 0, z - 0.25],
-        [x + reach, 0, z - 0.25],
-        [x + reach, 0, z + 0.25],
-        [x - reach, 0, z + 0.25],
+        [x - reach, 0, z - depth],
+        [x + reach, 0, z - depth],
+        [x + reach, 0, z + depth],
+        [x - reach, 0, z + depth],
     ]
     stage.shadow(np.array(corners), 0.7)

@@ -1,17 +1,8 @@
-"""Raw Cityscapes label ids that the scenes paint, and what coarse annotation needs to know about them."""
+"""Raw Cityscapes label ids that the scenes paint."""
 
 from __future__ import annotations
 
-UNLABELED, EGO_VEHICLE, OUT_OF_ROI, STATIC, DYNAMIC, GROUND, PARKING, RAIL_TRACK = (
-    0,
-    1,
-    3,
-    4,
-    5,
-    6,
-    9,
-    10,
-)
+EGO_VEHICLE, OUT_OF_ROI, STATIC, GROUND = 1, 3, 4, 6
 ROAD, SIDEWALK, BUILDING, WALL, FENCE = 7, 8, 11, 12, 13
 POLE, TRAFFIC_LIGHT, TRAFFIC_SIGN = 17, 19, 20
 VEGETATION, TERRAIN, SKY = 21, 22, 23
@@ -40,6 +31,3 @@ TRAIN_IDS = (
     BICYCLE,
 )
 """The 19 evaluated classes in the order of their train ids."""
-
-INSTANCE_IDS = (PERSON, RIDER, CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE)
-"""Classes whose objects are counted: an instance id is raw id * 1000 + number."""

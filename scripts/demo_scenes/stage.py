@@ -1,4 +1,4 @@
-"""Where a scene is painted: canvas, camera, weather and the palette that all classes of one scene share."""
+"""Where a scene is painted: canvas, camera, weather, and a palette that all its classes share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from scripts.demo_scenes.canvas import Camera, Canvas, Colour, Points
 
-# What things are painted with. A share of them (TWINS) wears the paint of the houses instead: then only shape and context tell.
+# What things are painted with. A share of them (HOUSE_COLOURED) has the paint of the houses: then
+# colour does not tell them apart, only shape and context do.
 PAINTS: dict[str, tuple[Colour, ...]] = {
     "building": ((196, 178, 148), (160, 98, 78), (206, 200, 188), (178, 142, 96), (182, 130, 116)),
     "wall": ((124, 114, 136), (140, 130, 152), (110, 102, 118)),
@@ -23,7 +24,7 @@ PAINTS: dict[str, tuple[Colour, ...]] = {
     "motorcycle": ((150, 30, 36), (178, 60, 30)),
     "vest": ((226, 232, 66), (248, 148, 46)),
 }
-TWINS = {"truck": 0.25, "bus": 0.25, "train": 0.25, "wall": 0.2, "car": 0.05}
+HOUSE_COLOURED = {"truck": 0.25, "bus": 0.25, "train": 0.25, "wall": 0.2, "car": 0.05}
 LEAVES: tuple[Colour, ...] = ((62, 88, 44), (52, 74, 46), (84, 92, 46), (46, 80, 52))
 GRASS: tuple[Colour, ...] = ((124, 148, 78), (142, 150, 86), (112, 146, 84))
 GREYS: tuple[Colour, ...] = ((112, 110, 112), (122, 119, 118), (98, 100, 106), (132, 129, 127))
@@ -39,7 +40,7 @@ SKIES: tuple[tuple[Colour, Colour], ...] = (  # zenith, horizon
 
 @dataclass(frozen=True)
 class WindowStyle:
-    """One rhythm of windows per scene, worn by facades, buses and trains: lengths in metres."""
+    """One rhythm of windows for the facades, buses and trains of a scene: lengths in metres."""
 
     width: float
     height: float
@@ -52,8 +53,8 @@ class WindowStyle:
 class Stage:
     """Paints world polygons with haze and light.
 
-    `rng` decides what stands where; `texture_rng` draws textures, of which a larger canvas needs more numbers, so that
-    a scene is the same at every size.
+    `rng` decides what stands where. `texture_rng` draws textures, of which a larger canvas needs
+    more numbers; apart from them a scene is the same at every size.
     """
 
     def __init__(
@@ -65,13 +66,16 @@ class Stage:
         texture_rng: np.random.Generator,
     ) -> None:
         self.canvas, self.camera, self.rng, self.texture_rng = canvas, camera, rng, texture_rng
+
+        # The weather.
         zenith, horizon = SKIES[rng.integers(len(SKIES))]
         self.zenith, self.haze = zenith, horizon
         self.visibility = float(rng.choice([90.0, 160.0, 400.0]))
         self.sun_side = int(rng.choice([-1, 1]))
-        self.houses = [
-            PAINTS["building"][index] for index in rng.permutation(len(PAINTS["building"]))[:3]
-        ]
+
+        # The palette: three colours of houses, a grey for the ground, one style of windows.
+        chosen = rng.permutation(len(PAINTS["building"]))[:3]
+        self.houses = [PAINTS["building"][index] for index in chosen]
         self.ground = GREYS[rng.integers(len(GREYS))]
         self.windows = WindowStyle(
             width=float(rng.uniform(0.9, 1.6)),
@@ -83,18 +87,24 @@ class Stage:
         )
 
     def paint(self, kind: str, *, spread: float = 9.0) -> Colour:
-        """A paint for a kind of thing, a little off; buildings, and the twins among the others, share those of the scene."""
-        twin = kind == "building" or self.rng.random() < TWINS.get(kind, 0.0)
-        return shifted(
-            _pick(self.rng, self.houses if twin else PAINTS[kind]), self.rng.normal(0, spread)
-        )
+        """A paint for a kind of thing, its grey level off by about `spread`.
+
+        Buildings, and a share of some other kinds, are painted in the scene's colours of houses.
+        """
+        paints = PAINTS[kind]
+        if kind == "building" or self.rng.random() < HOUSE_COLOURED.get(kind, 0.0):
+            paints = tuple(self.houses)
+        return shifted(_pick(self.rng, paints), self.rng.normal(0, spread))
 
     def green(self, *, grass: bool = False) -> Colour:
         """A colour of leaves or of grass."""
-        return shifted(_pick(self.rng, GRASS if grass else LEAVES), self.rng.normal(0, 7))
+        greens = LEAVES
+        if grass:
+            greens = GRASS
+        return shifted(_pick(self.rng, greens), self.rng.normal(0, 7))
 
     def hazed(self, colour: Colour, z: float, *, light: float = 1.0) -> Colour:
-        """The colour lit by ``light`` and seen through z metres of air."""
+        """The colour lit by `light` and seen through z metres of air."""
         share = 1 - float(np.exp(-max(z, 0.0) / self.visibility))
         red, green, blue = (
             c * light * (1 - share) + h * share for c, h in zip(colour, self.haze, strict=True)
@@ -116,8 +126,12 @@ class Stage:
         clipped = self.camera.clip(np.asarray(points, np.float64))
         if len(clipped) < 3:
             return
+
+        # Colour and texture fade with the distance of its middle.
         z = float(clipped[:, 2].mean())
-        lit = None if colour is None else self.hazed(colour, z, light=light)
+        lit = None
+        if colour is not None:
+            lit = self.hazed(colour, z, light=light)
         fade = float(np.exp(-z / self.visibility))
         self.canvas.polygon(
             self.camera.project(clipped),
@@ -143,15 +157,20 @@ class Stage:
         texture: NDArray[np.uint8],
         texels: float,
     ) -> None:
-        """Fill the parallelogram spanned by u and v (metres) at ``origin`` with a texture whose row 0 lies at v = 0."""
+        """Fill the parallelogram spanned by u and v (metres) at `origin` with a texture.
+
+        The texture's row 0 lies at v = 0; it has `texels` pixels per metre.
+        """
         corners = np.stack([origin, origin + u, origin + u + v, origin + v])
         clipped = self.camera.clip(corners)
         if len(clipped) < 3:
             return
+
         share = float(np.exp(-float(clipped[:, 2].mean()) / self.visibility))
         if share < 0.97:
             haze = np.asarray(self.haze, np.float32) * (1 - share)
             texture = np.clip(texture.astype(np.float32) * share + haze, 0, 255).astype(np.uint8)
+
         unit_u, unit_v = u / np.linalg.norm(u), v / np.linalg.norm(v)
         self.canvas.texture(
             self.camera.project(clipped),
@@ -181,5 +200,5 @@ def scaled(colour: Colour, factor: float) -> Colour:
     return red, green, blue
 
 
-def _pick(rng: np.random.Generator, colours: tuple[Colour, ...] | list[Colour]) -> Colour:
+def _pick(rng: np.random.Generator, colours: tuple[Colour, ...]) -> Colour:
     return colours[int(rng.integers(len(colours)))]

@@ -17,7 +17,10 @@ GLASS: Colour = (58, 68, 80)
 
 @dataclass(frozen=True)
 class Pose:
-    """Where an object stands: middle of its footprint (x, z) in metres and its heading in radians (0: along z)."""
+    """Where an object stands: the middle of its footprint (x, z) in metres, and its heading.
+
+    The heading is in radians; 0 is along z, away from the camera.
+    """
 
     x: float
     z: float
@@ -34,16 +37,14 @@ class Pose:
 
 @dataclass(frozen=True)
 class Body:
-    """An extruded side profile [n, 2] (along, up), counter-clockwise, with painted details on its sides."""
+    """An extruded side profile [n, 2] (along, up), counter-clockwise, with painted details."""
 
     profile: NDArray[np.float64]
     width: float
     colour: Colour
     glazed: frozenset[int] = frozenset()  # indices of profile edges that are windscreens
     side_windows: tuple[NDArray[np.float64], ...] = ()
-    cladding: tuple[NDArray[np.uint8], float] | None = (
-        None  # texture of the side and its texels per metre
-    )
+    cladding: tuple[NDArray[np.uint8], float] | None = None  # texture of a side, texels per metre
     wheels: tuple[float, ...] = ()
     wheel_radius: float = 0.33
     lamps: float = 0.0  # height of the lamps at both ends, 0: none
@@ -54,28 +55,26 @@ class Body:
 def draw_body(stage: Stage, body: Body, pose: Pose, ident: int) -> None:
     """Paint the faces of a body that look at the camera, far ones first."""
     eye = np.array([0.0, stage.camera.height, 0.0])
-    faces: list[tuple[float, str, int, Points]] = []
+
+    # Two sides, and a strip between them for each edge of the profile.
+    faces: list[tuple[str, int, Points]] = []
     for sign in (-1, 1):
-        side = np.column_stack(
-            [
-                np.full(len(body.profile), sign * body.width / 2),
-                body.profile[:, 1],
-                body.profile[:, 0],
-            ]
-        )
-        faces.append((0.0, "side", sign, pose.world(side)))
+        across = np.full(len(body.profile), sign * body.width / 2)
+        side = np.column_stack([across, body.profile[:, 1], body.profile[:, 0]])
+        faces.append(("side", sign, pose.world(side)))
     for edge in range(len(body.profile)):
         (a, b), half = (body.profile[edge - 1], body.profile[edge]), body.width / 2
         quad = np.array(
             [[-half, a[1], a[0]], [half, a[1], a[0]], [half, b[1], b[0]], [-half, b[1], b[0]]]
         )
-        faces.append((0.0, "strip", edge, pose.world(quad)))
-    middle = pose.world(
-        np.array([[0.0, float(body.profile[:, 1].mean()), float(body.profile[:, 0].mean())]])
-    )[0]
+        faces.append(("strip", edge, pose.world(quad)))
+
+    # Those that look at the camera, by the distance of their middle.
+    along, up = body.profile.mean(axis=0)
+    middle = pose.world(np.array([[0.0, up, along]]))[0]
     visible = [
         (float(np.linalg.norm(points.mean(axis=0) - eye)), kind, index, points)
-        for _, kind, index, points in faces
+        for kind, index, points in faces
         if _faces_eye(points, eye, middle)
     ]
     for _, kind, index, points in sorted(visible, key=lambda face: -face[0]):
@@ -93,8 +92,12 @@ def _faces_eye(points: Points, eye: Points, middle: Points) -> bool:
 
 
 def _draw_side(stage: Stage, body: Body, pose: Pose, sign: int, points: Points, ident: int) -> None:
-    light = 1.0 if sign == stage.sun_side else 0.84
+    """One side of a body: its paint or cladding, its windows and its wheels."""
+    light = 0.84
+    if sign == stage.sun_side:
+        light = 1.0
     half = sign * body.width / 2
+
     if body.cladding is None:
         stage.face(points, ident, body.colour, light=light, strength=body.grain)
     else:
@@ -107,9 +110,12 @@ def _draw_side(stage: Stage, body: Body, pose: Pose, sign: int, points: Points, 
         stage.sheet(
             corners[0], corners[1] - corners[0], corners[2] - corners[0], ident, lit, texels
         )
+
     for pane in body.side_windows:
         flat = np.column_stack([np.full(len(pane), half), pane[:, 1], pane[:, 0]])
         stage.face(pose.world(flat), ident, GLASS, light=light)
+
+    # Wheels stand out a little, or the side would cover them.
     turn = np.linspace(0, 2 * np.pi, 18, endpoint=False)
     for along in body.wheels:
         for radius, colour in (
@@ -127,40 +133,50 @@ def _draw_side(stage: Stage, body: Body, pose: Pose, sign: int, points: Points, 
 
 
 def _draw_strip(stage: Stage, body: Body, edge: int, points: Points, ident: int) -> None:
+    """One face between the sides: roof, windscreen, bonnet or end."""
     a, b = body.profile[edge - 1], body.profile[edge]
     steep = abs(b[1] - a[1]) / (abs(b[0] - a[0]) + 1e-6)
-    light = 0.92 if steep > 1.5 else 1.1
-    colour = GLASS if edge in body.glazed else body.colour
-    stage.face(
-        points, ident, colour, light=light, strength=body.grain if colour is body.colour else 0.0
-    )
+    light = 1.1
+    if steep > 1.5:
+        light = 0.92
+    colour, grain = body.colour, body.grain
+    if edge in body.glazed:
+        colour, grain = GLASS, 0.0
+    stage.face(points, ident, colour, light=light, strength=grain)
     if steep < 4 or abs(b[1] - a[1]) < 0.3:
         return
+
+    # A flat end has windows, lamps and a number plate.
     front, low, high = b[0] > 0, min(a[1], b[1]), max(a[1], b[1])
     left, right = points[np.argmin(points[:, 0])], points[np.argmax(points[:, 0])]
     if body.end_windows:
-        _end_panel(stage, left, right, (0.1, 0.9), (body.end_windows, high - 0.45), GLASS, ident)
+        heights = (body.end_windows, high - 0.45)
+        _end_panel(stage, (left, right), (0.1, 0.9), heights, GLASS, ident)
     if body.lamps:
-        lamp: Colour = (236, 232, 210) if front else (186, 40, 34)
+        lamp: Colour = (186, 40, 34)
+        if front:
+            lamp = (236, 232, 210)
         for span in ((0.04, 0.17), (0.83, 0.96)):
-            _end_panel(stage, left, right, span, (body.lamps, body.lamps + 0.16), lamp, ident)
-        _end_panel(
-            stage, left, right, (0.36, 0.64), (low + 0.16, low + 0.3), (226, 226, 218), ident
-        )
+            heights = (body.lamps, body.lamps + 0.16)
+            _end_panel(stage, (left, right), span, heights, lamp, ident)
+        plate = (low + 0.16, low + 0.3)
+        _end_panel(stage, (left, right), (0.36, 0.64), plate, (226, 226, 218), ident)
 
 
 def _end_panel(
     stage: Stage,
-    left: Points,
-    right: Points,
+    ends: tuple[Points, Points],
     span: tuple[float, float],
     heights: tuple[float, float],
     colour: Colour,
     ident: int,
 ) -> None:
+    """A rectangle on an end between its left and right corner: `span` in shares of the way."""
+    left, right = ends
     a, b = (left + (right - left) * share for share in span)
     if heights[1] <= heights[0]:
         return
+
     corners = np.array(
         [
             [a[0], heights[0], a[2]],
@@ -188,6 +204,8 @@ def draw_car(stage: Stage, pose: Pose) -> None:
     boxy = float(rng.choice([0.0, 0.25, 0.6]))
     roof = float(rng.uniform(1.42, 1.55)) + boxy * 0.5
     bonnet = 0.62 * front - 0.25 * boxy
+
+    # From the lower edge at the back, over the front, to the boot.
     profile = np.array(
         [
             [back, 0.3],
@@ -219,6 +237,7 @@ def draw_car(stage: Stage, pose: Pose) -> None:
             ]
         ),
     )
+
     body = Body(
         profile=profile,
         width=1.8,
@@ -233,106 +252,64 @@ def draw_car(stage: Stage, pose: Pose) -> None:
 
 
 def draw_bus(stage: Stage, pose: Pose) -> None:
-    """A city bus of 11 m: one row of the scene's windows, or two, above wheels."""
-    rng, length, double = (
-        stage.rng,
-        float(stage.rng.uniform(10, 12)),
-        bool(stage.rng.random() < 0.3),
-    )
-    height = 4.1 if double else 3.1
+    """A city bus of about 11 m: one row of the scene's windows, or two, above wheels."""
+    rng = stage.rng
+    length = float(rng.uniform(10, 12))
+    height, rows = 3.1, 1
+    if rng.random() < 0.3:  # a double-decker
+        height, rows = 4.1, 2
     colour = stage.paint("bus")
+
+    # The side is a texture: paint, the scene's windows, and now and then a stripe.
     side, texels = surfaces.plain(
         length,
         height - 0.35,
         _texels(stage, pose, length),
-        colour,
-        stage.windows.grain,
-        stage.texture_rng,
+        colour=colour,
+        grain=stage.windows.grain,
+        rng=stage.texture_rng,
     )
     surfaces.windows(
-        side,
-        texels,
-        stage.windows,
-        colour,
-        rng,
-        top=0.45,
-        pitch=1.9,
-        rows=2 if double else 1,
-        margin=0.25,
+        side, texels, stage.windows, colour, rng, top=0.45, pitch=1.9, rows=rows, margin=0.25
     )
     if rng.random() < 0.5:
         surfaces.stripe(side, texels, stage.paint("bus"), top=height - 0.35 - 0.55, height=0.3)
-    _box_vehicle(
-        stage,
-        pose,
-        ids.BUS,
-        colour,
-        side,
-        texels,
-        (length, height, 2.5),
-        wheels=(-0.3, 0.32),
-        radius=0.48,
+
+    low = 0.35
+    body = Body(
+        profile=np.array(
+            [[-length / 2, low], [length / 2, low], [length / 2, height], [-length / 2, height]]
+        ),
+        width=2.5,
+        colour=colour,
+        cladding=(side, texels),
+        lamps=0.75,
+        end_windows=height - 1.9,
+        wheels=(-0.3 * length, 0.32 * length),
+        wheel_radius=0.48,
+        grain=stage.windows.grain,
     )
+    _shadow(stage, pose, length, 2.5)
+    draw_body(stage, body, pose, stage.canvas.instance(ids.BUS))
 
 
 def draw_train(stage: Stage, pose: Pose) -> None:
-    """A tram of two or three cars, without visible wheels, with dark bellows and a current collector."""
-    rng, count, length = stage.rng, int(stage.rng.integers(2, 4)), float(stage.rng.uniform(9, 12))
+    """A tram of two or three cars with dark bellows and a current collector, without wheels."""
+    count, length = int(stage.rng.integers(2, 4)), float(stage.rng.uniform(9, 12))
     colour, second = stage.paint("train"), stage.paint("train")
     ident = stage.canvas.instance(ids.TRAIN)
     _shadow(stage, pose, count * (length + 0.6), 2.5)
-    offsets = [(car - (count - 1) / 2) * (length + 0.6) for car in range(count)]
-    order = sorted(
-        offsets, key=lambda o: -float(np.hypot(*pose.world(np.array([[0.0, 0.0, o]]))[0][[0, 2]]))
-    )
-    for offset in order:
-        x, _, z = pose.world(np.array([[0.0, 0.0, offset]]))[0]
+
+    # The cars, the farthest first.
+    middles = [
+        pose.world(np.array([[0.0, 0.0, (car - (count - 1) / 2) * (length + 0.6)]]))[0]
+        for car in range(count)
+    ]
+    for x, _, z in sorted(middles, key=lambda middle: -float(np.hypot(*middle[[0, 2]]))):
         car = Pose(float(x), float(z), pose.heading)
-        side, texels = surfaces.plain(
-            length, 3.3, _texels(stage, car, length), colour, stage.windows.grain, stage.texture_rng
-        )
-        surfaces.windows(
-            side, texels, stage.windows, colour, rng, top=0.55, pitch=2.0, rows=1, margin=0.25
-        )
-        surfaces.stripe(side, texels, second, top=2.1, height=0.35)
-        surfaces.stripe(side, texels, (46, 46, 50), top=2.95, height=0.4)
-        bellow = np.array(
-            [
-                [-length / 2 - 0.6, 0.5],
-                [length / 2 + 0.6, 0.5],
-                [length / 2 + 0.6, 3.2],
-                [-length / 2 - 0.6, 3.2],
-            ]
-        )
-        if count > 1:
-            draw_body(
-                stage,
-                Body(profile=bellow[[0, 1, 2, 3]], width=2.0, colour=(56, 56, 60)),
-                car,
-                ident,
-            )
-        nose = 0.7
-        profile = np.array(
-            [
-                [-length / 2, 0.12],
-                [length / 2, 0.12],
-                [length / 2, 1.3],
-                [length / 2 - nose * 0.5, 3.1],
-                [length / 2 - nose, 3.42],
-                [-length / 2 + nose, 3.42],
-                [-length / 2 + nose * 0.5, 3.1],
-                [-length / 2, 1.3],
-            ]
-        )
-        body = Body(
-            profile=profile,
-            width=2.5,
-            colour=colour,
-            cladding=(side, texels),
-            glazed=frozenset({3, 7}),
-            lamps=0.8,
-        )
-        draw_body(stage, body, car, ident)
+        _draw_train_car(stage, car, length, colours=(colour, second), ident=ident)
+
+    # The current collector.
     arm = pose.world(
         np.array([[0, 3.4, -0.8], [0, 4.3, 0.1], [0, 4.3, 0.1], [0, 3.4, 0.9]], dtype=np.float64)
     )
@@ -341,31 +318,78 @@ def draw_train(stage: Stage, pose: Pose) -> None:
         stage.canvas.line(stage.camera.project(arm), ident, (52, 52, 56), thickness=thickness)
 
 
-def draw_truck(stage: Stage, pose: Pose) -> None:
-    """A lorry: a cab and a tall box clad like a wall, or like a blind facade."""
-    rng, length = stage.rng, float(stage.rng.uniform(7.5, 10.5))
-    colour, height, ident = (
-        stage.paint("truck"),
-        float(rng.uniform(3.3, 3.9)),
-        stage.canvas.instance(ids.TRUCK),
+def _draw_train_car(
+    stage: Stage, car: Pose, length: float, *, colours: tuple[Colour, Colour], ident: int
+) -> None:
+    """One car of a tram: dark bellows at both ends, and a body with a slanted nose."""
+    colour, second = colours
+    side, texels = surfaces.plain(
+        length,
+        3.3,
+        _texels(stage, car, length),
+        colour=colour,
+        grain=stage.windows.grain,
+        rng=stage.texture_rng,
     )
+    surfaces.windows(
+        side, texels, stage.windows, colour, stage.rng, top=0.55, pitch=2.0, rows=1, margin=0.25
+    )
+    surfaces.stripe(side, texels, second, top=2.1, height=0.35)
+    surfaces.stripe(side, texels, (46, 46, 50), top=2.95, height=0.4)
+
+    # The bellows reach beyond the car, and its body covers the rest of them.
+    reach = length / 2 + 0.6
+    bellow = np.array([[-reach, 0.5], [reach, 0.5], [reach, 3.2], [-reach, 3.2]])
+    draw_body(stage, Body(profile=bellow, width=2.0, colour=(56, 56, 60)), car, ident)
+
+    nose = 0.7
+    profile = np.array(
+        [
+            [-length / 2, 0.12],
+            [length / 2, 0.12],
+            [length / 2, 1.3],
+            [length / 2 - nose * 0.5, 3.1],
+            [length / 2 - nose, 3.42],
+            [-length / 2 + nose, 3.42],
+            [-length / 2 + nose * 0.5, 3.1],
+            [-length / 2, 1.3],
+        ]
+    )
+    body = Body(
+        profile=profile,
+        width=2.5,
+        colour=colour,
+        cladding=(side, texels),
+        glazed=frozenset({3, 7}),
+        lamps=0.8,
+    )
+    draw_body(stage, body, car, ident)
+
+
+def draw_truck(stage: Stage, pose: Pose) -> None:
+    """A lorry: a cab and a tall box, clad like a wall or like a facade without windows."""
+    rng, length = stage.rng, float(stage.rng.uniform(7.5, 10.5))
+    colour, height = stage.paint("truck"), float(rng.uniform(3.3, 3.9))
+    ident = stage.canvas.instance(ids.TRUCK)
     _shadow(stage, pose, length, 2.4)
+
+    # The side of the box is a texture of panels, now and then with windows.
     box_length = length - 2.3
     side, texels = surfaces.plain(
         box_length,
         height - 0.8,
         _texels(stage, pose, length),
-        colour,
-        stage.windows.grain,
-        stage.texture_rng,
+        colour=colour,
+        grain=stage.windows.grain,
+        rng=stage.texture_rng,
     )
-    surfaces.joints(
-        side, texels, colour, every=float(rng.uniform(1.0, 2.4)), rows=bool(rng.random() < 0.4)
-    )
+    every, with_rows = float(rng.uniform(1.0, 2.4)), bool(rng.random() < 0.4)
+    surfaces.joints(side, texels, colour, every=every, rows=with_rows)
     if rng.random() < 0.4:
         surfaces.windows(
             side, texels, stage.windows, colour, rng, top=0.7, pitch=2.0, rows=1, margin=0.6
         )
+
     back = -length / 2
     box = Body(
         profile=np.array(
@@ -377,6 +401,7 @@ def draw_truck(stage: Stage, pose: Pose) -> None:
         lamps=0.95,
         grain=stage.windows.grain,
     )
+
     front = length / 2
     cab = Body(
         profile=np.array(
@@ -399,6 +424,7 @@ def draw_truck(stage: Stage, pose: Pose) -> None:
             ),
         ),
     )
+
     frame = Body(
         profile=np.array([[back, 0.45], [front - 1.9, 0.45], [front - 1.9, 0.8], [back, 0.8]]),
         width=2.3,
@@ -407,45 +433,19 @@ def draw_truck(stage: Stage, pose: Pose) -> None:
     wheels = replace(
         frame, width=2.4, wheels=(back + 0.9, back + 1.95, front - 1.2), wheel_radius=0.5
     )
+
+    # The far one of cab and box first, then the wheels.
     eye_to_front = np.linalg.norm(pose.world(np.array([[0.0, 0.0, front]]))[0])
     eye_to_back = np.linalg.norm(pose.world(np.array([[0.0, 0.0, back]]))[0])
-    parts = [frame, cab, box] if eye_to_back < eye_to_front else [frame, box, cab]
+    parts = [frame, box, cab]
+    if eye_to_back < eye_to_front:
+        parts = [frame, cab, box]
     for part in (*parts, wheels):
         draw_body(stage, part, pose, ident)
 
 
-def _box_vehicle(
-    stage: Stage,
-    pose: Pose,
-    raw_id: int,
-    colour: Colour,
-    side: NDArray[np.uint8],
-    texels: float,
-    size: tuple[float, float, float],
-    *,
-    wheels: tuple[float, float],
-    radius: float,
-) -> None:
-    length, height, width = size
-    profile = np.array(
-        [[-length / 2, 0.35], [length / 2, 0.35], [length / 2, height], [-length / 2, height]]
-    )
-    body = Body(
-        profile=profile,
-        width=width,
-        colour=colour,
-        cladding=(side, texels),
-        lamps=0.75,
-        end_windows=height - 1.9,
-        wheels=(wheels[0] * length, wheels[1] * length),
-        wheel_radius=radius,
-        grain=stage.windows.grain,
-    )
-    _shadow(stage, pose, length, width)
-    draw_body(stage, body, pose, stage.canvas.instance(raw_id))
-
-
 def _texels(stage: Stage, pose: Pose, length: float) -> float:
+    """Texture pixels per metre that suit the side of a vehicle: as fine as its near end is seen."""
     ends = pose.world(np.array([[0.0, 0.0, -length / 2], [0.0, 0.0, 0.0], [0.0, 0.0, length / 2]]))
     nearest = float(np.clip(ends[:, 2].min(), stage.camera.near, None))
     return float(np.clip(stage.camera.scale(nearest * 1.3), 4.0, 64.0))

@@ -1,163 +1,48 @@
-"""Many trainings and evaluations for one table: each is a run of train.py and eval.py, restartable, and leaves a row of JSON.
+"""Many trainings and evaluations for one table: each is a run of train.py and of eval.py.
 
-A row is made once: it is kept as long as its recipe (the resolved configuration, the evaluations and the drawing of the data) is the same.
+A run leaves a row of JSON. A row is made once: it is kept as long as its recipe (the resolved
+configuration, the evaluations and the drawing of the data) is the same. A run that was stopped goes
+on where it was.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
 from types import FrameType
 from typing import Any
 
-from tqdm import tqdm
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from hmsa.engine.command_line import at_least, run_door
 from hmsa.utils.config import load_config
+from hmsa.utils.files.writing import write_file
+from hmsa.utils.words import UserError
 
+ROOT = Path(__file__).resolve().parents[2]
+# Settings that change where and how quickly a row is made, but not what is in it.
 COSMETIC = {
     "experiment": ("name", "output", "seed"),
     "data": ("root", "workers"),
     "runtime": ("threads", "log_every", "image_every", "checkpoint_minutes"),
 }
 
-DRAWINGS = {  # data.root of a recipe: what scripts/make_demo_data.py is asked for
-    "data/table1": (
-        "--size",
-        "192",
-        "384",
-        "--train",
-        "768",
-        "--val",
-        "100",
-        "--test",
-        "100",
-        "--extra",
-        "0",
-    ),
-    "data/table2": (
-        "--size",
-        "192",
-        "384",
-        "--train",
-        "192",
-        "--val",
-        "40",
-        "--test",
-        "100",
-        "--extra",
-        "576",
-    ),
-}
 
-
-class RunError(RuntimeError):
+class TableError(UserError, RuntimeError):
     """A table cannot be made as asked, or a training or an evaluation ended with an error."""
-
-
-def table_parser(doc: str | None, *, name: str) -> argparse.ArgumentParser:
-    """The command line that the tables share; the recipe of that name has results/NAME as its --output, others have none (`prepare`)."""
-    recipe, output, runs = (
-        ROOT / "configs" / "demo" / f"{name}.yaml",
-        ROOT / "results" / name,
-        ROOT / "runs" / name,
-    )
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        default=recipe,
-        help="recipe that all rows share (default: %(default)s)",
-    )
-    parser.add_argument("--split", default="test", help="split to score (default: %(default)s)")
-    parser.add_argument(
-        "--output", type=Path, help=f"rows and tables (default, for the default recipe: {output})"
-    )
-    parser.add_argument(
-        "--runs", type=Path, default=runs, help="run folders (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--jobs", type=at_least(1), default=2, help="trainings at a time (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--threads", type=at_least(1), default=1, help="threads of each (default: %(default)s)"
-    )
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="section.key=value",
-        help="change the recipe, e.g. optim.epochs=10",
-    )
-    parser.set_defaults(published=(recipe, output))
-    return parser
-
-
-def prepare(options: argparse.Namespace) -> str:
-    """Look at all that can be wrong before anything is trained, make the folders, draw missing data; how the data was drawn (`drawing`).
-
-    Paths become absolute and the checkout the working folder, as it is for the doors.
-    """
-    from hmsa.engine import build as assemble
-
-    recipe, output = options.published
-    settings = load_config(options.config, options.overrides)
-    if options.output is None:
-        if options.config.resolve() != recipe or options.overrides or options.split != "test":
-            raise RunError(
-                f"--output: {output} holds the table of {recipe.name} as it is, on the test split; name a folder for this other table"
-            )
-        options.output = output
-    options.config, options.output, options.runs = (
-        options.config.absolute(),
-        options.output.absolute(),
-        options.runs.absolute(),
-    )
-    for folder in (options.output / "rows", options.runs):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"{folder}: cannot be made ({error.strerror}); name other folders with --output and --runs"
-            ) from error
-    os.chdir(ROOT)
-    drawn = drawing(settings.data.root)
-    assemble.split_files(settings, options.split)
-    return drawn
-
-
-def run_table(main: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
-    """Run a table's `main` as a program: its exit status, its errors in one sentence, and SIGTERM takes the trainings along."""
-    signal.signal(signal.SIGTERM, _stop)
-    return run_door(lambda: main(options), user_errors=user_errors)
-
-
-def user_errors() -> tuple[type[Exception], ...]:
-    """What ends a table in one sentence."""
-    from hmsa.engine import build as assemble
-
-    return (*assemble.USER_ERRORS, RunError)
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """One call of eval.py: a first list of scales, others beside it, and overrides such as eval.combine=max."""
+    """One call of eval.py: a first list of scales, others beside it, and overrides.
+
+    Such an override is eval.combine=max.
+    """
 
     lists: tuple[str, ...]
     overrides: tuple[str, ...] = ()
@@ -165,7 +50,11 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Run:
-    """A training and what is scored after it. `method` and `seed` name it; `folder` keeps the run, `row` what came out."""
+    """A training and what is scored after it.
+
+    `method` and `seed` name it, `runs` is the folder of all run folders, and `row` the file of what
+    came out. `data_recipe` says how the data was made, where `config` does not.
+    """
 
     method: str
     seed: int
@@ -173,50 +62,186 @@ class Run:
     overrides: tuple[str, ...]
     scorings: tuple[Scoring, ...]
     split: str
-    folder: Path
+    runs: Path
     row: Path
     threads: int = 1
     data_recipe: str = ""
 
     def recipe(self) -> str:
-        """A hash of all that the result depends on, apart from the seed; what has its default does not count, so that new options change nothing."""
-        resolved = load_config(self.config, self.overrides).model_dump(
-            mode="json", exclude_defaults=True
-        )
+        """A hash of all that the result depends on, apart from the seed.
+
+        What has its default does not count, so that a new option changes no recipe.
+        """
+        config = load_config(self.config, self.overrides)
+        resolved = config.model_dump(mode="json", exclude_defaults=True)
         for section, names in COSMETIC.items():
             for name in names:
                 resolved.get(section, {}).pop(name, None)
-        (resolved.get("data", {}).get("extra") or {}).pop(
-            "root", None
-        )  # a place, not a content: `data_recipe` tells what lies there
-        content = [
-            resolved,
-            [[list(scoring.lists), list(scoring.overrides)] for scoring in self.scorings],
-            self.split,
-            self.data_recipe,
-        ]
+
+        # Where further labels lie does not count either; `data_recipe` says what they are.
+        extra = resolved.get("data", {}).get("extra") or {}
+        extra.pop("root", None)
+
+        scorings = [[list(scoring.lists), list(scoring.overrides)] for scoring in self.scorings]
+        content = [resolved, scorings, self.split, self.data_recipe]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
-    def is_done(self) -> bool:
-        """Whether its row is there and was made with the same recipe."""
+    def finished_row(self) -> dict[str, Any] | None:
+        """Its row, where it is there and was made with the same recipe."""
         try:
-            return bool(json.loads(self.row.read_text(encoding="utf-8"))["recipe"] == self.recipe())
-        except (OSError, ValueError, KeyError):
-            return False
+            row = json.loads(self.row.read_text(encoding="utf-8"))
+            is_whole = all(isinstance(entry["miou"], float) for entry in row["scored"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if not is_whole or row.get("recipe") != self.recipe():
+            return None
+        return dict(row)
+
+    @property
+    def folder(self) -> Path:
+        """Where train.py keeps the run."""
+        return self.runs / f"{self.method.replace(' ', '_')}-{self.seed}-{self.recipe()}"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """What is scored, and what labels images for others."""
+        return self.folder / "checkpoints" / "best.pt"
 
 
+def perform_all(runs: Sequence[Run], *, jobs: int) -> list[dict[str, Any]]:
+    """Perform what is missing, `jobs` at a time; returns the rows in the order of `runs`.
+
+    Raises:
+        TableError: the first failure, after the other runs are done.
+    """
+    missing = [run for run in runs if run.finished_row() is None]
+    print(
+        f"{len(runs) - len(missing)} of {len(runs)} rows are there; "
+        f"{len(missing)} to make, {jobs} at a time",
+        flush=True,
+    )
+    failures: list[TableError] = []
+
+    def perform_one(run: Run) -> None:
+        title = f"{run.method} seed {run.seed}"
+        print(f"{title}: begins, log in {run.folder / 'stdout.log'}", flush=True)
+        try:
+            row = perform(run)
+        except TableError as error:
+            failures.append(error)
+            print(f"{title}: failed", flush=True)
+            return
+
+        best = max(row["scored"], key=lambda entry: entry["miou"])
+        print(
+            f"{title}: {100 * best['miou']:.1f} % at {best['scales']} "
+            f"after {row['train_s']:.0f} s of training",
+            flush=True,
+        )
+
+    # Threads are enough: each waits for a process of its own.
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(perform_one, missing))
+    if failures:
+        raise failures[0]
+    return [perform(run) for run in runs]
+
+
+def perform(run: Run) -> dict[str, Any]:
+    """Train, going on where a stopped run was, then score and write the row; returns the row."""
+    finished = run.finished_row()
+    if finished is not None:
+        return finished
+
+    train_s = _train(run)
+    scored = [_score(run, number) for number in range(len(run.scorings))]
+    compared = [
+        {**entry, "combine": metrics["combine"]}
+        for metrics in scored
+        for entry in metrics["compared"]
+    ]
+    row = {
+        "method": run.method,
+        "seed": run.seed,
+        "recipe": run.recipe(),
+        "split": run.split,
+        "images": scored[0]["images"],
+        "commit": commit(),
+        "threads": run.threads,
+        "train_s": train_s,
+        "checkpoint_sha256": scored[0]["checkpoint_sha256"],
+        "attention_share": scored[0].get("attention_share"),
+        "scored": compared,
+    }
+    write_file(run.row, json.dumps(row, indent=1) + "\n", durable=True)
+    return row
+
+
+def _train(run: Run) -> float:
+    """Train unless that is done; returns the seconds that it took."""
+    marker = run.folder / "trained.json"
+    try:
+        return float(json.loads(marker.read_text(encoding="utf-8"))["train_s"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there, or cut off by a power cut: train.py itself knows whether it is done
+
+    begin = time.monotonic()
+    run_program(
+        "train.py",
+        str(run.config),
+        "--resume",
+        *run.overrides,
+        f"experiment.output={run.folder}",
+        f"experiment.seed={run.seed}",
+        f"runtime.threads={run.threads}",
+        threads=run.threads,
+        log=run.folder / "stdout.log",
+    )
+
+    # The time of a run that was stopped and went on is that of its last part.
+    train_s = round(time.monotonic() - begin, 1)
+    write_file(marker, json.dumps({"train_s": train_s}), durable=True)
+    return train_s
+
+
+def _score(run: Run, number: int) -> dict[str, Any]:
+    """The metrics.json of one evaluation."""
+    scoring = run.scorings[number]
+    output = run.folder / f"{run.split}-{number}"
+    first, *others = scoring.lists
+    compare = []
+    if others:
+        compare = ["--compare", *others]
+
+    run_program(
+        "eval.py",
+        "--checkpoint",
+        str(run.best_checkpoint),
+        "--split",
+        run.split,
+        "--scales",
+        *first.split(","),
+        *compare,
+        "--output",
+        str(output),
+        f"runtime.threads={run.threads}",
+        *scoring.overrides,
+        threads=run.threads,
+        log=run.folder / "stdout.log",
+    )
+    return dict(json.loads((output / "metrics.json").read_text(encoding="utf-8")))
+
+
+# The programs that run now, for `stop_children`.
 _children: set[subprocess.Popen[bytes]] = set()
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    """End with the trainings that run, which keep what they learnt, instead of leaving them behind."""
-    for child in list(_children):
-        child.terminate()
-    sys.exit(128 + number)
+def run_program(name: str, *arguments: str, threads: int, log: Path) -> None:
+    """Run a program of the checkout, such as train.py, with its output appended to `log`.
 
-
-def door(name: str, *arguments: str, threads: int, log: Path) -> None:
-    """Run a door with its output in `log`; RunError, with what it said last, where it fails."""
+    Raises:
+        TableError: it failed; the message holds the last line that it wrote.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     command = [sys.executable, str(ROOT / name), *arguments]
@@ -227,182 +252,18 @@ def door(name: str, *arguments: str, threads: int, log: Path) -> None:
         _children.add(child)
         status = child.wait()
         _children.discard(child)
+
     if status:
-        last = " ".join(log.read_text(encoding="utf-8").splitlines()[-1:])
-        raise RunError(f"{name} ended with status {status}: {last} (all of it in {log})")
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        last = " ".join(lines[-1:])
+        raise TableError(f"{name} ended with status {status}: {last} (all of it in {log})")
 
 
-def drawing(root: str) -> str:
-    """How a drawn data set was drawn and how many images it trains on, so that rows of another one are not taken for this one's ("" where it is
-    not a drawn one). What is missing of one of DRAWINGS is drawn now; RunError where that fails."""
-    folder = ROOT / root
-    if root in DRAWINGS:
-        done = subprocess.run(
-            [
-                sys.executable,
-                str(ROOT / "scripts" / "make_demo_data.py"),
-                str(folder),
-                *DRAWINGS[root],
-            ],
-            check=False,
-        )
-        if done.returncode:
-            raise RunError(
-                f"{folder} could not be drawn (the reason stands above); remove it, or draw elsewhere and name that with data.root="
-            )
-    marker = folder / "demo.json"
-    if not marker.is_file():
-        return ""
-    return f"{marker.read_text(encoding='utf-8').strip()} {sum(1 for _ in (folder / 'leftImg8bit' / 'train').rglob('*.png'))}"
-
-
-def folder_of(run: Run) -> Path:
-    """Where train.py keeps the run."""
-    return run.folder / f"{run.method.replace(' ', '_')}-{run.seed}-{run.recipe()}"
-
-
-def best_checkpoint(run: Run) -> Path:
-    """The best checkpoint of a run, which is what is scored, and what labels images for others."""
-    return folder_of(run) / "checkpoints" / "best.pt"
-
-
-def perform(run: Run) -> dict[str, Any]:
-    """Train (going on where a killed one stopped), score, write the row; returns it."""
-    if run.is_done():
-        return dict(json.loads(run.row.read_text(encoding="utf-8")))
-    recipe, folder = run.recipe(), folder_of(run)
-    overrides = [
-        *run.overrides,
-        f"experiment.output={folder}",
-        f"experiment.seed={run.seed}",
-        f"runtime.threads={run.threads}",
-    ]
-    trained, start = folder / "trained.json", time.monotonic()
-    if not trained.is_file():
-        door(
-            "train.py",
-            str(run.config),
-            "--resume",
-            *overrides,
-            threads=run.threads,
-            log=folder / "stdout.log",
-        )
-        trained.write_text(json.dumps({"train_s": round(time.monotonic() - start, 1)}))
-    checkpoint = best_checkpoint(run)
-    scored = []
-    for number, scoring in enumerate(run.scorings):
-        output = folder / f"{run.split}-{number}"
-        first, *others = scoring.lists
-        compare = ["--compare", *others] if others else []
-        door(
-            "eval.py",
-            "--checkpoint",
-            str(checkpoint),
-            "--split",
-            run.split,
-            "--scales",
-            *first.split(","),
-            *compare,
-            "--output",
-            str(output),
-            f"runtime.threads={run.threads}",
-            *scoring.overrides,
-            threads=run.threads,
-            log=folder / "stdout.log",
-        )
-        scored.append(json.loads((output / "metrics.json").read_text(encoding="utf-8")))
-    compared = [
-        {**entry, "combine": metrics["combine"]}
-        for metrics in scored
-        for entry in metrics["compared"]
-    ]
-    row = {
-        "method": run.method,
-        "seed": run.seed,
-        "recipe": recipe,
-        "split": run.split,
-        "images": scored[0]["images"],
-        "commit": commit(),
-        "threads": run.threads,
-        **json.loads(trained.read_text()),
-        "checkpoint_sha256": scored[0]["checkpoint_sha256"],
-        "attention_share": scored[0].get("attention_share"),
-        "scored": compared,
-    }
-    run.row.parent.mkdir(parents=True, exist_ok=True)
-    run.row.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
-    return row
-
-
-def perform_all(runs: Sequence[Run], *, jobs: int) -> list[dict[str, Any]]:
-    """Perform what is missing, `jobs` at a time, with a bar that tells how far each is; returns the rows in the order of `runs`.
-
-    Raises RunError for the first failure, after the other runs are done.
-    """
-    missing = [run for run in runs if not run.is_done()]
-    print(
-        f"{len(runs) - len(missing)} of {len(runs)} rows are there; {len(missing)} to make, {jobs} at a time",
-        flush=True,
-    )
-    failures: list[RunError] = []
-    running: list[Run] = []
-    bar = tqdm(total=len(missing), unit="run", disable=not missing)
-    with ThreadPoolExecutor(max(1, jobs)) as pool, bar, _every(5, lambda: _show(bar, running)):
-
-        def one(run: Run) -> None:
-            running.append(run)
-            try:
-                row = perform(run)
-                best = max(row["scored"], key=lambda entry: entry["miou"])
-                bar.write(
-                    f"{run.method} seed {run.seed}: {100 * best['miou']:.1f} % at {best['scales']} after {row['train_s']:.0f} s"
-                )
-            except RunError as error:
-                failures.append(error)
-                bar.write(f"{run.method} seed {run.seed}: failed")
-            running.remove(run)
-            bar.update()
-
-        list(pool.map(one, missing))
-    if failures:
-        raise failures[0]
-    return [perform(run) for run in runs]
-
-
-@contextmanager
-def _every(seconds: float, do: Callable[[], None]) -> Iterator[None]:
-    """Call `do` every so many seconds, from a thread, while the block runs."""
-    over = Event()
-
-    def repeat() -> None:
-        while not over.wait(seconds):
-            do()
-
-    thread = Thread(target=repeat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _show(bar: Any, running: Sequence[Run]) -> None:
-    bar.set_postfix_str(", ".join(f"{run.method} {run.seed} {stage(run)}" for run in list(running)))
-
-
-def stage(run: Run) -> str:
-    """How far a run is, in a few words, from what train.py has written about it so far."""
-    folder = folder_of(run)
-    if (folder / "trained.json").is_file():
-        return "scoring"
-    try:
-        written = (folder / "metrics.jsonl").read_text(encoding="utf-8")
-        epoch = json.loads(written[: written.rindex("\n")].splitlines()[-1])["epoch"]
-    except (OSError, ValueError, KeyError, IndexError):
-        return "starting"
-    epochs = load_config(run.config, run.overrides).optim.epochs
-    return f"epoch {min(epoch + 1, epochs)} of {epochs}"
+def stop_children(number: int, frame: FrameType | None) -> None:
+    """A signal handler: end, and let the trainings that run save what they learnt and end, too."""
+    for child in list(_children):
+        child.terminate()
+    sys.exit(128 + number)
 
 
 def commit() -> str:

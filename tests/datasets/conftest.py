@@ -15,7 +15,9 @@ from hmsa.datasets.files import pack
 
 @pytest.fixture
 def make_files(tmp_path: Path) -> Callable[..., Files]:
-    """make_files(labels, images=None, num_classes=4, name="data"): Files of PNG pairs; random images where none are given."""
+    """make_files(labels, images=None, num_classes=4, name="data"): Files of PNG pairs; random
+    images where none are given.
+    """
 
     def make(
         labels: Sequence[np.ndarray],

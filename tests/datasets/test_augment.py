@@ -1,4 +1,6 @@
-"""Augmentation: geometry against a recomputation pixel by pixel, chosen pixels at every edge, colours against Pillow's."""
+"""Augmentation: geometry against a recomputation pixel by pixel, chosen pixels at every edge,
+colours against Pillow's.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,7 @@ from PIL import Image, ImageEnhance
 from hmsa.datasets import (
     Augmentation,
     DataError,
-    augment,
     augment_on_device,
-    augmentation_preset,
     normalise,
     sample_generator,
 )
@@ -38,8 +38,38 @@ ranges = st.sampled_from([(0.5, 2.0), (1.0, 1.0), (0.3, 0.6), (1.7, 3.0), (0.05,
 
 
 def coded(label: np.ndarray) -> np.ndarray:
-    """An image whose colour tells the label: no two labels share one, none is black (as padding is)."""
+    """An image whose colour tells the label: no two labels share one, none is black (as padding
+    is).
+    """
     return np.stack([label + 1, 200 - label, 3 * label], axis=-1).astype(np.uint8)
+
+
+def augment(
+    image: np.ndarray,
+    label: np.ndarray,
+    *,
+    augmentation: Augmentation,
+    rng: np.random.Generator,
+    point: tuple[int, int] | None = None,
+    ignore_label: int = IGNORE,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One sample, drawn and made as the loader does it."""
+    strengths = draw_photometric(augmentation, rng)
+    geometry = draw_geometry(label.shape, augmentation=augmentation, rng=rng, point=point)
+    results = (
+        np.empty((*augmentation.crop, 3), dtype=np.uint8),
+        np.empty(augmentation.crop, dtype=np.uint8),
+    )
+    apply_draws(
+        image,
+        label,
+        results,
+        geometry=geometry,
+        strengths=strengths,
+        augmentation=augmentation,
+        ignore_label=ignore_label,
+    )
+    return results
 
 
 def applied(
@@ -70,7 +100,9 @@ def test_label_is_what_the_image_shows(
     place: str,
     chosen: bool,
 ) -> None:
-    """With nearest sampling of a colour-coded image, decoding it gives the label exactly: padding, flip, scale and chosen pixel included."""
+    """With nearest sampling of a colour-coded image, decoding it gives the label exactly: padding,
+    flip, scale and chosen pixel included.
+    """
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 60, size, dtype=np.uint8)
     point = (int(rng.integers(size[0])), int(rng.integers(size[1]))) if chosen else None
@@ -96,7 +128,9 @@ def test_label_is_what_the_image_shows(
 def test_smooth_sampling_shows_the_label_inside_every_region(
     interpolation: str, scale: float
 ) -> None:
-    """Away from where neighbouring samples differ, an interpolated coded image decodes to the label: image and label share their pixel centres."""
+    """Away from where neighbouring samples differ, an interpolated coded image decodes to the
+    label: image and label share their pixel centres.
+    """
     label = np.kron(np.arange(30, dtype=np.uint8).reshape(5, 6), np.ones((16, 16), dtype=np.uint8))
     augmentation = Augmentation(
         crop=(60, 70), scale_range=(scale, scale), interpolation=interpolation, **PLAIN
@@ -121,7 +155,9 @@ def test_smooth_sampling_shows_the_label_inside_every_region(
 
 @pytest.mark.parametrize("scale", [0.5, 0.6, 0.9, 1.4, 2.0])
 def test_borders_between_regions_lie_where_the_image_has_them(scale: float) -> None:
-    """A step from black to white: where the label changes differs by half a pixel at most from where the image does, and on average by nothing."""
+    """A step from black to white: where the label changes differs by half a pixel at most from
+    where the image does, and on average by nothing.
+    """
     offsets = []
     for index in range(120):
         label = np.zeros((50, 61), dtype=np.uint8)
@@ -154,7 +190,9 @@ def test_crop_shows_the_chosen_pixel(
     corner: int,
     place: str,
 ) -> None:
-    """A class of one single pixel, in every corner, on every edge and in the middle, is in the crop whatever the scale, flip and padding."""
+    """A class of one single pixel, in every corner, on every edge and in the middle, is in the crop
+    whatever the scale, flip and padding.
+    """
     point = (
         [0, size[0] // 2, size[0] - 1][corner // 3],
         [0, size[1] // 2, size[1] - 1][corner % 3],
@@ -169,7 +207,9 @@ def test_crop_shows_the_chosen_pixel(
 
 
 def test_crops_with_a_chosen_pixel_lie_anywhere_around_it() -> None:
-    """Every place that keeps the pixel is drawn, none other, and about equally often: no probability piles up at the borders."""
+    """Every place that keeps the pixel is drawn, none other, and about equally often: no
+    probability piles up at the borders.
+    """
     starts = [
         place_axis(100, crop=10, scale=1.0, position=i / 1000, point=4, centre=False).start
         for i in range(1000)
@@ -238,7 +278,9 @@ def test_scale_is_uniform_and_long_edge_multiplies_it_in_one_resampling() -> Non
 
 
 def test_only_the_window_is_touched() -> None:
-    """What lies outside the source window cannot matter, which is what makes a crop of a memory-mapped image cheap."""
+    """What lies outside the source window cannot matter, which is what makes a crop of a
+    memory-mapped image cheap.
+    """
     rng = np.random.default_rng(0)
     label = rng.integers(0, 20, (300, 300), dtype=np.uint8)
     image = rng.integers(0, 256, (300, 300, 3), dtype=np.uint8)
@@ -261,7 +303,9 @@ def test_only_the_window_is_touched() -> None:
 
 
 def test_shrinking_is_antialiased() -> None:
-    """A checkerboard finer than the result becomes grey; plain bilinear sampling would alias it at these factors."""
+    """A checkerboard finer than the result becomes grey; plain bilinear sampling would alias it at
+    these factors.
+    """
     board = (np.indices((600, 600)).sum(0) % 2 * 255).astype(np.uint8)
     for factor in (0.27, 0.5, 0.6, 0.75):
         small = resize_image(
@@ -331,7 +375,9 @@ def test_hue_turns_the_colour_circle(turn: float) -> None:
 
 
 def test_blur_is_what_its_name_says() -> None:
-    """Gaussian keeps the mean and lowers the variance by the kernel's energy; bilateral keeps a strong edge that Gaussian softens."""
+    """Gaussian keeps the mean and lowers the variance by the kernel's energy; bilateral keeps a
+    strong edge that Gaussian softens.
+    """
     noise = np.random.default_rng(4).integers(0, 256, (200, 200, 3), dtype=np.uint8)
     blurred = blur(noise, kind="gaussian", sigma=1.0)
     steps = np.exp(-0.5 * np.arange(-3, 4) ** 2)
@@ -346,7 +392,9 @@ def test_blur_is_what_its_name_says() -> None:
 
 
 def test_drawn_strengths_fill_their_ranges() -> None:
-    """RELEASE 1.9: factors in 1 +- color, hue +- 0.25, gaussian sigma 0.15..1.30, bilateral 0.05..0.75, the given share of blurred images."""
+    """As in the authors' code: factors in 1 +- color, hue +- 0.25, gaussian sigma 0.15..1.30,
+    bilateral 0.05..0.75, the given share of blurred images.
+    """
     for kind, low, high in (("gaussian", 0.15, 1.30), ("bilateral", 0.05, 0.75)):
         augmentation = Augmentation(crop=(8, 8), blur=kind, blur_probability=0.5, color=0.2)
         drawn = [
@@ -362,22 +410,8 @@ def test_drawn_strengths_fill_their_ranges() -> None:
         assert low <= sigmas[sigmas > 0].min() < low + 0.01 and high - 0.01 < sigmas.max() <= high
 
 
-def test_presets() -> None:
-    """What RELEASE 1.9 and the paper differ in; unknown names and values are refused in a sentence."""
-    release, paper = (
-        augmentation_preset("release", crop=(64, 64)),
-        augmentation_preset("paper", crop=(64, 64), flip=0.0),
-    )
-    assert (release.blur, release.place, release.interpolation, release.color, release.hue) == (
-        "none",
-        "centre",
-        "cubic",
-        0.25,
-        0.25,
-    )
-    assert (paper.blur, paper.scale_range, paper.flip) == ("gaussian", (0.5, 2.0), 0.0)
-    with pytest.raises(DataError, match="preset 'papr' is none of paper, release"):
-        augmentation_preset("papr", crop=(64, 64))
+def test_values_out_of_range_are_refused_in_a_sentence() -> None:
+    """Each names its field."""
     wrongs: list[dict[str, Any]] = [
         {"scale_range": (2.0, 0.5)},
         {"crop": (0, 5)},
@@ -400,7 +434,9 @@ def test_presets() -> None:
 
 @pytest.mark.parametrize("kind", ["none", "gaussian", "bilateral"])
 def test_device_repeats_the_workers_strengths(kind: str) -> None:
-    """Colour and blur in the batch give the workers' picture to a rounding, and black padding exactly."""
+    """Colour and blur in the batch give the workers' picture to a rounding, and black padding
+    exactly.
+    """
     rng = np.random.default_rng(6)
     smooth = resize_image(
         rng.integers(0, 256, (8, 10, 3), dtype=np.uint8), (80, 100), interpolation="cubic"

@@ -1,4 +1,6 @@
-"""The decoded cache: the same pixels as without it, never stale, never half written, its size said first."""
+"""The decoded cache: the same pixels as without it, never stale, never half written, its size said
+first.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from hmsa.datasets import (
     build_cache,
     build_train_loader,
 )
-from hmsa.datasets.reading import cache as room
+from hmsa.datasets.reading import cache as cache_module
 
 MakeFiles = Callable[..., Files]
 
@@ -46,7 +48,9 @@ def files(make_files: MakeFiles) -> Files:
     return make_files([rng.integers(0, 4, size, dtype=np.uint8) for size in sizes], images)
 
 
-def build(files: Files, folder: Path, kind: str = "memmap", **options: object) -> room.DecodedCache:
+def build(
+    files: Files, folder: Path, kind: str = "memmap", **options: object
+) -> cache_module.DecodedCache:
     """A cache, silently."""
     cache = build_cache(files, kind=kind, cache_dir=folder, announce=lambda text: None, **options)  # type: ignore[arg-type]
     assert cache is not None
@@ -55,7 +59,9 @@ def build(files: Files, folder: Path, kind: str = "memmap", **options: object) -
 
 @pytest.mark.parametrize("kind", ["memmap", "zlib", "zstd"])
 def test_lossless_kinds_give_what_decoding_gives(files: Files, tmp_path: Path, kind: str) -> None:
-    """Bit for bit, from this process and from a pickled copy as spawned workers get it; labels with the policy applied."""
+    """Bit for bit, from this process and from a pickled copy as spawned workers get it; labels with
+    the policy applied.
+    """
     if kind == "zstd":
         pytest.importorskip("zstandard")
     files = replace(files, policy=LabelPolicy(classes={"class 1": "drop"}))
@@ -71,7 +77,9 @@ def test_lossless_kinds_give_what_decoding_gives(files: Files, tmp_path: Path, k
 
 
 def test_jpeg_kind_is_small_near_and_its_labels_are_ids(files: Files, tmp_path: Path) -> None:
-    """Shrunk to the long edge, never enlarged; labels are nearest, so no id comes up that was not there; points move along."""
+    """Shrunk to the long edge, never enlarged; labels are nearest, so no id comes up that was not
+    there; points move along.
+    """
     cache = build(files, tmp_path / "cache", "jpeg", long_edge=20)
     for index in range(len(files)):
         image, label = cache.read(index)
@@ -118,9 +126,9 @@ def test_built_once_and_again_when_a_source_changes(
 ) -> None:
     """Keyed by the identity of images and labels, by kind and, where it matters, by long edge."""
     built: list[str] = []
-    original = room._build
+    original = cache_module._build
     monkeypatch.setattr(
-        room,
+        cache_module,
         "_build",
         lambda *args, **kwargs: (built.append(kwargs["kind"]), original(*args, **kwargs)),
     )
@@ -139,7 +147,9 @@ def test_built_once_and_again_when_a_source_changes(
 
 
 def test_damaged_caches_are_built_again(files: Files, tmp_path: Path) -> None:
-    """Truncated data, a lost or broken table; leftovers of a killed build are not taken for a cache."""
+    """Truncated data, a lost or broken table; leftovers of a killed build are not taken for a
+    cache.
+    """
     cache = build(files, tmp_path)
     whole = (cache.folder / "data.bin").read_bytes()
     for name, content in (
@@ -160,7 +170,9 @@ def test_damaged_caches_are_built_again(files: Files, tmp_path: Path) -> None:
 
 
 def test_a_failing_build_leaves_nothing_behind(files: Files, tmp_path: Path) -> None:
-    """A faulty label in the middle: its sentence, and no folder that a later run could take for a cache."""
+    """A faulty label in the middle: its sentence, and no folder that a later run could take for a
+    cache.
+    """
     Image.fromarray(np.full((24, 32), 77, dtype=np.uint8)).save(files.root / "002.label.png")
     with pytest.raises(DataError, match=r"002\.label\.png.*77"):
         build(files, tmp_path / "cache")
@@ -172,7 +184,7 @@ def test_a_full_disk_is_one_sentence_and_leftovers_go(
 ) -> None:
     """Nothing half written stays, neither from this build nor from one that was killed."""
     killed = build(files, tmp_path).folder
-    killed.rename(killed.with_name(killed.name + ".12345678.tmp"))
+    killed.rename(killed.with_name(f"{killed.name}.tmp"))
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -206,7 +218,7 @@ def test_size_is_said_first_and_must_fit(
     assert (
         (cache.folder / "data.bin").stat().st_size
         == 4 * pixels
-        == room._expected_bytes(files, kind="memmap", long_edge=None)
+        == cache_module._expected_bytes(files, kind="memmap", long_edge=None)
     )
     build_cache(files, kind="zlib", cache_dir=tmp_path / "a")
     assert "about" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""Cityscapes in both layouts: splits, cross-validation by city with the true counts, coarse labels, official names."""
+"""Cityscapes in both layouts: splits, cross-validation by city with the true counts, coarse labels,
+official names.
+"""
 
 from __future__ import annotations
 
@@ -149,7 +151,8 @@ def test_wrong_roots_say_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     with pytest.raises(
         DataError,
-        match="no images of Cityscapes 'val' in .*: looked for leftImg8bit/val, .*; it holds images/",
+        match="no images of Cityscapes 'val' in .*: looked for leftImg8bit/val, .*; it holds "
+        "images/",
     ):
         listed(tmp_path, "val")
     make_cityscapes(tmp_path, {"train_extra": {"augsburg": 1}}, coarse=())

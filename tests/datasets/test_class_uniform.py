@@ -1,4 +1,6 @@
-"""The class index: the release's centroids exactly, places that are pixels of their class, full coverage, a cache that is never stale."""
+"""The class index: the release's centroids exactly, places that are pixels of their class, full
+coverage, a cache that is never stale.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,18 @@ from PIL import Image
 
 from hmsa.datasets import CITYSCAPES, DataError, EpochPlan, Files, LabelPolicy, build_class_index
 from hmsa.datasets.files import pack
-from hmsa.datasets.sampling import class_uniform as room
+from hmsa.datasets.sampling import class_uniform as index_module
 from hmsa.datasets.sampling.class_uniform import class_places
+from tests.datasets.trees import subset
 
 MakeFiles = Callable[..., Files]
 
 
 @pytest.fixture(scope="module")
 def golden(data_folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Numbers from the authors' code, and the label maps (raw ids) they were made from, in train ids."""
+    """Numbers from the authors' code, and the label maps (raw ids) they were made from, in train
+    ids.
+    """
     with np.load(data_folder / "class_uniform_labelmaps.npz") as stored:
         maps = {name: CITYSCAPES.to_train[stored[name]] for name in stored.files}
     return json.loads((data_folder / "class_uniform_golden.json").read_text()), maps
@@ -38,7 +43,9 @@ def golden(data_folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def test_centroids_are_the_releases(
     golden: tuple[dict[str, Any], dict[str, np.ndarray]], tile: int
 ) -> None:
-    """Map by map and tile by tile, in the release's order, [x, y] truncated; whole tiles only; at 1024 none at all."""
+    """Map by map and tile by tile, in the release's order, [x, y] truncated; whole tiles only; at
+    1024 none at all.
+    """
     expected, maps = golden
     found: dict[str, list[Any]] = {}
     for name, label in maps.items():
@@ -56,7 +63,9 @@ def test_centroids_are_the_releases(
 def by_loop(
     label: np.ndarray, tile: tuple[int, int], num_classes: int
 ) -> list[tuple[int, set[tuple[int, ...]]]]:
-    """Per tile and class in order: the class and the pixels of it that lie nearest to its centre of mass, written as plainly as possible."""
+    """Per tile and class in order: the class and the pixels of it that lie nearest to its centre of
+    mass, written as plainly as possible.
+    """
     found = []
     for top in range(0, label.shape[0], tile[0]):
         for left in range(0, label.shape[1], tile[1]):
@@ -91,7 +100,9 @@ def by_loop(
 def test_places_are_the_nearest_pixels_of_their_class(
     label: np.ndarray, tile: tuple[int, int]
 ) -> None:
-    """Any label, any tile, partial tiles and images smaller than a tile included, against a plain loop."""
+    """Any label, any tile, partial tiles and images smaller than a tile included, against a plain
+    loop.
+    """
     places = class_places(label, tile=tile, point="pixel", num_classes=4)
     expected = by_loop(label, tile, 4)
     assert len(places) == len(expected)
@@ -101,7 +112,9 @@ def test_places_are_the_nearest_pixels_of_their_class(
 
 
 def test_a_ring_gets_a_pixel_of_its_own() -> None:
-    """The centre of mass of a ring lies outside it; the release's centroid is there, ours is on the ring."""
+    """The centre of mass of a ring lies outside it; the release's centroid is there, ours is on the
+    ring.
+    """
     y, x = np.mgrid[:41, :41]
     label = ((np.hypot(y - 20, x - 20) > 12) & (np.hypot(y - 20, x - 20) < 16)).astype(np.uint8)
     ring, centroid = (
@@ -116,7 +129,9 @@ def test_a_ring_gets_a_pixel_of_its_own() -> None:
 
 
 def test_a_frame_of_1080_by_1920_is_covered_fully(make_files: MakeFiles) -> None:
-    """A class that occurs only in the right and bottom remainders is found, in each of the 2 x 2 tiles."""
+    """A class that occurs only in the right and bottom remainders is found, in each of the 2 x 2
+    tiles.
+    """
     label = np.zeros((1080, 1920), dtype=np.uint8)
     label[1070:, :500], label[30:40, 1900:], label[1075:, 1915:] = 1, 2, 3
     index = build_class_index(make_files([label]), tile=1024)
@@ -132,7 +147,9 @@ def test_a_frame_of_1080_by_1920_is_covered_fully(make_files: MakeFiles) -> None
 
 
 def test_index_of_files(make_files: MakeFiles) -> None:
-    """Sorted by class then image; absent classes are empty pools, not errors; the second run reads the same from the cache."""
+    """Sorted by class then image; absent classes are empty pools, not errors; the second run reads
+    the same from the cache.
+    """
     labels = [
         np.full((20, 30), 2, dtype=np.uint8),
         np.zeros((20, 30), dtype=np.uint8),
@@ -179,19 +196,21 @@ class Counted:
     """Counts how often an index is built."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.times, built = 0, room._join
+        self.times, built = 0, index_module._index_files
 
         def join(*arguments: Any) -> Any:
             self.times += 1
             return built(*arguments)
 
-        monkeypatch.setattr(room, "_join", join)
+        monkeypatch.setattr(index_module, "_index_files", join)
 
 
 def test_cache_is_rebuilt_when_anything_that_matters_changes(
     make_files: MakeFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tile, point, a label's content, the list of files, the reading of ids: each its own index. The same again, or moved elsewhere: not built."""
+    """Tile, point, a label's content, the list of files, the reading of ids: each its own index.
+    The same again, or moved elsewhere: not built.
+    """
     files, built = (
         make_files([np.zeros((16, 16), dtype=np.uint8) for _ in range(3)]),
         Counted(monkeypatch),
@@ -206,7 +225,7 @@ def test_cache_is_rebuilt_when_anything_that_matters_changes(
         build(tile=16) == 2
         and build(tile=(8, 16)) == 3
         and build(point="centroid") == 4
-        and build(files.subset([0, 1])) == 5
+        and build(subset(files, [0, 1])) == 5
     )
     assert build(replace(files, spec=replace(files.spec, classes=files.spec.classes[::-1]))) == 6
     assert build(replace(files, policy=LabelPolicy(classes={"class 0": "drop"}))) == 7
@@ -239,7 +258,7 @@ def test_a_damaged_index_is_built_again(make_files: MakeFiles, tmp_path: Path) -
 
 
 def _start_together(files: Files, folder: Path, log: Path, rank: int) -> None:
-    built = room._join
+    built = index_module._index_files
 
     def slow_join(*arguments: Any) -> Any:
         with open(log, "a") as file:
@@ -247,7 +266,7 @@ def _start_together(files: Files, folder: Path, log: Path, rank: int) -> None:
         time.sleep(0.3)
         return built(*arguments)
 
-    room._join = slow_join
+    index_module._index_files = slow_join
     assert build_class_index(files, tile=8, cache_dir=folder).counts().sum() == 12
 
 
@@ -304,7 +323,9 @@ def test_user_mistakes(make_files: MakeFiles, tmp_path: Path) -> None:
 
 
 def test_quotas_are_the_releases(golden: tuple[dict[str, Any], dict[str, np.ndarray]]) -> None:
-    """Per class and random counts of the authors' epochs; where they lose the absent class's share, ours goes to the present ones."""
+    """Per class and random counts of the authors' epochs; where they lose the absent class's share,
+    ours goes to the present ones.
+    """
     expected, maps = golden
     places = [
         class_places(label, tile=(256, 256), point="centroid", num_classes=19)
@@ -312,7 +333,7 @@ def test_quotas_are_the_releases(golden: tuple[dict[str, Any], dict[str, np.ndar
     ]
     stacked = np.concatenate(places)
     order = np.argsort(stacked["class"], kind="stable")
-    index = room.ClassIndex(
+    index = index_module.ClassIndex(
         places=stacked[order], bounds=np.searchsorted(stacked["class"][order], np.arange(20))
     )
     for name, reference in expected["build_epoch"].items():

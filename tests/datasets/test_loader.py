@@ -1,4 +1,6 @@
-"""Loaders: the same batches for any number of workers and ranks and after a resume; errors that name their file; workers that outlive signals."""
+"""Loaders: the same batches for any number of workers and ranks and after a resume; errors that
+name their file; workers that outlive signals.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,7 @@ from hmsa.datasets import (
     build_train_loader,
     explain_lost_worker,
 )
+from tests.datasets.trees import subset
 
 MakeFiles = Callable[..., Files]
 AUGMENTATION = Augmentation(crop=(16, 20), blur="gaussian")
@@ -74,7 +77,9 @@ def equal(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 def test_a_batch(files: Files) -> None:
-    """uint8, channels last in memory, labels of the spec, names and indices that belong together; equal steps in every epoch."""
+    """uint8, channels last in memory, labels of the spec, names and indices that belong together;
+    equal steps in every epoch.
+    """
     loader = build_train_loader(files, **options())
     assert len(loader) == 6
     for epoch in range(2):
@@ -94,7 +99,9 @@ def test_a_batch(files: Files) -> None:
 
 
 def test_identical_batches_for_any_number_of_workers_and_after_a_resume(files: Files) -> None:
-    """0, 2 and 4 workers, persistent over epochs; in another process order; from the middle of an epoch; after an epoch broken off."""
+    """0, 2 and 4 workers, persistent over epochs; in another process order; from the middle of an
+    epoch; after an epoch broken off.
+    """
     reference = build_train_loader(files, **options())
     expected = {epoch: list(reference.epoch(epoch)) for epoch in (0, 1, 7)}
     assert not equal(expected[0][0], expected[1][0])
@@ -116,7 +123,9 @@ def test_identical_batches_for_any_number_of_workers_and_after_a_resume(files: F
 
 
 def test_ranks_share_an_epoch(files: Files) -> None:
-    """1, 2 and 3 ranks with a global batch of 6 see the same global batches, sample by sample; nothing twice, nothing lost."""
+    """1, 2 and 3 ranks with a global batch of 6 see the same global batches, sample by sample;
+    nothing twice, nothing lost.
+    """
 
     def whole(
         world_size: int, batch_size: int, accumulate: int = 1
@@ -154,7 +163,9 @@ def test_ranks_share_an_epoch(files: Files) -> None:
 
 
 def test_crops_show_the_class_they_were_drawn_for(make_files: MakeFiles) -> None:
-    """A class of a single pixel in a corner of one image of many: it is in the crop every time it is drawn, at half scale too."""
+    """A class of a single pixel in a corner of one image of many: it is in the crop every time it
+    is drawn, at half scale too.
+    """
     labels = [np.zeros((40, 50), dtype=np.uint8) for _ in range(12)]
     labels[7][39, 49] = 3
     loader = build_train_loader(
@@ -179,7 +190,9 @@ def test_crops_show_the_class_they_were_drawn_for(make_files: MakeFiles) -> None
 
 
 def test_extra_source(make_files: MakeFiles) -> None:
-    """Mixture: half of an epoch, with its own policy, threshold and index; indices continue after the fine ones. Boost: by class name."""
+    """Mixture: half of an epoch, with its own policy, threshold and index; indices continue after
+    the fine ones. Boost: by class name.
+    """
     fine = make_files([np.zeros((20, 20), dtype=np.uint8) for _ in range(8)], name="fine")
     coarse = make_files(
         [np.full((20, 20), index % 2, dtype=np.uint8) for index in range(6)], name="coarse"
@@ -218,7 +231,9 @@ def test_extra_source(make_files: MakeFiles) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_faulty_file_ends_in_its_sentence(files: Files, workers: int) -> None:
-    """Also from a worker: a DataError that is the sentence, not a traceback; and the loader can go on with another epoch."""
+    """Also from a worker: a DataError that is the sentence, not a traceback; and the loader can go
+    on with another epoch.
+    """
     path = files.label_path(4)
     assert path is not None
     good = path.read_bytes()
@@ -260,7 +275,7 @@ def test_user_mistakes(files: Files) -> None:
     with pytest.raises(DataError, match="has no labels"):
         build_train_loader(replace(files, labels=None), **options())
     with pytest.raises(DataError, match="split 'train' in .* has no images"):
-        build_train_loader(files.subset([]), **options(class_uniform=None))
+        build_train_loader(subset(files, []), **options(class_uniform=None))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 20])
@@ -268,7 +283,9 @@ def test_user_mistakes(files: Files) -> None:
 def test_evaluation_meets_every_image_once(
     make_files: MakeFiles, world_size: int, batch_size: int
 ) -> None:
-    """Over all ranks, however many; batches of equal sizes only; whole images and labels, bit for bit; again when iterated again."""
+    """Over all ranks, however many; batches of equal sizes only; whole images and labels, bit for
+    bit; again when iterated again.
+    """
     labels = random_labels(7) + random_labels(4, size=(30, 24)) + random_labels(2, size=(12, 12))
     files = make_files(labels)
     seen: list[int] = []
@@ -305,7 +322,9 @@ def test_evaluation_meets_every_image_once(
 
 
 def test_evaluation_without_labels_and_at_a_long_edge(make_files: MakeFiles) -> None:
-    """Images alone need no labels; the long edge resizes both, or the image alone for scoring at native size."""
+    """Images alone need no labels; the long edge resizes both, or the image alone for scoring at
+    native size.
+    """
     files = make_files(random_labels(3, size=(20, 40)))
     bare = replace(files, labels=None)
     assert all("label" not in batch for batch in build_eval_loader(bare, with_label=False))
@@ -349,7 +368,8 @@ SCRIPT = """
     sys.path.insert(0, {root!r})
     from hmsa.datasets import Augmentation, DataError, build_train_loader
     files = pickle.load(open({files!r}, "rb"))
-    loader = build_train_loader(files, augmentation=Augmentation(crop=(8, 8)), batch_size=1, workers=2)
+    crop = Augmentation(crop=(8, 8))
+    loader = build_train_loader(files, augmentation=crop, batch_size=1, workers=2)
     batches = loader.epoch(0)
     next(batches)
     {action}
@@ -373,7 +393,9 @@ def run_script(
 def test_an_exception_in_mid_epoch_ends_the_process(
     root: Path, files: Files, tmp_path: Path
 ) -> None:
-    """Although its traceback keeps the loader alive and its workers ignore SIGTERM, nothing hangs at exit."""
+    """Although its traceback keeps the loader alive and its workers ignore SIGTERM, nothing hangs
+    at exit.
+    """
     done = run_script(root, files, tmp_path, "raise ArithmeticError('in the training step')")
     assert done.returncode == 1 and "in the training step" in done.stderr.splitlines()[-1]
 

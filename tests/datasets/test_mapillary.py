@@ -1,4 +1,6 @@
-"""Mapillary Vistas: the class list comes from its own JSON, the version from what lies there, ids from palette PNGs."""
+"""Mapillary Vistas: the class list comes from its own JSON, the version from what lies there, ids
+from palette PNGs.
+"""
 
 from __future__ import annotations
 

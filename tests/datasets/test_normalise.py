@@ -23,7 +23,9 @@ def reference(image: torch.Tensor) -> torch.Tensor:
 
 
 def test_values(image: torch.Tensor) -> None:
-    """float64 exactly, float32 to its rounding, halves rounded once; black is about two deviations below the mean."""
+    """float64 exactly, float32 to its rounding, halves rounded once; black is about two deviations
+    below the mean.
+    """
     expected = reference(image)
     assert torch.allclose(normalise(image, dtype=torch.float64), expected, rtol=0, atol=1e-14)
     assert torch.allclose(normalise(image).double(), expected, rtol=0, atol=1e-6)
@@ -38,7 +40,7 @@ def test_values(image: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_layouts(image: torch.Tensor, channels_last: bool) -> None:
-    """Channels first, last, or a view of either; the memory format asked for; the input untouched."""
+    """Channels first, last, or a view of either; the memory format asked for; the input kept."""
     kept = image.clone()
     memory = torch.channels_last if channels_last else torch.contiguous_format
     for given in (

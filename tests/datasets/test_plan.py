@@ -1,4 +1,6 @@
-"""Epoch plans: exact quotas, constant length, the same global batches for any number of ranks, nothing lost between them."""
+"""Epoch plans: exact quotas, constant length, the same global batches for any number of ranks,
+nothing lost between them.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def test_without_class_uniform_sampling_every_image_comes_once() -> None:
 def test_quotas_are_exact(
     files: int, sizes: list[int], fraction: float, epoch: int, seed: int
 ) -> None:
-    """int(N f / C) for each class; the share of absent classes spread equally over the others; the rest random; always N in all."""
+    """int(N f / C) for each class; the share of absent classes spread equally over the others; the
+    rest random; always N in all.
+    """
     entries = EpochPlan(files, Pools(sizes), fraction, seed=seed).entries(epoch)
     assert len(entries) == files
     counts = np.bincount(entries["class"][entries["class"] >= 0], minlength=len(sizes))
@@ -127,7 +131,9 @@ def test_the_union_over_ranks_is_the_plan(world_size: int, files: int) -> None:
 
 
 def test_global_batches_do_not_depend_on_the_number_of_ranks() -> None:
-    """A global batch of 12 from 1, 2, 3, 4 ranks, or from accumulated micro-batches, is the same set of samples."""
+    """A global batch of 12 from 1, 2, 3, 4 ranks, or from accumulated micro-batches, is the same
+    set of samples.
+    """
     length = plan_length(100, samples_per_step=12)
     for world_size, accumulate in ((1, 1), (2, 1), (3, 1), (4, 1), (2, 3), (1, 4)):
         batch = 12 // world_size // accumulate
@@ -154,7 +160,9 @@ def test_beginning_in_mid_epoch_is_arithmetic() -> None:
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 0.5, 1.0])
 def test_mixture_has_exact_shares(probability: float) -> None:
-    """The share p is fine, the rest extra, each with its own class-uniform part; class pools stay apart."""
+    """The share p is fine, the rest extra, each with its own class-uniform part; class pools stay
+    apart.
+    """
     extra = ExtraPlan(500, Pools([50, 0, 60], first=1000), mode="mixture", probability=probability)
     entries = EpochPlan(200, Pools([5, 6, 0]), 0.5, extra=extra, seed=2).entries(4)
     assert len(entries) == 200
@@ -180,7 +188,9 @@ def test_mixture_without_class_uniform_sampling() -> None:
 
 
 def test_boost_reaches_extra_images_through_boosted_classes_alone() -> None:
-    """The release's mode: the pools are joined and walked through evenly; the random part and other classes stay fine; the length stays."""
+    """The release's mode: the pools are joined and walked through evenly; the random part and other
+    classes stay fine; the length stays.
+    """
     extra = ExtraPlan(500, Pools([50, 30, 60], first=1000), mode="boost", boost_classes=(1,))
     entries = EpochPlan(240, Pools([5, 10, 8]), 0.5, extra=extra, seed=2).entries(1)
     boosted = entries["class"] == 1

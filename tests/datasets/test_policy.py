@@ -1,4 +1,6 @@
-"""Automatic labels: found by folder or manifest, joined with coarse ones by class, cut at a confidence, masked at the border."""
+"""Automatic labels: found by folder or manifest, joined with coarse ones by class, cut at a
+confidence, masked at the border.
+"""
 
 from __future__ import annotations
 
@@ -169,7 +171,8 @@ def test_manifest_decides_which_images_are_used(tree: Path, tmp_path: Path) -> N
     folder_only = make_auto_labels(tmp_path / "plain", names_of(tree)[1:], form="ids")
     with pytest.raises(
         DataError,
-        match=r"1 of 3 images have no automatic label .*augsburg_000000_000019_gtAuto_labelIds\.png",
+        match=r"1 of 3 images have no automatic label .*augsburg_000000_000019_gtAuto_labelIds\."
+        "png",
     ):
         listed(tree, folder_only)
 
@@ -246,7 +249,8 @@ def test_what_is_missing_for_a_wish_is_said(tree: Path, tmp_path: Path) -> None:
         listed(tree, place, confidence_threshold=0.5)
     with pytest.raises(
         DataError,
-        match=r"no automatic labels in .*empty.* expected augsburg/augsburg_000000_000019_gtAuto_labelIds\.png",
+        match=r"no automatic labels in .*empty.* expected "
+        r"augsburg/augsburg_000000_000019_gtAuto_labelIds\.png",
     ):
         (tmp_path / "empty").mkdir()
         listed(tree, tmp_path / "empty")
@@ -289,7 +293,7 @@ def test_labels_written_from_the_spec_are_read_back(tree: Path, tmp_path: Path) 
     assert np.array_equal(listed(tree, place).read_label(0), train)
 
 
-def test_reads_what_the_doors_tools_write(tree: Path, tmp_path: Path) -> None:
+def test_reads_what_the_commands_write(tree: Path, tmp_path: Path) -> None:
     place, train = tmp_path / "out", label((24, 48), values=(0, 13, 255))
     records, lines = [], []
     for name in names_of(tree):

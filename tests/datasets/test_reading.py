@@ -1,4 +1,6 @@
-"""Photos and labels: what is sound is read exactly, and each fault has its own sentence with the file's name."""
+"""Photos and labels: what is sound is read exactly, and each fault has its own sentence with the
+file's name.
+"""
 
 from __future__ import annotations
 

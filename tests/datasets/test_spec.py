@@ -126,7 +126,8 @@ def test_class_list_of_camvid_form(tmp_path: Path) -> None:
 def test_class_list_with_ids_several_ignores_and_no_colors(tmp_path: Path) -> None:
     path = tmp_path / "classes.yaml"
     path.write_text(
-        "ignore: [11, 255]\nclasses:\n  - {name: road, ids: [5, 3]}\n  - {name: sky, id: 9, category: high}\n"
+        "ignore: [11, 255]\nclasses:\n"
+        "  - {name: road, ids: [5, 3]}\n  - {name: sky, id: 9, category: high}\n"
     )
     spec, _ = load_class_list(path)
     assert spec.name == tmp_path.name
@@ -156,11 +157,11 @@ def test_class_list_may_ignore_minus_one(tmp_path: Path) -> None:
         ("classes: [{name: a, id: 256}]", "must be an id from 0 to 255"),
         ("classes: [{name: a, id: true}]", "must be an id from 0 to 255"),
         ("classes: [{name: a, id: 1, ids: [2]}]", "give id or ids, not both"),
-        ("classes: [{name: no}]", r"classes\[0\].name: must be text, not False"),
+        ("classes: [{name: false}]", r"classes\[0\].name: must be text, not False"),
         ("classes: [{name: a, color: [1, 2]}]", r"color: must be \[red, green, blue\]"),
         ("classes: []", "classes: must be a list"),
         ("- a", "must hold the keys"),
-        ("classes: [{name: a, name: b}]", "key 'name' is given twice"),
+        ("classes: [{name: a, name: b}]", r"classes\[0\]\.name: duplicate key"),
         ("ignore: 0\nclasses: [{name: a, id: 0}]", "id 0 is both a class and ignore"),
         (
             "classes: [{name: a}]\nlayout: {list: x.txt, images: y}",
@@ -170,10 +171,10 @@ def test_class_list_may_ignore_minus_one(tmp_path: Path) -> None:
             "classes: [{name: a}]\nlayout: {lists: x.txt}",
             r"layout: unknown key 'lists' \(did you mean 'list'\?\)",
         ),
-        ("x: &a [1]\nclasses: *a", "aliases have no place"),
+        ("classes: &a [*a]", "an alias to something that contains it"),
         ("classes: [", "not valid YAML"),
-        ("classes: [!!python/name:os.system {}]", "not valid YAML"),
-        ("[" * 4000, "nested too deeply"),
+        ("classes: [!!python/name:os.system {}]", "the tag !!python/name:os.system is not allowed"),
+        ("[" * 4000, "nested more than 32 deep"),
     ],
 )
 def test_class_list_mistakes_are_named_with_file_and_key(
@@ -187,5 +188,5 @@ def test_class_list_mistakes_are_named_with_file_and_key(
 
 
 def test_missing_class_list_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"absent\.yaml: class list cannot be read"):
+    with pytest.raises(DataError, match=r"class list cannot be read: .*absent\.yaml"):
         load_class_list(tmp_path / "absent.yaml")

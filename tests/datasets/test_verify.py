@@ -1,4 +1,6 @@
-"""Verification: exact counts, one sentence for each kind of fault, and a configuration that suits the data."""
+"""Verification: exact counts, one sentence for each kind of fault, and a configuration that suits
+the data.
+"""
 
 from __future__ import annotations
 

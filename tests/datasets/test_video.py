@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from hmsa.datasets import ClassInfo, DataError, DatasetSpec, Files, build_eval_loader, image_files
 from hmsa.datasets.layouts.video import KEPT_FRAMES
+from tests.datasets.trees import subset
 
 SPEC = DatasetSpec(
     name="two", classes=(ClassInfo("a", (0, 0, 0), (0,)), ClassInfo("b", (9, 9, 9), (1,)))
@@ -58,7 +60,7 @@ def test_a_video_is_its_frames(files: Files) -> None:
         0,
         19,
     ], "any order"
-    part = pickle.loads(pickle.dumps(files)).subset([7, 2])
+    part = subset(pickle.loads(pickle.dumps(files)), [7, 2])
     assert [number_of(part.read_image(index)) for index in range(2)] == [7, 2]
 
 
@@ -119,3 +121,30 @@ def test_what_is_no_video_or_too_large_is_said(tmp_path: Path) -> None:
     files = image_files([write_video(tmp_path / "clip.avi", 1)], spec=SPEC, max_pixels=100)
     with pytest.raises(DataError, match=r"clip\.avi: frames have 48 x 64 pixels.*data\.max_pixels"):
         files.read_image(0)
+
+
+@pytest.mark.parametrize("share", [0.7, 0.9, 0.95])
+def test_a_video_that_ends_early_is_said_and_used_as_far_as_it_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], share: float
+) -> None:
+    whole = write_video(tmp_path / "whole.avi")
+    files = image_files([whole], spec=SPEC)
+    assert len(files) == FRAMES and capsys.readouterr().err == ""
+    data = whole.read_bytes()
+    (tmp_path / "cut.avi").write_bytes(data[: int(share * len(data))])
+    files = image_files([tmp_path / "cut.avi"], spec=SPEC)
+    said = capsys.readouterr().err
+    assert 0 < len(files) < FRAMES
+    assert f"cut.avi: this video ends early: {len(files)} frames" in said and f"{FRAMES}" in said
+    assert number_of(files.read_image(0)) == 0
+
+
+def test_a_pipe_is_no_video(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "live.mp4")
+    with pytest.raises(DataError, match=r"no such image|a pipe"):
+        image_files([tmp_path / "live.mp4"], spec=SPEC)
+
+
+def test_frames_have_fingerprints_of_their_own(files: Files) -> None:
+    found = {files.fingerprint(index) for index in range(len(files))}
+    assert len(found) == FRAMES and files.read_image_and_fingerprint(3)[1] == files.fingerprint(3)

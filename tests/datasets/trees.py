@@ -7,6 +7,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from hmsa.datasets import CITYSCAPES, ClassInfo, DatasetSpec
+from hmsa.datasets import CITYSCAPES, ClassInfo, DatasetSpec, Files
 
-# Cities of Cityscapes with their numbers of fine images (RELEASE 1.3 and the official file lists).
+# Cities of Cityscapes with their numbers of fine images (the official file lists).
 VAL_CITIES = {"frankfurt": 267, "lindau": 59, "munster": 174}
 TRAIN_CITIES = {
     "aachen": 174,
@@ -59,6 +60,14 @@ def toy_spec(count: int = 3, **options: Any) -> DatasetSpec:
         ClassInfo(chr(97 + index), (10 * index, 100, 200), (index,)) for index in range(count)
     )
     return DatasetSpec(name="toy", classes=classes, **{"known_raw_ids": (255,), **options})
+
+
+def subset(files: Files, indices: Sequence[int]) -> Files:
+    """The chosen images of a split in the given order, without what only automatic labels have."""
+    chosen = np.asarray(indices, dtype=np.int64)
+    given = {"labels": files.labels, "frames": files.frames}
+    kept = {name: values[chosen] for name, values in given.items() if values is not None}
+    return replace(files, images=files.images[chosen], names=files.names[chosen], **kept)
 
 
 def photo(size: tuple[int, int] = (24, 32), seed: int = 0) -> np.ndarray:
@@ -161,7 +170,9 @@ def make_cityscapes(
     coarse: Iterable[str] = ("train_extra",),
     size: tuple[int, int] = (24, 48),
 ) -> Path:
-    """leftImg8bit, gtFine and gtCoarse with `cities` {split: {city: number of images}}; `empty` files carry names only."""
+    """leftImg8bit, gtFine and gtCoarse with `cities` {split: {city: number of images}}; `empty`
+    files carry names only.
+    """
     raw = [7, 8, 11, 26, 0, 3]
     for split, counts in cities.items():
         extra = split == "train_extra"
@@ -227,7 +238,9 @@ def mapillary_config(version: str | None, count: int) -> dict[str, Any]:
 def make_mapillary(
     root: Path, *, version: str, splits: Mapping[str, int], size: tuple[int, int] = (30, 40)
 ) -> Path:
-    """The v1.2 package (config.json, labels below the split) or the v2.0 package (both versions below v1.2/ and v2.0/)."""
+    """The v1.2 package (config.json, labels below the split) or the v2.0 package (both versions
+    below v1.2/ and v2.0/).
+    """
     root.mkdir(parents=True, exist_ok=True)
     packages = {
         "1.2": {"config.json": ("1.2", 66, "labels")},
@@ -263,7 +276,9 @@ def make_auto_labels(
     confidence: bool = True,
     **extra: Any,
 ) -> Path:
-    """Automatic labels of images `names` ("city/stem_leftImg8bit"): form "ids", "train" or "release"; `extra` goes into the manifest."""
+    """Automatic labels of images `names` ("city/stem_leftImg8bit"): form "ids", "train" or
+    "release"; `extra` goes into the manifest.
+    """
     lines = []
     for number, name in enumerate(names):
         short = name.removesuffix("_leftImg8bit")

@@ -1,4 +1,4 @@
-"""A street in miniature that the doors train on in seconds, and the doors as a person starts them."""
+"""A street in miniature that is trained on in seconds, and the commands as a person starts them."""
 
 from __future__ import annotations
 
@@ -86,13 +86,13 @@ def configuration(folder: Path, root: Path, /, **changes: dict[str, object]) -> 
     return path
 
 
-Door = Callable[..., subprocess.CompletedProcess[str]]
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def start(
-    *command: str | Path, processes: int = 1, check: int | None = 0, timeout: float = 300
+    *words: str | Path, processes: int = 1, check: int | None = 0, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Run a door as a person does; `check` is the exit status expected (None: any)."""
+    """Run a command as a person does; `check` is the exit status expected (None: any)."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += [
@@ -103,7 +103,7 @@ def start(
             str(processes),
         ]
     done = subprocess.run(
-        [*launcher, *map(str, command)],
+        [*launcher, *map(str, words)],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -117,7 +117,7 @@ def start(
 
 
 @pytest.fixture
-def door() -> Door:
+def command() -> Command:
     return start
 
 

@@ -1,10 +1,11 @@
-"""A training of a fraction of a second, and what can happen to it: the door train.py itself, on a trunk of three convolutions.
+"""A training of a fraction of a second, and what can happen to it: a trunk of three convolutions.
 
-    python tests/engine/small.py [--fault ACTION:MOMENT:NUMBER[:RANK]]... CONFIG [options of train.py]
+    python tests/engine/small.py [--fault ACTION:MOMENT:NUMBER[:RANK]]... CONFIG [OPTION]...
     python tests/engine/small.py --serve
 
-A fault is an action at the NUMBER-th time that a moment comes in this process. Served, requests come as lines of JSON and each training is a fork
-of the process, which has paid for the imports already.
+A fault is an action at the NUMBER-th time that a moment comes in this process. Served, requests
+come as lines of JSON and each training is a fork of the process, which has paid for the imports
+already.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from torch import Tensor, nn
 
-from hmsa.engine import build as assemble
-from hmsa.engine import train
-from hmsa.engine.command_line import resolve_or_exit, run_door
-from hmsa.network.inference.raster import Stored
+from hmsa.engine import build, train
+from hmsa.engine.arguments import train_command
 from hmsa.network.layers import ConvNorm
 from hmsa.network.trunks import TRUNKS, Features, Trunk
-from hmsa.utils.processes import launched_rank, recorded
+from hmsa.utils.processes import launched_rank
 from hmsa.utils.training import checkpoint, logbook
+from hmsa.utils.training.trace import Trace
+from hmsa.utils.training.training_state import TrainingState
 
 
 class Small(Trunk):
@@ -55,7 +56,7 @@ class Small(Trunk):
 
     def forward(self, image: Tensor) -> Features:
         fine = self.early(image)
-        return Features(fine=Stored(fine), semantic=Stored(self.late(fine)))
+        return Features(fine=fine, semantic=self.late(fine))
 
 
 class Faults:
@@ -137,8 +138,10 @@ def watch(faults: Faults) -> None:
 
         setattr(owner, name, call)
 
-    around(train, "take_step", "step", "stepped")
-    around(train, "forward_backward", None, "gradients")
+    # A step begins with its seed, and ends when the profile is told so.
+    around(train, "seed_step", "step")
+    around(TrainingState, "gradient_norm", "gradients")
+    around(Trace, "step", "stepped")
     around(train, "evaluate", "evaluate")
     around(logbook.Logbook, "row", None, "row")
     around(checkpoint.CheckpointFolder, "save_best", "best")
@@ -154,10 +157,10 @@ def watch(faults: Faults) -> None:
         return whole(self, data)
 
     whole, checkpoint._HashingFile.write = checkpoint._HashingFile.write, write  # type: ignore[method-assign]
-    build = assemble.criterion
+    build_criterion = build.criterion
 
     def criterion(*arguments: Any) -> Any:
-        built = build(*arguments)
+        built = build_criterion(*arguments)
         judge = built.forward
 
         def forward(*inputs: Any, **keywords: Any) -> dict[str, Tensor]:
@@ -172,22 +175,18 @@ def watch(faults: Faults) -> None:
         built.forward = forward
         return built
 
-    assemble.criterion = criterion
+    build.criterion = criterion
 
 
 def run(words: list[str]) -> int:
-    """train.py's last lines, after the faults are set."""
+    """`hmsa train`, after the faults are set."""
     asked = []
     while words and words[0] == "--fault":
         asked.append(words[1])
         words = words[2:]
     TRUNKS["resnet18"] = lambda **_: Small()
     watch(Faults(asked))
-    arguments = train.parse_arguments(words)
-    arguments.resolved = resolve_or_exit(arguments.config, arguments.overrides)
-    return run_door(
-        recorded(lambda: train.main(arguments)), user_errors=lambda: assemble.USER_ERRORS
-    )
+    return train_command(words)
 
 
 def _fork(request: dict[str, Any], rank: int, port: int, output: Any) -> int:
@@ -221,7 +220,10 @@ def _fork(request: dict[str, Any], rank: int, port: int, output: Any) -> int:
 
 
 def serve() -> None:
-    """Answer each request with the exit statuses (minus the signal's number where one ended it) and the outputs of all ranks."""
+    """Answer each request with the exit statuses and the outputs of all ranks.
+
+    A status is minus the signal's number where one ended the rank.
+    """
     import torch._dynamo
     import torch.utils.tensorboard  # noqa: F401 - both here so that no fork has to
 

@@ -1,4 +1,4 @@
-"""Auto-labelling as a job: what it writes, what it refuses, and that nothing that happens to it shows in its labels."""
+"""Auto-labelling as a job: what it writes, what it refuses, and that no accident shows in it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ import pytest
 import torch
 
 from hmsa.datasets import CITYSCAPES, build_files, normalise
-from hmsa.engine import autolabel
-from hmsa.engine import build as assemble
-from hmsa.engine.command_line import run_door
-from hmsa.network.inference.predict import label_and_confidence, predict
+from hmsa.engine import build
+from hmsa.engine.arguments import autolabel_command, parse_autolabel
+from hmsa.network.inference import predict
+from hmsa.network.inference.predict import label_and_confidence
 from hmsa.utils.config import load_config
 from hmsa.utils.labelling.autolabels import read_record
 from hmsa.utils.training.checkpoint import save_checkpoint, sha256_of
@@ -36,11 +36,14 @@ LABELS = "*_labelIds.png"
 
 
 def make_teacher(folder: Path, config_file: Path) -> Path:
-    """A checkpoint that was never trained, its batch norms used to the images, unsure enough that thresholds cut."""
+    """A checkpoint that was never trained, unsure enough that thresholds cut.
+
+    Its batch norms are used to the images.
+    """
     config = load_config(config_file)
-    files = assemble.split_files(config, config.data.val_split)
+    files = build.split_files(config, config.data.val_split)
     torch.manual_seed(0)
-    model = assemble.model_from(config, num_classes=files.spec.num_classes, trunk_weights=False)
+    model = build.model_from(config, num_classes=files.spec.num_classes, trunk_weights=False)
     image = normalise(torch.from_numpy(np.stack([files.read_image(index) for index in range(2)])))
     model.train()
     with torch.no_grad():
@@ -48,7 +51,9 @@ def make_teacher(folder: Path, config_file: Path) -> Path:
             model(image)
     path = folder / f"{config.data.dataset}.pt"
     save_checkpoint(
-        path, {"model": model.state_dict(), **assemble.identity(config, files)}, sidecar=False
+        path,
+        {"model": model.state_dict(), **build.checkpoint_identity(config, files)},
+        sidecar=False,
     )
     return path
 
@@ -85,16 +90,13 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """autolabel.py in this process: (words) -> exit status."""
+    """`hmsa autolabel` in this process: (words) -> exit status."""
     threads = torch.get_num_threads()
 
-    def door(*words: object) -> int:
-        return run_door(
-            lambda: autolabel.main(autolabel.parse_arguments([*map(str, words)])),
-            user_errors=lambda: autolabel.USER_ERRORS,
-        )
+    def start(*words: object) -> int:
+        return autolabel_command([*map(str, words)])
 
-    yield door
+    yield start
     torch.set_num_threads(threads)
 
 
@@ -144,18 +146,14 @@ def test_labels_are_what_evaluation_predicts_cut_at_the_threshold(
     assert run("--checkpoint", teacher, *options, f"autolabel.label_ids={label_ids}") == 0
     end, ignored = ("labelIds", 0) if label_ids == "raw" else ("labelTrainIds", 255)
     files = build_files(dataset="cityscapes", root=root, split="train_extra")
-    loaded = assemble.load_model(
-        teacher, config_file=None, overrides=[], device=torch.device("cpu")
-    )
+    loaded = build.load_model(teacher, config_file=None, overrides=[], device=torch.device("cpu"))
     kept = 0
     for index in range(len(files)):
         base = tmp_path / "out" / files.name(index).removesuffix("_leftImg8bit")
         image = normalise(torch.from_numpy(files.read_image(index))[None])
         label, confidence = (
             part[0].numpy()
-            for part in label_and_confidence(
-                predict(loaded.model, image, scales=(0.5, 1.0), flip=True).logits
-            )
+            for part in label_and_confidence(predict(loaded.model, image, options).logits)
         )
         written, level = (
             pixels(Path(f"{base}_gtAuto_{end}.png")),
@@ -568,7 +566,7 @@ def test_the_command_line_says_what_it_lacks(
 ) -> None:
     for words, said in ((["--images", "x"], "--checkpoint"), (["--checkpoint", "x"], "--images")):
         with pytest.raises(SystemExit) as caught:
-            autolabel.parse_arguments([*words, "--output", "out"])
+            parse_autolabel([*words, "--output", "out"])
         assert caught.value.code == 2 and said in capsys.readouterr().err
     (tmp_path / "list.csv").write_text("a.png\n")
     assert (
@@ -615,7 +613,10 @@ def test_shards_fill_one_tree_in_any_order(
 def test_a_full_disk(
     teacher: Path, images: Path, tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No file may pass a limit: the first write that does fails as on a full disk, with the sentence that says so."""
+    """No file may pass a limit: the first write that does fails as on a full disk.
+
+    A sentence says so.
+    """
     command = [
         "--checkpoint",
         teacher,
@@ -660,25 +661,22 @@ def test_a_full_disk(
 
 
 def _job(words: list[str], environment: dict[str, str], quiet: str) -> None:
-    """autolabel.py in a process that has its imports already."""
+    """`hmsa autolabel` in a process that has its imports already."""
     os.environ.update(environment)
     output = os.open(quiet, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
-    status = run_door(
-        lambda: autolabel.main(autolabel.parse_arguments(words)),
-        user_errors=lambda: autolabel.USER_ERRORS,
-    )
+    status = autolabel_command(words)
     sys.stdout.flush()
     os._exit(status)
 
 
 class Jobs:
-    """Starts autolabel.py with several processes, without waiting for torch to be imported each time."""
+    """Starts `hmsa autolabel` with several processes, without importing torch each time."""
 
     def __init__(self, log: Path) -> None:
         self.context: Any = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["autolabel", "torchvision"])
+        self.context.set_forkserver_preload(["hmsa.engine.autolabel", "torchvision"])
         self.log = log
 
     def start(self, words: list[object], *, processes: int = 1) -> list[Any]:
@@ -751,7 +749,10 @@ def test_a_second_job_on_the_same_output_is_refused(
 def test_killed_at_21_random_moments_with_1_2_and_3_processes(
     teacher: Path, tmp_path: Path, jobs: Jobs
 ) -> None:
-    """Killed without warning and started again with another number of processes: the bytes of one uninterrupted run."""
+    """Killed without warning and started again with another number of processes.
+
+    The bytes are those of one uninterrupted run.
+    """
     data = draw(tmp_path / "data", train=60, val=0, size=(32, 48))
     options = [
         "autolabel.confidence=true",

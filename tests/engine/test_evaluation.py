@@ -1,6 +1,7 @@
-"""eval.py: exact on any number of processes, equal to the official scripts, complete in what it writes.
+"""`hmsa eval`: exact on any number of processes, equal to the official scripts, complete.
 
-Most tests run the door in this process on a network that reads classes from colours, so that every prediction is known.
+Most tests run it in this process on a network that reads classes from colours, so that every
+prediction is known.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import math
 import os
 import socket
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,27 +26,29 @@ import torch.multiprocessing as mp
 from PIL import Image
 from torch import Tensor, nn
 
-from hmsa.datasets import CITYSCAPES, DatasetSpec, Files, build_eval_loader, build_files
+from hmsa.datasets import CITYSCAPES, DataError, DatasetSpec, Files, build_eval_loader, build_files
 from hmsa.datasets.augment.normalisation import MEAN, STD
-from hmsa.engine import build as assemble
-from hmsa.engine import evaluate as door_of_evaluation
-from hmsa.engine.build import Inference, Loaded
-from hmsa.engine.evaluate import evaluate, parse_arguments
-from hmsa.engine.pictures import Wanted, infer, pictures_of
-from hmsa.network import Prediction, build_model
-from hmsa.network.model import MultiScale
+from hmsa.engine import build
+from hmsa.engine import evaluate as evaluation
+from hmsa.engine.arguments import parse_eval
+from hmsa.engine.build import Loaded
+from hmsa.engine.evaluate import evaluate
+from hmsa.engine.pictures import Needs, infer, pictures_of
+from hmsa.network import InferenceOptions, MultiScaleModel, Prediction, build_model
 from hmsa.utils.config import Config
+from hmsa.utils.labelling.submission import SubmissionError
 from hmsa.utils.metrics.confusion import ImageScores
 from hmsa.utils.processes import Processes, join
 from tests.datasets.trees import make_mapillary, save
-from tests.engine.conftest import Door, draw
+from tests.engine.conftest import Command, draw
 
+VOID = "{} images were scored, {} different ones, where the split has 13: the result is void"
 ALONE = Processes(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 
-# --- exactness ----------------------------------------------------------------------------------------------------------
+# --- exactness ---
 
 
-def tiny_network() -> MultiScale:
+def tiny_network() -> MultiScaleModel:
     torch.manual_seed(5)
     model = build_model(
         trunk="resnet18",
@@ -70,6 +74,18 @@ def tiny_network() -> MultiScale:
         "cf,f,g->cg", classifier.weight.data[:, :, 0, 0], usual, usual
     )[:, :, None, None]
     return model.eval()
+
+
+def first_of(files: Files, indices: Sequence[int]) -> Files:
+    """The files with these indices alone."""
+    assert files.labels is not None
+    chosen = list(indices)
+    return replace(
+        files,
+        images=files.images[chosen],
+        labels=files.labels[chosen],
+        names=files.names[chosen],
+    )
 
 
 class Losing:
@@ -104,7 +120,7 @@ def score(
         Losing(loader, times) if processes.rank == processes.world_size - 1 else loader,
         spec=spec,
         processes=processes,
-        inference=Inference((0.5, 1.0)),
+        options=InferenceOptions((0.5, 1.0)),
         images=len(files),
         attention=True,
         image_by_image=image_by_image,
@@ -137,7 +153,7 @@ def score_everything(root: Path, processes: Processes) -> dict[Any, Any]:
     for count in (10, 11, 13):
         for batch in (1, 2, 3):
             found[count, batch] = score(
-                everything.subset(range(count)), processes, batch=batch, image_by_image=True
+                first_of(everything, range(count)), processes, batch=batch, image_by_image=True
             )
     found["batched"] = score(everything, processes, batch=3, image_by_image=False)["matrix"]
     for times in (0, 2):
@@ -163,7 +179,7 @@ def _rank(rank: int, root: Path, world_size: int, port: int, results: Any) -> No
 
 @pytest.fixture(scope="module")
 def thirteen(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirteen images of two sizes, so that batches are cut differently for every number of processes."""
+    """Thirteen images of two sizes, so that every number of processes cuts other batches."""
     root = draw(tmp_path_factory.mktemp("thirteen"), train=0, val=13, size=(64, 80))
     for number in (1, 4, 5, 9):
         for kind in ("images", "labels"):
@@ -203,27 +219,15 @@ def test_any_number_of_processes_finds_the_same_bits_and_a_lost_image_fails(
         for count in (10, 11, 13):
             for batch in (1, 2, 3):
                 assert found[count, batch] == alone[count, batch]
-        assert (
-            found["wrong", 0]
-            == "12 images were scored, 12 different ones, where the split has 13: the result is void"
-        )
-        assert (
-            found["wrong", 2]
-            == "14 images were scored, 13 different ones, where the split has 13: the result is void"
-        )
+        assert found["wrong", 0] == VOID.format(12, 12)
+        assert found["wrong", 2] == VOID.format(14, 13)
         ours, theirs = (np.frombuffer(one["batched"], np.int64) for one in (found, alone))
         assert np.abs(ours - theirs).sum() <= 2e-4 * theirs.sum()
 
 
 def test_a_lost_and_a_doubled_image_fail_alone(alone: dict[Any, Any]) -> None:
-    assert (
-        alone["wrong", 0]
-        == "12 images were scored, 12 different ones, where the split has 13: the result is void"
-    )
-    assert (
-        alone["wrong", 2]
-        == "14 images were scored, 13 different ones, where the split has 13: the result is void"
-    )
+    assert alone["wrong", 0] == VOID.format(12, 12)
+    assert alone["wrong", 2] == VOID.format(14, 13)
 
 
 def test_batched_forward_passes_agree(
@@ -233,12 +237,12 @@ def test_batched_forward_passes_agree(
     images = torch.stack(
         [torch.from_numpy(files.read_image(index)).permute(2, 0, 1) for index in (0, 2, 3)]
     )
-    model, wanted = tiny_network(), Wanted(logits=True)
-    together = infer(model, images, Inference((0.5, 1.0)), wanted, size=(64, 80))
+    model, needs = tiny_network(), Needs(logits=True)
+    together = infer(model, images, InferenceOptions((0.5, 1.0)), needs, size=(64, 80))
     assert together.prediction is not None
     for number in range(3):
         one = infer(
-            model, images[number : number + 1], Inference((0.5, 1.0)), wanted, size=(64, 80)
+            model, images[number : number + 1], InferenceOptions((0.5, 1.0)), needs, size=(64, 80)
         )
         assert one.prediction is not None
         torch.testing.assert_close(
@@ -252,7 +256,7 @@ def test_batched_forward_passes_agree(
     assert share <= 1e-4
 
 
-# --- a network whose predictions are known --------------------------------------------------------------------------------
+# --- a network whose predictions are known ---
 
 
 class Colours(nn.Module):
@@ -279,7 +283,7 @@ class Colours(nn.Module):
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Start eval.py in this process with a `Colours` network in place of the checkpoint's."""
+    """Start `hmsa eval` in this process with a `Colours` network in place of the checkpoint's."""
 
     def start(
         spec: DatasetSpec,
@@ -314,10 +318,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
                 sha256="ab" * 32,
             )  # type: ignore
 
-        monkeypatch.setattr(assemble, "load_model", load_model)
-        return door_of_evaluation.main(
-            parse_arguments(["--checkpoint", "colours.pt", *map(str, argv)])
-        )
+        monkeypatch.setattr(build, "load_model", load_model)
+        return evaluation.main(parse_eval(["--checkpoint", "colours.pt", *map(str, argv)]))
 
     return start
 
@@ -330,7 +332,10 @@ def cityscapes_tree(
     size: tuple[int, int] = (64, 128),
     labels: bool = True,
 ) -> Path:
-    """Images painted in the colours of their classes, a fifth of the blocks in a wrong one; labels and instance maps in raw ids."""
+    """Images painted in the colours of their classes, a fifth of the blocks in a wrong one.
+
+    Labels and instance maps are in raw ids.
+    """
     rng = np.random.default_rng(3)
     train_ids = np.arange(19)
     for number in range(count):
@@ -520,7 +525,7 @@ def test_a_split_without_labels_is_handed_in(
         "no scores to compare": ["--submit", tmp_path / "x.zip", "--compare", "1"],
     }
     for why, argv in wrong.items():
-        with pytest.raises(door_of_evaluation.DataError, match=why):
+        with pytest.raises(DataError, match=why):
             run(CITYSCAPES, data, "--split", "test", *argv)
     assert (
         "split 'test' has no labels: predictions only, no metrics" in said
@@ -595,11 +600,9 @@ def test_what_cannot_be_handed_in_is_said_before_anything_is_inferred(
     cityscapes = DatasetSpec(**{**files.spec.__dict__, "name": "cityscapes"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            assemble, "split_files", lambda *a, **k: Files(**{**files.__dict__, "spec": cityscapes})
+            build, "split_files", lambda *a, **k: Files(**{**files.__dict__, "spec": cityscapes})
         )
-        with pytest.raises(
-            door_of_evaluation.SubmissionError, match="val_0: is no Cityscapes name"
-        ):
+        with pytest.raises(SubmissionError, match="val_0: is no Cityscapes name"):
             run(
                 cityscapes, {"dataset": "folder", "root": str(root)}, "--submit", tmp_path / "x.zip"
             )
@@ -620,16 +623,16 @@ def test_command_lines_that_make_no_sense(
     argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        parse_arguments(["--checkpoint", "x.pt", *argv])
+        parse_eval(["--checkpoint", "x.pt", *argv])
     assert stop.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_ways_to_compare_are_read_or_refused() -> None:
-    first = Inference((1.0,), flip=True, combine="average")
-    assert door_of_evaluation.compared_way("0.5,2+noflip+max", first) == Inference(
+    first = InferenceOptions((1.0,), flip=True, combine="average")
+    assert evaluation.compared_way("0.5,2+noflip+max", first) == InferenceOptions(
         (0.5, 2.0), flip=False, combine="max"
     )
-    assert door_of_evaluation.compared_way("1+probabilities", first) == Inference(
+    assert evaluation.compared_way("1+probabilities", first) == InferenceOptions(
         (1.0,), flip=True, over="probabilities"
     )
     for wrong, said in (
@@ -637,11 +640,11 @@ def test_ways_to_compare_are_read_or_refused() -> None:
         ("0,1", "not a list of scales"),
         ("1+mirror", "'mirror' in '1+mirror'"),
     ):
-        with pytest.raises(door_of_evaluation.DataError, match=said.replace("+", r"\+")):
-            door_of_evaluation.compared_way(wrong, first)
+        with pytest.raises(DataError, match=said.replace("+", r"\+")):
+            evaluation.compared_way(wrong, first)
 
 
-# --- tiles and memory -------------------------------------------------------------------------------------------------------
+# --- tiles and memory ---
 
 
 def test_tiles_and_the_fall_back_find_the_same_and_say_so(
@@ -674,7 +677,7 @@ def test_tiles_and_the_fall_back_find_the_same_and_say_so(
 def test_a_loss_that_does_not_fit_into_memory_costs_no_scores(
     thirteen: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    files = build_files(dataset="folder", root=thirteen, split="val").subset([0, 1])
+    files = first_of(build_files(dataset="folder", root=thirteen, split="val"), [0, 1])
 
     def hungry(logits: Tensor, label: Tensor) -> dict[str, Tensor]:
         if logits.shape[-2] > 50:
@@ -687,7 +690,7 @@ def test_a_loss_that_does_not_fit_into_memory_costs_no_scores(
         build_eval_loader(files),
         spec=files.spec,
         processes=ALONE,
-        inference=Inference((1.0,)),
+        options=InferenceOptions((1.0,)),
         images=2,
         criterion=hungry,
         show=False,
@@ -708,14 +711,14 @@ def test_a_loss_that_does_not_fit_into_memory_costs_no_scores(
             build_eval_loader(files),
             spec=files.spec,
             processes=ALONE,
-            inference=Inference((1.0,)),
+            options=InferenceOptions((1.0,)),
             images=2,
             criterion=broken,
             show=False,
         )
 
 
-# --- any input --------------------------------------------------------------------------------------------------------------
+# --- any input ---
 
 
 def test_a_video_and_a_picture_give_one_output_for_each_image(tmp_path: Path, run: Any) -> None:
@@ -770,14 +773,14 @@ def test_a_video_and_a_picture_give_one_output_for_each_image(tmp_path: Path, ru
     )
 
 
-# --- attention --------------------------------------------------------------------------------------------------------------
+# --- attention ---
 
 
 @pytest.mark.parametrize("multiscale", ["hierarchical", "explicit"])
 def test_shares_of_scales_sum_to_one_for_every_kind_of_attention(
     multiscale: str, thirteen: Path
 ) -> None:
-    files = build_files(dataset="folder", root=thirteen, split="val").subset([0, 1])
+    files = first_of(build_files(dataset="folder", root=thirteen, split="val"), [0, 1])
     torch.manual_seed(1)
     model = build_model(
         trunk="resnet18",
@@ -787,13 +790,13 @@ def test_shares_of_scales_sum_to_one_for_every_kind_of_attention(
         output_stride=16,
         train_scales=(0.5, 1.0, 2.0),
     )
-    inference = Inference((0.5, 1.0, 2.0), flip=True)
+    inference = InferenceOptions((0.5, 1.0, 2.0), flip=True)
     result = evaluate(
         model,
         build_eval_loader(files),
         spec=files.spec,
         processes=ALONE,
-        inference=inference,
+        options=inference,
         images=2,
         attention=True,
         show=False,
@@ -821,16 +824,16 @@ def test_shares_of_scales_sum_to_one_for_every_kind_of_attention(
     )
 
 
-# --- a trained network ------------------------------------------------------------------------------------------------------
+# --- a trained network ---
 
 
 def test_attention_shares_and_half_precision_of_a_trained_network(
-    trained: Path, street: Path, door: Door, tmp_path: Path
+    trained: Path, street: Path, command: Command, tmp_path: Path
 ) -> None:
     checkpoint = trained / "checkpoints" / "best.pt"
     found = {}
     for name, override in {"fp32": "eval.precision=fp32", "bf16": "eval.precision=bf16"}.items():
-        door(
+        command(
             "eval.py",
             "--checkpoint",
             checkpoint,
@@ -879,5 +882,5 @@ def test_attention_shares_and_half_precision_of_a_trained_network(
     ]
     page = (tmp_path / "fp32" / "report.html").read_text()
     assert "Scale by class" in page and "scale trusted" in page and "0.5x alone" in page
-    refused = door("eval.py", "--checkpoint", checkpoint, "--combine", "max", check=2)
+    refused = command("eval.py", "--checkpoint", checkpoint, "--combine", "max", check=2)
     assert "single-scale models" in refused.stderr and "hierarchical" in refused.stderr

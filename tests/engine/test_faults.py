@@ -1,4 +1,7 @@
-"""A training may be killed, cut off, or run out of anything at any moment: it goes on to the same bits, and says what happened in a sentence."""
+"""A training may be killed, cut off, or run out of anything at any moment.
+
+It goes on to the same bits, and says what happened in a sentence.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ import pytest
 import torch
 
 from hmsa.utils.training.checkpoint import CheckpointFolder
-from tests.engine.conftest import ROOT, Door, configuration
+from tests.engine.conftest import ROOT, Command, configuration
 
 SMALL = "tests/engine/small.py"
 
@@ -114,7 +117,7 @@ def leaves(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def assert_same_bits(run: Path, expected: Path) -> None:
-    """Weights, momentum, progress, the best weights, and every row of metrics.jsonl exactly once."""
+    """Weights, momentum, progress, the best weights, every row of metrics.jsonl exactly once."""
     found, wanted = dict(leaves(state_of(run))), dict(leaves(state_of(expected)))
     assert found.keys() == wanted.keys()
     assert state_of(run)["progress"]["epoch"] == state_of(run)["config"]["optim"]["epochs"]
@@ -155,7 +158,7 @@ MOMENTS = (
 def test_killed_at_any_moment_it_ends_with_the_same_bits(
     processes: int, kills: int, train: Train, street: Path, tmp_path: Path
 ) -> None:
-    """SIGKILL at random moments, the writing of checkpoints among them, each time followed by --resume."""
+    """SIGKILL at random moments, also while a checkpoint is written, then --resume."""
     changes: dict[str, Any] = {
         "optim": {"epochs": 12},
         "data": {"batch_size": 2 // processes},
@@ -225,7 +228,10 @@ def test_a_truncated_newest_checkpoint_falls_back_and_says_so(
 def test_a_full_disk_is_one_sentence_and_loses_nothing(
     moment: str, name: str, train: Train, street: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """A limit on the size of files stands for a disk that fills up, while a checkpoint is written or while a row is."""
+    """A limit on the size of files stands for a disk that fills up.
+
+    It does so while a checkpoint is written, and while a row is.
+    """
     config = small(tmp_path, street)
     says(train(config, faults=(f"fill_disk:{moment}",), status=2), name, "--resume", "untouched")
     newest, passed = CheckpointFolder(tmp_path / "run" / "checkpoints").newest_valid()
@@ -367,7 +373,10 @@ def test_half_precision_learns_like_single_and_resumes_to_the_same_bits(
 
 
 def test_from_two_processes_to_one(train: Train, street: Path, tmp_path: Path) -> None:
-    """With the global batch kept, the same images in the same steps, and weights equal to rounding. With another one it goes on at the same place."""
+    """With the global batch kept, the same images in the same steps, and weights equal to rounding.
+
+    With another one it goes on at the same place.
+    """
     changes: dict[str, Any] = {"data": {"batch_size": 1}, "runtime": {"precision": "fp64"}}
     whole, kept, other = (
         small(tmp_path / name, street, **changes) for name in ("whole", "kept", "other")
@@ -390,7 +399,10 @@ def test_from_two_processes_to_one(train: Train, street: Path, tmp_path: Path) -
 def test_any_number_of_processes_trains_the_same(
     train: Train, street: Path, tmp_path: Path
 ) -> None:
-    """Equal global batch, synchronised batch norm, ignore in different amounts per rank, fp64, 20 steps: losses and weights to 1e-9 relative."""
+    """Losses and weights are equal to 1e-9 relative after 20 steps in fp64.
+
+    The global batch is equal, batch norm is synchronised, and ranks differ in how much is ignored.
+    """
     found = []
     for processes in (1, 2, 3):
         runtime = {"precision": "fp64", "val_every": 20, "checkpoint_minutes": 100}
@@ -419,7 +431,10 @@ def test_any_number_of_processes_trains_the_same(
 
 
 def test_accumulated_batches_are_one_batch(train: Train, street: Path, tmp_path: Path) -> None:
-    """Two ranks equal one rank with two micro-batches, but for batch norm, which no loss weighting can mend; hence the losses of step 1."""
+    """Two ranks equal one rank with two accumulated batches, but for batch norm.
+
+    No weighting of the loss can mend that; hence the losses of step 1.
+    """
     losses = []
     for processes, accumulate in ((1, 2), (2, 1), (1, 3)):
         folder = tmp_path / f"{processes}-{accumulate}"
@@ -448,7 +463,7 @@ def test_early_steps_can_be_profiled(train: Train, street: Path, tmp_path: Path)
 
 
 def test_a_restarted_rank_comes_to_the_same_result(
-    train: Train, door: Door, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, command: Command, street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """torchrun starts all ranks again when one dies; they go on from the last checkpoint."""
     whole, broken = (
@@ -457,7 +472,7 @@ def test_a_restarted_rank_comes_to_the_same_result(
     )
     train(whole, processes=2)
     monkeypatch.setenv("KILLED_ONCE", str(tmp_path / "killed"))
-    done = door(
+    done = command(
         "--max-restarts",
         "3",
         SMALL,
@@ -472,11 +487,14 @@ def test_a_restarted_rank_comes_to_the_same_result(
 
 
 def test_an_exception_on_one_rank_ends_all_and_its_traceback_comes_last(
-    door: Door, street: Path, tmp_path: Path
+    command: Command, street: Path, tmp_path: Path
 ) -> None:
-    """The others would wait for an hour (runtime.timeout_minutes); the limit on the run is what shows that they do not."""
+    """The others would wait for an hour (runtime.timeout_minutes).
+
+    The limit on the run is what shows that they do not.
+    """
     config = small(tmp_path, street, data={"batch_size": 1}, runtime={"timeout_minutes": 60})
-    done = door(SMALL, "--fault", "fail:step:3:1", config, processes=2, check=1, timeout=300)
+    done = command(SMALL, "--fault", "fail:step:3:1", config, processes=2, check=1, timeout=300)
     last = done.stderr[done.stderr.rindex("Traceback (most recent call last)") - 1000 :]
     assert "AssertionError: this rank alone has failed" in done.stderr
     assert done.stderr.count("another process went away") <= 1
@@ -484,9 +502,12 @@ def test_an_exception_on_one_rank_ends_all_and_its_traceback_comes_last(
 
 
 def test_sigterm_to_the_launcher_and_everything_below_it_saves(
-    train: Train, door: Door, street: Path, tmp_path: Path
+    train: Train, command: Command, street: Path, tmp_path: Path
 ) -> None:
-    """As SLURM does it: ranks get the signal from outside and again from torchrun, and loader workers get it too."""
+    """As SLURM does it: ranks get the signal from outside and again from torchrun.
+
+    Loader workers get it too.
+    """
     whole, config = (
         small(
             tmp_path / name,
@@ -497,7 +518,7 @@ def test_sigterm_to_the_launcher_and_everything_below_it_saves(
         for name in ("whole", "broken")
     )
     train(whole, processes=2)
-    done = door(
+    done = command(
         SMALL, "--fault", "terminate_all:step:5", config, processes=2, check=None, timeout=300
     )
     assert done.returncode != 0 and "stopped by a signal after step 5" in done.stdout + done.stderr

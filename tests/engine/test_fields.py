@@ -1,4 +1,7 @@
-"""Every field of the configuration is read by something: change it, and an argument of its consumer changes."""
+"""Every field of the configuration is read by something.
+
+Change it, and an argument of its consumer changes.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from hmsa.engine import build as assemble
+from hmsa.engine import build
 from hmsa.utils.config import Config, ConfigField, iter_fields
 from hmsa.utils.processes import Processes
 
@@ -21,11 +24,11 @@ BASE: dict[str, Any] = {
     "data": {"extra": {"root": "labels"}, "dataset": "cityscapes"},
     "loss": {"class_weights": "linear"},
 }
-DOORS = ("train.py", "eval.py", "autolabel.py", "labelling.py")
+READERS = ("train.py", "evaluate.py", "autolabel.py", "label_images.py", "reporting.py")
 
 
 class Recorder:
-    """Stands for every builder that assemble calls, and notes with what."""
+    """Stands for every builder that engine.build calls, and notes with what."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[str] = []
@@ -54,7 +57,6 @@ class Recorder:
             "parameter_groups",
             "scaled_learning_rate",
             "build_schedule",
-            "predict",
             "class_weights_from_counts",
             "normalise",
             "augment_on_device",
@@ -62,8 +64,8 @@ class Recorder:
             "compile_in_place",
             "WeightAverage",
         ):
-            monkeypatch.setattr(assemble, name, self.stand_in(name, results.get(name, 0.5)))
-        monkeypatch.setattr(assemble, "TrainingState", lambda *parts: None)
+            monkeypatch.setattr(build, name, self.stand_in(name, results.get(name, 0.5)))
+        monkeypatch.setattr(build, "TrainingState", lambda *parts: None)
 
     def stand_in(self, name: str, result: Any) -> Any:
         def call(*arguments: Any, **keywords: Any) -> Any:
@@ -78,22 +80,21 @@ class Recorder:
         return call
 
     def of(self, config: Config) -> list[str]:
-        """What assemble does with `config`, as text."""
+        """What engine.build does with `config`, as text."""
         self.calls = []
-        files = assemble.split_files(config, config.data.train_split)
-        assemble.split_files(config, config.data.val_split)
-        assemble.verify(config, files)
-        assemble.train_loader(config, files, ALONE)
-        assemble.split_loader(config, files, ALONE)
-        model = assemble.initial_model(config, num_classes=3)
+        files = build.split_files(config, config.data.train_split)
+        build.split_files(config, config.data.val_split)
+        build.verify(config, files)
+        build.train_loader(config, files, ALONE)
+        build.split_loader(config, files, ALONE)
+        model = build.initial_model(config, num_classes=3)
         self.calls.append(
-            str(next(assemble.place(model, config, torch.device("cpu")).parameters()).dtype)
+            str(next(build.place(model, config, torch.device("cpu")).parameters()).dtype)
         )
-        assemble.training_state(config, files, ALONE)
-        self.calls.append(str(assemble.lazily(config)))
-        assemble.criterion(config, files)
-        assemble.schedule(config, steps_per_epoch=10)
-        assemble.prepared(
+        build.training_state(config, files, ALONE)
+        build.criterion(config, files)
+        build.schedule(config, steps_per_epoch=10)
+        build.prepared(
             config,
             {
                 "image": torch.zeros(1),
@@ -105,7 +106,7 @@ class Recorder:
             device=torch.device("cpu"),
         )
         for section in (config.eval, config.autolabel):
-            assemble.Inference.of(section).predict(model, torch.zeros(1))
+            self.calls.append(str(build.inference_options(section)))
         return self.calls
 
 
@@ -162,7 +163,10 @@ def other_value(field: ConfigField) -> Any:
 
 
 def changed_copy(model: Any, path: list[str], value: Any) -> Any:
-    """`model` with one field changed and nothing checked: rules between fields are tested elsewhere."""
+    """`model` with one field changed and nothing checked.
+
+    Rules between fields are tested elsewhere.
+    """
     if len(path) > 1:
         value = changed_copy(getattr(model, path[0]), path[1:], value)
     return model.model_copy(update={path[0]: value})
@@ -175,10 +179,10 @@ def test_every_field_changes_an_argument_of_its_consumer(
     base = Config.from_dict(BASE)
     before = recorder.of(base)
     assert recorder.of(base) == before
-    read_by_doors = {
+    read_by_the_stories = {
         node.attr
-        for door in DOORS
-        for node in ast.walk(ast.parse((root / door).read_text()))
+        for name in READERS
+        for node in ast.walk(ast.parse((root / "engine" / name).read_text()))
         if isinstance(node, ast.Attribute)
     }
     unread = []
@@ -188,6 +192,6 @@ def test_every_field_changes_an_argument_of_its_consumer(
         changed = (
             recorder.of(changed_copy(base, field.name.split("."), other_value(field))) != before
         )
-        if not changed and field.name.rpartition(".")[2] not in read_by_doors:
+        if not changed and field.name.rpartition(".")[2] not in read_by_the_stories:
             unread.append(field.name)
     assert unread == []

@@ -1,7 +1,11 @@
-"""Every data set of the paper, in miniature and in its true layout, goes through the doors' parts: load, sample, train a step, evaluate."""
+"""Every data set of the paper, in miniature and in its true layout, goes through all parts.
+
+It is loaded, sampled, trained on and evaluated.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +15,11 @@ import pytest
 import torch
 
 from hmsa.datasets import CITYSCAPES, DataError
-from hmsa.engine import build as assemble
-from hmsa.engine import train
+from hmsa.engine import build, train
 from hmsa.engine.evaluate import evaluate
 from hmsa.utils.config import Config
 from hmsa.utils.processes import join
+from hmsa.utils.runtime import prepare_runtime
 from tests.datasets.trees import (
     OFFICIAL,
     RELEASE,
@@ -41,7 +45,10 @@ def release(folder: Path) -> dict[str, Any]:
 
 
 def city_split(folder: Path) -> dict[str, Any]:
-    """Ten cities, of which cross-validation holds out three of train; the coarse labels join by the boosted pools of the release."""
+    """Ten cities, of which cross-validation holds out three of train.
+
+    The coarse labels join by the boosted pools of the release.
+    """
     cities = {**CITIES, "train": {f"city{number}": 3 for number in range(9)}}
     extra = {"labels": "coarse", "mode": "boost", "boost_classes": ["road", "sidewalk", "building"]}
     uniform = {"fraction": 1.0, "tile": 16}
@@ -59,7 +66,10 @@ def coarse(folder: Path) -> dict[str, Any]:
 
 
 def auto_by_manifest(folder: Path) -> dict[str, Any]:
-    """A teacher's labels, cut at a confidence, with a class from the coarse labels and the border masked."""
+    """A teacher's labels, cut at a confidence, with a class from the coarse labels.
+
+    The border is masked.
+    """
     place = make_auto_labels(folder / "labels", AUTO, form="ids", manifest=True)
     extra = {
         "root": str(place),
@@ -144,10 +154,9 @@ def configuration(data: dict[str, Any], folder: Path) -> Config:
                 "attention_channels": 8,
             },
             "loss": {"main": "cross_entropy"},
-            "optim": {
-                "lr": 1e-4
-            },  # two images of two by two features: batch norm makes gradients large
-            "runtime": {"device": "cpu", "threads": 1, "precision": "fp32"},
+            # Two images of two by two features: batch norm makes gradients large.
+            "optim": {"lr": 1e-4, "epochs": 1},
+            "runtime": {"device": "cpu", "threads": 1, "precision": "fp32", "log_every": 1},
             "eval": {"scales": [0.5, 1.0], "workers": 0},
         }
     )
@@ -160,11 +169,16 @@ def test_a_layout_is_loaded_sampled_trained_on_and_evaluated(
     monkeypatch.chdir(root)
     make, classes, trained, validated, extra = LAYOUTS[name]
     config = configuration(make(tmp_path / "data"), tmp_path)
+
+    # Loaded and sampled: every source gives images, and labels hold classes or ignore alone.
     processes = join(device="cpu", timeout_minutes=1.0)
-    job = train.set_up(config, processes, resume=False, write=False)
-    assert job.model.num_classes == job.validation.spec.num_classes == classes
-    assert len(job.loader) == trained // 2 and len(job.validation) == validated
-    batches = [batch for (batch,) in train.micro_batches(job)]
+    files = build.split_files(config, config.data.train_split)
+    validation = build.split_files(config, config.data.val_split)
+    build.verify(config, files, validation)
+    loader = build.train_loader(config, files, processes)
+    assert files.spec.num_classes == validation.spec.num_classes == classes
+    assert len(loader) == trained // 2 and len(validation) == validated
+    batches = list(loader.epoch(0))
     assert {int(value) for batch in batches for value in batch["label"].unique()} <= {
         *range(classes),
         255,
@@ -172,28 +186,39 @@ def test_a_layout_is_loaded_sampled_trained_on_and_evaluated(
     seen = torch.cat([batch["index"] for batch in batches])
     assert bool((seen >= trained).any()) == bool(extra) and int(seen.max()) < trained + extra
 
-    before = [parameter.detach().clone() for parameter in job.model.parameters()]
-    totals = train.take_step(job, (batches[0],))[0]
-    assert all(term.isfinite() for term in totals.values())
+    # Trained: the weights are no longer those that the training began with.
+    prepare_runtime(seed=config.experiment.seed)
+    before = build.training_state(config, files, processes).model
+    processes.close()
+    assert train.main(config) == 0
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    steps = [row for row in rows if row["kind"] == "train"]
+    assert len(steps) == trained // 2 and all(np.isfinite(row["loss"]) for row in steps)
+    last = torch.load(tmp_path / "run" / "checkpoints" / "best.pt", weights_only=True)["model"]
     assert any(
-        not torch.equal(old, new) for old, new in zip(before, job.model.parameters(), strict=True)
+        not torch.equal(parameter, last[key]) for key, parameter in before.named_parameters()
     )
+    assert before.num_classes == classes
 
+    # Evaluated: by the training, and by the parts.
+    (row,) = (row for row in rows if row["kind"] == "val")
+    before.load_state_dict(last)
     result = evaluate(
-        job.model,
-        assemble.split_loader(config, job.validation, processes),
-        spec=job.validation.spec,
-        inference=assemble.Inference.of(config.eval),
+        before,
+        build.split_loader(config, validation, processes),
+        spec=validation.spec,
+        options=build.inference_options(config.eval),
         processes=processes,
         images=validated,
-        criterion=job.criterion.main,
+        criterion=build.criterion(config, files).main,
         show=False,
     )
-    processes.close()
-    assert (
-        result.images == validated and 0 <= result.matrix.miou() <= 1 and np.isfinite(result.loss)
-    )
-    labels = [job.validation.read_label(index) for index in range(validated)]
+    assert result.images == validated and 0 <= result.matrix.miou() <= 1
+    assert result.loss is not None and np.isfinite(result.loss)
+    assert (row["miou"], row["loss"]) == (result.matrix.miou(), result.loss)
+    labels = [validation.read_label(index) for index in range(validated)]
     if config.data.long_edge is None:  # else scored at that size
         assert result.matrix.numpy().sum() == sum(int((values != 255).sum()) for values in labels)
 
@@ -207,13 +232,13 @@ def test_faults_of_the_second_source_are_found_before_training(
     path = tmp_path / "data/labels/bayreuth/bayreuth_000002_000019_gtAuto_labelIds.png"
     save(path, np.full((24, 48), 77, np.uint8))
     config = configuration({**data, "class_uniform": {"fraction": fraction, "tile": 16}}, tmp_path)
-    files = assemble.split_files(config, "train")
+    files = build.split_files(config, "train")
     with pytest.raises(
         DataError, match=r"bayreuth_000002_000019_gtAuto_labelIds\.png: label value 77"
     ):
-        assemble.verify(config, files)
+        build.verify(config, files)
     save(path, CITYSCAPES.to_raw[label((24, 48), values=(0, 2, 13))])
-    assemble.verify(config, files)
+    build.verify(config, files)
     image = (
         tmp_path / "data/leftImg8bit/train_extra/bayreuth/bayreuth_000001_000019_leftImg8bit.png"
     )
@@ -221,4 +246,4 @@ def test_faults_of_the_second_source_are_found_before_training(
     with pytest.raises(
         DataError, match=r"bayreuth_000001_000019_leftImg8bit\.png: image is truncated"
     ):
-        assemble.verify(config, files)
+        build.verify(config, files)

@@ -1,4 +1,4 @@
-"""What a user can get wrong ends in one clear sentence and status 2, with no traceback and nothing lost."""
+"""What a user gets wrong ends in one clear sentence and status 2: no traceback, nothing lost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.conftest import Door, configuration, draw
+from tests.engine.conftest import Command, configuration, draw
 
 
 def _says(done: object, *words: str) -> None:
@@ -21,26 +21,26 @@ def _says(done: object, *words: str) -> None:
         assert word in text, f"'{word}' not in: {text}"
 
 
-def test_misspelt_key(street: Path, door: Door, tmp_path: Path) -> None:
+def test_misspelt_key(street: Path, command: Command, tmp_path: Path) -> None:
     _says(
-        door("train.py", configuration(tmp_path, street), "optim.momentun=0.9", check=2),
+        command("train.py", configuration(tmp_path, street), "optim.momentun=0.9", check=2),
         "momentun",
         "did you mean",
         "momentum",
     )
 
 
-def test_missing_data_root(street: Path, door: Door, tmp_path: Path) -> None:
+def test_missing_data_root(street: Path, command: Command, tmp_path: Path) -> None:
     _says(
-        door("train.py", configuration(tmp_path, street), "data.root=/no/such/place", check=2),
+        command("train.py", configuration(tmp_path, street), "data.root=/no/such/place", check=2),
         "/no/such/place",
         "data.root",
     )
 
 
-def test_empty_split(street: Path, door: Door, tmp_path: Path) -> None:
+def test_empty_split(street: Path, command: Command, tmp_path: Path) -> None:
     _says(
-        door("train.py", configuration(tmp_path, street), "data.train_split=training", check=2),
+        command("train.py", configuration(tmp_path, street), "data.train_split=training", check=2),
         "training",
     )
 
@@ -49,34 +49,34 @@ def _label(data: Path) -> Path:
     return data / "labels" / "train" / "train_2.png"
 
 
-def test_image_without_label(door: Door, tmp_path: Path) -> None:
+def test_image_without_label(command: Command, tmp_path: Path) -> None:
     data = draw(tmp_path / "data")
     _label(data).unlink()
-    _says(door("train.py", configuration(tmp_path, data), check=2), "train_2")
+    _says(command("train.py", configuration(tmp_path, data), check=2), "train_2")
 
 
-def test_label_of_another_size(door: Door, tmp_path: Path) -> None:
+def test_label_of_another_size(command: Command, tmp_path: Path) -> None:
     data = draw(tmp_path / "data")
     cv2.imwrite(str(_label(data)), np.zeros((64, 95), np.uint8))
-    _says(door("train.py", configuration(tmp_path, data), check=2), "train_2")
+    _says(command("train.py", configuration(tmp_path, data), check=2), "train_2")
 
 
-def test_label_value_outside_the_classes(door: Door, tmp_path: Path) -> None:
+def test_label_value_outside_the_classes(command: Command, tmp_path: Path) -> None:
     data = draw(tmp_path / "data")
     label = cv2.imread(str(_label(data)), cv2.IMREAD_UNCHANGED)
     label[5:9, 5:9] = 7
     cv2.imwrite(str(_label(data)), label)
-    _says(door("train.py", configuration(tmp_path, data), check=2), "train_2", "7")
+    _says(command("train.py", configuration(tmp_path, data), check=2), "train_2", "7")
 
 
-def test_rgb_label(door: Door, tmp_path: Path) -> None:
+def test_rgb_label(command: Command, tmp_path: Path) -> None:
     data = draw(tmp_path / "data")
     cv2.imwrite(str(_label(data)), np.zeros((64, 96, 3), np.uint8))
-    _says(door("train.py", configuration(tmp_path, data), check=2), "train_2", "RGB")
+    _says(command("train.py", configuration(tmp_path, data), check=2), "train_2", "RGB")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_truncated_image(door: Door, tmp_path: Path, suffix: str) -> None:
+def test_truncated_image(command: Command, tmp_path: Path, suffix: str) -> None:
     data = draw(tmp_path / "data")
     path = data / "images" / "train" / "train_2.png"
     image = cv2.imread(str(path))
@@ -84,11 +84,11 @@ def test_truncated_image(door: Door, tmp_path: Path, suffix: str) -> None:
     cv2.imwrite(str(path.with_suffix(suffix)), image)
     whole = path.with_suffix(suffix).read_bytes()
     path.with_suffix(suffix).write_bytes(whole[: len(whole) // 2])
-    _says(door("train.py", configuration(tmp_path, data), check=2), f"train_2{suffix}")
+    _says(command("train.py", configuration(tmp_path, data), check=2), f"train_2{suffix}")
 
 
 def test_checkpoint_of_another_class_count(
-    trained: Path, street: Path, door: Door, tmp_path: Path
+    trained: Path, street: Path, command: Command, tmp_path: Path
 ) -> None:
     content = torch.load(trained / "checkpoints" / "best.pt", weights_only=True)
     content["spec"]["classes"].append(
@@ -101,15 +101,15 @@ def test_checkpoint_of_another_class_count(
         }
     )
     torch.save(content, tmp_path / "four.pt")
-    _says(door("eval.py", "--checkpoint", tmp_path / "four.pt", check=2), "3", "4")
+    _says(command("eval.py", "--checkpoint", tmp_path / "four.pt", check=2), "3", "4")
 
 
 def test_folder_that_cannot_be_written(
-    street: Path, trained: Path, door: Door, tmp_path: Path
+    street: Path, trained: Path, command: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     _says(
-        door(
+        command(
             "train.py",
             configuration(tmp_path, street),
             f"experiment.output={tmp_path}/file/run",
@@ -119,7 +119,7 @@ def test_folder_that_cannot_be_written(
         "experiment.output",
     )
     _says(
-        door(
+        command(
             "eval.py",
             "--checkpoint",
             trained / "checkpoints" / "best.pt",
@@ -132,24 +132,26 @@ def test_folder_that_cannot_be_written(
 
 
 def test_start_without_resume_in_a_folder_that_holds_a_run(
-    trained: Path, street: Path, door: Door, tmp_path: Path
+    trained: Path, street: Path, command: Command, tmp_path: Path
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
     _says(
-        door("train.py", configuration(tmp_path, street), f"experiment.output={trained}", check=2),
+        command(
+            "train.py", configuration(tmp_path, street), f"experiment.output={trained}", check=2
+        ),
         "--resume",
     )
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
 
 
-def test_missing_and_foreign_checkpoints(door: Door, tmp_path: Path) -> None:
-    _says(door("eval.py", "--checkpoint", tmp_path / "no.pt", check=2), "no.pt")
+def test_missing_and_foreign_checkpoints(command: Command, tmp_path: Path) -> None:
+    _says(command("eval.py", "--checkpoint", tmp_path / "no.pt", check=2), "no.pt")
     torch.save({"state_dict": {}}, tmp_path / "authors.pt")
-    _says(door("eval.py", "--checkpoint", tmp_path / "authors.pt", check=2), "--config")
+    _says(command("eval.py", "--checkpoint", tmp_path / "authors.pt", check=2), "--config")
 
 
-def test_only_one_rank_speaks(door: Door, street: Path, tmp_path: Path) -> None:
-    done = door(
+def test_only_one_rank_speaks(command: Command, street: Path, tmp_path: Path) -> None:
+    done = command(
         "train.py",
         configuration(tmp_path, street),
         "data.root=/no/such/place",
@@ -170,12 +172,12 @@ def test_only_one_rank_speaks(door: Door, street: Path, tmp_path: Path) -> None:
 
 
 def test_a_split_without_labels_cannot_be_scored(
-    trained: Path, street: Path, door: Door, tmp_path: Path
+    trained: Path, street: Path, command: Command, tmp_path: Path
 ) -> None:
     images = tmp_path / "data"
     (images / "images").mkdir(parents=True)
     os.symlink(street / "images" / "val", images / "images" / "val")
-    done = door(
+    done = command(
         "eval.py",
         "--checkpoint",
         trained / "checkpoints" / "best.pt",

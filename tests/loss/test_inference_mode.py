@@ -1,4 +1,4 @@
-"""Validation reports the loss in inference mode: the same numbers as in training, for every loss."""
+"""Validation reports the loss in inference mode: every loss gives the numbers of training."""
 
 from __future__ import annotations
 

@@ -21,9 +21,9 @@ from hmsa.loss import (
     class_weights_from_counts,
     cross_entropy,
     ohem_cross_entropy,
-    pixels,
     relaxed_boundary_loss,
 )
+from hmsa.loss.fast import blocks
 
 Loss = Callable[..., Tensor]
 LOSSES: dict[str, tuple[Loss, dict[str, Any]]] = {
@@ -132,7 +132,7 @@ def test_blocks_layout_and_autocast_have_no_effect(
     torch.testing.assert_close(
         value_and_gradient(loss, layout, label, **settings), expected, rtol=1e-6, atol=1e-8
     )
-    monkeypatch.setattr(pixels, "CPU_BLOCK_ELEMENTS", 50)
+    monkeypatch.setattr(blocks, "CPU_BLOCK_ELEMENTS", 50)
     torch.testing.assert_close(
         value_and_gradient(loss, logits, label, **settings), expected, rtol=1e-6, atol=1e-8
     )
@@ -140,7 +140,7 @@ def test_blocks_layout_and_autocast_have_no_effect(
 
 @every_loss
 def test_a_host_is_never_asked(loss: Loss, settings: dict[str, Any]) -> None:
-    """Meta tensors have no values, so that whatever would make the host wait for a GPU fails on them."""
+    """Meta tensors have no values, so what would make the host wait for a GPU fails on them."""
     logits = torch.randn(2, 5, 7, 9, device="meta", requires_grad=True)
     label = torch.zeros(2, 7, 9, dtype=torch.uint8, device="meta")
     valid_pixels = torch.zeros((), dtype=torch.int64, device="meta")
@@ -179,7 +179,6 @@ def test_cross_entropy_equals_the_authors_numbers(name: str) -> None:
 
 
 def test_cross_entropy_of_the_formula_vector() -> None:
-    """RELEASE.md section 4."""
     n, c, h, w = (
         torch.arange(size, dtype=torch.float64).view([-1 if i == axis else 1 for i in range(4)])
         for axis, size in enumerate((2, 3, 24, 32))
@@ -402,3 +401,19 @@ def test_mistakes_are_named(call: Loss, sentence: str) -> None:
     with pytest.raises(LossError) as caught:
         call(*inputs())
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, binary_cross_entropy])
+def test_keeps_no_class_map_between_the_passes(loss: Loss) -> None:
+    logits = torch.randn(1, 5, 128, 128, requires_grad=True)
+    label = torch.randint(5, (1, 128, 128), dtype=torch.uint8)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss(logits, label)
+    kept.pop(logits.untyped_storage().data_ptr())
+    assert kept and max(kept.values()) == label.numel()

@@ -1,4 +1,4 @@
-"""RMI: the authors' numbers, the definition transcribed, and the inputs on which published versions fail."""
+"""RMI: the authors' numbers, the reference, and the inputs on which published versions fail."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from hmsa.loss import LossError, pixels, rmi_loss, weighted_rmi_loss
-from hmsa.loss.region import _robust_cholesky
-from tests.loss.direct_rmi import direct_rmi_loss
+from hmsa.loss import LossError, rmi_loss, weighted_rmi_loss
+from hmsa.loss.fast import blocks
+from hmsa.loss.fast.region_information import _robust_cholesky
+from hmsa.loss.reference import reference_rmi_loss
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 GOLDEN: dict[str, dict[str, Any]] = json.loads((DATA / "rmi_golden.json").read_text())
@@ -28,7 +29,7 @@ FLOOR = 0.5 * math.log(5e-4)  # what a class without any error, or without any p
 
 
 def golden_inputs(name: str) -> tuple[Tensor, Tensor]:
-    """Logits and label of a golden case, made from the stored plain ones as golden/README.md says."""
+    """Logits and label of a golden case, made from the stored plain ones."""
     classes, kind = name.split("/")[:2]
     with np.load(DATA / "rmi_inputs.npz") as stored:
         logits = torch.from_numpy(stored[f"rmi_z_{classes}"])
@@ -92,7 +93,7 @@ def test_equals_the_authors_numbers(name: str, dtype: torch.dtype, tolerance: fl
 
 
 def formula_inputs() -> tuple[Tensor, Tensor]:
-    """RELEASE.md section 4: inputs given as a formula."""
+    """Inputs that are given as a formula, so that anybody can make them."""
     n, c, h, w = (
         torch.arange(size, dtype=torch.float64).view([-1 if i == axis else 1 for i in range(4)])
         for axis, size in enumerate((2, 3, 24, 32))
@@ -136,7 +137,7 @@ def test_equals_the_numbers_of_the_formula_vector() -> None:
     block=st.sampled_from([1, 700, 2**18]),
     seed=st.integers(0, 1000),
 )
-def test_equals_the_definition_transcribed(
+def test_equals_the_reference(
     shape: tuple[int, ...], radius: int, pooling: tuple[str, int], block: int, seed: int
 ) -> None:
     settings: dict[str, Any] = {
@@ -152,11 +153,11 @@ def test_equals_the_definition_transcribed(
     label = torch.randint(shape[1] + 1, (shape[0], *shape[2:]), generator=generator)
     label[label == shape[1]] = 255
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pixels, "CPU_BLOCK_ELEMENTS", block)
+        patch.setattr(blocks, "CPU_BLOCK_ELEMENTS", block)
         found, gradient = loss_and_gradient(rmi_loss, logits, label, **settings)
-    expected, direct_gradient = loss_and_gradient(direct_rmi_loss, logits, label, **settings)
+    expected, exact_gradient = loss_and_gradient(reference_rmi_loss, logits, label, **settings)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(gradient, direct_gradient, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(gradient, exact_gradient, rtol=1e-6, atol=1e-9)
 
 
 def loss_and_gradient(
@@ -232,7 +233,8 @@ def test_awkward_inputs_are_finite(kind: str, size: tuple[int, int], dtype: torc
     logits, label = awkward_inputs(kind, size)
     for pool, pool_size in (("avg", 4), ("avg", 1), ("max", 3), ("interp", 4)):
         leaf = logits.to(dtype).requires_grad_()
-        terms = rmi_loss(leaf, label, num_classes=4, pool=pool, pool_size=pool_size)  # type: ignore[arg-type]
+        settings: Any = {"pool": pool, "pool_size": pool_size}
+        terms = rmi_loss(leaf, label, num_classes=4, **settings)
         (gradient,) = torch.autograd.grad(sum(terms.values()), leaf)
         assert all(term.isfinite() for term in terms.values()), (pool, terms)
         assert gradient.dtype == dtype and gradient.isfinite().all(), pool
@@ -260,7 +262,7 @@ def test_not_a_number_is_not_hidden() -> None:
 
 @pytest.mark.parametrize("confidence", [4.0, 9.0, 14.0])
 def test_gradient_keeps_its_precision_where_predictions_are_good(confidence: float) -> None:
-    """In fp32 a probability near 1 has lost the digits of its error, and the covariances of good predictions cancel."""
+    """In fp32 a probability near 1 has lost the digits of its error, and covariances cancel."""
     label = torch.randint(5, (1, 16, 24)).repeat_interleave(8, 1).repeat_interleave(8, 2)
     true_class = functional.one_hot(label, 5).movedim(-1, 1) > 0
     logits = torch.where(true_class, confidence, -confidence) + torch.randn(true_class.shape)
@@ -346,7 +348,7 @@ def test_every_label_that_is_no_class_is_ignored() -> None:
 
 
 def test_a_host_is_never_asked() -> None:
-    """Meta tensors have no values, so that whatever would make the host wait for a GPU fails on them."""
+    """Meta tensors have no values, so what would make the host wait for a GPU fails on them."""
     logits = torch.randn(2, 3, 40, 36, device="meta", requires_grad=True)
     label = torch.zeros(2, 40, 36, dtype=torch.uint8, device="meta")
     with pytest.raises((RuntimeError, NotImplementedError)):
@@ -386,7 +388,7 @@ def test_cholesky_of_a_barely_indefinite_matrix_takes_the_least_jitter() -> None
     ("settings", "sentence"),
     [
         ({"pool": "median"}, "pool must be one of avg, max, interp, not 'median'."),
-        ({"radius": 0}, "radius and pool_size must be at least 1, not 0 and 4."),
+        ({"radius": 0}, "radius must be at least 1, not 0."),
         ({"num_classes": 7}, "logits have 4 classes, but num_classes is 7."),
     ],
 )

@@ -29,7 +29,7 @@ from hmsa.network import (
 )
 from hmsa.network.decoders import Decoded
 from hmsa.network.inference import predict, predict_label
-from hmsa.network.weights.key_names import to_authors
+from tests.network.authors_names import to_authors
 
 NUMBERS = json.loads((Path(__file__).parents[1] / "data" / "golden_network.json").read_text())
 HRNET = {"trunk": "hrnet_w48", "decoder": "ocr"}

@@ -1,10 +1,17 @@
-"""Published weights by name: the table, the cache, and what goes wrong on the way. Nothing here leaves this machine."""
+"""Published weights by name: the table, the cache, and what goes wrong on the way.
+
+Nothing here leaves this machine.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import http.server
+import io
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,23 +22,42 @@ import pytest
 import torch
 
 from hmsa.network import TRUNKS, ModelError, build_model
-from hmsa.network.weights.pretrained import IMAGENET, WEIGHTS, Source, Weights, resolve_weights
+from hmsa.network.weights.pretrained import (
+    IMAGENET,
+    WEIGHTS,
+    Weights,
+    WeightSource,
+    resolve_weights,
+)
 
-CONTENT = b"weights of a trunk" * 50_000
+
+def saved(tensors: dict[str, torch.Tensor]) -> bytes:
+    """The bytes of a file of weights."""
+    file = io.BytesIO()
+    torch.save(tensors, file)
+    return file.getvalue()
+
+
+CONTENT = saved({"layer.weight": torch.arange(200_000.0)})
 
 
 class Server:
     """Serves one file from 127.0.0.1 and counts how often it was asked."""
 
     def __init__(self, content: bytes) -> None:
-        self.content, self.announced, self.status, self.asked = content, len(content), 200, 0
+        self.content, self.status, self.asked = content, 200, 0
+        self.announced: object = len(content)  # None: the server does not say
+        self.location = ""
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 outer.asked += 1
                 self.send_response(outer.status)
-                self.send_header("Content-Length", str(outer.announced))
+                if outer.announced is not None:
+                    self.send_header("Content-Length", str(outer.announced))
+                if outer.location:
+                    self.send_header("Location", outer.location)
                 self.end_headers()
                 if outer.status == 200:
                     self.wfile.write(outer.content)
@@ -44,8 +70,8 @@ class Server:
             target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
         ).start()
 
-    def url(self, name: str = "net.pth") -> str:
-        return f"http://127.0.0.1:{self.http.server_address[1]}/{name}"
+    def url(self, name: str = "net.pth", *, scheme: str = "http") -> str:
+        return f"{scheme}://127.0.0.1:{self.http.server_address[1]}/{name}"
 
 
 @pytest.fixture
@@ -64,11 +90,16 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 def publish(
-    monkeypatch: pytest.MonkeyPatch, *sources: Source, trunk: str | None = "resnet18"
+    monkeypatch: pytest.MonkeyPatch, *sources: WeightSource, trunk: str | None = "resnet18"
 ) -> None:
     monkeypatch.setitem(
         WEIGHTS, "made/up", Weights("made/up", trunk, sources, "none", "made for this test")
     )
+
+
+def leftovers(cache: Path) -> list[str]:
+    """The names of all files in the cache but locks."""
+    return sorted(file.name for file in cache.iterdir() if not file.name.endswith(".lock"))
 
 
 def closed_port() -> str:
@@ -130,7 +161,7 @@ def test_timm_knows_the_names() -> None:
 def test_weights_are_fetched_once_and_checked(
     monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path, sha256: str | None
 ) -> None:
-    publish(monkeypatch, Source(server.url(), sha256))
+    publish(monkeypatch, WeightSource(server.url(), sha256))
     path = resolve_weights("made/up", trunk="resnet18")
     assert path == cache / "made--up.pth" and path.read_bytes() == CONTENT
     assert (
@@ -138,13 +169,13 @@ def test_weights_are_fetched_once_and_checked(
         == hashlib.sha256(CONTENT).hexdigest()
     )
     assert resolve_weights("made/up", trunk="resnet18", offline=True) == path and server.asked == 1
-    assert not list(cache.glob("*.part")) and not list(cache.glob(".*.part"))
+    assert leftovers(cache) == ["made--up.pth", "made--up.pth.sha256"]
 
 
 def test_a_name_may_leave_its_publisher_out(
     monkeypatch: pytest.MonkeyPatch, server: Server, tmp_path: Path
 ) -> None:
-    publish(monkeypatch, Source(server.url()))
+    publish(monkeypatch, WeightSource(server.url()))
     assert (
         resolve_weights("up", trunk="resnet18", cache_dir=tmp_path / "elsewhere").parent
         == tmp_path / "elsewhere"
@@ -152,7 +183,7 @@ def test_a_name_may_leave_its_publisher_out(
 
 
 def test_many_processes_fetch_a_file_once(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
-    publish(monkeypatch, Source(server.url()))
+    publish(monkeypatch, WeightSource(server.url()))
     with ThreadPoolExecutor(6) as pool:
         paths = set(pool.map(lambda _: resolve_weights("made/up", trunk="resnet18"), range(6)))
     assert len(paths) == 1 and server.asked == 1
@@ -161,28 +192,28 @@ def test_many_processes_fetch_a_file_once(monkeypatch: pytest.MonkeyPatch, serve
 def test_what_is_not_what_was_published_is_refused(
     monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path
 ) -> None:
-    publish(monkeypatch, Source(server.url(), "0123456789abcdef"))
+    publish(monkeypatch, WeightSource(server.url(), "0123456789abcdef"))
     with pytest.raises(
         ModelError, match=r"net.pth sent is not what was published.*should be 0123456789ab"
     ):
         resolve_weights("made/up", trunk="resnet18")
-    assert not [file for file in cache.iterdir() if not file.name.endswith(".lock")]
+    assert not leftovers(cache)
 
 
 def test_a_connection_that_breaks_off_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path
 ) -> None:
     server.announced = len(CONTENT) + 5
-    publish(monkeypatch, Source(server.url()))
+    publish(monkeypatch, WeightSource(server.url()))
     with pytest.raises(ModelError, match="could not be fetched"):
         resolve_weights("made/up", trunk="resnet18")
-    assert not [file for file in cache.iterdir() if not file.name.endswith(".lock")]
+    assert not leftovers(cache)
 
 
 def test_a_mirror_is_tried_next(
     monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path
 ) -> None:
-    publish(monkeypatch, Source(closed_port()), Source(server.url("net.bin")))
+    publish(monkeypatch, WeightSource(closed_port()), WeightSource(server.url("net.bin")))
     assert resolve_weights("made/up", trunk="resnet18") == cache / "made--up.bin"
 
 
@@ -192,7 +223,8 @@ def test_a_damaged_cache_is_noticed(
     monkeypatch: pytest.MonkeyPatch, server: Server, flip_a_byte: bool, pinned: bool
 ) -> None:
     publish(
-        monkeypatch, Source(server.url(), hashlib.sha256(CONTENT).hexdigest() if pinned else None)
+        monkeypatch,
+        WeightSource(server.url(), hashlib.sha256(CONTENT).hexdigest() if pinned else None),
     )
     path = resolve_weights("made/up", trunk="resnet18")
     content = bytearray(CONTENT)
@@ -240,7 +272,7 @@ def test_an_address_that_does_not_answer_is_one_sentence(
 ) -> None:
     url = closed_port() if trouble == "closed" else server.url()
     server.status = 404 if trouble == "404" else 200
-    publish(monkeypatch, Source(url))
+    publish(monkeypatch, WeightSource(url))
     folder = tmp_path / "folder"
     if trouble == "unwritable":
         folder.write_text("a file where a folder should be")
@@ -312,7 +344,7 @@ def test_a_model_starts_from_fetched_weights(
     file = tmp_path / "trunk.pth"
     torch.save(source.trunk.state_dict(), file)
     serving = Server(file.read_bytes())
-    publish(monkeypatch, Source(serving.url()))
+    publish(monkeypatch, WeightSource(serving.url()))
     model = build_model(
         trunk="resnet18", decoder="fcn", multiscale="single", num_classes=3, trunk_weights="made/up"
     )
@@ -320,3 +352,128 @@ def test_a_model_starts_from_fetched_weights(
     serving.http.server_close()
     for name, value in source.trunk.state_dict().items():
         assert torch.equal(value, model.trunk.state_dict()[name])
+
+
+HTML = b"<!DOCTYPE html>\n<html><body>Please log in.</body></html>"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (HTML, "is a web page"),
+        (b"", "is empty"),
+        (b"not found", "is text"),
+        (CONTENT[:-1000], "is damaged"),
+        (CONTENT[:10], "is damaged"),
+        (b"\0" * 2000, "is damaged"),
+        (saved({}), "holds no tensors"),
+    ],
+)
+@pytest.mark.parametrize("announced", ["right", "none", "nonsense"])
+def test_what_is_no_file_of_weights_is_not_recorded(
+    monkeypatch: pytest.MonkeyPatch, cache: Path, content: bytes, words: str, announced: str
+) -> None:
+    """Where no hash is published, only the contents can say that this is a login page."""
+    serving = Server(content)
+    serving.announced = {"right": len(content), "none": None, "nonsense": "-x7"}[announced]
+    publish(monkeypatch, WeightSource(serving.url()))
+    with pytest.raises(ModelError, match=words) as caught:
+        resolve_weights("made/up", trunk="resnet18")
+    assert "\n" not in str(caught.value) and ".hmsa-" not in str(caught.value)
+    assert ("did not say how long" in str(caught.value)) == (announced != "right")
+    assert leftovers(cache) == []
+    serving.http.shutdown()
+    serving.http.server_close()
+
+
+@pytest.mark.parametrize("announced", [len(CONTENT) - 1000, 10])
+@pytest.mark.parametrize("pinned", [True, False])
+def test_a_length_that_is_too_small_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path, announced: int, pinned: bool
+) -> None:
+    server.announced = announced
+    digest = hashlib.sha256(CONTENT).hexdigest() if pinned else None
+    publish(monkeypatch, WeightSource(server.url(), digest))
+    with pytest.raises(ModelError, match="not what was published" if pinned else "is damaged"):
+        resolve_weights("made/up", trunk="resnet18")
+    assert leftovers(cache) == []
+
+
+def test_a_length_that_is_missing_is_no_fault_of_a_whole_file(
+    monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path
+) -> None:
+    server.announced = None
+    publish(monkeypatch, WeightSource(server.url()))
+    assert resolve_weights("made/up", trunk="resnet18").read_bytes() == CONTENT
+
+
+def test_a_login_page_of_one_mirror_leaves_the_next_one(
+    monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path
+) -> None:
+    page = Server(HTML)
+    publish(monkeypatch, WeightSource(page.url()), WeightSource(server.url("net.bin")))
+    assert resolve_weights("made/up", trunk="resnet18") == cache / "made--up.bin"
+    page.http.shutdown()
+    page.http.server_close()
+
+
+def test_a_login_page_saved_by_hand_is_not_recorded(cache: Path) -> None:
+    name = "cityscapes_ocrnet.HRNet_Mscale_outstanding-turtle.pth"
+    cache.mkdir()
+    (cache / name).write_bytes(HTML)
+    with pytest.raises(ModelError, match=f"{name} is a web page"):
+        resolve_weights(name, trunk="hrnet_w48")
+    assert leftovers(cache) == [name]
+
+
+@pytest.mark.parametrize("record", [b"\xff\xfe\0", b"nothing like a hash"])
+def test_a_damaged_record_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, server: Server, cache: Path, record: bytes
+) -> None:
+    publish(monkeypatch, WeightSource(server.url()))
+    path = resolve_weights("made/up", trunk="resnet18")
+    path.with_name("made--up.pth.sha256").write_bytes(record)
+    with pytest.raises(ModelError, match="delete it and made--up.pth.sha256"):
+        resolve_weights("made/up", trunk="resnet18")
+
+
+def encrypted(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serve by https, with a certificate of its own that this process trusts."""
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=127.0.0.1 "
+        "-addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.pem"
+    )
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here")
+    if not (folder / "cert.pem").exists():
+        subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    server.http.socket = context.wrap_socket(server.http.socket, server_side=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "cert.pem"))
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("to", ["http", "ftp", "https"])
+def test_a_redirect_to_what_is_not_encrypted_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    server: Server,
+    tmp_path: Path,
+    cache: Path,
+    status: int,
+    to: str,
+) -> None:
+    first = Server(b"")
+    encrypted(first, tmp_path, monkeypatch)
+    if to == "https":
+        encrypted(server, tmp_path, monkeypatch)
+    first.status, first.location = status, server.url(scheme=to)
+    publish(monkeypatch, WeightSource(first.url(scheme="https")))
+    if to == "https":
+        assert resolve_weights("made/up", trunk="resnet18").read_bytes() == CONTENT
+    else:
+        with pytest.raises(ModelError, match=f"redirects to {to}://.*is not encrypted"):
+            resolve_weights("made/up", trunk="resnet18")
+        assert server.asked == 0 and leftovers(cache) == []
+    first.http.shutdown()
+    first.http.server_close()

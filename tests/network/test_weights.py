@@ -1,7 +1,8 @@
-"""Checkpoints of every kind load completely or say in one sentence why not; none of them runs code."""
+"""Checkpoints of every kind load completely or say in one sentence why not; none runs code."""
 
 from __future__ import annotations
 
+import functools
 import os
 import pickle
 import zipfile
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from hmsa.network import ModelError, build_model, load_weights
-from hmsa.network.weights.key_names import AUTHORS_OCR, from_authors, to_authors
+from hmsa.network import ModelError, build_model, load_trunk_weights, load_weights
+from hmsa.network.weights.key_names import AUTHORS_OCR, from_authors
+from tests.network.authors_names import to_authors
 
 NARROW = {
     "decoder_channels": 16,
@@ -65,7 +67,7 @@ def test_names_go_both_ways():
 
 
 def test_numpy_numbers_under_both_names(tmp_path):
-    """The authors' files carry NumPy scalars, pickled by NumPy 1 (numpy.core) or 2 (numpy._core)."""
+    """The authors' files carry NumPy scalars, pickled by NumPy 1 or 2 (numpy.core, numpy._core)."""
     source = model_of(RESNET)
     path = tmp_path / "new.pth"
     save_authors_checkpoint(
@@ -128,6 +130,121 @@ def test_a_truncated_checkpoint_is_one_sentence(tmp_path):
         load_weights(model_of(RESNET), tmp_path / "absent.pth")
 
 
+@functools.cache
+def small_model():
+    """A model that no test changes."""
+    return model_of({"trunk": "resnet18", "decoder": "fcn"}, multiscale="single")
+
+
+def nothing_loaded(source, match, *, strict=True):
+    """Both ways of loading refuse `source` in one sentence and change nothing."""
+    model = small_model()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    loads = (
+        lambda: load_weights(model, source, strict=strict, say=lambda text: None),
+        lambda: load_trunk_weights(model.trunk, source),
+    )
+    for load in loads:
+        with pytest.raises(ModelError, match=match) as caught:
+            load()
+        assert "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html><html>Log in</html>", "is a web page"),
+        (b"\xef\xbb\xbf\n <HTML><body>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n", "pointer of Git LFS"),
+        ("größe: 12\n".encode(), "is text"),
+        (b'{"layer": [1, 2]}', "is text"),
+        (b"\0" * 4096, "damaged"),
+        (b"\x1f\x8b\x08\0\0\0\0\0", "damaged"),
+        (b"PK\x03\x04" + b"\0" * 600, "damaged"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_is_no_file_of_weights_is_named(tmp_path, content, match, suffix):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    nothing_loaded(path, f"weights{suffix}.*{match}")
+
+
+@pytest.mark.parametrize("place", ["folder", "fifo", "zero", "absent", "long", "nul"])
+def test_what_is_no_file_is_named(tmp_path, place):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    path = {"zero": "/dev/zero", "long": tmp_path / ("n" * 300), "nul": "a\0b"}.get(
+        place, tmp_path / place
+    )
+    nothing_loaded(path, "is a folder" if place == "folder" else "is not a file")
+
+
+def changed(change) -> dict[str, torch.Tensor]:
+    """The state dict of a model with one tensor changed."""
+    state = small_model().state_dict()
+    key = "trunk.layer1.0.conv1.weight"
+    return {**state, key: change(state[key].clone())}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda tensor: tensor.fill_(torch.nan), "NaN or infinite in 1 tensors"),
+        (lambda tensor: tensor.index_fill_(0, torch.tensor(3), torch.inf), "NaN or infinite"),
+        (lambda tensor: tensor.double() * 1e300, "NaN or infinite"),
+        (lambda tensor: tensor.to_sparse(), "sparse or nested"),
+        (lambda tensor: tensor.to_sparse_coo(), "sparse or nested"),
+        (lambda tensor: torch.complex(tensor, tensor), "complex64, not floating point"),
+        (lambda tensor: (100 * tensor).to(torch.int8), "int8, not floating point"),
+        (lambda tensor: tensor > 0, "bool, not floating point"),
+        (lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8), "qint8"),
+        (lambda tensor: tensor.to("meta"), "without values"),
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("on_disk", [True, False])
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_a_model_does_not_have_are_named(tmp_path, change, match, strict, on_disk):
+    source = changed(change)
+    if on_disk:
+        torch.save({"model": source}, tmp_path / "weights.pth")
+        source, match = tmp_path / "weights.pth", f"weights.pth.*({match}|damaged)"
+    nothing_loaded(source, match, strict=strict)
+
+
+def test_half_precision_and_wide_numbers_are_taken(tmp_path):
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        model = model_of({"trunk": "resnet18", "decoder": "fcn"}, multiscale="single")
+        load_weights(model, changed(lambda tensor, dtype=dtype: tensor.to(dtype)))
+
+
+def test_a_number_that_is_none_in_a_layer_that_is_left_out_is_no_fault():
+    """Fine-tuning leaves class layers out, and their numbers with them."""
+    parts = {"trunk": "resnet18", "decoder": "fcn"}
+    state = model_of(parts, multiscale="single", num_classes=7).state_dict()
+    state = {
+        key: value * torch.nan if value.shape[:1] == (7,) else value for key, value in state.items()
+    }
+    load_weights(model_of(parts, multiscale="single"), state, strict=False, say=lambda text: None)
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_a_dict_that_holds_itself_is_named(tmp_path, on_disk):
+    itself = {}
+    itself["model"] = itself
+    ring = {"state_dict": {"model": {}}}
+    ring["state_dict"]["model"]["model_dict"] = ring
+    for number, source in enumerate((itself, ring)):
+        if on_disk:
+            path = tmp_path / f"{number}.pth"
+            torch.save(source, path)
+            source = path
+        nothing_loaded(source, "holds a dict that holds itself")
+
+
 def hrnet_ocr_state(model) -> dict[str, torch.Tensor]:
     """Flat, as HRNet-OCR's own repository names them."""
     return {
@@ -181,9 +298,21 @@ def test_safetensors(tmp_path):
     safetensors.save_file(source.state_dict(), tmp_path / "w.safetensors")
     load_weights(model, tmp_path / "w.safetensors")
     assert_equal_weights(model, source)
-    (tmp_path / "bad.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ModelError, match="damaged"):
-        load_weights(model, tmp_path / "bad.safetensors")
+    for content in (b"\x07\0\0\0\0\0\0\0nothing", (tmp_path / "w.safetensors").read_bytes()[:-1]):
+        (tmp_path / "bad.safetensors").write_bytes(content)
+        with pytest.raises(ModelError, match="bad.safetensors is damaged"):
+            load_weights(model, tmp_path / "bad.safetensors")
+
+
+def test_the_contents_of_a_file_say_what_it_is_not_its_name(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    source = model_of(RESNET)
+    safetensors.save_file(source.state_dict(), tmp_path / "w.pth")
+    torch.save(source.state_dict(), tmp_path / "w.safetensors")
+    for name in ("w.pth", "w.safetensors"):
+        model = model_of(RESNET)
+        load_weights(model, tmp_path / name)
+        assert_equal_weights(model, source)
 
 
 def test_a_trunk_file_fills_the_trunk_and_leaves_the_heads():
@@ -256,7 +385,7 @@ def test_other_architectures_are_refused():
 
 
 def test_fine_tuning_skips_exactly_the_class_and_attention_layers(capsys):
-    """Mapillary (65 classes, no attention) to Cityscapes (19 classes, attention): RELEASE.md section 3."""
+    """Mapillary (65 classes, no attention) to Cityscapes (19 classes, attention)."""
     source = model_of(HRNET, multiscale="single", num_classes=65)
     model = model_of(HRNET, multiscale="hierarchical", num_classes=19)
     state = {"state_dict": {f"module.{key}": value for key, value in authors_state(source).items()}}

@@ -1,4 +1,7 @@
-"""The benchmark dispatcher: its rows, its table, and that ours and the baselines agree. No test asserts a time."""
+"""The benchmark command: its rows, its table, and that ours and the baselines agree.
+
+No test asserts a time.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,12 @@ import torch
 from torch import Tensor
 
 from scripts import benchmark
-from scripts.benchmarks import harness, rmi
+from scripts.benchmarks import rmi
+from scripts.measuring import harness
 
 CASES = {
     "rmi": ["--sizes", "2x3x40x36"],
-    "upsample_loss": ["--sizes", "1x3x40x36"],
+    "metrics": ["--size", "32", "48", "--classes", "3"],
 }
 
 
@@ -93,6 +97,45 @@ def build_allocation(*, mebibytes: int) -> harness.Workload:
 def test_peak_memory_is_what_a_round_adds(mebibytes: int) -> None:
     found = harness.peak_extra_mib(build_allocation, arguments={"mebibytes": mebibytes})
     assert found == pytest.approx(mebibytes, abs=4)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["rmi", "--device", "gpu"], "--device gpu: cannot be used"),
+        (["--rounds", "1", "rmi"], "rmi: name the benchmark first"),
+        (["rmi", "--rounds", "0"], "'0' is not a whole number from 1 on"),
+        (["rmi", "--sizes", "2x3"], "'2x3' is not of the form NxCxHxW"),
+        (["data", "--samples", "0"], "'0' is not a whole number from 1 on"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        benchmark.main(words)
+    assert caught.value.code == 2 and sentence in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_found_out_before_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rmi, "run", lambda arguments: pytest.fail("measured"))
+    (tmp_path / "file").write_text("mine")
+    for path, sentence in ((tmp_path / "file" / "rows.json", "rows.json"), (tmp_path, "a folder")):
+        assert benchmark.main(["rmi", "--json", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and sentence in error and error.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_images_too_small_to_draw_are_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.main(["data", "--image", "8x8", "--rounds", "1"]) == 2
+    assert "images of 8x8 are too small to draw" in capsys.readouterr().err
+
+
+def test_only_benchmarks_stand_among_the_benchmarks() -> None:
+    assert benchmark.NAMES == ("autolabel", "data", "eval", "index", "metrics", "rmi", "train")
 
 
 def test_every_benchmark_keeps_the_contract() -> None:

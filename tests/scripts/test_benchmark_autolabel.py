@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from PIL import Image
 
 from scripts import benchmark
 from scripts.benchmarks import autolabel as measured
-from scripts.benchmarks.data import draw_files
-from scripts.benchmarks.harness import ROW_KEYS, Disagreement
+from scripts.measuring.drawn_images import draw_files
+from scripts.measuring.harness import ROW_KEYS, Disagreement
 
 SMALL = [
     "autolabel",
@@ -53,7 +54,5 @@ def test_every_encoder_is_read_back_and_reported() -> None:
 
 def test_encoders_agree_on_the_pixels() -> None:
     array = np.random.default_rng(0).integers(0, 19, (9, 13), dtype=np.uint8)
-    from io import BytesIO
-
     for name, encode in measured.all_encoders(array).items():
         assert np.array_equal(np.array(Image.open(BytesIO(encode()))), array), name

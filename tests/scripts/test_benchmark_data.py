@@ -1,4 +1,7 @@
-"""The data benchmarks compare two pipelines that show the same, and say what they measured. No times are judged here."""
+"""The data benchmarks compare two pipelines that show the same, and say what they measured.
+
+No times are judged here.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,12 @@ from PIL import Image
 
 from scripts import benchmark
 from scripts.benchmarks import data, index
-from scripts.benchmarks.harness import ROW_KEYS, Disagreement
+from scripts.measuring.drawn_images import draw_files
+from scripts.measuring.harness import ROW_KEYS, Disagreement
 
 
 def test_data_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """From the command line, small: a row from files and one from the cache for each crop, and the share of decoding."""
+    """From the command line, small: a row from files and one from the cache for each crop."""
     target = tmp_path / "rows.json"
     words = [
         "data",
@@ -73,7 +77,7 @@ def test_index_benchmark(tmp_path: Path) -> None:
 
 def test_drawn_pngs_have_the_promised_size(tmp_path: Path) -> None:
     """3 to 4 MB at 1024 x 2048; labels are raw ids of the 19 classes."""
-    files = data.draw_files(tmp_path, size=(1024, 2048), count=1)
+    files = draw_files(tmp_path, size=(1024, 2048), count=1)
     assert 3.0e6 < files.image_path(0).stat().st_size < 4.0e6
     label = files.read_label(0)
     assert set(np.unique(label).tolist()) == set(range(19))
@@ -86,9 +90,9 @@ def test_pipelines_that_differ_are_noticed(
     tmp_path: Path, spoil: Callable[[np.ndarray], np.ndarray]
 ) -> None:
     """A brighter or shifted picture on one side ends the benchmark."""
-    files = data.draw_files(tmp_path, size=(128, 256), count=1)
+    files = draw_files(tmp_path, size=(128, 256), count=1)
     augmentation = data.Augmentation(crop=(64, 64), scale_range=(1.0, 1.5))
-    ours = data._ours(data.Source(files), augmentation)(0, 0)
+    ours = data.our_samples(data.SampleSource(files), augmentation)(0, 0)
     data.require_same_picture(ours, data.pillow_sample(files, 0, 0, augmentation))
     path = files.image_path(0)
     Image.fromarray(spoil(np.array(Image.open(path))).clip(0, 255).astype(np.uint8)).save(path)
@@ -100,7 +104,7 @@ def test_index_benchmark_notices_a_wrong_centroid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A place off by one ends the benchmark."""
-    files = data.draw_files(tmp_path, size=(64, 128), count=1)
+    files = draw_files(tmp_path, size=(64, 128), count=1)
     index.require_equal(files, (32, 32))
     right = index.class_places
     monkeypatch.setattr(

@@ -7,39 +7,33 @@ import argparse
 import pytest
 import torch
 
+from hmsa.network import InferenceOptions
 from scripts.benchmarks import eval as benchmark
-from scripts.benchmarks.harness import ROW_KEYS, Disagreement
+from scripts.measuring.harness import ROW_KEYS, Disagreement
 
-SMALL = {
-    "parts": {"trunk": "hrnet_w18_small", "decoder": "ocr"},
-    "size": (64, 96),
-    "scales": (0.5, 1.0, 2.0),
-    "flip": True,
-    "weights": None,
-    "device": "cpu",
-}
+SMALL = benchmark.Material(
+    parts={"trunk": "hrnet_w18_small", "decoder": "ocr"}, size=(64, 96), device="cpu"
+)
+SCALES = (0.5, 1.0, 2.0)
 
 
 def test_the_straightforward_way_gives_the_models_own_logits() -> None:
-    model, image, _ = benchmark._material(
-        parts=SMALL["parts"], size=(64, 96), weights=None, device="cpu"
-    )
+    model, image, _ = SMALL.make()
     with torch.no_grad():
-        expected = model(image, scales=(0.5, 1.0, 2.0)).logits
-    maps = benchmark.straightforward(model.requires_grad_(False), image, (0.5, 1.0, 2.0))
+        expected = model(image, scales=SCALES).logits
+    maps = benchmark.straightforward(model.requires_grad_(False), image, SCALES)
     torch.testing.assert_close(
         maps["fused"]["logits"], expected, atol=1e-4 * float(expected.abs().max()), rtol=0
     )
-    assert (
-        set(maps) == {0.5, 1.0, 2.0, "fused"}
-        and maps[2.0]["aux"].shape == (1, 19, 128, 192)
-        and maps[0.5]["attention"].shape == (1, 1, 32, 48)
-    )
+    assert set(maps) == {*SCALES, "fused"}
+    assert maps[2.0]["aux"].shape == (1, 19, 128, 192)
+    assert maps[0.5]["attention"].shape == (1, 1, 32, 48)
 
 
 def test_ours_and_baseline_score_alike() -> None:
+    options = InferenceOptions(scales=SCALES, flip=True)
     ours, baseline = (
-        build(**SMALL, precision="fp32", against="fp32")()
+        build(material=SMALL, options=options, against=None)()
         for build in (benchmark.ours, benchmark.baseline)
     )
     agreement = benchmark.Agreement(0.999)

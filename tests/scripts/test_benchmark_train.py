@@ -1,4 +1,4 @@
-"""The training benchmark takes the door's own steps, for every setting it offers. No test asserts a time."""
+"""The training benchmark takes real steps, for every setting it offers. No test asserts a time."""
 
 from __future__ import annotations
 
@@ -11,18 +11,15 @@ import torch
 from scripts.benchmarks import train as benchmark
 
 TINY: dict[str, Any] = {
-    "trunk": "resnet18",
-    "decoder": "fcn",
-    "loss": "rmi",
-    "size": (48, 64),
-    "batch": 2,
-    "device": "cpu",
+    "data": {"crop": [48, 64], "batch_size": 2},
+    "model": {"trunk": "resnet18", "decoder": "fcn", "multiscale": "hierarchical"},
+    "loss": {"main": "rmi"},
 }
 
 
 @pytest.mark.parametrize("setting", [name for name in benchmark.SETTINGS if "compile" not in name])
 def test_every_setting_trains(setting: str) -> None:
-    workload = benchmark._setting(setting=setting, multiscale="hierarchical", **TINY)
+    workload = benchmark.build_setting(setting=setting, sections=TINY, device="cpu")
     first, second = float(workload()), float(workload())
     assert torch.isfinite(torch.tensor([first, second])).all() and first != second
 
@@ -40,13 +37,15 @@ def test_the_cost_of_a_hierarchical_step_is_told_beside_its_row(
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     benchmark.add_arguments(parser)
-    rows = benchmark.run(
-        parser.parse_args(["--size", "48", "64", "--settings", "bf16", benchmark.COST])
-    )
+    small = ["--trunk", "resnet18", "--decoder", "fcn", "--size", "48", "64"]
+    rows = benchmark.run(parser.parse_args([*small, "--settings", "bf16", benchmark.COST]))
     assert [row["note"] for row in rows] == [
         "1.54 images/s",
         "a hierarchical step takes 1.30 x a single-scale one, in bf16 + channels_last",
     ]
-    assert [keywords["baseline"] for keywords in asked] == [benchmark._plain, benchmark._single]
-    single = benchmark._single(**{**asked[1]["arguments"], **TINY})
-    assert torch.isfinite(single())
+    assert [keywords["size"] for keywords in asked] == ["resnet18 fcn 1x48x64"] * 2
+    assert [keywords["baseline"] for keywords in asked] == [
+        benchmark.build_plain,
+        benchmark.build_single_scale,
+    ]
+    assert torch.isfinite(benchmark.build_single_scale(**asked[1]["arguments"])())

@@ -123,7 +123,7 @@ def test_extra_source_is_checked_with_its_policy(
     status = run(script, tmp_path)
     said = capsys.readouterr()
     assert "train_extra: 2 images" in said.out
-    # The miniature draws the same random pictures for every city, which is what this sentence is for.
+    # The miniature draws the same random pictures for every city: what this sentence is for.
     assert status == 2 and "'train_extra' and 'val'" in said.err
 
 
@@ -157,6 +157,7 @@ def test_command_line(root: Path, tmp_path: Path) -> None:
     )
     assert (
         blocked.returncode == 2
-        and "the chart cannot be written there" in blocked.stderr
+        and "classes.png: cannot be written" in blocked.stderr
+        and "set --output DIR" in blocked.stderr
         and "Traceback" not in blocked.stderr
     )

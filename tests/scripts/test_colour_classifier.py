@@ -1,4 +1,4 @@
-"""The classifier of colours: exact scores, a table that a brute-force search cannot beat, and one sentence for each mistake."""
+"""The classifier of colours: exact scores, the best table, and one sentence for each mistake."""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +91,7 @@ def test_page(tmp_path: Path) -> None:
         and "&lt;a&gt;" in text
         and "<a>" not in text
     )
-    assert "Different numbers of images: 10, 9." in text and "http" not in text
+    assert "Different numbers of images: 10, 9." in text and not re.search("https?:", text)
 
 
 def test_other_splits_are_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,6 +201,36 @@ def test_missing_files_and_other_classes(
     )
     assert main([str(one), str(other)]) == 2
     assert "b.json: scores other classes than" in capsys.readouterr().err
+
+
+def test_a_terminal_that_cannot_show_a_name_and_one_that_goes_away(
+    tmp_path: Path, root: Path
+) -> None:
+    """Kind: text that an encoding cannot hold, and a pipe that is closed, lose no result."""
+    file = write(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 \xc3\x9f/metrics.json")))
+    other = write(tmp_path / "metrics.json")
+    command = [
+        sys.executable,
+        "scripts/compare_runs.py",
+        file,
+        other,
+        "--html",
+        tmp_path / "x.html",
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "caf\\udce9 \\xdf" in done.stdout, done.stderr
+    assert "caf\\udce9 ß" in (tmp_path / "x.html").read_text(encoding="utf-8")
+    done = subprocess.run(
+        [*command[:2], file.parent / "none.json"], cwd=root, env=environment, capture_output=True
+    )
+    assert done.returncode == 2 and b"udce9" in done.stderr and b"Traceback" not in done.stderr
+
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.wait(120) == 0 and process.stderr.read() == b""
+    process.stderr.close()
 
 
 def test_runs_as_a_script_without_torch(tmp_path: Path, root: Path) -> None:

@@ -161,3 +161,30 @@ def test_bad_files_and_endings_are_refused(
     with pytest.raises(SystemExit):
         main(["a.pth", "b.onnx"])
     assert "must end in .safetensors or .pth" in capsys.readouterr().err
+
+
+def test_the_input_is_never_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """However it is spelt; what is read stays as it was."""
+    torch.save(small().state_dict(), tmp_path / "ours.pth")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "other.pth").symlink_to(tmp_path / "ours.pth")
+    before = (tmp_path / "ours.pth").read_bytes()
+    for same in ("ours.pth", "folder/../ours.pth", "other.pth"):
+        with pytest.raises(SystemExit) as caught:
+            main([str(tmp_path / "ours.pth"), str(tmp_path / same), *SMALL])
+        assert caught.value.code == 2
+        assert "is the file to read; name another file to write" in capsys.readouterr().err
+    assert (tmp_path / "ours.pth").read_bytes() == before
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(small().state_dict(), tmp_path / "ours.pth")
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "ours.pth"), str(tmp_path / "folder.pth"), *SMALL])
+    assert "folder.pth is a folder; name a file" in capsys.readouterr().err
+    assert main([str(tmp_path / "ours.pth"), str(tmp_path / "ours.pth" / "x.pth"), *SMALL]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "x.pth" in error

@@ -1,4 +1,4 @@
-"""Exported files answer as the model does, at several sizes, for one scale and for a chain of them."""
+"""Exported files answer as the model does, at several sizes, for one scale and for several."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hmsa.network import ModelError, build_model
+from hmsa.utils.words import UserError
 from scripts.export import TOLERANCE, export_model, main
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
@@ -126,3 +127,34 @@ def test_command_line_refuses_other_endings_and_absent_checkpoints(
         == 2
     )
     assert "absent.pt" in capsys.readouterr().err
+
+
+def test_no_output_is_the_checkpoint_or_another_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "best.pt2").write_bytes(b"weights")
+    size, output = ["--size", "64", "64"], ["--output", str(tmp_path / "best.pt2")]
+    for words, sentence in (
+        (["--checkpoint", str(tmp_path / "best.pt2"), *output, *size], "is the checkpoint to read"),
+        (["--checkpoint", str(tmp_path / "best.pt"), *output, *output, *size], "one file twice"),
+        (["--checkpoint", str(tmp_path / "best.pt"), *output, "--size", "0", "64"], "from 1 on"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 2 and sentence in capsys.readouterr().err
+    assert (tmp_path / "best.pt2").read_bytes() == b"weights"
+
+
+def test_an_export_that_fails_leaves_the_file_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **keywords: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    output = tmp_path / "model.pt2"
+    output.write_bytes(b"an earlier export")
+    monkeypatch.setattr(torch.export, "save", fail)
+    with pytest.raises(UserError, match="model.pt2: cannot be written .No space left"):
+        export_model(built("resnet18", "fcn", "single"), output=output, size=(64, 64))
+    assert output.read_bytes() == b"an earlier export"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]

@@ -1,7 +1,11 @@
-"""The drawn miniature of Cityscapes: official layout, deterministic scenes, every class, coarse labels that leave much out."""
+"""The drawn miniature of Cityscapes.
+
+Official layout, the same scenes each time, every class, coarse labels that leave much out.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,11 +16,22 @@ import pytest
 from hmsa.datasets import build_files, read_image, read_label
 from scripts.demo_scenes import ids
 from scripts.demo_scenes.coarse import CONFUSED, draw_coarse
-from scripts.demo_scenes.scene import FREQUENCIES, Scene, contents, draw_scene
-from scripts.make_demo_data import main
+from scripts.demo_scenes.scene import (
+    FREQUENCIES,
+    SCENES_VERSION,
+    Scene,
+    contents,
+    draw_scene,
+    stream,
+)
+from scripts.make_demo_data import FORMER_NAMES, main
 
 SMALL = ["--train", "2", "--val", "2", "--test", "2", "--extra", "2", "--size", "64", "128"]
 SCENES = 10
+INSTANCE_IDS = (24, 25, 26, 27, 28, 31, 32, 33)  # persons, riders and vehicles
+DRAWN = json.loads(
+    (Path(__file__).resolve().parents[1] / "data" / "drawn_scenes.json").read_text(encoding="utf-8")
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +50,27 @@ def contents_of(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_official_layout_is_read_by_the_room(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", sorted(DRAWN))
+def test_scenes_of_version_1_are_drawn_as_they_were_published(name: str) -> None:
+    """Rows of the published tables were made with these; another drawing is another version.
+
+    Labels are the same bytes everywhere. Powers of single-precision numbers differ by a rounding
+    between processors, so an image may instead be the same to a grey level when it is made small.
+    """
+    assert SCENES_VERSION == 1, "draw the hashes anew, and the published tables"
+    split, _, index = name.partition("/")
+    scene = draw_scene(seed=0, split=split, index=int(index), height=128, width=256)
+    coarse = draw_coarse(scene.ids, stream(0, f"coarse/{split}", int(index)))
+
+    wanted = DRAWN[name]
+    assert hashlib.sha256(scene.ids.tobytes()).hexdigest() == wanted["ids"]
+    assert hashlib.sha256(coarse.tobytes()).hexdigest() == wanted["coarse"]
+    small = cv2.resize(scene.image, (8, 4), interpolation=cv2.INTER_AREA).ravel().astype(int)
+    same_bytes = hashlib.sha256(scene.image.tobytes()).hexdigest() == wanted["image"]
+    assert same_bytes or abs(small - wanted["thumbnail"]).max() <= 1
+
+
+def test_official_layout_is_read_by_the_datasets(tmp_path: Path) -> None:
     assert main([str(tmp_path), *SMALL, "--workers", "1"]) == 0
     for split in ("train", "val", "test"):
         files = build_files(dataset="cityscapes", root=tmp_path, split=split)
@@ -64,7 +99,7 @@ def test_instance_ids_agree_with_label_ids(tmp_path: Path) -> None:
         label = cv2.imread(str(path).replace("instanceIds", "labelIds"), cv2.IMREAD_UNCHANGED)
         assert instances.dtype == np.uint16 and label.dtype == np.uint8
         assert np.array_equal(np.where(instances >= 1000, instances // 1000, instances), label)
-        assert set(np.unique(label[instances >= 1000])) <= set(ids.INSTANCE_IDS)
+        assert set(np.unique(label[instances >= 1000])) <= set(INSTANCE_IDS)
         counted += len(np.unique(instances[instances >= 1000]))
     assert counted > 6
 
@@ -165,7 +200,45 @@ def test_other_drawing_in_the_folder_is_refused(
     assert main([str(tmp_path / "b"), *SMALL]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["thesis.txt"]
-    assert json.loads((tmp_path / "a" / "demo.json").read_text())["recipe"]["seed"] == 0
+    recipe = json.loads((tmp_path / "a" / "demo.json").read_text())["recipe"]
+    assert recipe == {"seed": 0, "size": [64, 128], "drawing": SCENES_VERSION}
+
+
+def test_version_does_not_depend_on_the_source(tmp_path: Path) -> None:
+    """Drawings that were named by a hash of version 1's source are drawings of version 1."""
+    assert main([str(tmp_path), *SMALL, "--workers", "1"]) == 0
+    marker = tmp_path / "demo.json"
+    (former,) = FORMER_NAMES
+    marker.write_text(
+        marker.read_text().replace(f'"drawing": {SCENES_VERSION}', f'"drawing": "{former}"')
+    )
+    assert former in marker.read_text()
+    assert main([str(tmp_path), *SMALL, "--workers", "1"]) == 0
+    assert json.loads(marker.read_text())["recipe"]["drawing"] == SCENES_VERSION
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"recipe": 3}', "\x00", '{"recipe": {"drawing": []}}']
+)
+def test_damaged_marker_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "demo.json").write_text(text)
+    assert main([str(tmp_path), *SMALL]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and len(error.splitlines()) == 1
+
+
+def test_image_that_cannot_be_written_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk, here a file where a folder is needed, in the middle of the drawing."""
+    assert main([str(tmp_path), "--train", "0", "--val", "0", "--test", "0", "--extra", "0"]) == 0
+    (tmp_path / "leftImg8bit").write_text("")
+    capsys.readouterr()
+    assert main([str(tmp_path), "--train", "1", "--workers", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written" in error and len(error.splitlines()) == 1
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from hmsa.network import build_model
-from hmsa.network.inference.predict import predict
-from scripts.benchmarks.live_memory import LiveMemory, peak_bytes
-from scripts.model_info import information, main, table
+from hmsa.network import InferenceOptions, build_model
+from hmsa.network.inference import predict
+from scripts.measuring.live_memory import LiveMemory
+from scripts.model_info import NetworkParts, information, main, table
 
 SIZE = (64, 128)
 
@@ -20,15 +20,9 @@ SIZE = (64, 128)
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
     lists = [(1.0,), (0.5, 1.0), (0.5, 1.0, 2.0)]
+    parts = NetworkParts("resnet18", "deeplabv3plus", SIZE, num_classes=5)
     return [
-        information(
-            trunk="resnet18",
-            decoder="deeplabv3plus",
-            multiscale=multiscale,
-            size=SIZE,
-            num_classes=5,
-            scale_lists=lists,
-        )
+        information(parts, multiscale, lists)
         for multiscale in ("single", "hierarchical", "explicit")
     ]
 
@@ -61,7 +55,7 @@ def test_parameters_and_operations_are_those_of_the_real_model(rows: list[dict])
     )
     assert rows[1]["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     with FlopCounterMode(display=False) as counter:
-        predict(model, torch.randn(1, 3, *SIZE), scales=(0.5, 1.0))
+        predict(model, torch.randn(1, 3, *SIZE), InferenceOptions(scales=(0.5, 1.0)))
     assert rows[1]["evaluation"]["0.5 1"]["flops"] == counter.get_total_flops()
 
 
@@ -78,9 +72,9 @@ def test_peak_memory_is_that_of_live_tensors() -> None:
         kept = work()
     assert memory.peak == 4000 + 3200 and memory.now == kept.numel() * 4 == 3200
     outside = torch.zeros(500)
-    assert (
-        peak_bytes(lambda: outside.view(5, 100).mul_(2)) == 0
-    )  # what was there before is not counted
+    with LiveMemory() as memory:
+        outside.view(5, 100).mul_(2)
+    assert memory.peak == 0  # what was there before is not counted
 
 
 def test_what_autograd_keeps_counts() -> None:
@@ -90,26 +84,30 @@ def test_what_autograd_keeps_counts() -> None:
     def forward() -> torch.Tensor:
         return layers(x)
 
-    kept = peak_bytes(lambda: forward().sum().backward())
-    with torch.no_grad():
-        freed = peak_bytes(forward)
-    assert freed == 3 * 64 * 100 * 4 and kept >= 5 * 64 * 100 * 4
+    with LiveMemory() as kept:
+        forward().sum().backward()
+    with torch.no_grad(), LiveMemory() as freed:
+        forward()
+    assert freed.peak == 3 * 64 * 100 * 4 and kept.peak >= 5 * 64 * 100 * 4
 
 
 def test_training_needs_more_memory_than_evaluation_and_checkpointing_less(
     rows: list[dict],
 ) -> None:
     assert rows[1]["training"]["peak_bytes"] > rows[1]["evaluation"]["0.5 1"]["peak_bytes"] > 0
-    parts = {
-        "trunk": "resnet18",
-        "decoder": "fcn",
-        "multiscale": "hierarchical",
-        "size": (256, 256),
-        "num_classes": 5,
-        "scale_lists": [(1.0,)],
-    }
     plain, lean = (
-        information(**parts, batch=4, activation_checkpointing=checkpointing)
+        information(
+            NetworkParts(
+                "resnet18",
+                "fcn",
+                (256, 256),
+                num_classes=5,
+                batch=4,
+                activation_checkpointing=checkpointing,
+            ),
+            "hierarchical",
+            [(1.0,)],
+        )
         for checkpointing in (False, True)
     )
     assert lean["training"]["peak_bytes"] < plain["training"]["peak_bytes"]
@@ -147,3 +145,20 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert written[0]["trunk"] == "hrnet_w18_small" and "hrnet_w18_small" in capsys.readouterr().out
     assert main(["--trunks", "hrnet_w84"]) == 2
     assert "did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--size", "0", "64"], "whole number from 1 on"),
+        (["--classes", "-1"], "whole number from 1 on"),
+        (["--scales", "nan"], "'nan' is not a scale"),
+        (["--scales", "0.5", "inf"], "'inf' is not a scale"),
+    ],
+)
+def test_a_wrong_number_is_one_sentence(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2 and sentence in capsys.readouterr().err

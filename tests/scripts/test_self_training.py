@@ -1,4 +1,7 @@
-"""The self-training script: its stages in their order, with doors that only note how they were called; each restartable."""
+"""The self-training script: its stages in their order, each restartable.
+
+The programs that it starts are replaced by one that only notes how it was called.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DOOR = """#!/bin/sh
+PROGRAM = """#!/bin/sh
 if [ "$1" = -c ]; then echo fp32; exit; fi
 echo "$(basename "$0") $*" >> "$CALLS"
 case "$*" in *"$FAIL"*) exit 3 ;; esac
@@ -19,11 +22,11 @@ case "$*" in *"$FAIL"*) exit 3 ;; esac
 def start(
     folder: Path, *words: str, fail: str = "no such word", **environment: str
 ) -> tuple[int, list[str]]:
-    """(exit status, the doors' command lines) of the script with its runs in `folder`."""
+    """(exit status, the programs' command lines) of the script with its runs in `folder`."""
     programs = folder / "programs"
     programs.mkdir(exist_ok=True)
     for name in ("python", "torchrun"):
-        (programs / name).write_text(DOOR)
+        (programs / name).write_text(PROGRAM)
         (programs / name).chmod(0o755)
     calls = folder / "calls"
     calls.write_text("")
@@ -77,10 +80,8 @@ def test_stages_and_what_each_hands_to_the_next(
         )
         assert (ROOT / f"{configs}{config}.yaml").is_file()
     labels = tmp_path / teacher / "autolabels"
-    assert (
-        f"--checkpoint {tmp_path / teacher}/checkpoints/best.pt --split train_extra --output {labels} "
-        in calls[1]
-    )
+    checkpoint = tmp_path / teacher / "checkpoints" / "best.pt"
+    assert f"--checkpoint {checkpoint} --split train_extra --output {labels} " in calls[1]
     assert (
         calls[2] == f"python autolabel.py --verify --output {labels}"
         and f"data.extra.root={labels}" in calls[3]
@@ -111,10 +112,20 @@ def test_a_restart_goes_on_with_the_stage_that_failed(tmp_path: Path) -> None:
 
 def test_several_processes_and_wrong_words(tmp_path: Path) -> None:
     status, calls = start(tmp_path, "demo", "data.root=/data", PROCESSES="4")
-    doors = [call for call in calls if "--verify" not in call and "compare_runs" not in call]
+    staged = [call for call in calls if "--verify" not in call and "compare_runs" not in call]
     assert (
         status == 0
-        and all(call.startswith("torchrun --standalone --nproc-per-node 4 ") for call in doors)
-        and len(doors) == 5
+        and all(call.startswith("torchrun --standalone --nproc-per-node 4 ") for call in staged)
+        and len(staged) == 5
     )
     assert start(tmp_path, "demmo") == (2, [])
+    for wrong in ("0", "two", "-1"):
+        assert start(tmp_path, "demo", PROCESSES=wrong) == (2, [])
+
+
+def test_help_is_the_head_of_the_script() -> None:
+    script = ROOT / "scripts" / "self_training.sh"
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and lines[0].startswith("The paper's self-training (section 4)")
+    assert lines[-1].endswith("auto-labelling from the labels it has.")

@@ -1,9 +1,13 @@
-"""The miniatures of the paper's tables: which rows are kept, what is made of them, and that the charts are well-formed."""
+"""The miniatures of the paper's tables.
+
+Which rows are kept, what is made of them, and that the charts are well-formed.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +18,16 @@ from typing import Any
 
 import pytest
 
+from hmsa.utils.words import UserError
 from scripts import table1, table2
 from scripts.make_demo_data import main as draw
+from scripts.tables import program
 from scripts.tables import runs as table_runs
 from scripts.tables.charts import cost_chart, gain_chart
-from scripts.tables.runs import Run, RunError, Scoring, perform, perform_all
+from scripts.tables.runs import Run, Scoring, TableError, perform, perform_all
 
 ROOT = table_runs.ROOT
+RESULTS = ROOT / "results"
 DEMO = ROOT / "configs" / "demo.yaml"
 
 
@@ -36,26 +43,26 @@ def run(folder: Path, *overrides: str, seed: int = 0, **changes: Any) -> Run:
         seed,
         DEMO,
         overrides,
-        folder=folder / "runs",
+        runs=folder / "runs",
         row=folder / f"row-{seed}.json",
         **parts,
     )
 
 
-class FakeDoors:
+class FakePrograms:
     """Stands for train.py and eval.py: notes the calls, and writes what eval.py would."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, broken_seed: int | None = None) -> None:
         self.calls: list[tuple[str, ...]] = []
         self.broken_seed = broken_seed
-        monkeypatch.setattr(table_runs, "door", self)
+        monkeypatch.setattr(table_runs, "run_program", self)
 
     def __call__(self, name: str, *arguments: str, threads: int, log: Path) -> None:
         self.calls.append((name, *arguments))
         if name == "train.py":
             log.parent.mkdir(parents=True, exist_ok=True)
             if f"experiment.seed={self.broken_seed}" in arguments:
-                raise RunError("train.py ended with status 1")
+                raise TableError("train.py ended with status 1")
         else:
             output = Path(arguments[arguments.index("--output") + 1])
             output.mkdir(parents=True)
@@ -75,60 +82,50 @@ class FakeDoors:
 def test_a_row_is_made_once_and_again_when_its_recipe_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    doors = FakeDoors(monkeypatch)
+    programs = FakePrograms(monkeypatch)
     row = perform(run(tmp_path))
-    assert [call[0] for call in doors.calls] == ["train.py", "eval.py"] and row["scored"][0][
+    assert [call[0] for call in programs.calls] == ["train.py", "eval.py"] and row["scored"][0][
         "miou"
     ] == 0.6
-    assert perform(run(tmp_path)) == row and len(doors.calls) == 2
+    assert perform(run(tmp_path)) == row and len(programs.calls) == 2
     assert (
-        not run(tmp_path, "optim.epochs=2").is_done()
-        and not run(tmp_path, data_recipe="drawn otherwise").is_done()
+        not run(tmp_path, "optim.epochs=2").finished_row()
+        and not run(tmp_path, data_recipe="drawn otherwise").finished_row()
     )
-    assert run(tmp_path, "runtime.log_every=7", "data.root=elsewhere").is_done()
-    assert run(tmp_path, "data.crop=[128,256]").is_done()  # the value it has already
+    assert run(tmp_path, "runtime.log_every=7", "data.root=elsewhere").finished_row()
+    assert run(tmp_path, "data.crop=[128,256]").finished_row()  # the value it has already
 
 
 def test_a_training_is_kept_when_only_the_scoring_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    doors = FakeDoors(monkeypatch)
+    programs = FakePrograms(monkeypatch)
     perform(run(tmp_path))
-    folder = table_runs.folder_of(run(tmp_path))
+    folder = run(tmp_path).folder
     (tmp_path / "row-0.json").unlink()
     (folder / "test-0" / "metrics.json").unlink()
     (folder / "test-0").rmdir()
     perform(run(tmp_path))
-    assert [call[0] for call in doors.calls] == ["train.py", "eval.py", "eval.py"]
-
-
-def test_how_far_a_run_is(tmp_path: Path) -> None:
-    one = run(tmp_path, "optim.epochs=8")
-    folder = table_runs.folder_of(one)
-    assert table_runs.stage(one) == "starting"
-    folder.mkdir(parents=True)
-    (folder / "metrics.jsonl").write_text(
-        '{"kind": "train", "step": 24, "epoch": 2}\n{"kind": "tr'
-    )  # a line that is being written
-    assert table_runs.stage(one) == "epoch 3 of 8"
-    (folder / "metrics.jsonl").write_text('{"kind": "val", "step": 1536, "epoch": 8}\n')
-    assert table_runs.stage(one) == "epoch 8 of 8"
-    (folder / "trained.json").touch()
-    assert table_runs.stage(one) == "scoring"
+    assert [call[0] for call in programs.calls] == ["train.py", "eval.py", "eval.py"]
 
 
 def test_one_failure_leaves_the_other_rows_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    FakeDoors(monkeypatch, broken_seed=1)
-    with pytest.raises(RunError, match="status 1"):
+    FakePrograms(monkeypatch, broken_seed=1)
+    with pytest.raises(TableError, match="status 1"):
         perform_all([run(tmp_path, seed=seed) for seed in range(3)], jobs=1)
-    assert [run(tmp_path, seed=seed).is_done() for seed in range(3)] == [True, False, True]
+    assert [bool(run(tmp_path, seed=seed).finished_row()) for seed in range(3)] == [
+        True,
+        False,
+        True,
+    ]
 
 
-def test_a_door_that_fails_shows_the_end_of_its_log(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"(?s)train.py .*status 2.*no such file"):
-        table_runs.door("train.py", str(tmp_path / "missing.yaml"), threads=1, log=tmp_path / "log")
+def test_a_program_that_fails_shows_the_end_of_its_log(tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"(?s)train.py .*status 2.*no such file"):
+        missing = str(tmp_path / "missing.yaml")
+        table_runs.run_program("train.py", missing, threads=1, log=tmp_path / "log")
 
 
 def test_data_of_a_recipe_is_drawn_once_and_its_size_counts(
@@ -136,24 +133,105 @@ def test_data_of_a_recipe_is_drawn_once_and_its_size_counts(
 ) -> None:
     root = str(tmp_path / "drawn")
     words = "--size 64 128 --train 2 --val 0 --test 1 --extra 0 --workers 1"
-    monkeypatch.setitem(table_runs.DRAWINGS, root, tuple(words.split()))
-    first = table_runs.drawing(root)
+    monkeypatch.setitem(program.DRAWINGS, root, words)
+    program.draw(root)
+    first = program.describe_drawing(root)
     assert '"size": [64, 128]' in first and first.endswith(" 2")
+
     image = next((tmp_path / "drawn" / "leftImg8bit" / "train").rglob("*.png"))
     written = image.stat().st_mtime_ns
-    assert table_runs.drawing(root) == first and image.stat().st_mtime_ns == written
+    program.draw(root)
+    assert program.describe_drawing(root) == first and image.stat().st_mtime_ns == written
     image.unlink()
-    assert table_runs.drawing(root) == first and image.exists()  # what is missing is drawn
-    monkeypatch.setitem(
-        table_runs.DRAWINGS, root, tuple(words.replace("--train 2", "--train 3").split())
-    )
-    assert table_runs.drawing(root) == first[:-1] + "3"
-    assert table_runs.drawing(str(tmp_path)) == ""
+    program.draw(root)
+    assert program.describe_drawing(root) == first and image.exists()  # what is missing is drawn
+
+    monkeypatch.setitem(program.DRAWINGS, root, words.replace("--train 2", "--train 3"))
+    program.draw(root)
+    assert program.describe_drawing(root) == first[:-1] + "3"
+    assert program.describe_drawing(str(tmp_path)) == ""
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
-    monkeypatch.setitem(table_runs.DRAWINGS, str(tmp_path / "taken"), ())
-    with pytest.raises(RunError, match="could not be drawn"):
-        table_runs.drawing(str(tmp_path / "taken"))
+    monkeypatch.setitem(program.DRAWINGS, str(tmp_path / "taken"), "")
+    with pytest.raises(TableError, match="could not be drawn"):
+        program.draw(str(tmp_path / "taken"))
+
+
+def test_scenes_of_version_1_are_those_that_published_rows_name_by_a_hash(tmp_path: Path) -> None:
+    """A comment in the code that draws may not invalidate a published row."""
+    texts = []
+    for drawing in (1, "9c331d59265c", 2):
+        recipe = {"seed": 0, "size": [192, 384], "drawing": drawing}
+        (tmp_path / "demo.json").write_text(json.dumps({"recipe": recipe}))
+        texts.append(program.describe_drawing(str(tmp_path)))
+    assert texts[0] == texts[1] == published_drawing((192, 384), 0) and texts[2] != texts[0]
+
+    for damaged in ("{", "[]", '{"recipe": {}}'):
+        (tmp_path / "demo.json").write_text(damaged)
+        with pytest.raises(TableError, match="demo.json: .*draw it again"):
+            program.describe_drawing(str(tmp_path))
+
+
+def published_drawing(size: tuple[int, int], images: int) -> str:
+    """What stands for drawn data in the recipes of published rows."""
+    recipe = {"seed": 0, "size": list(size), "drawing": "9c331d59265c"}
+    return f"{json.dumps({'recipe': recipe})} {images}"
+
+
+PUBLISHED = {  # folder: the words of its command, and how its data was drawn
+    "table1": ([], published_drawing((192, 384), 768)),
+    "table1_long": (
+        ["--config", "configs/demo/table1_long.yaml"],
+        published_drawing((192, 384), 768),
+    ),
+    "demo": (["--config", "configs/demo.yaml"], published_drawing((256, 512), 192)),
+    "cross_entropy": (
+        ["--config", "configs/demo.yaml", "loss.main=cross_entropy"],
+        published_drawing((256, 512), 192),
+    ),
+    "camvid": (["--config", "configs/camvid/table1.yaml", "--split", "val"], ""),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_rows_of_table1_are_kept_and_make_the_published_table(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their recipes are those of the configurations as they are now."""
+    monkeypatch.chdir(ROOT)
+    words, drawing = PUBLISHED[name]
+    options = table1.parse([*words, "--output", str(RESULTS / name)])
+    found = table1.runs_of(options, drawing, list(table1.MODELS), None)
+    files = sorted((RESULTS / name / "rows").glob("*.json"))
+    kept = {run.row: run.finished_row() for run in found if run.row in files}
+    assert sorted(kept) == files and all(kept.values())
+
+    published = json.loads((RESULTS / name / "table1.json").read_text())
+    costs = {line["model"]: line["cost"] for line in published["lines"]}
+    summary = table1.summarise([kept[file] for file in files], costs)
+    for part in ("lines", "differences", "gains", "attention"):
+        assert json.loads(json.dumps(summary[part])) == published[part]
+    assert table1.markdown(summary) == (RESULTS / name / "table1.md").read_text()
+    for file, chart in (
+        ("cost.svg", lambda: cost_chart(summary["lines"])),
+        ("gains.svg", lambda: gain_chart(summary["gains"], table1.THIN)),
+    ):
+        if (RESULTS / name / file).exists():
+            assert chart() == (RESULTS / name / file).read_text()
+
+
+def test_published_rows_of_table2_are_kept_and_make_the_published_table() -> None:
+    options = table2.parse(["--output", str(RESULTS / "table2")])
+    drawing, rows = published_drawing((192, 384), 192), []
+    for file in sorted((RESULTS / "table2" / "rows").glob("*.json")):
+        row = json.loads(file.read_text())
+        rows.append(row)
+        if table2.ROWS[row["method"]].labels == "coarse":  # others name their teacher's labels
+            run = table2.run_of(options, row["method"], row["seed"], drawing)
+            assert run.row == file and run.finished_row() == row
+    assert len(rows) == 12
+    text = table2.markdown(table2.summarise(rows))
+    assert text == (RESULTS / "table2" / "table2.md").read_text()
 
 
 def rows_of_table1() -> list[dict[str, Any]]:
@@ -229,11 +307,8 @@ def test_table1_means_paired_differences_gains_and_attention() -> None:
 def test_every_line_of_table1_is_scored_by_its_model() -> None:
     for _, model, scales, combine in table1.LINES:
         lists = [
-            (
-                tuple(map(float, text.split(","))),
-                "max" if "eval.combine=max" in scoring.overrides else "average",
-            )
-            for scoring in table1.MODELS[model][1]
+            (text, "max" if "eval.combine=max" in scoring.overrides else "average")
+            for scoring in table1.MODELS[model].scorings
             for text in scoring.lists
         ]
         assert (scales, combine) in lists
@@ -241,10 +316,10 @@ def test_every_line_of_table1_is_scored_by_its_model() -> None:
 
 def test_a_table_trains_seed_by_seed_with_distinct_recipes(tmp_path: Path) -> None:
     options = table1.parse(["--output", str(tmp_path), "--runs", str(tmp_path), "optim.epochs=2"])
-    runs = table1.runs_of(options, "drawn so")
-    assert len(runs) == sum(table1.SEEDS.values()) and [found.seed for found in runs] == sorted(
+    runs = table1.runs_of(options, "drawn so", options.models, options.seeds)
+    assert len(runs) == sum(model.seeds for model in table1.MODELS.values()) and [
         found.seed for found in runs
-    )
+    ] == sorted(found.seed for found in runs)
     assert len({found.recipe() for found in runs}) == len(table1.MODELS) and len(
         {found.row for found in runs}
     ) == len(runs)
@@ -287,7 +362,7 @@ def scenes(tmp_path: Path) -> str:
 def test_what_a_user_can_get_wrong_ends_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes: str, module: Any
 ) -> None:
-    doors = FakeDoors(monkeypatch)
+    programs = FakePrograms(monkeypatch)
     (tmp_path / "file").touch()
     into = ["--output", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
     for words, said in (
@@ -303,12 +378,16 @@ def test_what_a_user_can_get_wrong_ends_before_anything_is_trained(
             "file/rows: cannot be made .*--output",
         ),
         (
+            ["--output", str(tmp_path / "scenes"), "--runs", str(tmp_path / "runs"), scenes],
+            "scenes holds something else than a table",
+        ),
+        (
             ["--output", str(tmp_path / "out"), "--runs", str(tmp_path / "file"), scenes],
             "file: cannot be made .*--runs",
         ),
     ):
-        with pytest.raises(table_runs.user_errors(), match=said):
-            module.main(module.parse(words))
+        with pytest.raises(UserError, match=said):
+            module.make_table(module.parse(words))
     for words in (
         ["--seeds", "0"],
         ["--seeds", "-1"],
@@ -319,15 +398,20 @@ def test_what_a_user_can_get_wrong_ends_before_anything_is_trained(
         with pytest.raises(SystemExit) as ended:
             module.parse(words)
         assert ended.value.code == 2
-    assert not doors.calls
+    assert not programs.calls
 
 
 def test_a_table_that_is_stopped_takes_its_trainings_along(tmp_path: Path) -> None:
     """SIGTERM to the script alone: the child ends too, and nothing further is begun."""
-    code = (
-        "import signal, sys\nfrom pathlib import Path\nfrom scripts import table_runs\nsignal.signal(signal.SIGTERM, table_runs._stop)\n"
-        "table_runs.ROOT = Path(sys.argv[1])\ntable_runs.door('child.py', threads=1, log=Path(sys.argv[1]) / 'log')\nprint('went on')"
-    )
+    code = """
+import signal, sys
+from pathlib import Path
+from scripts.tables import runs
+signal.signal(signal.SIGTERM, runs.stop_children)
+runs.ROOT = Path(sys.argv[1])
+runs.run_program("child.py", threads=1, log=Path(sys.argv[1]) / "log")
+print("went on")
+"""
     (tmp_path / "child.py").write_text(
         "import os, sys, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(60)"
     )
@@ -345,7 +429,7 @@ def test_a_table_that_is_stopped_takes_its_trainings_along(tmp_path: Path) -> No
 def test_the_table_holds_the_rows_that_are_there_besides_those_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes: str
 ) -> None:
-    FakeDoors(monkeypatch)
+    FakePrograms(monkeypatch)
 
     def make(*models: str) -> set[str]:
         words = [
@@ -355,13 +439,40 @@ def test_the_table_holds_the_rows_that_are_there_besides_those_asked_for(
             "--runs",
             str(tmp_path / "runs"),
             "--output",
-            str(tmp_path),
+            str(tmp_path / "table"),
             scenes,
         ]
-        assert table1.main(table1.parse(["--models", *models, *words])) == 0
-        return {
-            line["model"] for line in json.loads((tmp_path / "table1.json").read_text())["lines"]
-        }
+        assert table1.make_table(table1.parse(["--models", *models, *words])) == 0
+        summary = json.loads((tmp_path / "table" / "table1.json").read_text())
+        return {line["model"] for line in summary["lines"]}
 
     assert make("explicit") == {"explicit"}
     assert make("hierarchical") == {"explicit", "hierarchical"}
+
+
+def test_a_row_that_is_damaged_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a power cut or a hand left of it, or of the note of its time."""
+    programs = FakePrograms(monkeypatch)
+    row = perform(run(tmp_path))
+    whole = (tmp_path / "row-0.json").read_text()
+    for damaged in (whole[:-40], "", "[]", "null", whole.replace('"scored"', '"scores"')):
+        (tmp_path / "row-0.json").write_text(damaged)
+        assert run(tmp_path).finished_row() is None
+    (run(tmp_path).folder / "trained.json").write_text('{"train_')
+    shutil.rmtree(run(tmp_path).folder / "test-0")
+    assert {**perform(run(tmp_path)), "train_s": row["train_s"]} == row
+    assert [call[0] for call in programs.calls] == ["train.py", "eval.py"] * 2
+
+
+def test_damaged_costs_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scenes: str
+) -> None:
+    FakePrograms(monkeypatch)
+    (tmp_path / "table" / "rows").mkdir(parents=True)
+    (tmp_path / "table" / "costs.json").write_text('{"single": {')
+    into = ["--output", str(tmp_path / "table"), "--runs", str(tmp_path / "runs")]
+    words = ["--models", "explicit", "--seeds", "1", "--no-costs", *into, scenes]
+    with pytest.raises(TableError, match="costs.json: is damaged; remove it"):
+        table1.make_table(table1.parse(words))

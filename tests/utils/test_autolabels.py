@@ -1,9 +1,12 @@
-"""Hard labels: which pixels are kept, what their files say, how a tree of them is claimed, compiled and checked."""
+"""Hard labels: which pixels are kept, what their files say, how they are compiled and checked."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
+import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hmsa.network.inference.predict import label_and_confidence
-from hmsa.utils.files.png import ImageWriteError
+from hmsa.utils.files.png import encode_png
 from hmsa.utils.files.prefetch import prefetch
+from hmsa.utils.files.writing import WriteError
 from hmsa.utils.labelling.autolabel_check import problems_of
 from hmsa.utils.labelling.autolabels import (
     NOT_YET,
@@ -26,6 +30,7 @@ from hmsa.utils.labelling.autolabels import (
     agreement_of,
     compile_tree,
     confidence_name,
+    empty_classes,
     encode_label,
     failure_path,
     fingerprint,
@@ -36,13 +41,23 @@ from hmsa.utils.labelling.autolabels import (
     soft_label_seconds,
     write_failure,
 )
+from hmsa.utils.labelling.label_record import file_sha256, is_label_of
 from hmsa.utils.labelling.thresholds import (
     BINS,
     confidence_histogram,
     hard_label,
     quantile_thresholds,
 )
-from hmsa.utils.labelling.work_tree import alone, claim, one_at_a_time, sweep, write_once
+from hmsa.utils.labelling.work_tree import (
+    alone,
+    claim,
+    one_at_a_time,
+    read_thresholds,
+    require_not_drawn,
+    sweep,
+    write_once,
+    write_thresholds,
+)
 
 THRESHOLDS = st.lists(st.sampled_from([0.0, 0.4, 0.5, 0.9, 0.97, 1.0]), min_size=5, max_size=5)
 
@@ -71,7 +86,7 @@ def test_a_pixel_is_ignored_exactly_when_its_largest_probability_is_below_its_th
 
 @pytest.mark.parametrize("value", [0.9, 0.5, 1.0, 0.25])
 def test_at_the_threshold_is_kept_and_a_hair_below_is_not(value: float) -> None:
-    """METHOD section 5: at least the threshold."""
+    """Paper, section 4: at least the threshold."""
     at = torch.tensor(value)
     confidence = torch.stack([torch.nextafter(at, torch.tensor(0.0)), at]).view(1, 2)
     hard = hard_label(
@@ -225,7 +240,10 @@ SETTINGS: dict[str, Any] = {
 
 
 def fill(folder: Path, count: int = 3, settings: dict[str, Any] = SETTINGS) -> list[Entry]:
-    """A tree as autolabel.py writes it: label and confidence of each image, the last of which people have drawn too."""
+    """A tree as autolabel.py writes it: label and confidence of each image.
+
+    The last image also has a label that people drew.
+    """
     folder.mkdir()
     entries = [
         Entry(f"{number}.jpg", f"{number}.png", f"{number}_confidence.png")
@@ -350,6 +368,322 @@ def test_verifying_finds(said: str, tmp_path: Path) -> None:
     assert any(said in problem for problem in problems), problems
 
 
+# Kind: files of ours that were damaged, or made by others, are named in one sentence.
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b'{"thresh', b"[]", b"null", b"\xff", b"[" * 100_000], ids=repr
+)
+def test_a_damaged_settings_file_is_the_only_file_to_delete(tmp_path: Path, content: bytes) -> None:
+    """A5: what a power cut leaves of settings.json does not cost the labels."""
+    entries = fill(tmp_path / "tree")
+    folder = tmp_path / "tree"
+    targets = [folder / entry.label for entry in entries]
+    labels = {path.name: path.read_bytes() for path in targets}
+    (folder / "settings.json").write_bytes(content)
+    with pytest.raises(AutolabelError, match=r"settings\.json: is damaged or cut off") as caught:
+        claim(folder, SETTINGS, targets)
+    assert "delete this one file" in str(caught.value) and "delete the folder" not in str(caught)
+    with pytest.raises(AutolabelError, match=r"settings\.json: is damaged or cut off"):
+        problems_of(folder)
+
+    (folder / "settings.json").unlink()
+    claim(folder, SETTINGS, targets)
+    assert problems_of(folder) == (3, [])
+    assert {path.name: path.read_bytes() for path in targets} == labels
+
+    # Without the note, labels of other settings and pictures of people are no labels of ours.
+    (folder / "settings.json").unlink()
+    with pytest.raises(AutolabelError, match=r"0\.png: is there already and was not made"):
+        claim(folder, {**SETTINGS, "threshold": 0.7}, targets)
+    Image.fromarray(np.zeros((1, 3), np.uint8)).save(targets[1])
+    with pytest.raises(AutolabelError, match=r"1\.png: is there already and was not made"):
+        claim(folder, SETTINGS, targets)
+    assert not (folder / "settings.json").exists()
+
+
+def test_what_decides_over_all_labels_is_on_the_disk_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A5: a file that took its name before its bytes were on the disk is cut off by a power cut."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    write_once(tmp_path / "settings.json", b"{}")
+    write_thresholds(tmp_path / "thresholds.json", {"a": 0.5}, made_with="x", images=1)
+    assert [Path(path).suffix for path in synced] == [".tmp", "", ".tmp", ""]
+    assert synced[1] == synced[3] == str(tmp_path)
+
+
+def test_thresholds_are_read_as_they_were_written(tmp_path: Path) -> None:
+    path = tmp_path / "thresholds.json"
+    write_thresholds(path, {"a": 0.1, "b": 1.0}, made_with="x", images=7)
+    write_thresholds(path, {"a": 0.9, "b": 0.9}, made_with="x", images=7)  # the second job
+    assert read_thresholds(path, made_with="x", names=NAMES).tolist() == [0.1, 1.0]
+    assert json.loads(path.read_text())["images"] == 7
+    with pytest.raises(AutolabelError, match="was measured with other settings"):
+        read_thresholds(path, made_with="y", names=NAMES)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        '{"made_with": "x", "thresh',
+        "[]",
+        "{}",
+        '{"made_with": "x", "thresholds": 3}',
+        '{"made_with": "x", "thresholds": {"a": 0.5}}',
+        '{"made_with": "x", "thresholds": {"a": 0.5, "b": "0.5"}}',
+        '{"made_with": "x", "thresholds": {"a": 0.5, "b": NaN}}',
+        '{"made_with": "x", "thresholds": {"a": 0.5, "b": 2}}',
+        '{"made_with": "x", "thresholds": {"a": 0.5, "b": true}}',
+    ],
+)
+def test_damaged_thresholds_are_one_file_to_delete(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "thresholds.json"
+    path.write_text(content)
+    with pytest.raises(AutolabelError, match=r"thresholds\.json: is damaged or cut off; delete"):
+        read_thresholds(path, made_with="x", names=NAMES)
+
+
+def test_an_image_that_was_replaced_by_one_of_the_same_size_shows(tmp_path: Path) -> None:
+    """A4: a label says which bytes it is the label of."""
+    folder = tmp_path / "tree"
+    image = tmp_path / "0.jpg"
+    image.write_bytes(b"one photograph")
+    hashed = file_sha256(image)
+    assert hashed == hashlib.sha256(b"one photograph").hexdigest()
+    entries = fill(folder)
+    _rewrite("0.png", [4, 9, 0], image_sha256=hashed)(folder)
+    tree = compile_tree(folder, SETTINGS, entries, NAMES)
+    tree.write(folder, image_paths={"0.jpg": image, "1.jpg": tmp_path / "gone.jpg"})
+    assert problems_of(folder) == (3, []), "images that are elsewhere are no problem"
+    assert (
+        json.loads((folder / "images.jsonl").read_text().splitlines()[0])["image_sha256"] == hashed
+    )
+
+    record = read_record(folder / "0.png")
+    asked = {"made_with": fingerprint(SETTINGS), "image": "0.jpg"}
+    assert is_label_of(record, **asked, image_sha256=str(hashed))
+
+    times = image.stat()
+    image.write_bytes(b"two photograph")
+    os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert not is_label_of(record, **asked, image_sha256=str(file_sha256(image)))
+    assert problems_of(folder)[1] == [
+        f"0.png: is the label of another image than {image} holds now; start the same autolabel.py "
+        "command again"
+    ]
+    assert not is_label_of(None, **asked, image_sha256="x")
+    assert not is_label_of({**(record or {}), "made_with": "y"}, **asked, image_sha256=str(hashed))
+    assert file_sha256(tmp_path / "none") is None
+
+
+BAD_RECORDS: list[Any] = [
+    3,
+    [],
+    None,
+    {},
+    {"made_with": 3},
+    {"made_with": None},
+    {"predicted": "many"},
+    {"predicted": [1, 2.5]},
+    {"predicted": [True, 2]},
+    {"predicted": [-1, 4]},
+    {"predicted": [1, 1 << 70]},
+    {"predicted": [3]},
+    {"predicted": [0, 0]},
+    {"counts": {"a": 1}},
+    {"counts": None},
+    {"counts": [1, 1, 1]},
+    {"mean_confidence": "high"},
+    {"mean_confidence": float("nan")},
+    {"mean_confidence": 7},
+    {"image": ["a"]},
+    {"human": "none"},
+    {"human": [1, 0], "agreement": [[0, 9, 1]]},
+    {"human": [1, 0], "agreement": [[0, 1]]},
+    {"human": [1, 0], "agreement": 3},
+    {"kept": [1]},
+]
+
+
+@pytest.mark.parametrize("changes", BAD_RECORDS, ids=str)
+def test_records_of_wrong_types_are_no_records(tmp_path: Path, changes: Any) -> None:
+    """B9: such a file has no label, so that its image is labelled anew; a check names it."""
+    folder = tmp_path / "tree"
+    entries = fill(folder)
+    record = changes
+    if isinstance(changes, dict) and changes:
+        record = {**(read_record(folder / "0.png") or {}), **changes}
+    ids = np.array([[4, 9, 0]], np.uint8)
+    (folder / "0.png").write_bytes(encode_label(ids, record))
+
+    tree = compile_tree(folder, SETTINGS, entries, NAMES)
+    assert tree.manifest["failures"] == [{"image": "0.jpg", "why": NOT_YET}]
+    _, problems = problems_of(folder)
+    assert any(problem.startswith("0.png: ") for problem in problems), problems
+
+
+BAD_FILES = {
+    "settings.json": [
+        {"classes": 3},
+        {"classes": {}},
+        {"classes": {"classes": []}},
+        {"classes": {**CLASSES, "classes": [{"name": "a"}]}},
+        {"classes": {**CLASSES, "classes": ["a", "b"]}},
+        {"classes": {**CLASSES, "classes": [{"name": "a", "raw_ids": [-1]}]}},
+        {"classes": {**CLASSES, "classes": [{"name": "a", "raw_ids": [1 << 70]}]}},
+        {"classes": {**CLASSES, "classes": [{"name": ["a"], "raw_ids": [4]}]}},
+        {"classes": {**CLASSES, "raw_ignore": "none"}},
+        {"class_thresholds": []},
+        {"class_thresholds": {"a": "high", "b": 0.1}},
+        {"class_thresholds": {"a": float("nan"), "b": 0.1}},
+    ],
+    "manifest.json": [
+        {"failures": None},
+        {"failures": "none"},
+        {"failures": [3]},
+        {"failures": [{"image": 3, "why": "x"}]},
+        {"failures": [{"image": "a"}]},
+    ],
+    "images.jsonl": [
+        {"image": 3},
+        {"label": None},
+        {"label": "../../outside.png"},
+        {"label": "/etc/passwd"},
+        {"label": "a\0b"},
+        {"label": ""},
+        {"confidence": 3},
+        {"confidence": "../x.png"},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [(name, changes) for name, listed in BAD_FILES.items() for changes in listed],
+    ids=str,
+)
+def test_files_of_wrong_types_are_one_sentence(
+    tmp_path: Path, name: str, changes: dict[str, Any]
+) -> None:
+    """B9: manifests with wrong types."""
+    folder = tmp_path / "tree"
+    fill(folder)
+    first, *others = (folder / name).read_text().splitlines(keepends=True)
+    if name != "images.jsonl":
+        first, others = first + "".join(others), []
+    text = json.dumps({**json.loads(first), **changes}) + "\n" + "".join(others)
+    (folder / name).write_text(text)
+    with pytest.raises(AutolabelError, match=re.escape(str(folder / name))) as caught:
+        problems_of(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["settings.json", "manifest.json", "images.jsonl"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"3", b"{", b"\xff\xfe", b"[" * 100_000], ids=repr)
+def test_files_that_are_no_json_objects_are_one_sentence(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    fill(tmp_path / "tree")
+    (tmp_path / "tree" / name).write_bytes(content)
+    if name == "images.jsonl" and not content:
+        assert problems_of(tmp_path / "tree")[1], "no line is a line for each label missing"
+        return
+    with pytest.raises(AutolabelError, match=f"{name}: is damaged or cut off") as caught:
+        problems_of(tmp_path / "tree")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["0.png", "0_confidence.png"])
+def test_pictures_of_other_kinds_under_a_valid_record(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "tree"
+    fill(folder)
+    record = read_record(folder / name) or {}
+    text = {"hmsa-autolabel": json.dumps(record)}
+    colour = np.zeros((1, 3, 3), np.uint8)
+    (folder / name).write_bytes(encode_png(colour, text=text))
+    assert any("8-bit grey picture" in problem for problem in problems_of(folder)[1])
+
+
+def test_a_label_that_somebody_corrected_is_not_replaced(tmp_path: Path) -> None:
+    """A1: writing over what the command did not make, in a folder that it did make."""
+    folder = tmp_path / "tree"
+    fill(folder)
+    require_not_drawn(folder / "0.png")
+    require_not_drawn(folder / "none.png")
+    _cut(folder)
+    require_not_drawn(folder / "0.png")
+    (folder / "1.png").write_bytes(b"damaged")
+    require_not_drawn(folder / "1.png")
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(folder / "2.png")
+    with pytest.raises(AutolabelError, match=r"2\.png: was not made by autolabel\.py"):
+        require_not_drawn(folder / "2.png")
+
+
+def test_names_that_are_not_utf8_go_through_all_files(tmp_path: Path) -> None:
+    """B8: text that an encoding cannot hold."""
+    name = os.fsdecode(b"caf\xe9")
+    entry = Entry(f"{name}.jpg", f"{name}.png", None)
+    record = {
+        "made_with": fingerprint(SETTINGS),
+        "image": entry.image,
+        "mean_confidence": 0.5,
+        "predicted": [1, 2],
+        "counts": [1, 1],
+    }
+    claim(tmp_path, SETTINGS, [tmp_path / entry.label])
+    ids = np.array([[4, 9, 0]], np.uint8)
+    (tmp_path / entry.label).write_bytes(encode_label(ids, record))
+    failed = Entry("b.jpg", "b.png", None)
+    write_failure(tmp_path / "b.png", made_with=record["made_with"], why=f"{name} is broken")
+    tree = compile_tree(tmp_path, SETTINGS, [entry, failed], NAMES)
+    tree.write(tmp_path, image_paths={entry.image: tmp_path / entry.image})
+    assert tree.manifest["failures"] == [{"image": "b.jpg", "why": f"{name} is broken"}]
+    count, problems = problems_of(tmp_path)
+    assert count == 1 and len(problems) == 2, "not complete, and b.jpg has no label"
+
+
+# Kind: a result that is hardly ever wanted, and says nothing of itself.
+
+
+def test_classes_of_which_nothing_is_kept_are_said() -> None:
+    """C15."""
+    names = ["road", "fence", "train", "sky"]
+    records = [
+        {
+            "predicted": [60, 30, 0, 10],
+            "kept": [50, 0, 0, 5],
+            "counts": [50, 0, 0, 0],
+            "mean_confidence": 0.5,
+        }
+    ]
+    said = empty_classes(manifest({"threshold": 0.9}, records, [], names))
+    assert len(said) == 3
+    assert said[0].startswith("nothing is kept of fence: predicted, but never") and (
+        "autolabel.class_thresholds" in said[0]
+    )
+    assert said[1] == "never predicted, and so without any label: train"
+    assert said[2].startswith("nothing is left of sky: autolabel.policy takes it")
+
+    records[0] |= {"kept": [0] * 4, "counts": [0] * 4}
+    said = empty_classes(manifest({"threshold": 0.9}, records, [], names))
+    assert said == [
+        "no pixel of 1 images has a label: nothing reaches the threshold 0.9; choose a lower "
+        "--threshold, or set autolabel.keep_share"
+    ]
+    records[0] |= {"kept": [1] * 4, "counts": [1] * 4}
+    assert empty_classes(manifest({"threshold": 0.9}, records, [], names)) == []
+    assert empty_classes(manifest({"threshold": 0.9}, [], [], names)) == []
+
+
 def test_what_is_no_tree_is_not_verified(tmp_path: Path) -> None:
     with pytest.raises(AutolabelError, match="is no finished tree of automatic labels"):
         problems_of(tmp_path)
@@ -405,6 +739,26 @@ def test_parts_that_share_files_exclude_each_other(tmp_path: Path) -> None:
         pass
 
 
+def _hold_part(folder: str, order: Any) -> None:
+    with alone(Path(folder), 0, 1):
+        order.put("inside")
+        threading.Event().wait(120)
+
+
+def test_the_lock_of_a_killed_job_frees_itself(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    order = context.Queue()
+    other = context.Process(target=_hold_part, args=(str(tmp_path), order))
+    other.start()
+    assert order.get(timeout=120) == "inside"
+    with pytest.raises(AutolabelError, match="another job"), alone(tmp_path, 1, 4):
+        pass
+    other.kill()
+    other.join(60)
+    with alone(tmp_path, 1, 4):
+        pass
+
+
 def _wait_inside(folder: str, order: Any) -> None:
     order.put("started")
     with one_at_a_time(Path(folder)):
@@ -442,7 +796,7 @@ def test_a_folder_that_takes_no_lock_is_a_sentence(tmp_path: Path) -> None:
     ):
         with (
             pytest.raises(
-                ImageWriteError,
+                WriteError,
                 match=r"nowhere/\.lock-.*: cannot be written \(No such file or directory\)",
             ),
             enter(),

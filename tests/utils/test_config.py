@@ -1,4 +1,7 @@
-"""Configuration files: inheritance, overrides, and every mistake at once with its place and the nearest right word."""
+"""Configuration files: inheritance, overrides, and every mistake at once.
+
+Each mistake comes with its place and the nearest right word.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmsa.utils.config import Config, ConfigError, dump, iter_fields, load_config
+from hmsa.utils.files.yaml_loader import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,7 +85,8 @@ lerning_rate: 1e-3
         "a.yaml:3: optim.momentun: unknown key (did you mean 'momentum'?)",
         "a.yaml:4: optim.lr: expected a number, got 'fast'",
         "a.yaml:6: optim.epochs: duplicate key (it stands in line 5 already)",
-        "a.yaml:7: optim.backend: 'fusd' is none of auto, torch, foreach, fused, apex (did you mean 'fused'?)",
+        "a.yaml:7: optim.backend: 'fusd' is none of auto, torch, foreach, fused, apex"
+        " (did you mean 'fused'?)",
         "a.yaml:8: optim.clip_norm: must be greater than 0, got -1",
         "a.yaml:10: eval.flip: expected true or false, got 'yes'; write true",
         "a.yaml:11: eval.tile: expected a list in brackets, got 'None'; write null for none",
@@ -89,17 +94,21 @@ lerning_rate: 1e-3
         "a.yaml:14: data.crop[1]: a value is missing; got only [3]",
         "a.yaml:15: data.scale_range: [2, 1] runs backwards; write [1, 2]",
         "a.yaml:16: data.color: expected a finite number, got nan",
-        "a.yaml:17: data.cv: expected a whole number, not True",
+        "a.yaml:17: data.cv: expected a whole number, got true",
         "a.yaml:18: data.extra.labels: 'atuo' is none of coarse, auto (did you mean 'auto'?)",
-        "a.yaml:18: data.extra.policy.car: 'humn' is none of auto, human, union, drop (did you mean 'human'?)",
-        "a.yaml:20: model.trunk: 'resnet52' is none of hrnet_w48, hrnet_w32, hrnet_w18, hrnet_w18_small, resnet18, resnet34, resnet50,"
-        " resnet101, timm:NAME (did you mean 'resnet50'?)",
+        "a.yaml:18: data.extra.policy.car: 'humn' is none of auto, human, union, drop"
+        " (did you mean 'human'?)",
+        "a.yaml:20: model.trunk: 'resnet52' is none of hrnet_w48, hrnet_w32, hrnet_w18,"
+        " hrnet_w18_small, resnet18, resnet34, resnet50, resnet101, timm:NAME"
+        " (did you mean 'resnet50'?)",
         "a.yaml:21: loss: expected a section: options as 'key: value' lines below it, got null",
         "a.yaml:22: lerning_rate: unknown key (did you mean 'optim.lr'?)",
         "b.yaml:2: experiment.sead: unknown key (did you mean 'seed'?)",
         "command line: 'x' is no override; write section.key=value",
-        "command line: eval.overlap: not valid YAML (expected ',' or ']', but got '<stream end>', while parsing a flow sequence)",
-        "command line: experiment.seed: '07' has leading zeros, which YAML readers take differently; write 7 or quote it: \"07\"",
+        "command line: eval.overlap: not valid YAML (expected ',' or ']', but got '<stream end>',"
+        " while parsing a flow sequence)",
+        "command line: experiment.seed: '07' has leading zeros, which YAML readers take"
+        ' differently; write 7 or quote it: "07"',
         "command line: runtime.tf32: expected true or false, got 'on'; write true",
         "command line: optm: unknown key (did you mean 'optim'?)",
     ]
@@ -219,7 +228,8 @@ def test_missing_base_names_the_chain_and_the_nearest_file(tmp_path: Path) -> No
     )
     assert [text.replace(f"{tmp_path}/", "") for text in mistakes_of(path)] == [
         "a.yaml:1: experiment.seed: must be at least 0, got -1",
-        "b.yaml:2: base: no such file 'deom.yaml' (did you mean 'demo.yaml'?): a.yaml -> b.yaml -> deom.yaml",
+        "b.yaml:2: base: no such file 'deom.yaml' (did you mean 'demo.yaml'?):"
+        " a.yaml -> b.yaml -> deom.yaml",
     ]
 
 
@@ -385,8 +395,6 @@ SCALES = st.lists(st.floats(0.1, 4), min_size=1, max_size=4, unique=True)
     )
 )
 def test_dictionary_and_dump_give_the_configuration_back(values: dict[str, Any]) -> None:
-    from hmsa.utils.files.yaml_loader import parse_yaml
-
     config = Config.from_dict(values)
     assert plain(config.to_dict())
     assert Config.from_dict(config.to_dict()) == config
@@ -441,7 +449,10 @@ def test_schedule_arguments_are_the_schedules_keywords() -> None:
 
 
 def test_importable_without_torch_or_numpy() -> None:
-    code = "import sys; import utils.config; print(sorted({'torch', 'numpy', 'cv2'} & set(sys.modules)))"
+    code = (
+        "import sys; import hmsa.utils.config;"
+        " print(sorted({'torch', 'numpy', 'cv2'} & set(sys.modules)))"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -1,4 +1,7 @@
-"""The configuration against the rooms: rooms are islands, so here the choices are compared with the builders' tables, names with keywords."""
+"""The configuration against the packages, none of which knows the other.
+
+Choices are compared with the builders' tables, and field names with their keywords.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,10 @@ from hmsa.datasets import (
 from hmsa.datasets.build import DATASETS
 from hmsa.datasets.policy import POLICIES
 from hmsa.loss import LOSSES, build_criterion
-from hmsa.loss.cross_entropy import bootstrapped_cross_entropy, ohem_cross_entropy
+from hmsa.loss.hard_pixels import bootstrapped_cross_entropy, ohem_cross_entropy
 from hmsa.loss.rmi import rmi_loss
 from hmsa.network import DECODERS, MULTISCALE, TRUNKS, build_model
-from hmsa.network.inference.predict import predict
+from hmsa.network.inference import InferenceOptions
 from hmsa.utils.config import Config, ConfigError, iter_fields
 from hmsa.utils.config.models import TRAIN_SCALES
 from hmsa.utils.config.models import TRUNKS as KNOWN_TRUNKS
@@ -136,33 +139,10 @@ def test_fields_of_the_optimiser_are_keywords_of_their_builders() -> None:
 
 
 @pytest.mark.parametrize("section", ["eval", "autolabel"])
-def test_fields_of_inference_are_predicts_keywords(section: str) -> None:
-    assert {"scales", "flip", "combine", "over", "tile", "overlap"} <= keywords(predict) & names_in(
-        section
-    )
-
-
-def test_defaults_agree_with_the_builders() -> None:
-    """A field and the keyword it becomes mean the same when left alone, unless the paper's value is chosen here."""
-    chosen_here = {"output_stride", "main", "train_scales", "num_classes"}
-    for function, section in (
-        (build_model, "model"),
-        (build_criterion, "loss"),
-        (rmi_loss, "loss.rmi"),
-        (ohem_cross_entropy, "loss.ohem"),
-    ):
-        for name, parameter in inspect.signature(function).parameters.items():
-            field = FIELDS.get(f"{section}.{name}")
-            if (
-                field is None
-                or name in chosen_here
-                or parameter.default in (inspect.Parameter.empty, None)
-            ):
-                continue
-            assert field.default == parameter.default, f"{section}.{name}"
-    for field_ in dataclasses.fields(Augmentation):
-        if field_.name not in ("crop", "blur"):
-            assert FIELDS[f"data.{field_.name}"].default == field_.default, field_.name
+def test_fields_of_inference_are_its_options(section: str) -> None:
+    assert {"scales", "flip", "combine", "over", "tile", "overlap"} <= keywords(
+        InferenceOptions
+    ) & names_in(section)
 
 
 def test_timm_trunks_are_taken_by_name() -> None:

@@ -1,4 +1,4 @@
-"""Files written in the background: the right pixels, whole or not at all, and failures that reach the caller."""
+"""Files written in the background: right, whole or not at all, with failures for the caller."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hmsa.utils.files import png
-from hmsa.utils.files.image_writer import ImageWriteError, ImageWriter
-from hmsa.utils.files.png import encode_png, write_file, write_png
+from hmsa.utils.files import writing
+from hmsa.utils.files.image_writer import ImageWriter
+from hmsa.utils.files.png import encode_png, write_png
+from hmsa.utils.files.writing import WriteError, write_file
 
 
 def decoded(data: bytes, way: int = cv2.IMREAD_UNCHANGED) -> np.ndarray:
@@ -133,21 +134,21 @@ def test_the_first_failure_reaches_the_caller_and_stops_the_writing(
     (tmp_path / "file").write_text("not a folder")
     writer = ImageWriter(workers, 1)
     with pytest.raises(
-        ImageWriteError, match=r"a\.png: cannot be written \((Not a directory|File exists)\)"
+        WriteError, match=r"a\.png: cannot be written \((Not a directory|File exists)\)"
     ):
         for _ in range(200):
             writer.submit(tmp_path / "file" / "a.png", np.zeros((2, 2), dtype=np.uint8))
         writer.close()
-    with pytest.raises(ImageWriteError):
+    with pytest.raises(WriteError):
         writer.submit(tmp_path / "later.png", np.zeros((2, 2), dtype=np.uint8))
-    with pytest.raises(ImageWriteError):
+    with pytest.raises(WriteError):
         writer.close()
     assert not (tmp_path / "later.png").exists()
 
 
 def test_a_failure_at_the_very_end_is_raised_by_close(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ImageWriteError), ImageWriter(1) as writer:
+    with pytest.raises(WriteError), ImageWriter(1) as writer:
         writer.submit(tmp_path / "file" / "a.png", np.zeros((2, 2), dtype=np.uint8))
 
 
@@ -171,7 +172,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", half_written)
-    with pytest.raises(ImageWriteError) as caught:
+    with pytest.raises(WriteError) as caught:
         write_png(target, np.zeros((3, 3), dtype=np.uint8))
     reason = "cannot be written (No space left on device); make room or choose another folder"
     assert str(caught.value) == f"{target}: {reason}" and isinstance(caught.value, OSError)
@@ -180,11 +181,23 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(
     ]
 
 
+def test_text_that_utf8_cannot_hold_is_written_all_the_same(tmp_path: Path) -> None:
+    """Kind: a file name that is not UTF-8 must not lose the work of hours when it is listed."""
+    name = os.fsdecode(b"caf\xe9.jpg")
+    write_file(tmp_path / "list.txt", f"Straße {name}\n")
+    assert (tmp_path / "list.txt").read_text(encoding="utf-8") == "Straße caf\\udce9.jpg\n"
+
+
+def test_a_name_with_a_null_byte_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="no file can be called so"):
+        write_file(tmp_path / "a\0b", b"x")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_device_that_is_really_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(png.threading, "get_ident", lambda: 7)
-    png.temporary_beside(tmp_path / "a.png").symlink_to("/dev/full")
-    with pytest.raises(ImageWriteError, match="No space left on device"):
+    monkeypatch.setattr(writing.threading, "get_ident", lambda: 7)
+    writing.temporary_beside(tmp_path / "a.png").symlink_to("/dev/full")
+    with pytest.raises(WriteError, match="No space left on device"):
         write_file(tmp_path / "label.png", b"x" * 100_000)
     assert not list(tmp_path.iterdir())
 
@@ -192,7 +205,7 @@ def test_a_device_that_is_really_full(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_killed_process_leaves_whole_files_only(tmp_path: Path, root: Path) -> None:
     code = (
         "import sys, numpy as np\n"
-        "from utils.image_writer import ImageWriter\n"
+        "from hmsa.utils.files.image_writer import ImageWriter\n"
         "noise = np.random.default_rng(0).integers(0, 256, (300, 400)).astype(np.uint8)\n"
         "writer = ImageWriter(2)\n"
         "print('ready', flush=True)\n"

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hmsa.utils.metrics.boundary_f import boundary_f, outline
-from hmsa.utils.metrics.confusion import (
+from hmsa.utils.metrics import (
     BoundaryF,
     ConfusionMatrix,
     InstanceIoU,
@@ -25,6 +24,7 @@ from hmsa.utils.metrics.confusion import (
     iou_of,
     mean_of,
 )
+from hmsa.utils.metrics.boundary_f import boundary_f, outline
 from hmsa.utils.metrics.instance_iou import CITYSCAPES_AVERAGE_SIZES, instances_path, read_instances
 
 BYTES, WIDE = torch.uint8, torch.int64
@@ -191,7 +191,7 @@ def test_category_score_forgives_mistakes_inside_a_category() -> None:
     assert scores == {"vehicle": 14 / 16}
 
 
-# --- the official evaluation -------------------------------------------------------------------------------------
+# --- the official evaluation ---
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def official(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def made_up_tree(folder: Path, *, images: int, seed: int, lone: bool) -> list[tuple[Path, Path]]:
-    """Prediction and label files in raw ids with instance maps beside the labels, half of them with ignored ids."""
+    """Files of predictions, labels and instance maps in raw ids, half with ignored ids."""
     rng = np.random.default_rng(seed)
     raw = [7, 8, 11, 17, 21, 23, 24, 25, 26, 27, 28, 31, 32, 33]
     background = raw + [0, 4, 29, 30]  # caravan and trailer have instances but are not scored
@@ -324,7 +324,7 @@ def test_instance_faults_are_named(tmp_path: Path) -> None:
     )
 
 
-# --- boundary F ---------------------------------------------------------------------------------------------------
+# --- boundary F ---
 
 
 def slow_boundary_f(found: np.ndarray, wanted: np.ndarray, radius: int) -> float:

@@ -7,25 +7,29 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from hmsa.utils.processes import (
     AgreedError,
+    ProcessError,
     Processes,
     SynchronisedBatchNorm,
     agreed_round,
     join,
     lost_contact,
     synchronise_batch_norm,
-    unwrap,
 )
+from hmsa.utils.training.ema import WeightAverage
+from hmsa.utils.training.training_state import TrainingState
 
 
 def _free_port() -> int:
@@ -119,12 +123,12 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _train_once(processes: Processes) -> dict[str, list[float]]:
-    network = processes.wrap(synchronise_batch_norm(_network(), processes))
+    inner = synchronise_batch_norm(_network(), processes)
+    network = processes.wrap(inner)
     image, weights = _batch()
     share = 6 // processes.world_size
     own = slice(processes.rank * share, (processes.rank + 1) * share)
     (network(image[own]) * weights[own]).sum().mul(processes.world_size).backward()
-    inner = unwrap(network)
     values = {name: parameter.grad for name, parameter in inner.named_parameters()} | dict(
         inner.named_buffers()
     )
@@ -242,3 +246,106 @@ def test_restarted_ranks_agree_on_a_word_of_their_own_whoever_comes_first() -> N
             words |= found
         with pytest.raises(RuntimeError, match="rank 1, 2 did not come within 0.05 s"):
             agreed_round(client(), 0, 3, timeout_s=0.05)
+
+
+def _runs_a_layer_twice(processes: Processes) -> tuple[dict[str, list[float]], int]:
+    """As a checkpointed stage does in backward: the counter is away, the momentum is 0."""
+    layer = synchronise_batch_norm(nn.BatchNorm2d(3).double(), processes)
+    image, _ = _batch()
+    own = image[processes.rank * 3 : processes.rank * 3 + 3].requires_grad_()
+
+    def stage(inputs: torch.Tensor) -> torch.Tensor:
+        return layer(inputs)
+
+    @contextmanager
+    def frozen() -> Iterator[None]:
+        kept = layer.momentum, layer.num_batches_tracked
+        layer.momentum, layer.num_batches_tracked = 0.0, None
+        try:
+            yield
+        finally:
+            layer.momentum, layer.num_batches_tracked = kept
+
+    result = checkpoint(
+        stage, own, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen())
+    )
+    result.square().sum().backward()
+    assert layer.running_var is not None and layer.num_batches_tracked is not None
+    values = {"running_var": layer.running_var.tolist(), "weight": layer.weight.grad.tolist()}
+    return values, int(layer.num_batches_tracked)
+
+
+def test_activation_checkpointing_with_several_processes_moves_statistics_once() -> None:
+    whole = nn.BatchNorm2d(3).double()
+    whole(_batch()[0]).square().sum().backward()
+    (first, count), (second, _) = run(_runs_a_layer_twice, 2)
+    assert count == 1 and first["running_var"] == second["running_var"]
+    assert whole.running_var is not None and whole.weight.grad is not None
+    found = torch.tensor(first["running_var"], dtype=torch.float64)
+    torch.testing.assert_close(found, whole.running_var, rtol=1e-10, atol=0)
+    summed = torch.tensor(first["weight"]).double() + torch.tensor(second["weight"]).double()
+    torch.testing.assert_close(summed, whole.weight.grad, rtol=1e-5, atol=1e-5)
+
+
+def _evaluates(processes: Processes) -> list[dict[str, list[float]]]:
+    """Training without synchronised batch norm, then the weights that a validation sees."""
+    network = _network()
+    state = TrainingState(
+        network,
+        torch.optim.SGD(network.parameters(), lr=0.1),
+        torch.amp.GradScaler("cpu", enabled=False),
+        WeightAverage(network, decay=0.5),
+    )
+    image, _ = _batch()
+    network(image[:3] if processes.rank == 0 else image[3:])
+    assert state.average is not None
+    state.average.update(network)
+
+    def values(tensors: dict[str, torch.Tensor]) -> dict[str, list[float]]:
+        return {name: value.double().reshape(-1).tolist() for name, value in tensors.items()}
+
+    own = values(network.state_dict())
+    with state.evaluated_weights():
+        scored = values(network.state_dict())
+    return [own, scored, values(state.weights())]
+
+
+def test_without_synchronised_batch_norm_all_ranks_score_what_rank_0_saves() -> None:
+    """Else the printed mIoU belongs to no checkpoint."""
+    (own_first, first, saved), (own_second, second, _) = run(_evaluates, 2)
+    assert own_first["1.running_mean"] != own_second["1.running_mean"]
+    assert first == second == saved
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_gpu_with_too_old_a_driver_is_never_silently_the_cpu(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\n.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(ProcessError, match="driver on your system is too old.*runtime.device=cpu"):
+        join(device=device)
+    assert join(device="cpu").device.type == "cpu"
+
+    # Who hides the GPUs wants the CPU.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    if device == "auto":
+        assert join(device=device).device.type == "cpu"
+
+
+def test_a_machine_without_a_gpu_uses_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init() -> None:
+        raise RuntimeError("Found no NVIDIA driver on your system. Please check that you have one.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert join(device="auto").device.type == "cpu"
+    with pytest.raises(ProcessError, match="sees no CUDA device"):
+        join(device="cuda")

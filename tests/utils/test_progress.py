@@ -1,4 +1,4 @@
-"""Progress in a log: lines of their own, without the cursor's escapes; nothing where it is not wanted."""
+"""Progress in a log: lines of their own, without escapes; nothing where it is not wanted."""
 
 from __future__ import annotations
 

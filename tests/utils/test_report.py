@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import hashlib
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from hmsa.utils.files.png import ImageWriteError
+from hmsa.utils.files.writing import WriteError
 from hmsa.utils.report.page import Example, Picture
 from hmsa.utils.report.report import AutolabelReport, ComparedRow, EvaluationReport, write_report
 
@@ -131,6 +134,7 @@ def full_autolabel() -> AutolabelReport:
         reading_seconds={"hard labels": 0.004, "soft labels": 0.25},
         panels=[example("panel/1")],
         failed=[("<broken>.jpg", "it's truncated")],
+        warnings=["nothing is kept of <sky>"],
     )
 
 
@@ -150,10 +154,63 @@ def test_pages_need_nothing_else_and_escape_everything(tmp_path: Path, report: A
         assert tag not in ("i", "x", "best", "broken", "link"), "a name became markup"
         assert (attributes.get("src") or "data:image/").startswith("data:image/")
         assert (attributes.get("href") or "#").startswith("#")
-    assert "<b>car" not in text and "&lt;b&gt;car&lt;/b&gt; &amp; &quot;van&quot;" in text
+    assert "<b>car" not in text and "&lt;b&gt;car&lt;/b&gt; &amp; &#34;van&#34;" in text
     assert NAMES[1] in page.text
     targets = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
     assert targets == {f"#{anchor}" for anchor in page.sections()}, "the menu leads to every part"
+
+
+HOSTILE = '</script><script>alert(1)</script>"><img src=x onerror=alert(2)>'
+
+
+def hostile(value: Any) -> Any:
+    """The same value with every text in it replaced by one that tries to run a script."""
+    if isinstance(value, str):
+        return HOSTILE
+    if isinstance(value, dict):
+        return {f"{HOSTILE}{number}": hostile(inner) for number, inner in enumerate(value.values())}
+    if isinstance(value, list | tuple):
+        return type(value)(hostile(inner) for inner in value)
+    if isinstance(value, Example):
+        return Example(HOSTILE, [hostile(inner) for inner in value.pictures], HOSTILE)
+    if isinstance(value, Picture):
+        return dataclasses.replace(value, caption=HOSTILE)
+    if isinstance(value, ComparedRow):
+        return dataclasses.replace(value, method=HOSTILE)
+    return value
+
+
+@pytest.mark.parametrize(
+    "report", [full_evaluation(), full_autolabel()], ids=["evaluation", "autolabel"]
+)
+def test_no_text_of_the_data_becomes_a_script(tmp_path: Path, report: Any) -> None:
+    """Kind: names, paths, settings and captions come from data; only the page's own script runs."""
+    for field in dataclasses.fields(report):
+        setattr(report, field.name, hostile(getattr(report, field.name)))
+    page, text = read(tmp_path, report)
+
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert text.count("<script") == 1 and "<img src=x" not in text
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+
+    # Should a text slip through one day, the policy lets only this script run.
+    script = re.search("<script>(.*?)</script>", text, re.DOTALL)
+    assert script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    policy = next(attributes for tag, attributes in page.tags if "http-equiv" in attributes)
+    assert policy["content"] == (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'"
+    )
+
+
+def test_names_that_are_not_utf8_do_not_lose_the_page(tmp_path: Path) -> None:
+    """Kind: text that an encoding cannot hold; the page escapes it."""
+    report = full_autolabel()
+    report.failed = [(os.fsdecode(b"caf\xe9.jpg"), "broken")]
+    report.panels = [example(os.fsdecode(b"caf\xe9"))]
+    page, _ = read(tmp_path, report)
+    assert page.row("caf\\udce9.jpg") == ["caf\\udce9.jpg", "broken"]
 
 
 def test_evaluation_says_every_number(tmp_path: Path) -> None:
@@ -254,6 +311,7 @@ def test_autolabel_says_every_number(tmp_path: Path) -> None:
     ]
     assert page.row("soft labels") == ["soft labels", "250.0"]
     assert page.row("<broken>.jpg") == ["<broken>.jpg", "it's truncated"]
+    assert "nothing is kept of <sky>" in page.texts, "a warning stands by itself"
     assert "40.0" in page.text and "20.0" in page.text, (
         "labelled share of all pixels, after and before"
     )
@@ -344,5 +402,5 @@ def test_pictures_travel_inside_the_page(tmp_path: Path) -> None:
 
 def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ImageWriteError, match=r"report\.html: cannot be written"):
+    with pytest.raises(WriteError, match=r"report\.html: cannot be written"):
         write_report(tmp_path / "file" / "report.html", full_autolabel())

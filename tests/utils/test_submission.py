@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hmsa.utils.files.outputs import OutputError
 from hmsa.utils.files.png import write_png
-from hmsa.utils.labelling.submission import Submission, SubmissionError
+from hmsa.utils.labelling.submission import Submission, SubmissionError, require_replaceable
 
 RAW = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
 TO_RAW = np.zeros(256, dtype=np.uint8)
@@ -111,12 +112,63 @@ def test_every_fault_is_named(tmp_path: Path) -> None:
         problems["notes.txt"] == "is not the prediction of any of the 6 images"
         and len(problems) == 7
     )
-    (tmp_path / "old.zip").write_bytes(b"of an earlier run")
     with pytest.raises(SubmissionError, match="cannot be handed in: .*is missing"):
-        mine.zip(tmp_path / "old.zip", images)
-    assert not (tmp_path / "old.zip").exists(), (
-        "a zip of an earlier run must not be mistaken for this one"
-    )
+        mine.zip(tmp_path / "new.zip", images)
+    assert not (tmp_path / "new.zip").exists()
+
+
+def test_the_old_zip_stays_until_the_new_one_is_whole_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kind: something good is removed before something better is there."""
+    images = written(tmp_path / "labels")
+    mine = submission(tmp_path / "labels")
+    target = tmp_path / "old.zip"
+    mine.zip(target, images)
+    old = target.read_bytes()
+
+    prediction = mine.path(NAMES[0])
+    good = prediction.read_bytes()
+    prediction.write_bytes(good[:50])
+    with pytest.raises(SubmissionError, match=r"old\.zip is still that of an earlier run"):
+        mine.zip(target, images)
+    assert target.read_bytes() == old
+
+    write_png(prediction, np.full(SIZE, 7, dtype=np.uint8))
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "testzip", lambda self: "a damaged entry")
+        with pytest.raises(SubmissionError, match="cannot be read back"):
+            mine.zip(target, images)
+    assert target.read_bytes() == old and not list(tmp_path.glob(".hmsa-*"))
+
+    mine.zip(target, images)
+    assert target.read_bytes() != old
+
+
+def test_a_file_that_is_no_submission_is_not_written_over(tmp_path: Path) -> None:
+    """Kind: writing over what the command did not make."""
+    images = written(tmp_path / "labels")
+    data = tmp_path / "data.zip"
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("images/a.png", b"a photograph")
+    (tmp_path / "notes.zip").write_bytes(b"no zip at all")
+    (tmp_path / "folder.zip").mkdir()
+    for target in (data, tmp_path / "notes.zip", tmp_path / "folder.zip"):
+        before = target.read_bytes() if target.is_file() else b""
+        for check in (require_replaceable, lambda one: submission(tmp_path).zip(one, images)):
+            with pytest.raises(SubmissionError, match="is there already and is no submission"):
+                check(target)
+        assert not target.is_file() or target.read_bytes() == before
+
+    (tmp_path / "empty.zip").touch()
+    submission(tmp_path / "labels").zip(tmp_path / "empty.zip", images)
+
+
+def test_names_that_lead_out_of_the_folder(tmp_path: Path) -> None:
+    """Kind: names from outside joined to an output path."""
+    for name in ("../a", "/tmp/a", "a/../../b"):
+        with pytest.raises(OutputError, match="would lead out of the folder"):
+            submission(tmp_path, "folder").path(name)
 
 
 def test_two_images_of_one_official_name(tmp_path: Path) -> None:
@@ -124,7 +176,8 @@ def test_two_images_of_one_official_name(tmp_path: Path) -> None:
     write_png(mine.path(NAMES[0]), np.full(SIZE, 7, dtype=np.uint8))
     problems = mine.problems({NAMES[0]: SIZE, "other/berlin_000000_000019_again": SIZE})
     assert problems == [
-        f"berlin_000000_000019_labelIds.png: stands for both '{NAMES[0]}' and 'other/berlin_000000_000019_again'"
+        f"berlin_000000_000019_labelIds.png: stands for both '{NAMES[0]}' and "
+        "'other/berlin_000000_000019_again'"
     ]
 
 
@@ -153,7 +206,10 @@ def test_a_full_disk_leaves_no_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_official_script_takes_the_names_unchanged(tmp_path: Path) -> None:
-    """It finds predictions by name alone. Perfect predictions on made-up labels must score 1 in its own output."""
+    """It finds predictions by name alone.
+
+    Perfect predictions on made-up labels must score 1 in its own output.
+    """
     pytest.importorskip("cityscapesscripts")
     rng = np.random.default_rng(0)
     mine = submission(tmp_path / "results", split="val")
@@ -168,7 +224,8 @@ def test_the_official_script_takes_the_names_unchanged(tmp_path: Path) -> None:
         )
     code = (
         "import numpy as np\n"
-        "if not hasattr(np, 'in1d'): np.in1d = np.isin\n"  # gone from NumPy 2.4; cityscapesScripts 2.x still calls it
+        # Gone from NumPy 2.4; cityscapesScripts 2.x still calls it.
+        "if not hasattr(np, 'in1d'): np.in1d = np.isin\n"
         "from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as script\n"
         "script.main()\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import signal
@@ -15,6 +16,7 @@ from torch import nn
 
 from hmsa.engine.command_line import StopSignal
 from hmsa.utils.processes import Processes
+from hmsa.utils.runtime import RuntimeSettingError, prepare_runtime
 from hmsa.utils.training.ema import WeightAverage
 from hmsa.utils.training.logbook import Logbook
 from hmsa.utils.training.meter import Meter
@@ -31,7 +33,7 @@ from hmsa.utils.training.training_state import BufferGuard, Progress, TrainingSt
 
 
 def test_poly_by_epoch_is_the_releases() -> None:
-    """The release: lr0 * (1 - epoch / epochs)^exponent, constant within an epoch (RELEASE 1.10)."""
+    """The release: lr0 * (1 - epoch / epochs)^exponent, constant within an epoch."""
     factor = build_schedule(
         schedule="poly", epochs=175, steps_per_epoch=371, poly_exponent=2.0, schedule_per="epoch"
     )
@@ -126,7 +128,7 @@ def test_backends_agree_with_the_loop(backend: str, optimizer: str) -> None:
 
 
 def test_fused_sgd_survives_an_overflow_in_its_first_step() -> None:
-    """torch leaves fused SGD's momentum uninitialised when the first step is skipped (ENGINEERING 2.4): 50 of 50 trials went wrong."""
+    """torch leaves fused SGD's momentum uninitialised when the first step is skipped."""
     for backend in ("fused", "auto"):
         for trial in range(10):
             parameter = nn.Parameter(torch.ones(1000))
@@ -148,12 +150,12 @@ def test_fused_sgd_survives_an_overflow_in_its_first_step() -> None:
             )
 
 
-# As far as ours must know it: no set_to_none, one flag per group for the first step, and the momentum under torch's name (ENGINEERING 2.3).
+# What ours must know of it: no set_to_none, and the momentum under torch's name.
 FUSED_SGD = """
 import torch
 class FusedSGD(torch.optim.Optimizer):
-    def __init__(self, params, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False):
-        super().__init__(params, dict(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay, nesterov=nesterov))
+    def __init__(self, params, lr, momentum=0.0, weight_decay=0.0):
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
     def zero_grad(self):
         raise AssertionError("train.py clears the gradients itself")
     @torch.no_grad()
@@ -162,7 +164,9 @@ class FusedSGD(torch.optim.Optimizer):
             for p in group["params"]:
                 grad = p.grad + group["weight_decay"] * p
                 state = self.state[p]
-                state["momentum_buffer"] = grad.clone() if "momentum_buffer" not in state else state["momentum_buffer"] * group["momentum"] + grad
+                if "momentum_buffer" in state:
+                    grad = state["momentum_buffer"] * group["momentum"] + grad
+                state["momentum_buffer"] = grad.clone()
                 p -= group["lr"] * state["momentum_buffer"]
 """
 
@@ -470,3 +474,70 @@ def test_a_summary_tells_what_was_done_and_what_comes_next(tmp_path: Path) -> No
     assert f"eval.py --checkpoint {newest} " in run.next_commands()
     run.checkpoints.save_best({})
     assert f"eval.py --checkpoint {run.checkpoints.best} " in run.next_commands()
+
+
+def test_an_overflow_of_a_running_statistic_makes_its_step_one_to_skip() -> None:
+    """Loss and gradients stay finite, but the statistic would stay infinite for ever."""
+    model = _toy()
+    built = build_optimizer(parameter_groups(model, lr=0.1, weight_decay=0.0))
+    state = TrainingState(model, built, torch.amp.GradScaler("cpu", enabled=False), None)
+    good = model[1].running_var.clone()
+    for value, is_finite in ((3e38, False), (1.0, True)):
+        state.keep_buffers()
+        model(torch.randn(2, 3, 8, 8)).square().mean().backward()
+        with torch.no_grad():
+            model[1].running_var.mul_(value).mul_(10.0)
+        norm = state.gradient_norm()
+        assert bool(torch.isfinite(norm)) is is_finite
+        if not is_finite:
+            state.skip_step()
+            assert torch.equal(model[1].running_var, good)
+        else:
+            gradients = [parameter.grad for parameter in model.parameters()]
+            assert torch.equal(norm, torch.nn.utils.get_total_norm(gradients))
+        model.zero_grad(set_to_none=True)
+
+
+def test_other_buffers_than_statistics_may_be_infinite() -> None:
+    """Such as masks of attention."""
+    model = _toy()
+    model.register_buffer("mask", torch.full((3,), float("-inf")), persistent=False)
+    assert bool(torch.isfinite(BufferGuard(model).largest_statistic()))
+    assert bool(torch.isfinite(BufferGuard(nn.Conv2d(3, 3, 1)).largest_statistic()))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_state_of_an_optimiser_is_laid_out_as_its_parameters(optimizer: str) -> None:
+    """Fused optimisers refuse it otherwise, when runtime.channels_last has changed."""
+
+    def fresh(memory_format: torch.memory_format) -> TrainingState:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)).to(
+            memory_format=memory_format
+        )
+        built = build_optimizer(
+            parameter_groups(model, lr=0.1, weight_decay=0.0), optimizer=optimizer, backend="fused"
+        )
+        return TrainingState(model, built, torch.amp.GradScaler("cpu", enabled=False), None)
+
+    def step(state: TrainingState) -> None:
+        state.model(torch.ones(2, 3, 8, 8)).square().mean().backward()
+        state.step()
+        state.model.zero_grad(set_to_none=True)
+
+    plain = fresh(torch.contiguous_format)
+    step(plain)
+    resumed = fresh(torch.channels_last)
+    resumed.load(copy.deepcopy(plain.content()))
+    for parameter, values in resumed.optimizer.state.items():
+        for value in values.values():
+            assert value.shape != parameter.shape or value.stride() == parameter.stride()
+    step(plain)
+    step(resumed)
+    for own, other in zip(plain.model.parameters(), resumed.model.parameters(), strict=True):
+        torch.testing.assert_close(own, other)
+
+
+def test_far_too_many_threads_are_one_sentence() -> None:
+    with pytest.raises(RuntimeSettingError, match="runtime.threads: 100000 is far more"):
+        prepare_runtime(threads=100_000)

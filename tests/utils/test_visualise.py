@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hmsa.utils.report.colours import heat_colours, oklch, scale_colours
-from hmsa.utils.report.panels import legend, panel, to_width, with_colour_bar
+from hmsa.utils.report.panels import panel, to_width
 from hmsa.utils.report.visualise import (
     attention_share,
     colorize,
@@ -86,7 +86,10 @@ def test_scale_colours_are_distinct(count: int) -> None:
     st.integers(0, 2**32 - 1),
 )
 def test_shares_sum_to_one_and_say_what_each_scale_gives(scales: list[float], seed: int) -> None:
-    """Were the logits of a scale 1 and those of the others 0, the chain (METHOD 1) would give the scale's share."""
+    """The share of a scale is what the chain (equation 1) gives of it.
+
+    Were the logits of a scale 1 and those of the others 0, the chain would give the scale's share.
+    """
     rng = np.random.default_rng(seed)
     size = (12, 16)
     attentions = {scale: rng.random(size).astype(np.float32) for scale in scales}
@@ -164,19 +167,4 @@ def test_to_width_averages_down_and_repeats_up() -> None:
     np.testing.assert_array_equal(to_width(picture, 4), np.full((4, 4, 3), 100))
     np.testing.assert_array_equal(
         to_width(picture, 16), np.kron(picture, np.ones((2, 2, 1), dtype=np.uint8))
-    )
-
-
-def test_colour_bar_and_legend() -> None:
-    picture = heat(np.full((90, 120), 0.5))
-    barred = with_colour_bar(picture, 0, 1)
-    np.testing.assert_array_equal(barred[:, :120], picture)
-    bar = barred[:, 120 + 5 + 3]
-    np.testing.assert_array_equal(bar[0], heat_colours()[-1])
-    np.testing.assert_array_equal(bar[-1], heat_colours()[0])
-    named = legend([("road", (128, 64, 128)), ("sky", (70, 130, 180))], width=300)
-    assert (
-        named.shape[1] == 300
-        and (named == (128, 64, 128)).all(axis=2).any()
-        and (named == (70, 130, 180)).all(axis=2).any()
     )

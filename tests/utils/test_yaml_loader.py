@@ -11,16 +11,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hmsa.utils.config.errors import ConfigError
 from hmsa.utils.files.yaml_loader import (
     MAX_ALIASES,
     MAX_BYTES,
     MAX_DEPTH,
+    YamlError,
     dotted,
     parse_yaml,
     read_yaml,
     write_yaml,
 )
+from hmsa.utils.words import UserError
 
 
 def value_of(text: str | bytes) -> Any:
@@ -33,7 +34,7 @@ def mistakes_of(text: str | bytes) -> list[str]:
     """Every mistake as text, whether it stopped the reading or not."""
     try:
         return [str(mistake) for mistake in parse_yaml(text, source="f.yaml").mistakes]
-    except ConfigError as error:
+    except YamlError as error:
         return [str(mistake) for mistake in error.mistakes]
 
 
@@ -100,14 +101,24 @@ def test_leading_zeros_are_refused_with_what_to_write(text: str) -> None:
 
 
 def test_mistakes_that_do_not_hide_the_rest_come_together_with_their_lines() -> None:
-    text = "a: 1\na: 2\nb:\n  c: 1\n  d: {e: 1, e: 2}\n  c: 3\nf: !!python/object/apply:os.system [x]\n<<: {g: 1}\nh: 08\n"
+    text = """a: 1
+a: 2
+b:
+  c: 1
+  d: {e: 1, e: 2}
+  c: 3
+f: !!python/object/apply:os.system [x]
+<<: {g: 1}
+h: 08
+"""
     assert mistakes_of(text) == [
         "f.yaml:7: the tag !!python/object/apply:os.system is not allowed; write the plain value",
         "f.yaml:2: a: duplicate key (it stands in line 1 already)",
         "f.yaml:5: b.d.e: duplicate key (it stands in line 5 already)",
         "f.yaml:6: b.c: duplicate key (it stands in line 4 already)",
         "f.yaml:8: merge keys (<<) are not read; use 'base: FILE' to inherit",
-        "f.yaml:9: h: '08' has leading zeros, which YAML readers take differently; write 8 or quote it: \"08\"",
+        "f.yaml:9: h: '08' has leading zeros, which YAML readers take differently; "
+        'write 8 or quote it: "08"',
     ]
 
 
@@ -165,14 +176,15 @@ def test_aliases_are_followed_and_limited() -> None:
 def test_size_is_limited(tmp_path: Path) -> None:
     path = tmp_path / "large.yaml"
     path.write_bytes(b"#" * (MAX_BYTES + 1))
-    with pytest.raises(ConfigError, match=r"large\.yaml: is larger than 1 MiB"):
+    with pytest.raises(YamlError, match=r"large\.yaml: is larger than 1 MiB"):
         read_yaml(path)
 
 
 @pytest.mark.parametrize(("name", "words"), [("none.yaml", "no such file"), ("", "is a folder")])
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=words) as caught:
+    with pytest.raises(YamlError, match=words) as caught:
         read_yaml(tmp_path / name)
+    assert isinstance(caught.value, UserError)
     assert str(tmp_path) in str(caught.value)
 
 

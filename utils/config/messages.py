@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from .errors import did_you_mean, nearest
+from ..words import did_you_mean, nearest
 from .models import UnknownChoice
 
 # What other code bases call our options.
@@ -43,6 +43,8 @@ _OTHER_WORDS = {
     "syncbn": "runtime.sync_batchnorm",
     "wd": "optim.weight_decay",
 }
+
+# Kinds of errors of pydantic's that say that a value has the wrong type.
 _EXPECTED = {
     "bool_type": "true or false",
     "dict_type": "a mapping of names to values",
@@ -51,29 +53,33 @@ _EXPECTED = {
     "model_type": "a section: options as 'key: value' lines below it",
     "string_type": "text",
     "tuple_type": "a list in brackets",
+    "whole_number": "a whole number",
 }
 
 
 def describe(error: Mapping[str, Any], root: type[BaseModel]) -> str:
     """One sentence for one of pydantic's errors about a configuration of type `root`."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    path = tuple(error["loc"])
+
     if kind == "extra_forbidden":
-        return _unknown_key(tuple(error["loc"]), root)
+        return _unknown_key(path, root)
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind]}, got {shown(value)}{_hint(kind, value)}"
     if kind == "literal_error":
-        return _not_a_choice(value, _choices(tuple(error["loc"]), root))
+        return _not_a_choice(value, _choices(path, root))
+
+    # Errors that our own validators raised carry their sentence.
     inner = context.get("error")
     if isinstance(inner, UnknownChoice):
         return _not_a_choice(inner.word, inner.choices)
     if inner is not None:
         return str(inner)
-    teller = _RANGES.get(kind)
-    return (
-        teller(value, context)
-        if teller is not None
-        else f"{error['msg'][0].lower()}{error['msg'][1:]}, got {shown(value)}"
-    )
+
+    describe_range = _RANGES.get(kind)
+    if describe_range is not None:
+        return describe_range(value, context)
+    return f"{error['msg'][0].lower()}{error['msg'][1:]}, got {shown(value)}"
 
 
 _RANGES: dict[str, Callable[[Any, Mapping[str, Any]], str]] = {
@@ -86,7 +92,7 @@ _RANGES: dict[str, Callable[[Any, Mapping[str, Any]], str]] = {
     ),
     "less_than": lambda value, context: f"must be less than {context['lt']:g}, got {shown(value)}",
     "less_than_equal": lambda value, context: (
-        f"must be at most {context['le']:g}, got {shown(value)}"
+        f"must be at most {_whole_or_short(context['le'])}, got {shown(value)}"
     ),
     "missing": lambda value, context: f"a value is missing; got only {shown(value)}",
     "string_too_short": lambda value, context: "must not be empty",
@@ -99,57 +105,86 @@ _RANGES: dict[str, Callable[[Any, Mapping[str, Any]], str]] = {
 }
 
 
+def _whole_or_short(number: float) -> str:
+    if isinstance(number, int):
+        return str(number)
+    return f"{number:g}"
+
+
 def shown(value: Any) -> str:
-    """A value as YAML would show it, shortened."""
+    """A value as YAML would show it, shortened to 80 characters."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a whole number of more than 64 bits"  # Python may refuse to print it
+
     if isinstance(value, (tuple, list)):
-        text = f"[{', '.join(shown(item) for item in value)}]"
+        text = f"[{', '.join(shown(item) for item in value[:80])}]"
+    elif isinstance(value, dict):
+        text = "a section"
     else:
-        text = "a section" if isinstance(value, dict) else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+        text = repr(value)
+    if len(text) > 80:
+        text = f"{text[:77]}..."
+    return text
 
 
 def _hint(kind: str, value: Any) -> str:
+    """What to write instead of `value`, which has the wrong type, where that is clear."""
+    if kind == "string_type" and isinstance(value, (int, float)):
+        return "; quote it to make it text"
     if not isinstance(value, str):
-        return (
-            "; quote it to make it text"
-            if kind == "string_type" and isinstance(value, (int, float))
-            else ""
-        )
-    if value.lower() in ("none", "null"):
+        return ""
+
+    word = value.lower()
+    if word in ("none", "null"):
         return "; write null for none"
-    if kind == "bool_type" and value.lower() in ("yes", "on", "true", "no", "off", "false"):
-        return f"; write {'true' if value.lower() in ('yes', 'on', 'true') else 'false'}"
+    if kind == "bool_type" and word in ("yes", "on", "true"):
+        return "; write true"
+    if kind == "bool_type" and word in ("no", "off", "false"):
+        return "; write false"
     return ""
 
 
 def _not_a_choice(value: Any, choices: tuple[Any, ...]) -> str:
     words = [str(choice) for choice in choices]
-    near = did_you_mean(value, words) if isinstance(value, str) else ""
+    near = ""
+    if isinstance(value, str):
+        near = did_you_mean(value, words)
     return f"{shown(value)} is none of {', '.join(words)}{near}"
 
 
 def _unknown_key(path: tuple[str | int, ...], root: type[BaseModel]) -> str:
+    """The sentence for a key that is none, with the option that was probably meant."""
     key, section_path = str(path[-1]), ".".join(str(part) for part in path[:-1])
     section = _model_at(path[:-1], root)
-    known = list(section.model_fields) if section is not None else []
-    inside = nearest(key, known)
-    everywhere = list(_names(root))
-    if inside is None:
+    known: list[str] = []
+    if section is not None:
+        known = list(section.model_fields)
+
+    # First a like word in this section, then the same word elsewhere, then a like word anywhere.
+    meant = nearest(key, known)
+    if meant is None:
+        everywhere = list(_names(root))
         same = [name for name in everywhere if name.rpartition(".")[2] == key]
-        words = {**{name.rpartition(".")[2]: name for name in reversed(everywhere)}, **_OTHER_WORDS}
+        words = {name.rpartition(".")[2]: name for name in reversed(everywhere)} | _OTHER_WORDS
         near = nearest(key, words)
-        found = same[0] if same else words[near] if near is not None else None
-        if found is None:
-            return f"unknown key; {section_path or 'a configuration'} has {', '.join(known)}"
-        inside = found.removeprefix(f"{section_path}.") if section_path else found
-    return f"unknown key (did you mean '{inside}'?)"
+        if same:
+            meant = same[0]
+        elif near is not None:
+            meant = words[near]
+
+    if meant is None:
+        return f"unknown key; {section_path or 'a configuration'} has {', '.join(known)}"
+    if section_path:
+        meant = meant.removeprefix(f"{section_path}.")
+    return f"unknown key (did you mean '{meant}'?)"
 
 
 def _names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all sections and options below `model`."""
     for name, info in model.model_fields.items():
         yield f"{prefix}{name}"
         for inner in _models(info.annotation):
@@ -157,27 +192,31 @@ def _names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    options = (
-        typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    )
+    """The sections that an annotation allows: itself, or the members of a union."""
+    options: tuple[Any, ...] = (annotation,)
+    if isinstance(annotation, types.UnionType):
+        options = typing.get_args(annotation)
     return [
         option for option in options if isinstance(option, type) and issubclass(option, BaseModel)
     ]
 
 
 def _model_at(path: tuple[str | int, ...], root: type[BaseModel]) -> type[BaseModel] | None:
+    """The section at `path`, or None where there is none."""
     model: type[BaseModel] | None = root
     for part in path:
-        info = model.model_fields.get(str(part)) if model is not None else None
-        model = next(iter(_models(info.annotation)), None) if info is not None else None
+        if model is None or str(part) not in model.model_fields:
+            return None
+        annotation = model.model_fields[str(part)].annotation
+        model = next(iter(_models(annotation)), None)
     return model
 
 
 def _choices(path: tuple[str | int, ...], root: type[BaseModel]) -> tuple[Any, ...]:
     """The choices of the Literal at `path`, through mappings, lists, unions and annotations."""
-    depth = next(
-        length for length in range(len(path), -1, -1) if _model_at(path[:length], root) is not None
-    )
+    depth = len(path)
+    while _model_at(path[:depth], root) is None:
+        depth -= 1
     model = _model_at(path[:depth], root)
     assert model is not None
     return tuple(_literals(model.model_fields[str(path[depth])].annotation))

@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..files.yaml_loader import KeyPath, dotted, parse_yaml, read_yaml
-from .errors import ConfigError, Mistake, did_you_mean
+from ..files.yaml_loader import KeyPath, Mistake, YamlError, dotted, parse_yaml, read_yaml
+from ..words import did_you_mean
+from .errors import ConfigError
+from .lookup import find_base, find_class_list
 
 COMMAND_LINE = "command line"
 BASE = "base"
+MAX_FILES = 64  # that one configuration inherits, each counted as often as it is read
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Tree:
+class ConfigTree:
     """Nested values, where each came from by path, and the mistakes met so far."""
 
     values: dict[str, Any]
@@ -36,25 +39,25 @@ class Tree:
         """Whether every file that should be part of it is."""
         return not any(mistake.path == BASE for mistake in self.mistakes)
 
-    def merged(self, over: Tree) -> Tree:
-        """This tree with `over` on top: mappings join key by key, everything else is replaced."""
+    def merged(self, over: ConfigTree) -> ConfigTree:
+        """This tree with `over` on top: mappings join key by key, all else is replaced."""
         values = _joined(self.values, over.values)
         kept = {
             path: origin
             for path, origin in self.origins.items()
             if not _replaced(path, over.values)
         }
-        return Tree(values, {**over.origins, **kept}, [*self.mistakes, *over.mistakes])
+        return ConfigTree(values, {**over.origins, **kept}, [*self.mistakes, *over.mistakes])
 
-    def without(self, paths: Iterable[KeyPath]) -> Tree:
+    def without(self, paths: Iterable[KeyPath]) -> ConfigTree:
         """This tree without the values at `paths`; of a list the whole list goes."""
         values = self.values
         for path in paths:
             values = _pruned(values, path)
-        return Tree(values, self.origins, self.mistakes)
+        return ConfigTree(values, self.origins, self.mistakes)
 
     def mistake(self, path: KeyPath, message: str) -> Mistake:
-        """A mistake at `path`, placed where that value, or the nearest one around it, came from."""
+        """A mistake at `path`, placed where that value, or the nearest around it, came from."""
         for length in range(len(path), -1, -1):
             origin = self.origins.get(path[:length])
             if origin is not None:
@@ -63,15 +66,12 @@ class Tree:
 
 
 def _joined(base: Any, over: Any) -> Any:
-    if isinstance(base, dict) and isinstance(over, dict):
-        return {
-            **base,
-            **{
-                key: _joined(base[key], value) if key in base else value
-                for key, value in over.items()
-            },
-        }
-    return over
+    if not isinstance(base, dict) or not isinstance(over, dict):
+        return over
+    joined = dict(base)
+    for key, value in over.items():
+        joined[key] = _joined(base.get(key), value)
+    return joined
 
 
 def _replaced(path: KeyPath, over: Any) -> bool:
@@ -88,6 +88,7 @@ def _replaced(path: KeyPath, over: Any) -> bool:
 def _pruned(values: dict[str, Any], path: KeyPath) -> dict[str, Any]:
     if not path or path[0] not in values:
         return values
+
     key = str(path[0])
     inner = values[key]
     if len(path) > 1 and isinstance(inner, dict):
@@ -98,82 +99,139 @@ def _pruned(values: dict[str, Any], path: KeyPath) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != key}
 
 
-def read_tree(path: Path) -> Tree:
-    """A YAML file with everything it inherits. Raises ConfigError when the file cannot be read; other mistakes are in the tree."""
-    return _read(path, ())
+def read_tree(path: Path) -> ConfigTree:
+    """A YAML file with everything it inherits.
+
+    Raises:
+        ConfigError: When the file itself cannot be read; other mistakes are in the tree.
+    """
+    return _FileReader().read(path, ())
 
 
-def _read(path: Path, chain: tuple[Path, ...]) -> Tree:
-    file = str(path)
-    document = read_yaml(path)
-    if document.value is not None and not isinstance(document.value, dict):
-        message = "holds no options; write sections such as 'optim:' with options below"
-        raise ConfigError([*document.mistakes, Mistake(message, file=file)])
-    origins = {
-        place: Origin(file, line)
-        for place, line in document.lines.items()
-        if place and place[0] != BASE
-    }
-    own = Tree(dict(document.value or {}), {(): Origin(file), **origins}, list(document.mistakes))
-    at = Origin(file, document.lines.get((BASE,)))
-    inherited = Tree({}, {}, [])
-    for name in _base_names(own.values.pop(BASE, None), own, at):
-        inherited = inherited.merged(_read_base(name, (*chain, path), own, at))
-    return inherited.merged(own)
+class _FileReader:
+    """Reads a file and what it inherits, and counts the files."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def read(self, path: Path, chain: tuple[Path, ...]) -> ConfigTree:
+        """The tree of `path`, which the files of `chain` led to."""
+        self.count += 1
+        file = str(path)
+        try:
+            document = read_yaml(path)
+        except YamlError as error:
+            raise ConfigError(error.mistakes) from None
+        if document.value is not None and not isinstance(document.value, dict):
+            message = "holds no options; write sections such as 'optim:' with options below"
+            raise ConfigError([*document.mistakes, Mistake(message, file=file)])
+
+        origins = {
+            place: Origin(file, line)
+            for place, line in document.lines.items()
+            if place and place[0] != BASE
+        }
+        values = dict(document.value or {})
+        own = ConfigTree(values, {(): Origin(file), **origins}, list(document.mistakes))
+
+        # What is inherited lies below: later bases win over earlier ones, the file over all.
+        at = Origin(file, document.lines.get((BASE,)))
+        inherited = ConfigTree({}, {}, [])
+        for name in _base_names(own.values.pop(BASE, None), own, at):
+            base = self.read_base(name, (*chain, path), own, at)
+            inherited = inherited.merged(base)
+        return inherited.merged(own)
+
+    def read_base(
+        self, name: str, chain: tuple[Path, ...], own: ConfigTree, at: Origin
+    ) -> ConfigTree:
+        """The tree of the file called `name` in the last file of `chain`.
+
+        What makes it unreadable becomes a mistake of `own`, and the tree is empty.
+        """
+        folder = chain[-1].parent
+        named = Path(os.path.normpath(folder / name))
+        path = Path(os.path.normpath(find_base(name, folder) or named))
+        names = " -> ".join(str(link) for link in (*chain, path))
+
+        if any(os.path.realpath(path) == os.path.realpath(link) for link in chain):
+            problem = f"inherits from itself: {names}"
+        elif find_base(name, folder) is None:
+            beside = [entry.name for entry in sorted(named.parent.glob("*.yaml"))]
+            problem = f"no such file '{named}'{did_you_mean(named.name, beside)}: {names}"
+        elif self.count >= MAX_FILES:
+            # Files that each inherit two others are read twice as often with every generation.
+            problem = f"inherits more than {MAX_FILES} files, each counted as often as it is named"
+            if any(mistake.message == problem for mistake in own.mistakes):
+                return ConfigTree({}, {}, [])
+        else:
+            try:
+                return self.read(path, chain)
+            except ConfigError as error:
+                own.mistakes.extend(
+                    replace(mistake, path=mistake.path or BASE) for mistake in error.mistakes
+                )
+                return ConfigTree({}, {}, [])
+        own.mistakes.append(Mistake(problem, path=BASE, file=at.file, line=at.line))
+        return ConfigTree({}, {}, [])
 
 
-def _base_names(named: Any, own: Tree, at: Origin) -> list[str]:
-    names = [named] if isinstance(named, str) else named
+def _base_names(named: Any, own: ConfigTree, at: Origin) -> list[str]:
+    """The names below `base:`; anything but file names becomes a mistake of `own`."""
+    names = named
+    if isinstance(named, str):
+        names = [named]
     if names is None:
         return []
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
-        own.mistakes.append(
-            Mistake(
-                "expected a file name or a list of file names",
-                path=BASE,
-                file=at.file,
-                line=at.line,
-            )
-        )
-        return []
-    return names
+
+    is_list = isinstance(names, list)
+    if is_list and all(isinstance(name, str) and name and "\0" not in name for name in names):
+        return names
+    message = "expected a file name or a list of file names"
+    own.mistakes.append(Mistake(message, path=BASE, file=at.file, line=at.line))
+    return []
 
 
-def _read_base(name: str, chain: tuple[Path, ...], own: Tree, at: Origin) -> Tree:
-    """The tree of the file called `name` in the last file of `chain`; what makes it unreadable becomes a mistake of `own`."""
-    path = Path(os.path.normpath(chain[-1].parent / name))
-    names = " -> ".join(str(link) for link in (*chain, path))
-    if any(path.resolve() == link.resolve() for link in chain):
-        problem = f"inherits from itself: {names}"
-    elif not path.is_file():
-        beside = [entry.name for entry in sorted(path.parent.glob("*.yaml"))]
-        problem = f"no such file '{path}'{did_you_mean(path.name, beside)}: {names}"
-    else:
-        try:
-            return _read(path, chain)
-        except ConfigError as error:
-            own.mistakes.extend(
-                replace(mistake, path=mistake.path or BASE) for mistake in error.mistakes
-            )
-            return Tree({}, {}, [])
-    own.mistakes.append(Mistake(problem, path=BASE, file=at.file, line=at.line))
-    return Tree({}, {}, [])
+def with_class_list(tree: ConfigTree) -> ConfigTree:
+    """`tree` with the `data.classes` that was found, where it is not the path as it is written.
+
+    A relative path is looked for from here, then from the YAML file that gave it, then among the
+    shipped class lists; one that is nowhere stays as it is, and reading it says so.
+    """
+    data = tree.values.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("classes"), str):
+        return tree
+    if not data["classes"]:
+        return tree
+
+    folder = None
+    origin = tree.origins.get(("data", "classes"))
+    if origin is not None and origin.file != COMMAND_LINE:
+        folder = Path(origin.file).parent
+    found = find_class_list(data["classes"], folder)
+    if found is None or found == Path(data["classes"]):
+        return tree
+    values = {**tree.values, "data": {**data, "classes": os.path.normpath(found)}}
+    return replace(tree, values=values)
 
 
-def read_overrides(overrides: Sequence[str]) -> Tree:
-    """The values of `section.key=value` texts, later ones winning; values are read as YAML: numbers, [lists], {mappings}, text."""
-    tree = Tree({}, {}, [])
+def read_overrides(overrides: Sequence[str]) -> ConfigTree:
+    """The values of `section.key=value` texts, later ones winning.
+
+    Values are read as YAML: numbers, [lists], {mappings}, text.
+    """
+    tree = ConfigTree({}, {}, [])
     for text in overrides:
         name, equals, value_text = text.partition("=")
         path: KeyPath = tuple(name.strip().split("."))
         if not equals or not all(path):
-            tree.mistakes.append(
-                Mistake(f"'{text}' is no override; write section.key=value", file=COMMAND_LINE)
-            )
+            message = f"'{text}' is no override; write section.key=value"
+            tree.mistakes.append(Mistake(message, file=COMMAND_LINE))
             continue
+
         try:
             document = parse_yaml(value_text, source=COMMAND_LINE)
-        except ConfigError as error:
+        except YamlError as error:
             tree.mistakes.extend(
                 Mistake(mistake.message, path=dotted(path), file=COMMAND_LINE)
                 for mistake in error.mistakes
@@ -182,10 +240,12 @@ def read_overrides(overrides: Sequence[str]) -> Tree:
         for mistake in document.mistakes:
             place = f"{dotted(path)}.{mistake.path}".rstrip(".")
             tree.mistakes.append(Mistake(mistake.message, path=place, file=COMMAND_LINE))
+
+        # Every section around the value came from the command line, too.
         places: dict[KeyPath, Origin] = {
             path[:length]: Origin(COMMAND_LINE) for length in range(1, len(path) + 1)
         }
-        tree = tree.merged(Tree(_nested(path, document.value), places, []))
+        tree = tree.merged(ConfigTree(_nested(path, document.value), places, []))
     return tree
 
 

@@ -12,46 +12,59 @@ from typing import Any
 
 import numpy as np
 
-from .png import ImageWriteError, write_png
+from .png import write_png
 
-__all__ = ["ImageWriteError", "ImageWriter"]
-
-_Job = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+_Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
 class ImageWriter:
-    """Threads that encode and write pictures; compressing and writing release the interpreter's lock.
+    """Threads that encode and write pictures; neither holds the lock of the interpreter.
 
-    The queue is bounded: when it is full, `submit` waits, so that memory stays bounded. The first failure ends the
-    writing and is raised by the next `submit` and by `close`. Use it in a `with` block, or call `close`.
+    The queue is bounded: when it is full, `submit` waits, so that memory stays bounded. The first
+    failure ends the writing and is raised by the next `submit` and by `close`. Use it in a `with`
+    block, or call `close`.
     """
 
     def __init__(self, workers: int = 2, queue_size: int = 16) -> None:
-        """`workers` threads, 0 to write at once in the caller's; at most `queue_size` pictures wait."""
+        """Start `workers` threads.
+
+        Args:
+            workers: how many threads; with 0 everything is written at once, in the caller's thread.
+            queue_size: how many pictures may wait.
+        """
         assert workers >= 0 and queue_size > 0
-        self._queue: queue.Queue[_Job | None] = queue.Queue(queue_size)
+        # A failure is kept for the caller's thread, where it can be told to the user.
+        self._queue: queue.Queue[_Call | None] = queue.Queue(queue_size)
         self._failure: BaseException | None = None
         self._closed = False
-        names = [f"image-writer-{number}" for number in range(workers)]
         self._threads = [
-            threading.Thread(target=self._work, name=name, daemon=True) for name in names
+            threading.Thread(target=self._work, name=f"image-writer-{number}", daemon=True)
+            for number in range(workers)
         ]
+
         for thread in self._threads:
             thread.start()
 
     def submit(
         self, path: Path | str, array: np.ndarray, palette: np.ndarray | None = None
     ) -> None:
-        """Write `array` as PNG (see `utils.png.encode_png`) to `path`, whole or not at all.
+        """Write `array` as PNG (see `encode_png`) to `path`, whole or not at all.
 
-        The caller must not change the array afterwards. Raises the first failure so far: ImageWriteError.
+        The caller must not change the array afterwards.
+
+        Raises:
+            WriteError: an earlier file could not be written.
         """
         self.call(write_png, path, array, palette=palette)
 
     def call(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
-        """Do another job in its turn, such as drawing a picture before writing it. Its result is dropped."""
+        """Call `function` in its turn, for example to draw a picture and write it.
+
+        What it returns is dropped. Raises the first failure so far.
+        """
         assert not self._closed, "the writer is closed"
         self._raise_failure()
+
         if self._threads:
             self._queue.put((function, arguments, keywords))
         else:
@@ -73,14 +86,13 @@ class ImageWriter:
             raise self._failure
 
     def _work(self) -> None:
-        while (job := self._queue.get()) is not None:
-            if (
-                self._failure is None
-            ):  # after a failure the queue is only emptied, so that nobody waits for a place
-                self._do(job)
+        while (call := self._queue.get()) is not None:
+            # After a failure the queue is still emptied, so that nobody waits for a free place.
+            if self._failure is None:
+                self._do(call)
 
-    def _do(self, job: _Job) -> None:
-        function, arguments, keywords = job
+    def _do(self, call: _Call) -> None:
+        function, arguments, keywords = call
         try:
             function(*arguments, **keywords)
         except BaseException as error:  # raised in the thread that submits
@@ -98,5 +110,7 @@ class ImageWriter:
         if kind is None:
             self.close()
             return
-        with contextlib.suppress(Exception):  # the error that is already on its way tells more
+
+        # The error of the block says more than one of writing, which may have followed from it.
+        with contextlib.suppress(Exception):
             self.close()

@@ -1,4 +1,4 @@
-"""Reading ahead in threads, in order, with bounded memory; a failure arrives in its item's place instead of ending the rest."""
+"""Reading ahead in threads: results come in order, and a failure comes in the place of its item."""
 
 from __future__ import annotations
 
@@ -14,19 +14,27 @@ Result = TypeVar("Result")
 def prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], *, workers: int = 2, depth: int = 4
 ) -> Iterator[tuple[Item, Result | Exception]]:
-    """(item, function(item)) in the order of `items`, at most `depth` ahead of the consumer; an exception stands where a result would."""
+    """(item, function(item)) of every item, in the order of `items`.
+
+    An exception stands where a result would, so that one bad item does not end the others.
+
+    Args:
+        function: called in `workers` threads.
+        depth: how many items are at most worked on ahead of the consumer, which bounds the memory.
+    """
     waiting: deque[tuple[Item, Future[Result]]] = deque()
-    iterator = iter(items)
     with ThreadPoolExecutor(workers, thread_name_prefix="prefetch") as pool:
-        for item in iterator:
+        # Submitting stops at `depth`, so that decoded images do not fill the memory.
+        for item in items:
             waiting.append((item, pool.submit(function, item)))
             if len(waiting) >= depth:
-                yield _settle(*waiting.popleft())
+                yield _finished(*waiting.popleft())
+
         while waiting:
-            yield _settle(*waiting.popleft())
+            yield _finished(*waiting.popleft())
 
 
-def _settle(item: Item, future: Future[Any]) -> tuple[Item, Any]:
+def _finished(item: Item, future: Future[Any]) -> tuple[Item, Any]:
     try:
         return item, future.result()
     except Exception as error:

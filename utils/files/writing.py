@@ -44,6 +44,9 @@ def written_whole(
             written stays behind.
     """
     path = Path(path)
+    if "\0" in str(path):
+        raise WriteError(f"{str(path)!r}: no file can be called so; {advice}")
+
     temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +55,7 @@ def written_whole(
             _flush_tree(temporary)
         os.replace(temporary, path)
         if durable:
-            _flush(path.parent)
+            flush(path.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         raise WriteError(f"{path}: cannot be written ({reason}); {advice}") from error
@@ -70,8 +73,14 @@ def write_file_with(
 
 
 def write_file(path: Path | str, data: bytes | str, *, durable: bool = False) -> None:
-    """Write `data` (text as UTF-8) to `path`, whole or not at all; see `written_whole`."""
-    content = data.encode() if isinstance(data, str) else data
+    """Write `data` to `path`, whole or not at all; see `written_whole`.
+
+    Text is written as UTF-8. What UTF-8 cannot hold is escaped, as `outputs.printable` does: names
+    of files may contain it, and no result may be lost because of a name.
+    """
+    content = data
+    if isinstance(content, str):
+        content = content.encode("utf-8", errors="backslashreplace")
     with written_whole(path, durable=durable) as temporary:
         temporary.write_bytes(content)
 
@@ -88,15 +97,19 @@ def _flush_tree(path: Path) -> None:
     """Bring a file, or a folder and the files in it, to the disk."""
     if path.is_dir():
         for item in path.iterdir():
-            _flush(item)
-    _flush(path)
+            flush(item)
+    flush(path)
 
 
-def _flush(path: Path) -> None:
-    # Some network file systems cannot flush a folder; the rename is all that can be had there.
-    with contextlib.suppress(OSError if path.is_dir() else ()):
+def flush(path: Path) -> None:
+    """Bring a file or folder to the disk, so that it survives a power cut."""
+    try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError:
+        # Some network file systems cannot flush a folder; the rename is all that can be had there.
+        if not path.is_dir():
+            raise

@@ -1,19 +1,26 @@
-"""Hard labels as files: their names, a record inside each PNG, and the manifest of a tree (paper, section 4).
+"""Hard labels as files: their names, a record inside each, and the manifest (paper, section 4).
 
-Each label file carries in a PNG text chunk what it was made with and what is in it. A file is therefore done, or not, by itself: jobs need no
-coordination, may be killed at any moment, and the manifest is compiled from the files alone, the same bytes whoever made them. An image that could
-not be labelled leaves a small file that says why in the place of its label.
+Each label file carries in a PNG text chunk what it was made with and what is in it. Whether an
+image is done can therefore be seen from its own files: jobs need no coordination, may be killed at
+any moment, and the manifest is compiled from the files alone, the same bytes whoever made them. An
+image that could not be labelled leaves a small file that says why in the place of its label.
 
-A record holds `made_with` (the fingerprint of the settings), `image` (name) and `image_bytes` (size of its file), `mean_confidence`, and pixels per
-class: `predicted` (before the threshold), `counts` (in the label); with a policy `kept` (after the threshold, before the policy); with labels drawn
-by people `human` (their pixels per class, null where unreadable) and `agreement` ([human class, automatic class, pixels], those that occur).
+A record holds
+
+- `made_with`, the fingerprint of the settings;
+- `image`, the name of the image, `image_bytes`, the size of its file, and `image_sha256`, the hash
+  of the bytes that were labelled;
+- `mean_confidence`;
+- pixels per class: `predicted` (before the threshold) and `counts` (in the label); with a policy
+  also `kept` (after the threshold, before the policy);
+- with labels drawn by people: `human` (their pixels per class, null where the label cannot be read)
+  and `agreement` ([human class, automatic class, pixels] of each pair that occurs).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import struct
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -23,80 +30,104 @@ from typing import Any
 
 import numpy as np
 
-from ..files.png import encode_png, temporary_beside, write_file
+from ..files.label_format import (
+    CITYSCAPES_CONFIDENCE_SUFFIX,
+    CITYSCAPES_SUFFIX,
+    CONFIDENCE_SUFFIX,
+    FORMAT,
+    IMAGES,
+    MANIFEST,
+    RAW_LABEL_SUFFIX,
+    TRAIN_LABEL_SUFFIX,
+    VERSION,
+)
+from ..files.png import encode_png
+from ..files.png_chunks import iterate_chunks
+from ..files.writing import temporary_beside, write_file
+from ..words import UserError
+from .label_record import is_label_record, is_record
 
-KEYWORD = b"hmsa-autolabel"
-CITYSCAPES_SUFFIX = "_leftImg8bit"
-MANIFEST, ENTRIES = "manifest.json", "images.jsonl"
 NOT_YET = "not labelled yet"
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_HEADER_END = 33  # signature and the IHDR chunk, after which the text chunk lies
+# Where the images lie: not for training, which has them anyway, but for checking the labels.
+IMAGE_PATHS = ".image-paths.json"
+_KEYWORD = FORMAT.encode() + b"\0"
+_MOST_VALUES_TIMED = 1 << 24  # 64 MiB of float32
 
 
-class AutolabelError(ValueError):
-    """An output tree cannot be used; the message says why and what to do."""
+class AutolabelError(UserError, ValueError):
+    """A folder of labels cannot be used; the message says why and what to do."""
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """A hash of everything the labels depend on; equal settings, equal fingerprint."""
+    """A hash of everything the labels depend on: equal settings, equal fingerprint."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def encode_label(ids: np.ndarray, record: Mapping[str, Any]) -> bytes:
     """PNG bytes of uint8 ids [H, W] with `record` (plain values) as a text chunk."""
-    data = encode_png(ids)
-    text = KEYWORD + b"\0" + json.dumps(record, sort_keys=True).encode("latin-1")
-    chunk = (
-        struct.pack(">I", len(text))
-        + b"tEXt"
-        + text
-        + struct.pack(">I", zlib.crc32(b"tEXt" + text))
-    )
-    return data[:_HEADER_END] + chunk + data[_HEADER_END:]
+    return encode_png(ids, text={FORMAT: json.dumps(record, sort_keys=True)})
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The record inside a label file; None when the file is missing, not ours, or any of its chunks is damaged or cut off."""
+    """The record inside a label file.
+
+    None when the file is missing, is not ours, any of its chunks is damaged or cut off, or what it
+    holds has not the form of a record.
+    """
+    # A file that cannot be read is not done either.
     try:
         data = path.read_bytes()
     except OSError:
         return None
-    if data[:8] != _SIGNATURE:
-        return None
-    record, position = None, 8
-    while position + 12 <= len(data):
-        (length,) = struct.unpack(">I", data[position : position + 4])
-        kind, body = data[position + 4 : position + 8], data[position + 8 : position + 8 + length]
-        end = position + 12 + length
-        if end > len(data) or struct.unpack(">I", data[end - 4 : end])[0] != zlib.crc32(
-            kind + body
-        ):
+
+    record = None
+    for name, start, length in iterate_chunks(data):
+        end = start + length
+        # The checksum of a chunk is over its name and its data.
+        checksum = zlib.crc32(data[start - 4 : end]).to_bytes(4, "big")
+        if data[end : end + 4] != checksum:
             return None
-        if kind == b"tEXt" and body.startswith(KEYWORD + b"\0"):
-            record = json.loads(body[len(KEYWORD) + 1 :])
-        if kind == b"IEND":
+        if name == b"tEXt" and data.startswith(_KEYWORD, start, end):
+            record = _parsed(data[start + len(_KEYWORD) : end])
+        if name == b"IEND":
             return record
-        position = end
     return None
 
 
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not is_record(record):
+        return None
+    found: dict[str, Any] = record
+    return found
+
+
 def label_name(name: str, *, label_ids: str) -> str:
-    """File name of the label of image `name`: Cityscapes names become *_gtAuto_labelIds (or *_labelTrainIds), others keep theirs."""
-    kind = "labelIds" if label_ids == "raw" else "labelTrainIds"
-    return (
-        f"{name.removesuffix(CITYSCAPES_SUFFIX)}_gtAuto_{kind}.png"
-        if name.endswith(CITYSCAPES_SUFFIX)
-        else f"{name}.png"
-    )
+    """File name of the label of image `name`.
+
+    Cityscapes names become *_gtAuto_labelIds, or *_gtAuto_labelTrainIds where `label_ids` is not
+    "raw"; others keep theirs.
+    """
+    if not name.endswith(CITYSCAPES_SUFFIX):
+        return f"{name}.png"
+
+    suffix = TRAIN_LABEL_SUFFIX
+    if label_ids == "raw":
+        suffix = RAW_LABEL_SUFFIX
+    return f"{name.removesuffix(CITYSCAPES_SUFFIX)}{suffix}.png"
 
 
 def confidence_name(name: str) -> str:
-    """File name of the confidence image of image `name`: 8 bits, floor(255 x the largest probability), before any threshold."""
-    return (
-        f"{name.removesuffix(CITYSCAPES_SUFFIX)}_gtAuto_confidence.png"
-        if name.endswith(CITYSCAPES_SUFFIX)
-        else f"{name}_confidence.png"
-    )
+    """File name of the confidence image of image `name`.
+
+    It holds 8 bits: floor(255 x the largest probability), before any threshold.
+    """
+    if not name.endswith(CITYSCAPES_SUFFIX):
+        return f"{name}{CONFIDENCE_SUFFIX}.png"
+    return f"{name.removesuffix(CITYSCAPES_SUFFIX)}{CITYSCAPES_CONFIDENCE_SUFFIX}.png"
 
 
 def failure_path(label: Path) -> Path:
@@ -106,25 +137,29 @@ def failure_path(label: Path) -> Path:
 
 def write_failure(label: Path, *, made_with: str, why: str) -> None:
     """Note why an image has no label; the next run tries it again."""
-    write_file(
-        failure_path(label),
-        (json.dumps({"made_with": made_with, "why": why}, sort_keys=True) + "\n").encode(),
-    )
+    content = json.dumps({"made_with": made_with, "why": why}, sort_keys=True)
+    write_file(failure_path(label), content + "\n")
 
 
 def read_failure(label: Path, *, made_with: str) -> str:
     """Why an image has no label, as far as is known."""
     try:
         noted = json.loads(failure_path(label).read_text(encoding="utf-8"))
-        return str(noted["why"]) if noted["made_with"] == made_with else NOT_YET
+        if noted["made_with"] == made_with:
+            return str(noted["why"])
     except (OSError, ValueError, KeyError, TypeError):
-        return NOT_YET
+        pass
+    return NOT_YET
 
 
 def agreement_of(human: np.ndarray, label: np.ndarray, *, classes: int) -> list[list[int]]:
-    """[human class, automatic class, pixels] wherever both uint8 [H, W] have a label, those that occur, in order."""
+    """[human class, automatic class, pixels] of each pair that occurs, in order.
+
+    Only pixels count where both train ids, uint8 [H, W], are those of a class.
+    """
     both = (human < classes) & (label < classes)
-    counts = np.bincount(human[both].astype(np.int32) * classes + label[both], minlength=classes**2)
+    pairs = human[both].astype(np.int32) * classes + label[both]
+    counts = np.bincount(pairs, minlength=classes**2)
     return [
         [int(pair) // classes, int(pair) % classes, int(counts[pair])]
         for pair in np.flatnonzero(counts)
@@ -133,7 +168,7 @@ def agreement_of(human: np.ndarray, label: np.ndarray, *, classes: int) -> list[
 
 @dataclass(frozen=True)
 class Entry:
-    """One image of a tree: its name with suffix, and its files, relative to the tree."""
+    """One image of a folder of labels: its name with suffix, and its files, relative to it."""
 
     image: str
     label: str
@@ -141,74 +176,117 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Tree:
-    """What was found in a tree: manifest.json, a line of images.jsonl for each label, and the sums over all of them."""
+class LabelTree:
+    """What was found in a folder of labels, and the sums over all of them."""
 
     manifest: dict[str, Any]
+    """What manifest.json says."""
     lines: list[dict[str, Any]]
+    """A line of images.jsonl for each label."""
     predicted: np.ndarray
+    """int64 [C], pixels of each class before the threshold."""
     counts: np.ndarray
+    """int64 [C], pixels of each class in the labels."""
     human: np.ndarray | None
+    """int64 [C], pixels of each class in the labels that people drew, where there are any."""
     agreement: np.ndarray | None
+    """int64 [C, C], pixels that both have: rows the human class, columns the automatic one."""
 
-    def write(self, folder: Path) -> None:
-        """images.jsonl, then manifest.json, which therefore never speaks of lines that are not there."""
-        write_file(
-            folder / ENTRIES, "".join(json.dumps(line) + "\n" for line in self.lines).encode()
-        )
-        write_file(folder / MANIFEST, (json.dumps(self.manifest, indent=2) + "\n").encode())
+    def write(self, folder: Path, *, image_paths: Mapping[str, Path] | None = None) -> None:
+        """Write images.jsonl, then manifest.json, which so never names lines that are not there.
+
+        Args:
+            folder: of the labels.
+            image_paths: the files of the images by the names that `Entry.image` gives them. With
+                them a later check finds images that were replaced since.
+        """
+        if image_paths is not None:
+            paths = {name: str(path.absolute()) for name, path in image_paths.items()}
+            write_file(folder / IMAGE_PATHS, json.dumps(paths, indent=0) + "\n")
+
+        lines = "".join(json.dumps(line) + "\n" for line in self.lines)
+        write_file(folder / IMAGES, lines, durable=True)
+        write_file(folder / MANIFEST, json.dumps(self.manifest, indent=2) + "\n", durable=True)
 
 
 def compile_tree(
     folder: Path, settings: Mapping[str, Any], entries: Sequence[Entry], names: Sequence[str]
-) -> Tree:
+) -> LabelTree:
     """Read what the label files of `entries` say of themselves; `names` are the classes."""
     made_with = fingerprint(settings)
-    records, lines, missing, sizes = [], [], [], {"labels": 0, "confidence": 0}
+    records: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
+    missing: list[dict[str, str]] = []
+    sizes = {"labels": 0, "confidence": 0}
+
+    # Whatever is not whole, or was made with other settings, has no label yet.
     for entry in entries:
         path = folder / entry.label
         record = read_record(path)
-        beside = None if entry.confidence is None else folder / entry.confidence
-        if (
-            record is None
-            or record["made_with"] != made_with
-            or (beside is not None and not beside.is_file())
-        ):
+        confidence = None
+        if entry.confidence is not None:
+            confidence = folder / entry.confidence
+
+        done = (
+            record is not None
+            and record["made_with"] == made_with
+            and is_label_record(record, classes=len(names))
+        )
+        if not done or (confidence is not None and not confidence.is_file()):
             missing.append({"image": entry.image, "why": read_failure(path, made_with=made_with)})
             continue
+
+        assert record is not None
         records.append(record)
+        lines.append(_line_of(entry, record, names))
         sizes["labels"] += path.stat().st_size
-        sizes["confidence"] += 0 if beside is None else beside.stat().st_size
-        lines.append(
-            {
-                "image": entry.image,
-                "label": entry.label,
-                "confidence": entry.confidence,
-                "kept": round(sum(_kept(record)) / sum(record["predicted"]), 6),
-                "mean_confidence": record["mean_confidence"],
-                "counts": dict(zip(names, record["counts"], strict=True)),
-            }
-        )
-    compared = [record for record in records if record.get("human") is not None]
-    agreement = None
-    if any("human" in record for record in records):
-        agreement = np.zeros((len(names), len(names)), dtype=np.int64)
-        for record in compared:
-            for human, automatic, pixels in record["agreement"]:
-                agreement[human, automatic] += pixels
-    return Tree(
+        if confidence is not None:
+            sizes["confidence"] += confidence.stat().st_size
+
+    human, agreement = _compared_with_people(records, len(names))
+    return LabelTree(
         manifest=manifest(settings, records, missing, names, sizes=sizes, agreement=agreement),
         lines=lines,
         predicted=_sums([record["predicted"] for record in records], len(names)),
         counts=_sums([record["counts"] for record in records], len(names)),
-        human=None
-        if agreement is None
-        else _sums([record["human"] for record in compared], len(names)),
+        human=human,
         agreement=agreement,
     )
 
 
+def _line_of(entry: Entry, record: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """What images.jsonl says of one label."""
+    line = {
+        "image": entry.image,
+        "label": entry.label,
+        "confidence": entry.confidence,
+        "kept": round(sum(_kept(record)) / sum(record["predicted"]), 6),
+        "mean_confidence": record["mean_confidence"],
+        "counts": dict(zip(names, record["counts"], strict=True)),
+    }
+    if "image_sha256" in record:
+        line["image_sha256"] = record["image_sha256"]
+    return line
+
+
+def _compared_with_people(
+    records: Sequence[Mapping[str, Any]], classes: int
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(`human`, `agreement`) of `LabelTree`; both None where no image could have such a label."""
+    if not any("human" in record for record in records):
+        return None, None
+
+    compared = [record for record in records if record.get("human") is not None]
+    # Records hold only the pairs that occur: most of C x C never do.
+    agreement = np.zeros((classes, classes), dtype=np.int64)
+    for record in compared:
+        for human, automatic, pixels in record["agreement"]:
+            agreement[human, automatic] += pixels
+    return _sums([record["human"] for record in compared], classes), agreement
+
+
 def _kept(record: Mapping[str, Any]) -> list[int]:
+    """Pixels per class that the threshold kept, before any policy."""
     kept: list[int] = record.get("kept", record["counts"])
     return kept
 
@@ -226,65 +304,119 @@ def manifest(
     sizes: Mapping[str, int] | None = None,
     agreement: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """What manifest.json says of a tree: settings, whether it is complete, failures, per-class pixels and kept shares, mean confidence.
+    """What manifest.json says of a folder of labels.
 
-    `sizes` are bytes of the files. `agreement` int64 [C, C] (rows human) adds how the labels compare with those drawn by people.
+    Args:
+        settings: with which the labels were made; all of them are repeated.
+        records: of every label file.
+        failures: `image` and `why` of each image that has no label.
+        names: of the classes.
+        sizes: bytes of the files, by kind.
+        agreement: int64 [C, C], how the labels compare with those drawn by people.
     """
-    kept, predicted = (
-        _sums([_kept(record) for record in records], len(names)),
-        _sums([record["predicted"] for record in records], len(names)),
-    )
-    written = _sums([record["counts"] for record in records], len(names))
-    total = int(predicted.sum())
-    confidence = sum(
-        record["mean_confidence"] * sum(record["predicted"]) for record in records
-    ) / max(total, 1)
-    per_class = {
-        name: {
-            "predicted": int(before),
-            "kept": int(after),
-            "kept_share": round(int(after) / int(before), 6) if before else None,
-            "labels": int(final),
+    classes = len(names)
+    kept = _sums([_kept(record) for record in records], classes)
+    predicted = _sums([record["predicted"] for record in records], classes)
+    written = _sums([record["counts"] for record in records], classes)
+    pixels = int(predicted.sum())
+
+    # How much of each class survived the threshold, and how much of it is in the files.
+    per_class = {}
+    for index, name in enumerate(names):
+        before, after = int(predicted[index]), int(kept[index])
+        kept_share = None
+        if before:
+            kept_share = round(after / before, 6)
+        per_class[name] = {
+            "predicted": before,
+            "kept": after,
+            "kept_share": kept_share,
+            "labels": int(written[index]),
         }
-        for name, before, after, final in zip(names, predicted, kept, written, strict=True)
-    }
+
+    confidences = [record["mean_confidence"] * sum(record["predicted"]) for record in records]
     content = {
-        "format": "hmsa-autolabel",
-        "version": 1,
+        "format": FORMAT,
+        "version": VERSION,
         **settings,
         "complete": not failures,
-        "images": ENTRIES,
+        "images": IMAGES,
         "labelled": len(records),
         "failures": list(failures),
-        "pixels": total,
-        "kept_share": round(int(kept.sum()) / max(total, 1), 6),
-        "mean_confidence": round(confidence, 6),
+        "pixels": pixels,
+        "kept_share": round(int(kept.sum()) / max(pixels, 1), 6),
+        "mean_confidence": round(sum(confidences) / max(pixels, 1), 6),
         "per_class": per_class,
     }
+
     if sizes is not None:
-        content["bytes"] = {**sizes, "soft_labels": total * len(names) * 4}
+        # Soft labels would hold a float32 for each pixel and class.
+        content["bytes"] = {**sizes, "soft_labels": pixels * classes * 4}
+
     if agreement is not None:
-        drawn = _sums(
-            [record["human"] for record in records if record.get("human") is not None], len(names)
-        )
-        compared = sum(record.get("human") is not None for record in records)
+        drawn = [record["human"] for record in records if record.get("human") is not None]
         content["human"] = {
-            "images": compared,
-            "labels": dict(zip(names, drawn.tolist(), strict=True)),
+            "images": len(drawn),
+            "labels": dict(zip(names, _sums(drawn, classes).tolist(), strict=True)),
             "agreement": agreement.tolist(),
         }
     return content
 
 
-def soft_label_seconds(folder: Path, *, values: int) -> float | None:
-    """Seconds to read so many float32 of a soft label that was just written to `folder`; None where there is no room for it.
+def empty_classes(content: Mapping[str, Any]) -> list[str]:
+    """Sentences about classes, or whole sets of labels, of which nothing is left to train with.
 
-    Measured on at most 64 MiB, without any decoding and from the page cache: the least that soft labels can take.
+    For the log and the page of an auto-labelling, which is no failure but hardly ever wanted.
+
+    Args:
+        content: of manifest.json.
     """
-    numbers = np.random.default_rng(0).random(min(values, 1 << 24), dtype=np.float32)
+    per_class = content["per_class"]
+    without_label = {name: row for name, row in per_class.items() if row["labels"] == 0}
+    if not content["labelled"]:
+        return []
+    if len(without_label) == len(per_class):
+        return [
+            f"no pixel of {content['labelled']} images has a label: nothing reaches the threshold "
+            f"{content['threshold']:g}; choose a lower --threshold, or set autolabel.keep_share"
+        ]
+
+    never, below, taken = [], [], []
+    for name, row in without_label.items():
+        if not row["predicted"]:
+            never.append(name)
+        elif not row["kept"]:
+            below.append(name)
+        else:
+            taken.append(name)
+
+    sentences = []
+    if below:
+        sentences.append(
+            f"nothing is kept of {', '.join(below)}: predicted, but never with the probability of "
+            "the threshold; lower autolabel.class_thresholds for it, or set autolabel.keep_share"
+        )
+    if never:
+        sentences.append(f"never predicted, and so without any label: {', '.join(never)}")
+    if taken:
+        sentences.append(
+            f"nothing is left of {', '.join(taken)}: autolabel.policy takes it from labels drawn "
+            "by people, which have none of it"
+        )
+    return sentences
+
+
+def soft_label_seconds(folder: Path, *, values: int) -> float | None:
+    """Seconds to read `values` float32, a soft label, that were just written to `folder`.
+
+    Measured on at most 64 MiB, without any decoding and from the page cache: the least that soft
+    labels can take. None where there is no room for them.
+    """
+    numbers = np.random.default_rng(0).random(min(values, _MOST_VALUES_TIMED), dtype=np.float32)
     temporary = temporary_beside(folder / "soft")
     try:
         numbers.tofile(temporary)
+        # The fastest of three, since other work on the machine only ever adds time.
         taken = []
         for _ in range(3):
             begin = time.perf_counter()

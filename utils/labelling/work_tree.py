@@ -1,103 +1,235 @@
-"""A folder that several jobs fill without talking to each other: claimed once, one job to each part of it, swept when nothing is left to do."""
+"""A folder of labels that several jobs fill without talking to each other.
+
+It is claimed once, for one set of settings; each job then holds the lock of its part, and what
+killed jobs left is swept when nothing is left to do.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import gcd
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from ..files.png import ImageWriteError, is_temporary, temporary_beside
-from .autolabels import AutolabelError
+import numpy as np
+from PIL import Image
 
-SETTINGS = "settings.json"
+from ..files.label_format import FORMAT
+from ..files.locking import locked
+from ..files.png_chunks import iterate_chunks
+from ..files.writing import WriteError, flush, is_temporary, temporary_beside
+from .autolabels import AutolabelError, fingerprint, read_record
+
+SETTINGS, THRESHOLDS = "settings.json", "thresholds.json"
 _LOCK = re.compile(r"\.lock-(\d+)-of-(\d+)$")
 
 
 def write_once(path: Path, data: bytes) -> bytes:
-    """Write `data` to `path` unless there is such a file, and return what the file holds. Of several writers one wins, and all see its bytes."""
+    """Write `data` to `path` unless there is such a file, and return what the file holds.
 
-    if not path.exists():
-        temporary = temporary_beside(path)
+    Of several writers one wins, and all see its bytes.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    if path.exists():
+        return path.read_bytes()
+
+    temporary = temporary_beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        # What is claimed or measured here decides over all labels: it must survive a power cut.
+        flush(temporary)
+        # A link fails where another writer was first; a rename would replace its file.
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without hard links
-                os.replace(temporary, path)
-        except OSError as error:
-            raise ImageWriteError(
-                f"{path}: cannot be written ({error.strerror or error}); make room or choose another folder"
-            ) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without hard links
+            os.replace(temporary, path)
+        flush(path.parent)
+    except OSError as error:
+        raise WriteError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or choose another "
+            "folder"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return path.read_bytes()
 
 
 def claim(folder: Path, settings: Mapping[str, Any], targets: Iterable[Path]) -> None:
-    """Note in `folder` with what it is filled. AutolabelError where it was filled with something else, or holds files in the place of `targets`.
+    """Note in `folder` the settings with which it is filled.
 
-    A folder that carries our note is ours: what lies there may be overwritten. Without the note nothing that lies there is touched.
+    A folder that carries our note is ours: what lies there may be replaced. Without the note, which
+    may have been damaged and deleted, labels that carry the fingerprint of these settings are ours,
+    and nothing else that lies there is touched.
+
+    Args:
+        targets: the label files that are going to be written.
+
+    Raises:
+        AutolabelError: the folder was filled with other settings, its note is damaged, or it was
+            not made by us and holds a file in the place of a target.
     """
     path = folder / SETTINGS
-    ours = (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
     if not path.exists():
-        stranger = next((target for target in targets if target.exists()), None)
-        if (
-            stranger is not None and not path.exists()
-        ):  # a job beside this one may have claimed the folder meanwhile
+        made_with = fingerprint(settings)
+        stranger = next((target for target in targets if not _is_ours(target, made_with)), None)
+        # A job beside this one may have claimed the folder meanwhile.
+        if stranger is not None and not path.exists():
             raise AutolabelError(
-                f"{stranger}: is there already and was not made by autolabel.py; choose another --output"
+                f"{stranger}: is there already and was not made by autolabel.py with these "
+                "settings; choose another --output"
             )
-    theirs = write_once(path, ours)
-    if theirs != ours:
+
+    ours = (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
+    found = write_once(path, ours)
+    if found == ours:
+        return
+
+    other = _json_object(found)
+    if other is None:
         raise AutolabelError(
-            f"{folder}: holds labels made with other settings ({_differing(theirs, settings)}); choose another --output, or delete "
-            "the folder"
+            f"{path}: is damaged or cut off; delete this one file and start the same command "
+            "again: labels that were made with its settings are kept"
         )
+    keys = sorted(settings.keys() | other.keys())
+    differing = ", ".join(key for key in keys if settings.get(key) != other.get(key))
+    raise AutolabelError(
+        f"{folder}: holds labels made with other settings ({differing}); choose another --output, "
+        "or delete the folder"
+    )
 
 
-def _differing(theirs: bytes, settings: Mapping[str, Any]) -> str:
+def _is_ours(target: Path, made_with: str) -> bool:
+    """Whether nothing is lost when a file is replaced: it is missing, empty, or our label."""
     try:
-        other = json.loads(theirs)
-        return ", ".join(
-            key
-            for key in sorted(settings.keys() | other.keys())
-            if settings.get(key) != other.get(key)
+        if target.stat().st_size == 0:
+            return True
+    except OSError:
+        return True
+    record = read_record(target)
+    return record is not None and record["made_with"] == made_with
+
+
+def require_not_drawn(target: Path) -> None:
+    """Refuse to replace a whole picture that carries no record of ours.
+
+    In a folder that was claimed such a file is a label that somebody corrected or drew by hand.
+    What is damaged or cut off is no picture, and may be replaced.
+
+    Raises:
+        AutolabelError: the file is such a picture.
+    """
+    try:
+        data = target.read_bytes()
+        # Damaged or not, what carries our keyword was written here.
+        if any(data.startswith(FORMAT.encode(), start) for _, start, _ in iterate_chunks(data)):
+            return
+        with Image.open(target) as picture:
+            picture.load()
+    except (OSError, SyntaxError, ValueError):
+        return
+    raise AutolabelError(
+        f"{target}: was not made by autolabel.py, or was changed since; move it away, or choose "
+        "another --output"
+    )
+
+
+def write_thresholds(
+    path: Path, thresholds: Mapping[str, float], *, made_with: str, images: int
+) -> None:
+    """Write measured thresholds by class, unless another job was first.
+
+    Args:
+        path: of the file, which all jobs of a folder read.
+        thresholds: by the name of the class.
+        made_with: a fingerprint of all that they depend on.
+        images: on how many they were measured.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    content = {"made_with": made_with, "images": images, "thresholds": dict(thresholds)}
+    write_once(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_thresholds(path: Path, *, made_with: str, names: Sequence[str]) -> np.ndarray:
+    """The thresholds that `write_thresholds` wrote, float64 [C] in the order of `names`.
+
+    Raises:
+        AutolabelError: the file is damaged, or was measured with other settings.
+    """
+    try:
+        content = _json_object(path.read_bytes())
+    except OSError as error:
+        raise AutolabelError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+    if content is not None and content.get("made_with") not in (None, made_with):
+        raise AutolabelError(
+            f"{path}: was measured with other settings; choose another --output, or delete the "
+            "folder"
         )
-    except (ValueError, AttributeError):
-        return f"{SETTINGS} cannot be read"
+    values: list[Any] = []
+    if content is not None and isinstance(content.get("thresholds"), dict):
+        values = [content["thresholds"].get(name) for name in names]
+    if len(values) != len(names) or not all(
+        type(value) in (int, float) and 0 <= value <= 1 for value in values
+    ):
+        raise AutolabelError(
+            f"{path}: is damaged or cut off; delete this one file and start the same command "
+            "again: the thresholds are measured anew, and come out the same"
+        )
+    return np.array(values, dtype=np.float64)
+
+
+def _json_object(data: bytes) -> dict[str, Any] | None:
+    """What JSON bytes hold; None where that is no object, or no JSON."""
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict):
+        return None
+    return content
 
 
 @contextmanager
 def alone(folder: Path, part: int, parts: int) -> Iterator[None]:
     """Hold part `part` of `parts` of the folder: every parts-th file, from the part-th on.
 
-    AutolabelError while another job holds a part that shares a file with this one. On file systems without locks nothing is held: files are
-    written whole and are the same whoever writes them, so that two jobs would only do the same work twice.
+    On file systems without locks nothing is held: files are written whole and are the same whoever
+    writes them, so that two jobs would only do the same work twice.
+
+    Raises:
+        AutolabelError: another job holds a part that shares a file with this one.
+        WriteError: the folder cannot be written to.
     """
+    own = folder / f".lock-{part}-of-{parts}"
+    _require_writable(own)
     message = (
         f"{folder}: another job is writing here right now; wait for it, or choose another --output"
     )
-    own = folder / f".lock-{part}-of-{parts}"
-    with _opened(own) as file:
-        if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+
+    with locked(own, wait=False) as held:
+        if not held:
             raise AutolabelError(message)
+
         for path in folder.glob(".lock-*-of-*"):
             found = _LOCK.search(path.name)
             if path == own or found is None:
                 continue
             other, others = int(found.group(1)), int(found.group(2))
+            # Two series of every parts-th and every others-th file meet if and only if their
+            # beginnings differ by a multiple of the greatest common divisor.
             if (part - other) % gcd(parts, others) == 0 and _is_held(path):
                 raise AutolabelError(message)
         yield
@@ -105,42 +237,40 @@ def alone(folder: Path, part: int, parts: int) -> Iterator[None]:
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait until no other job is inside such a block: of two jobs that finish together, the second sees all that the first has done."""
-    with _opened(folder / ".lock-manifest") as file:
-        _lock(file, fcntl.LOCK_EX)
+    """Wait until no other job is inside such a block for this folder.
+
+    Of two jobs that finish together, the second sees all that the first has done.
+
+    Raises:
+        WriteError: the folder cannot be written to.
+    """
+    path = folder / ".lock-manifest"
+    _require_writable(path)
+    with locked(path):
         yield
 
 
-def _opened(path: Path) -> IO[str]:
+def _require_writable(path: Path) -> None:
     try:
-        return open(path, "a")
+        open(path, "a").close()
     except OSError as error:
-        raise ImageWriteError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or choose another folder"
+        raise WriteError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or choose another "
+            "folder"
         ) from error
 
 
-def _lock(file: IO[str], how: int) -> bool:
-    """Whether the lock was taken, or cannot exist here."""
-    try:
-        fcntl.flock(file, how)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def _is_held(path: Path) -> bool:
-    try:
-        with open(path) as file:
-            return not _lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
+    """Whether another job holds this lock now."""
+    with locked(path, wait=False) as free:
+        return not free
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed jobs left half written. Only when nobody writes into the folder any more."""
+    """Delete what killed jobs left half written.
+
+    Only for a folder into which nobody writes any more.
+    """
     for path in folder.rglob(".hmsa-*"):
         if is_temporary(path):
             path.unlink(missing_ok=True)

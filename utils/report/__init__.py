@@ -1,1 +1,1 @@
-"""Pages and pictures that tell what a run found."""
+"""Pages and pictures that show what a run found."""

@@ -1,260 +1,219 @@
-"""The parts of an auto-labelling job's page, in their order."""
+"""The sections of an auto-labelling's page, in their order."""
 
 from __future__ import annotations
 
-from html import escape
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from ..metrics.scores import divide, iou_of
 from .charts import confusion_chart
-from .page import (
-    Cell,
-    Row,
-    bar,
-    legend,
-    number,
-    percent,
-    section,
-    settings_section,
-    swatch,
-    table,
-    tiles,
-)
-
-if TYPE_CHECKING:
-    from .report import AutolabelReport
+from .contents import AutolabelReport
+from .page import Section, percent, settings_section
 
 _FLOAT32_BYTES = 4
+_UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def subtitle(report: AutolabelReport) -> str:
-    """Number of images and the threshold, one line."""
+    """Number of images and the threshold, in one line."""
     return f"{report.images} images, {len(report.names)} classes, threshold {report.threshold:g}"
 
 
-def sections(report: AutolabelReport) -> list[tuple[str, str, str]]:
-    """(anchor, name in the menu, HTML) of every part that there is something for."""
-    parts = [
-        ("summary", "Summary", _summary(report)),
-        ("kept", "Kept", _kept(report)),
-        ("before", "Before and after", _before_and_after(report)),
-        ("agreement", "Agreement", _agreement(report)),
-        ("panels", "Examples", _panels(report)),
-        ("cost", "Cost", _cost(report)),
-        ("failed", "Failed images", _failed(report)),
-        (
-            "settings",
-            "Settings",
-            settings_section(
-                report.settings, checkpoint=report.checkpoint, sha256=report.checkpoint_sha256
-            ),
+def sections(report: AutolabelReport) -> list[Section]:
+    """Every section for which the report has something."""
+    found = [
+        _summary(report),
+        _kept(report),
+        _before_and_after(report),
+        _agreement(report),
+        _panels(report),
+        _cost(report),
+        _failed(report),
+        settings_section(
+            report.settings, checkpoint=report.checkpoint, sha256=report.checkpoint_sha256
         ),
     ]
-    return [part for part in parts if part[2]]
+    return [section for section in found if section is not None]
 
 
-def _summary(report: AutolabelReport) -> str:
-    figures = {"images labelled": str(report.images)}
+def _summary(report: AutolabelReport) -> Section:
+    # The first figure stands out on the page: the share of pixels that training can use.
+    figures: dict[str, str] = {}
     if report.pixels:
-        figures = {"pixels with a label %": percent(report.kept.sum() / report.pixels), **figures}
-        if report.human is not None:
-            figures["by hand before %"] = percent(report.human.sum() / report.pixels)
+        figures["pixels with a label %"] = percent(report.kept.sum() / report.pixels)
+    figures["images labelled"] = str(report.images)
+    if report.pixels and report.human is not None:
+        figures["by hand before %"] = percent(report.human.sum() / report.pixels)
     if report.failed:
         figures["images failed"] = str(len(report.failed))
-    return section("summary", "Summary", tiles({**figures, **report.facts}))
+
+    values = {"warnings": report.warnings, "figures": {**figures, **report.facts}}
+    return Section("summary", "Summary", "autolabel/summary.html", values)
 
 
-def _name(report: AutolabelReport, index: int) -> Cell:
-    return Cell(swatch(report.colors[index]) + escape(report.names[index]))
-
-
-def _kept(report: AutolabelReport) -> str:
-    kept = report.kept
-    share = divide(kept, kept.sum())
-    head = [
-        "class",
-        "threshold",
-        *([] if report.predicted is None else ["", "kept %", "predicted pixels"]),
-        "labelled pixels",
-        "of all labels %",
-    ]
-    rows: list[Row] = []
+def _kept(report: AutolabelReport) -> Section:
+    """How much of each class the thresholds kept."""
+    shares = divide(report.kept, report.kept.sum())
+    rows: list[dict[str, Any]] = []
     for index, name in enumerate(report.names):
-        row: Row = [
-            _name(report, index),
-            number(f"{report.thresholds.get(name, report.threshold):.3g}"),
-        ]
+        threshold = report.thresholds.get(name, report.threshold)
+        # Classes without a threshold of their own have that of the run.
+        row = {
+            "name": name,
+            "colour": report.colors[index],
+            "threshold": f"{threshold:.3g}",
+            "kept": int(report.kept[index]),
+            "share": float(shares[index]),
+        }
         if report.predicted is not None:
-            part = float(divide(kept[index], report.predicted[index]))
-            row += [
-                Cell(bar(part), "grow"),
-                number(percent(part)),
-                number(f"{int(report.predicted[index]):,}"),
-            ]
-        rows.append(
-            [*row, number(f"{int(kept[index]):,}"), number(percent(float(share[index]), 2))]
-        )
-    foot: Row = ["all", ""]
+            row |= _share_of(report.kept[index], report.predicted[index])
+        rows.append(row)
+
+    total: dict[str, Any] = {"kept": int(report.kept.sum())}
     if report.predicted is not None:
-        whole = float(divide(kept.sum(), report.predicted.sum()))
-        foot += [
-            Cell(bar(whole)),
-            number(percent(whole)),
-            number(f"{int(report.predicted.sum()):,}"),
-        ]
-    lead = "A pixel keeps its class where the largest probability reaches the threshold of that class; the others are ignored in training."
-    return section(
+        total |= _share_of(report.kept.sum(), report.predicted.sum())
+    return Section(
         "kept",
         "Kept",
-        table(head, rows, kind="full", foot=[*foot, number(f"{int(kept.sum()):,}"), ""]),
-        lead=lead,
+        "autolabel/kept.html",
+        {"with_predicted": report.predicted is not None, "rows": rows, "total": total},
+        lead="A pixel keeps its class where the largest probability reaches the threshold of that "
+        "class; the others are ignored in training.",
     )
 
 
-def _before_and_after(report: AutolabelReport) -> str:
+def _share_of(kept: np.integer, predicted: np.integer) -> dict[str, Any]:
+    return {"kept_share": float(divide(kept, predicted)), "predicted": int(predicted)}
+
+
+def _before_and_after(report: AutolabelReport) -> Section | None:
+    """The labels drawn by people beside the automatic ones."""
     if report.human is None:
-        return ""
-    before, after = divide(report.human, report.human.sum()), divide(report.kept, report.kept.sum())
-    top = (
-        max(
-            float(np.nanmax(values)) if not np.isnan(values).all() else 0.0
-            for values in (before, after)
-        )
-        or 1.0
-    )
-    rows: list[Row] = []
-    for index in range(len(report.names)):
-        grown = float(divide(report.kept[index], report.human[index]))
-        both = bar(before[index] / top) + bar(after[index] / top)
-        counts = [number(f"{int(values[index]):,}") for values in (report.human, report.kept)]
-        shares = [number(percent(float(values[index]), 2)) for values in (before, after)]
-        rows.append(
-            [
-                _name(report, index),
-                Cell(both, "grow pair"),
-                *shares,
-                *counts,
-                number("–" if np.isnan(grown) else f"{grown:.2f}x"),
-            ]
-        )
-    head = [
-        "class",
-        "",
-        "by hand %",
-        "automatic %",
-        "by hand, pixels",
-        "automatic, pixels",
-        "change",
+        return None
+
+    # Shares of all labels, since people leave most pixels of a coarse label empty.
+    before = divide(report.human, report.human.sum())
+    after = divide(report.kept, report.kept.sum())
+    rows = [
+        {
+            "name": name,
+            "colour": report.colors[index],
+            "before": float(before[index]),
+            "after": float(after[index]),
+            "human": int(report.human[index]),
+            "kept": int(report.kept[index]),
+            "change": float(divide(report.kept[index], report.human[index])),
+        }
+        for index, name in enumerate(report.names)
     ]
-    lead = "Distribution of the labels: those drawn by hand (upper, grey) and the automatic ones (lower) of the same images."
-    return section("before", "Before and after", table(head, rows, kind="full"), lead=lead)
+
+    # The longest bar is as wide as its column.
+    top = float(np.nan_to_num([before, after]).max()) or 1.0
+    return Section(
+        "before",
+        "Before and after",
+        "autolabel/before.html",
+        {"rows": rows, "top": top},
+        lead="Distribution of the labels: those drawn by hand (upper, grey) and the automatic ones "
+        "(lower) of the same images.",
+    )
 
 
-def _agreement(report: AutolabelReport) -> str:
+def _agreement(report: AutolabelReport) -> Section | None:
     if report.agreement is None:
-        return ""
+        return None
+
     matrix = report.agreement
-    iou, by_hand, automatic = (
-        iou_of(matrix),
-        divide(np.diag(matrix), matrix.sum(axis=1)),
-        divide(np.diag(matrix), matrix.sum(axis=0)),
-    )
-    rows: list[Row] = [
-        [
-            _name(report, index),
-            Cell(bar(by_hand[index]), "grow"),
-            number(percent(by_hand[index])),
-            number(percent(automatic[index])),
-            number(percent(iou[index])),
-            number(f"{int(matrix[index].sum()):,}"),
-        ]
-        for index in range(len(report.names))
+    iou = iou_of(matrix)
+    # Rows are what people drew, so these are recall and precision of the automatic labels.
+    by_hand = divide(np.diag(matrix), matrix.sum(axis=1))
+    automatic = divide(np.diag(matrix), matrix.sum(axis=0))
+    rows = [
+        {
+            "name": name,
+            "colour": report.colors[index],
+            "by_hand": by_hand[index],
+            "automatic": automatic[index],
+            "iou": iou[index],
+            "pixels": int(matrix[index].sum()),
+        }
+        for index, name in enumerate(report.names)
     ]
-    right = percent(float(divide(np.trace(matrix), matrix.sum())))
-    head = [
-        "class",
-        "",
-        "of the hand's pixels %",
-        "of the automatic pixels %",
-        "IoU %",
-        "pixels of both",
-    ]
-    foot: Row = ["all", "", number(right), number(right), "", number(f"{int(matrix.sum()):,}")]
-    lead = (
-        "Where a pixel has both a label drawn by hand and an automatic one: how often they agree."
-    )
-    chart = "<h3>Drawn by hand (rows), labelled automatically (columns)</h3>" + confusion_chart(
-        matrix, report.names
-    )
-    return section(
-        "agreement", "Agreement", table(head, rows, kind="full", foot=foot), chart, lead=lead
+    return Section(
+        "agreement",
+        "Agreement",
+        "autolabel/agreement.html",
+        {
+            "rows": rows,
+            "right": float(divide(np.trace(matrix), matrix.sum())),
+            "pixels": int(matrix.sum()),
+            "chart": confusion_chart(matrix, report.names),
+        },
+        lead="Where a pixel has both a label drawn by hand and an automatic one: how often they "
+        "agree.",
     )
 
 
-def _panels(report: AutolabelReport) -> str:
+def _panels(report: AutolabelReport) -> Section | None:
     if not report.panels:
-        return ""
-    colours = legend(zip(report.names, report.colors, strict=False))
-    return section(
+        return None
+
+    # A palette may have more colours than there are classes.
+    classes = list(zip(report.names, report.colors, strict=False))
+    return Section(
         "panels",
         "Examples",
-        colours,
-        *(example.html() for example in report.panels),
+        "autolabel/panels.html",
+        {"classes": classes, "examples": report.panels},
         lead="Black pixels have no label.",
     )
 
 
-def _cost(report: AutolabelReport) -> str:
+def _cost(report: AutolabelReport) -> Section | None:
+    """What hard labels take, beside the soft labels that they replace."""
     if not report.hard_bytes or not report.pixels:
-        return ""
+        return None
+
+    # What the paper's alternative would take: a probability for each pixel and class.
     soft = report.pixels * len(report.names) * _FLOAT32_BYTES
-    lines = [("hard labels (PNG), on disk", report.hard_bytes)]
+    sizes = {"hard labels (PNG), on disk": report.hard_bytes}
     if report.confidence_bytes:
-        lines.append(("confidence (8-bit PNG), on disk", report.confidence_bytes))
-    lines += [
-        ("hard labels, uncompressed", report.pixels),
-        ("soft labels, float32 for each class", soft),
-    ]
-    rows: list[Row] = []
-    for name, size in lines:
+        sizes["confidence (8-bit PNG), on disk"] = report.confidence_bytes
+    sizes["hard labels, uncompressed"] = report.pixels
+    sizes["soft labels, float32 for each class"] = soft
+
+    rows = []
+    for name, size in sizes.items():
         ratio = size / report.hard_bytes
-        times_hard = f"{ratio:.3g}" if ratio < 1000 else f"{ratio:,.0f}"
+        # Three digits suffice, but a number of four or more keeps all of them.
+        times = f"{ratio:.3g}"
+        if ratio >= 1000:
+            times = f"{ratio:,.0f}"
+        per_image = bytes_text(size / max(report.images, 1))
         rows.append(
-            [
-                name,
-                number(bytes_text(size)),
-                number(bytes_text(size / max(report.images, 1))),
-                number(times_hard),
-            ]
+            {"name": name, "size": bytes_text(size), "per_image": per_image, "times": times}
         )
-    parts = [table(["what is kept", "bytes", "per image", "times the hard labels"], rows)]
-    if report.reading_seconds:
-        times: list[Row] = [
-            [name, number(f"{1000 * seconds:.1f}")]
-            for name, seconds in report.reading_seconds.items()
-        ]
-        parts.append(
-            "<h3>Reading in training</h3>" + table(["what is read", "ms per image"], times)
-        )
-    lead = "Soft labels take images x height x width x classes x 4 bytes: 3.2 TB for the paper's 20,000 images of 1024 x 2048 with 19 classes."
-    return section("cost", "Cost", *parts, lead=lead)
+
+    return Section(
+        "cost",
+        "Cost",
+        "autolabel/cost.html",
+        {"sizes": rows, "seconds": report.reading_seconds},
+        lead="Soft labels take images x height x width x classes x 4 bytes: 3.2 TB for the paper's "
+        "20,000 images of 1024 x 2048 with 19 classes.",
+    )
 
 
 def bytes_text(size: float) -> str:
     """Bytes with a unit of 1000, three significant digits."""
     unit = 0
-    while size >= 999.5 and unit < 5:
+    while size >= 999.5 and unit < len(_UNITS) - 1:
         size, unit = size / 1000, unit + 1
-    return f"{size:.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[unit]}"
+    return f"{size:.3g} {_UNITS[unit]}"
 
 
-def _failed(report: AutolabelReport) -> str:
+def _failed(report: AutolabelReport) -> Section | None:
     if not report.failed:
-        return ""
-    return section(
-        "failed",
-        "Failed images",
-        table(["image", "reason"], [[name, reason] for name, reason in report.failed]),
-    )
+        return None
+    return Section("failed", "Failed images", "autolabel/failed.html", {"failed": report.failed})

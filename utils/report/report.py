@@ -1,20 +1,17 @@
-"""report.html: what an evaluation or an auto-labelling job found, in one file that opens offline.
+"""report.html: what an evaluation or an auto-labelling found, in one file that opens offline.
 
-The doors fill an `EvaluationReport` or an `AutolabelReport` with plain values and pictures and call `write_report`.
-Every list and every optional field may be left out; its part of the page is then left out too.
+A command fills an `EvaluationReport` or an `AutolabelReport` with plain values and pictures and
+calls `write_report`. Every list and every optional field may be left out; its section of the page
+is then left out too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from ..files.png import write_file
-from ..report import autolabel_page, evaluation_page
+from ..files.writing import write_file
+from . import autolabel_page, evaluation_page
+from .contents import AutolabelReport, ComparedRow, EvaluationReport
 from .page import Example, Picture, page
 
 __all__ = [
@@ -23,104 +20,26 @@ __all__ = [
     "EvaluationReport",
     "Example",
     "Picture",
+    "report_text",
     "write_report",
 ]
 
 
-@dataclass(frozen=True)
-class ComparedRow:
-    """One line of the table of Table 1's layout: the `method` (such as "hierarchical"), its scales, flip, and mIoU."""
-
-    method: str
-    scales: Sequence[float]
-    flip: bool
-    miou: float
-    """A fraction. Differences are shown against the first row."""
-    iou: np.ndarray | None = None
-    """IoU per class, float64 [C]."""
-
-
-@dataclass
-class EvaluationReport:
-    """What eval.py found on one split. IoUs are fractions."""
-
-    title: str
-    names: Sequence[str]
-    """Class names, C of them, in the order of the train ids."""
-    colors: Sequence[Sequence[int]] | np.ndarray
-    """RGB of every class; a palette uint8 [256, 3] will do."""
-    matrix: np.ndarray
-    """Confusion matrix int64 [C, C], rows are labels. All scores of the page are read from it."""
-    images: int
-    split: str = ""
-    checkpoint: str = ""
-    checkpoint_sha256: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Everything that decides the numbers: the inference options and the resolved configuration, nested or flat."""
-    facts: Mapping[str, str] = field(default_factory=dict)
-    """Further headline figures by name, ready to print: {"validation loss": "0.412", "seconds per image": "0.31"}."""
-    compared: Sequence[ComparedRow] = ()
-    """One row per scale list that was scored, the reference first."""
-    categories: Mapping[str, float] = field(default_factory=dict)
-    """IoU by category (metrics.category_iou)."""
-    instance_iou: Mapping[str, float] = field(default_factory=dict)
-    """iIoU by class name (metrics.InstanceIoU.iiou)."""
-    category_instance_iou: Mapping[str, float] = field(default_factory=dict)
-    """iIoU by category."""
-    boundary_f: np.ndarray | None = None
-    """Boundary F per class, float64 [C], nan where there is none (metrics.BoundaryF.scores)."""
-    worst: Sequence[Example] = ()
-    """The worst images, worst first: pictures image | label | prediction | error, the remark says the score."""
-    worst_per_class: Mapping[str, Sequence[Example]] = field(default_factory=dict)
-    """The same by class name."""
-    attention: Sequence[Example] = ()
-    """Panels as in figure 3: image | what each scale says || which scale (visualise.scale_map) | attention per scale | prediction."""
-    shares: np.ndarray | None = None
-    """Mean weight of every scale per class, float64 [S, C] (visualise.attention_share, summed and divided)."""
-    share_scales: Sequence[float] = ()
-    """The S scales of `shares`."""
-
-
-@dataclass
-class AutolabelReport:
-    """What autolabel.py made of a set of images. Counts are pixels per class, int64 [C]."""
-
-    title: str
-    names: Sequence[str]
-    colors: Sequence[Sequence[int]] | np.ndarray
-    images: int
-    kept: np.ndarray
-    """Pixels that got each class as their hard label."""
-    predicted: np.ndarray | None = None
-    """Pixels of each class before the threshold: kept / predicted is the kept share."""
-    pixels: int = 0
-    """All pixels of all images, ignored ones included."""
-    thresholds: Mapping[str, float] = field(default_factory=dict)
-    """Threshold by class name; classes that are not named use `threshold`."""
-    threshold: float = 0.9
-    checkpoint: str = ""
-    checkpoint_sha256: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    facts: Mapping[str, str] = field(default_factory=dict)
-    human: np.ndarray | None = None
-    """Pixels of each class in the human coarse labels of the same images, where there are any."""
-    agreement: np.ndarray | None = None
-    """int64 [C, C]: pixels that both have a label, rows the human one, columns the automatic one."""
-    hard_bytes: int = 0
-    """Bytes of the label files on disk."""
-    confidence_bytes: int = 0
-    """Bytes of the confidence files on disk, 0 without."""
-    reading_seconds: Mapping[str, float] = field(default_factory=dict)
-    """Measured seconds to read one image's labels, by kind: {"hard labels (PNG)": 0.004, "soft labels (float32)": 0.31}."""
-    panels: Sequence[Example] = ()
-    """Panels as in figure 4: image | coarse | auto-label."""
-    failed: Sequence[tuple[str, str]] = ()
-    """(name, reason) of the images that could not be labelled."""
+def report_text(report: EvaluationReport | AutolabelReport) -> str:
+    """The page as HTML."""
+    if isinstance(report, EvaluationReport):
+        subtitle = evaluation_page.subtitle(report)
+        sections = evaluation_page.sections(report)
+    else:
+        subtitle = autolabel_page.subtitle(report)
+        sections = autolabel_page.sections(report)
+    return page(report.title, subtitle, sections)
 
 
 def write_report(path: Path | str, report: EvaluationReport | AutolabelReport) -> None:
-    """Write the page to `path`, whole or not at all. Raises ImageWriteError."""
-    kind = evaluation_page if isinstance(report, EvaluationReport) else autolabel_page
-    sections = kind.sections(report)  # type: ignore[attr-defined]
-    subtitle = kind.subtitle(report)  # type: ignore[attr-defined]
-    write_file(path, page(report.title, subtitle, sections).encode())
+    """Write the page to `path`, whole or not at all.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    write_file(path, report_text(report))

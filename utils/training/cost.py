@@ -12,34 +12,39 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..words import UserError
 
-class MemoryShortage(ValueError):
-    """The memory of a device or of the host ran out; the message says in doing what, and what to change."""
+
+class MemoryShortage(UserError, ValueError):
+    """The memory of a device or of the host ran out; the message says in doing what."""
 
 
 def count_flops(step: Callable[[], Any]) -> int:
-    """Floating-point operations of `step()` (forward and, when it does so, backward), as torch.utils.flop_counter counts them."""
+    """Floating-point operations of `step()`, with its backward pass when it has one.
+
+    They are counted by torch.utils.flop_counter, which counts a multiply-add as two.
+    """
     with FlopCounterMode(display=False) as counter:
         step()
     return int(counter.get_total_flops())
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Start a new measurement on CUDA; the CPU's peak is the process's own and cannot be reset."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_mib(device: torch.device) -> float:
     """Peak memory in MiB: the allocator's on CUDA, the process's resident set elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+
+    # The system counts in bytes on macOS and in KiB on Linux.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
 def describe_network(model: Any, crop: Tensor) -> list[str]:
-    """Two lines on a multi-scale network: its parameters, and the FLOPs of a forward pass of `crop` [1, 3, h, w] relative to one scale."""
+    """Two lines on a multi-scale network: its parameters and its FLOPs.
+
+    The FLOPs are those of a forward pass of `crop` [1, 3, h, w], also relative to a single scale.
+    """
+    # In evaluation mode, so that counting does not move the batch-norm statistics.
     was_training = model.training
     model.eval()
     with torch.no_grad():
@@ -48,10 +53,13 @@ def describe_network(model: Any, crop: Tensor) -> list[str]:
             for scales in (model.train_scales, (1.0,))
         )
     model.train(was_training)
+
     parameters = sum(parameter.numel() for parameter in model.parameters())
+    size = tuple(crop.shape[2:])
     return [
         f"parameters    {parameters:,}",
-        f"FLOPs         {trained / 1e9:.1f} G forward for a crop of {tuple(crop.shape[2:])}, {trained / single:.2f} x one scale",
+        f"FLOPs         {trained / 1e9:.1f} G forward for a crop of {size}, "
+        f"{trained / single:.2f} x one scale",
     ]
 
 
@@ -63,9 +71,15 @@ def describe_step(
     loading_s: float,
     device: torch.device,
 ) -> list[str]:
-    """Three lines on a first step of `images` images over all ranks that took `seconds`: speed, peak memory, loss terms."""
+    """Three lines on a first step: speed, peak memory, loss terms.
+
+    The step took `seconds` for `images` images over all ranks, after `loading_s` of loading.
+    """
+    losses = ", ".join(f"{name} {float(term):.4f}" for name, term in terms.items())
     return [
-        f"training      {images / seconds:.2f} images/s in the first step of {images}; its images took {loading_s:.1f} s to load",
-        f"peak memory   {peak_memory_mib(device):.0f} MiB on {device}, one validation batch included",
-        "loss          " + ", ".join(f"{name} {float(term):.4f}" for name, term in terms.items()),
+        f"training      {images / seconds:.2f} images/s in the first step of {images}; "
+        f"its images took {loading_s:.1f} s to load",
+        f"peak memory   {peak_memory_mib(device):.0f} MiB on {device}, "
+        "one validation batch included",
+        f"loss          {losses}",
     ]

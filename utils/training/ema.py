@@ -8,9 +8,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import CheckpointError
+
 
 class WeightAverage:
-    """Keeps average <- decay * average + (1 - decay) * weights for every floating-point entry of the state dict."""
+    """Keeps average <- decay * average + (1 - decay) * weights, entry by entry of the state dict.
+
+    torch.optim.swa_utils.AveragedModel does nearly the same, but it copies the whole module, puts
+    "module." before every key, and copies the weights of the first step instead of averaging them
+    with the initial ones. Checkpoints and the numbers of running trainings would change.
+    """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         self.decay = decay
@@ -18,8 +25,9 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take one step towards the model's present weights; integer entries (counters) are copied."""
+        """Take one step towards the model's present weights; integer entries are copied."""
         for key, value in model.state_dict().items():
+            # The only integers are counters of batches, of which an average makes no sense.
             if value.is_floating_point():
                 self.values[key].lerp_(value, 1.0 - self.decay)
             else:
@@ -27,7 +35,8 @@ class WeightAverage:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Inside the block the model holds the averaged weights; afterwards its own again, bit for bit."""
+        """Within the block the model holds the averaged weights, then again its own bits."""
+        # A copy: loading the averaged values writes into the tensors that the model has.
         own = {key: value.detach().clone() for key, value in model.state_dict().items()}
         model.load_state_dict(self.values)
         try:
@@ -40,10 +49,15 @@ class WeightAverage:
         return self.values
 
     def load_state_dict(self, values: dict[str, Tensor]) -> None:
-        """Take over saved values; the keys must be the model's."""
+        """Take over saved values.
+
+        Raises:
+            CheckpointError: the keys are not the model's.
+        """
         if values.keys() != self.values.keys():
-            raise ValueError(
-                "the checkpoint's averaged weights belong to another model; start anew or set optim.ema_decay to null"
+            raise CheckpointError(
+                "the checkpoint's averaged weights belong to another model; start anew or set "
+                "optim.ema_decay to null"
             )
         for key, value in values.items():
             self.values[key].copy_(value)

@@ -1,113 +1,161 @@
-"""What a run writes about itself: train.log, metrics.jsonl (the source of truth) and TensorBoard (a view that may fail without harm)."""
+"""What a run writes about itself: train.log, metrics.jsonl and TensorBoard.
+
+metrics.jsonl is the source of truth; TensorBoard is a view of it that may fail without harm.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from .checkpoint import write_atomically
+from ..files.writing import write_file
+from .checkpoint import unused_name
 from .run_folder import RunError
 
 logger = logging.getLogger("hmsa")
 
-LONE = 0.999  # of the attention of all pixels: no other scale learns beside it
+# Mean attention from which one scale has all of it, so that the others are no longer trained.
+ALL_ATTENTION = 0.999
 
 
-class _AboveTheBar(logging.Handler):
+class _AboveProgressBar(logging.Handler):
     """Prints log lines above tqdm's progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record))
 
 
-class _File(logging.FileHandler):
-    """Writes train.log; what a full disk does not take is left out, instead of a traceback for each line."""
+class _LogFile(logging.FileHandler):
+    """Writes train.log; lines that a full disk does not take are left out without a traceback."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         return
 
 
 def start_logging(*, main: bool, file: Path | None = None) -> None:
-    """Log to the terminal on the main rank (warnings only on the others) and, when given, to `file` as well."""
-    logger.setLevel(logging.INFO if main else logging.WARNING)
+    """Log to the terminal and, when given, to `file`; on other ranks than `main` only warnings.
+
+    Raises:
+        RunError: `file` cannot be written.
+    """
+    logger.setLevel(logging.WARNING)
+    if main:
+        logger.setLevel(logging.INFO)
     logger.propagate = False
+
+    # A second training in the same process must not write into the first one's file.
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    screen = _AboveTheBar()
+
+    screen = _AboveProgressBar()
     screen.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(screen)
+
     if file is not None:
-        record = _File(file, encoding="utf-8")
-        record.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        logger.addHandler(record)
+        try:
+            log_file = _LogFile(file, encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise RunError(
+                f"{file}: cannot be written ({reason}); remove it or choose another folder with "
+                "experiment.output=DIR"
+            ) from error
+        log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(log_file)
 
 
 class Logbook:
-    """Rows for metrics.jsonl, scalars and pictures for TensorBoard, config.yaml; on ranks that do not `write` every call does nothing."""
+    """Writes metrics.jsonl, config.yaml and TensorBoard; without `write` every call does nothing.
+
+    One rank writes and the others do not, so that all ranks can run the same code.
+    """
 
     def __init__(self, folder: Path, *, write: bool = True) -> None:
         self.folder = folder
         self.path = folder / "metrics.jsonl"
         self.write = write
         self.board: Any = None
-        self.lone_scale_told = False
+        self.warned_of_lone_scale = False
 
     def begin(self, configuration: str, *, first_step: int = 0, to_validate: bool = False) -> None:
-        """Note the resolved configuration and open TensorBoard; rows that a resumed run writes again are dropped: those beyond `first_step`,
-        and with `to_validate` the validation at that step. Raises RunError when nothing can be written."""
+        """Write the resolved configuration and open TensorBoard.
+
+        Rows that a resumed run writes again are dropped: those beyond `first_step` and, with
+        `to_validate`, the validation at that step.
+
+        Raises:
+            RunError: nothing can be written.
+        """
         if not self.write:
             return
-        with self._written("config.yaml"):
-            write_atomically(self.folder / "config.yaml", configuration.encode())
-            self._forget_after(first_step, to_validate)
+        with self._explained("config.yaml"):
+            write_file(self.folder / "config.yaml", configuration, durable=True)
+            self._drop_rows_after(first_step, to_validate)
+
+        # TensorBoard is optional: it may be missing, broken or unable to write.
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            threading.excepthook = _quiet_about(OSError, threading.excepthook)
-            self.board = SummaryWriter(
-                str(self.folder / "tensorboard"), purge_step=first_step + 1 if first_step else None
-            )
+            threading.excepthook = _warn_only_of(OSError, threading.excepthook)
+            # TensorBoard hides what an interrupted run wrote beyond the step it goes on from.
+            purge_step = None
+            if first_step:
+                purge_step = first_step + 1
+            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge_step)
             self.board.add_text("config", f"```yaml\n{configuration}\n```")
         except (ImportError, OSError, RuntimeError, AttributeError) as error:
             logger.warning("TensorBoard is off for this run (%s)", error)
 
     def row(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl {"kind", "step", **values}; numbers go to TensorBoard as KIND/name. Not-a-number becomes null."""
+        """One line of metrics.jsonl {"kind", "step", **values}; not-a-number becomes null.
+
+        Numbers go to TensorBoard as KIND/name.
+        """
         if not self.write:
             return
         plain = {name: _plain(value) for name, value in values.items()}
-        with self._written(self.path.name), open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **plain}) + "\n")
-        for name, number in _numbers(kind, plain):
-            self._show(lambda board, name=name, number=number: board.add_scalar(name, number, step))  # type: ignore[misc]
-        self._tell_of_lone_scale(step, plain)
 
-    def _tell_of_lone_scale(self, step: int, values: Mapping[str, Any]) -> None:
-        """Warn once when one scale has all the attention: the model pays for scales that it no longer learns from."""
+        # Opened anew for each row: the folder may have been moved, or the disk cleared, meanwhile.
+        with self._explained(self.path.name), open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **plain}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+        for name, number in _numbers(kind, plain):
+            self._show(partial(_add_scalar, name=name, number=number, step=step))
+        self._warn_of_lone_scale(step, plain)
+
+    def _warn_of_lone_scale(self, step: int, values: Mapping[str, Any]) -> None:
+        """Warn once when one scale has all attention: the others cost time and learn nothing."""
         lone = [
             name.removeprefix("attention_")
             for name, value in values.items()
-            if name.startswith("attention_") and (value or 0) > LONE
+            if name.startswith("attention_") and (value or 0) > ALL_ATTENTION
         ]
-        if lone and not self.lone_scale_told:
-            self.lone_scale_told = True
-            logger.warning(
-                "attention: by step %d scale %s has all of it (over %g on average) and the other scales are computed in vain; if it stays "
-                "so, try a lower optim.lr, a longer optim.warmup_steps, or model.explicit_batchnorm=true",
-                step,
-                lone[0],
-                LONE,
-            )
+        if not lone or self.warned_of_lone_scale:
+            return
+
+        self.warned_of_lone_scale = True
+        logger.warning(
+            "attention: by step %d scale %s has all of it (over %g on average) and the other "
+            "scales are computed in vain; if it stays so, try a lower optim.lr, a longer "
+            "optim.warmup_steps, or model.explicit_batchnorm=true",
+            step,
+            lone[0],
+            ALL_ATTENTION,
+        )
 
     def picture(self, name: str, step: int, draw: Callable[[], np.ndarray]) -> None:
         """A uint8 RGB picture [H, W, 3] for TensorBoard, drawn only where it is written."""
@@ -119,58 +167,96 @@ class Logbook:
         """Flush TensorBoard's files."""
         self._show(lambda board: board.close())
 
-    def _show(self, do: Callable[[Any], None]) -> None:
-        """Let TensorBoard do something; when it cannot (a full disk, say) it is off for the rest of the run."""
+    def _show(self, use: Callable[[Any], None]) -> None:
+        """Call `use` with TensorBoard's writer; when it fails, TensorBoard is off from here on."""
         if self.board is None:
             return
+
+        # The writer's thread passes on whatever exception it met, of any kind.
         try:
-            do(self.board)
-        except Exception as error:  # its writer thread hands on whatever it met
+            use(self.board)
+        except Exception as error:
             self.board = None
             logger.warning("TensorBoard is off from here on (%s)", error)
 
     @contextmanager
-    def _written(self, name: str) -> Iterator[None]:
+    def _explained(self, name: str) -> Iterator[None]:
+        """Raise what the system says about writing the file `name` as a RunError."""
         try:
             yield
         except OSError as error:
+            # A WriteError is a sentence already; its cause has the system's reason alone.
+            reason = error.strerror or str(error)
+            if isinstance(error.__cause__, OSError):
+                reason = error.__cause__.strerror or reason
             raise RunError(
-                f"{self.folder / name}: cannot be written ({error.strerror or error}); the checkpoints are untouched: free some space or "
-                "choose another experiment.output, then start again with --resume"
+                f"{self.folder / name}: cannot be written ({reason}); the checkpoints are "
+                "untouched: free some space or choose another experiment.output, then start "
+                "again with --resume"
             ) from error
 
-    def _forget_after(self, step: int, to_validate: bool) -> None:
+    def _drop_rows_after(self, step: int, to_validate: bool) -> None:
         if not self.path.is_file():
             return
+        # Rows are kept as they are, byte for byte, so that an uninterrupted run has the same file.
+        content = self.path.read_bytes()
+        lines = content.split(b"\n")
+        rows = [_row_of(line) for line in lines]
         kept = [
             line
-            for line in self.path.read_text(encoding="utf-8").splitlines()
-            if _is_before(line, step, to_validate)
+            for line, row in zip(lines, rows, strict=True)
+            if row is not None and _is_before(row, step, to_validate)
         ]
-        write_atomically(self.path, "".join(line + "\n" for line in kept).encode())
+
+        # A kill may cut off the last line. Anything else that is no row is damage from elsewhere.
+        damaged = sum(row is None for row in rows[:-1])
+        if damaged:
+            copy = unused_name(self.path)
+            write_file(copy, content, durable=True)
+            logger.warning(
+                "%s: %d lines are no rows and are left out; the file as it was is kept in %s",
+                self.path,
+                damaged,
+                copy.name,
+            )
+        write_file(self.path, b"".join(line + b"\n" for line in kept), durable=True)
 
 
-def _quiet_about(kind: type[Exception], inner: Callable[[Any], Any]) -> Callable[[Any], None]:
-    """Of a thread that ends by such an exception (TensorBoard's writer, on a full disk) a warning is enough; the rest goes to `inner`."""
+def _warn_only_of(kind: type[Exception], other_hook: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """A threading.excepthook that warns of exceptions of `kind` and passes on all others.
+
+    TensorBoard's writer thread ends with such an exception on a full disk.
+    """
 
     def hook(ended: Any) -> None:
         if issubclass(ended.exc_type, kind):
             logger.warning("a writer in the background has ended (%s)", ended.exc_value)
         else:
-            inner(ended)
+            other_hook(ended)
 
     return hook
 
 
-def _is_before(line: str, step: int, to_validate: bool) -> bool:
-    """Whether a row was written before a checkpoint of `step` that is still `to_validate`; a line that a kill cut off never was."""
+def _row_of(line: bytes) -> dict[str, Any] | None:
+    """The row in a line of metrics.jsonl, or None when there is none."""
     try:
         row = json.loads(line)
-        return (
-            row["step"] < step or row["step"] == step and not (to_validate and row["kind"] == "val")
-        )
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return False
+        is_row = isinstance(row["step"], int) and isinstance(row["kind"], str)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return row if is_row else None
+
+
+def _is_before(row: Mapping[str, Any], step: int, to_validate: bool) -> bool:
+    """Whether a row was written before a checkpoint of `step` that is still `to_validate`."""
+    # A checkpoint is written before the validation of its step, so that one comes again.
+    if row["step"] == step:
+        return not (to_validate and row["kind"] == "val")
+    return row["step"] < step
+
+
+def _add_scalar(board: Any, *, name: str, number: float, step: int) -> None:
+    board.add_scalar(name, number, step)
 
 
 def _numbers(kind: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -182,11 +268,13 @@ def _numbers(kind: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]
 
 
 def _plain(value: Any) -> Any:
+    """`value` as JSON can hold it: tensors and numpy numbers become Python's, nan becomes None."""
     if isinstance(value, Mapping):
         return {str(name): _plain(inner) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
     if isinstance(value, float):
+        # JSON has no nan, and readers other than Python's refuse the file for it.
         return value if math.isfinite(value) else None
     if hasattr(value, "item"):
         return _plain(value.item())

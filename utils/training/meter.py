@@ -1,4 +1,8 @@
-"""The progress line of a training: loss terms, learning rate, images/s, share of time waiting for data, peak memory, time left."""
+"""The progress line of a training and the readings behind it.
+
+It shows loss terms, learning rate, images/s, the share of time spent waiting for data, peak memory
+and the time left.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +23,10 @@ Item = TypeVar("Item")
 
 
 class Meter:
-    """Counts steps on a progress bar (main rank) and averages the loss terms since the last reading, over steps and ranks.
+    """Counts steps on a progress bar and averages loss terms over steps and ranks.
 
-    Loss terms stay on the device between readings, so that a step costs no synchronisation for its display.
+    Loss terms stay on the device between readings, so that showing them does not make the host wait
+    for the device in every step.
     """
 
     def __init__(
@@ -29,23 +34,24 @@ class Meter:
     ) -> None:
         self.processes = processes
         self.every = every
-        self.done = first_step
+        self.steps_done = first_step
         self.bar = progress_bar(
             total=first_step + steps_left, initial=first_step, unit="step", show=processes.is_main
         )
-        self.begun = time.monotonic()
+        self.started_at = time.monotonic()
         self.images_in_all = 0
         self.waited_in_all = 0.0
-        self._restart()
+        self._start_reading()
 
-    def _restart(self) -> None:
+    def _start_reading(self) -> None:
+        """Forget what was averaged into the reading before."""
         self.sums: dict[str, Tensor] = {}
         self.steps = self.images = 0
-        self.waited = 0.0
-        self.since = time.monotonic()
+        self.waited_s = 0.0
+        self.reading_started_at = time.monotonic()
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
-        """`items`, with the time spent waiting for each noted."""
+        """Yield `items` and count the time spent waiting for each."""
         iterator = iter(items)
         while True:
             start = time.monotonic()
@@ -53,9 +59,10 @@ class Meter:
                 item = next(iterator)
             except StopIteration:
                 return
-            waited = time.monotonic() - start
-            self.waited += waited
-            self.waited_in_all += waited
+
+            waited_s = time.monotonic() - start
+            self.waited_s += waited_s
+            self.waited_in_all += waited_s
             yield item
 
     def step(
@@ -67,45 +74,59 @@ class Meter:
         lr: float,
         epoch: int,
     ) -> dict[str, float] | None:
-        """Count one step of `images` images on this rank; after each multiple of `every` return the readings (equal on all ranks up to times).
+        """Count one step of `images` images on this rank; after every `every` steps, a reading.
 
-        `terms` add up to the loss; `others` are averaged beside them under their own names.
+        `terms` add up to the loss; `others` are averaged beside them under their own names. The
+        readings are equal on all ranks, except for times.
         """
         self.bar.update()
-        for name, term in [
-            *((f"loss_{name}", term) for name, term in terms.items()),
-            *others.items(),
-        ]:
-            self.sums[name] = self.sums[name] + term if name in self.sums else term.clone()
         self.steps += 1
-        self.done += 1
+        self.steps_done += 1
         self.images += images
         self.images_in_all += images
-        if self.done % self.every:  # a resumed run has its readings at the same steps
+
+        # Loss terms and others may have equal names, so the former get a prefix, as in the logs.
+        losses = {f"loss_{name}": term for name, term in terms.items()}
+        for name, term in (losses | dict(others)).items():
+            self.sums[name] = self.sums.get(name, 0) + term
+
+        # Counted from the beginning of the training: a resumed run reads at the same steps.
+        if self.steps_done % self.every:
             return None
-        stacked = self.processes.sum(
-            torch.stack([value.double() for value in self.sums.values()])
-        ) / (self.processes.world_size * self.steps)
-        means = dict(zip(self.sums, stacked.tolist(), strict=True))
-        losses = {name: means[f"loss_{name}"] for name in terms}
-        seconds = max(time.monotonic() - self.since, 1e-9)
-        reading = {
-            "loss": sum(losses.values()),
+
+        reading = self._read(list(terms), lr=lr)
+        self._show(reading, list(terms), epoch=epoch)
+        self._start_reading()
+        return reading
+
+    def _read(self, loss_names: list[str], *, lr: float) -> dict[str, float]:
+        """Means over the steps since the last reading and over all ranks."""
+        # In fp64, one sum over ranks and one copy to the host for all terms together.
+        stacked = torch.stack([value.double() for value in self.sums.values()])
+        summed = self.processes.sum(stacked) / (self.processes.world_size * self.steps)
+        means = dict(zip(self.sums, summed.tolist(), strict=True))
+
+        # A test or a tiny network may take no measurable time.
+        seconds = max(time.monotonic() - self.reading_started_at, 1e-9)
+        return {
+            "loss": sum(means[f"loss_{name}"] for name in loss_names),
             **means,
             "lr": lr,
             "images_per_second": self.images * self.processes.world_size / seconds,
-            "data_wait": self.waited / seconds,
+            "data_wait": self.waited_s / seconds,
             "peak_memory_mib": peak_memory_mib(self.processes.device),
         }
-        terms_text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+
+    def _show(self, reading: Mapping[str, float], loss_names: list[str], *, epoch: int) -> None:
+        """Put a reading onto the progress bar."""
+        terms = " ".join(f"{name} {reading[f'loss_{name}']:.3f}" for name in loss_names)
         self.bar.set_description(f"epoch {epoch}", refresh=False)
         self.bar.set_postfix_str(
-            f"loss {reading['loss']:.3f} ({terms_text}), lr {lr:.2g}, {reading['images_per_second']:.1f} images/s, "
-            f"waiting {reading['data_wait']:.0%}, {reading['peak_memory_mib'] / 1024:.1f} GiB",
+            f"loss {reading['loss']:.3f} ({terms}), lr {reading['lr']:.2g}, "
+            f"{reading['images_per_second']:.1f} images/s, waiting {reading['data_wait']:.0%}, "
+            f"{reading['peak_memory_mib'] / 1024:.1f} GiB",
             refresh=False,
         )
-        self._restart()
-        return reading
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -113,14 +134,17 @@ class Meter:
         start = time.monotonic()
         yield
         taken = time.monotonic() - start
-        self.since += taken
-        self.begun += taken
+        self.reading_started_at += taken
+        self.started_at += taken
 
     def close(self) -> str:
-        """End the progress line; what the steps of this run took, in one line."""
+        """End the progress line; returns what the steps of this run took, in one line."""
         self.bar.close()
-        seconds = max(time.monotonic() - self.begun, 1e-9)
+        seconds = max(time.monotonic() - self.started_at, 1e-9)
+        speed = self.images_in_all * self.processes.world_size / seconds
+        memory_gib = peak_memory_mib(self.processes.device) / 1024
         return (
-            f"trained for {timedelta(seconds=round(seconds))} h at {self.images_in_all * self.processes.world_size / seconds:.1f} images/s, "
-            f"{self.waited_in_all / seconds:.0%} of the time waiting for data, {peak_memory_mib(self.processes.device) / 1024:.1f} GiB at most"
+            f"trained for {timedelta(seconds=round(seconds))} h at {speed:.1f} images/s, "
+            f"{self.waited_in_all / seconds:.0%} of the time waiting for data, "
+            f"{memory_gib:.1f} GiB at most"
         )

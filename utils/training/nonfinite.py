@@ -1,21 +1,30 @@
-"""What to do with a step whose loss or gradient is not finite: skip it on all ranks together, name its images, give up in the end."""
+"""What to do with a step whose loss or gradient is not finite.
+
+All ranks skip it together, its images are named, and after too many of them the training ends.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..files.writing import write_file_with
 from ..processes import Processes
 from .logbook import logger
 from .run_folder import RunError
 
 
 class SkippedSteps:
-    """Counts skipped steps in a row. Every method that takes part in a skipped step is called on all ranks."""
+    """Counts the steps skipped in a row.
+
+    All ranks must call `note` for the same steps, since it gathers from all of them: a rank that
+    left it out would let the others wait until the timeout.
+    """
 
     def __init__(self, processes: Processes, folder: Path, *, limit: int) -> None:
         self.processes = processes
@@ -24,7 +33,7 @@ class SkippedSteps:
         self.in_a_row = 0
 
     def clear(self) -> None:
-        """A good step ends the row."""
+        """Begin to count anew, after a good step."""
         self.in_a_row = 0
 
     def note(
@@ -35,42 +44,59 @@ class SkippedSteps:
         *,
         own: bool,
     ) -> None:
-        """Log the images of the ranks whose loss was bad (`own`), of all where only the gradient was; after `limit` steps in a row write the
-        batches and raise RunError."""
+        """Log the images of a skipped step; `own` says whether this rank's loss was not finite.
+
+        Where every loss was finite and only the gradient was not, the images of all ranks are
+        named.
+
+        Raises:
+            RunError: this was the last of `limit` such steps in a row; the batches are kept.
+        """
         self.in_a_row += 1
-        gathered = self.processes.gather(
-            (own, [name for batch in batches for name in batch["names"]])
-        )
-        guilty = [names for at_fault, names in gathered if at_fault]
-        found = ", ".join(
-            name for names in guilty or [names for _, names in gathered] for name in names
-        )
-        if self.processes.is_main:  # the others would say the same
+
+        # Name the images of the ranks whose loss was bad; with none, it may be anybody's.
+        names = [name for batch in batches for name in batch["names"]]
+        gathered = self.processes.gather((own, names))
+        suspects = [names for was_bad, names in gathered if was_bad]
+        culprit = "loss"
+        if not suspects:
+            culprit = "gradient or a running statistic"
+            suspects = [names for _, names in gathered]
+        images = ", ".join(name for names in suspects for name in names)
+
+        # Every rank has the same sentence; one is enough.
+        if self.processes.is_main:
             logger.warning(
                 "step %d skipped on all ranks, the %s is not finite; images: %s",
                 step,
-                "loss" if guilty else "gradient",
-                found,
+                culprit,
+                images,
             )
         if self.in_a_row < self.limit:
             return
-        kept = max(
-            self.processes.gather(self._dump(step, batches, terms) if own or not guilty else "")
-        )
+
+        # Each rank keeps its own batches; one may have had room on its disk and another none.
+        kept = ""
+        if own or culprit != "loss":
+            kept = self._keep(step, batches, terms)
+        where = max(self.processes.gather(kept))
+
+        # All ranks are here with the same error; this makes one of them print it.
         with self.processes.agreement(RunError):
             raise RunError(
-                f"the loss or its gradient was not finite in {self.in_a_row} steps in a row (images: {found}); {kept}the checkpoints are "
-                "intact: lower optim.lr, set optim.clip_norm or runtime.precision=fp32, and go on with --resume"
+                f"the loss or its gradient was not finite in {self.in_a_row} steps in a row "
+                f"(images: {images}); {where}the checkpoints are intact: lower optim.lr, set "
+                "optim.clip_norm or runtime.precision=fp32, and go on with --resume"
             )
 
-    def _dump(
+    def _keep(
         self, step: int, batches: Sequence[Mapping[str, Any]], terms: Mapping[str, Tensor]
     ) -> str:
-        """Keep this rank's batches, as plain values, for a look at them; a full disk only leaves them out."""
+        """Save this rank's batches for a later look; returns where, or "" when the disk is full."""
         file = self.folder / f"not-finite-rank{self.processes.rank}.pt"
+        content = {"step": step, "terms": dict(terms), "batches": list(batches)}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            torch.save({"step": step, "terms": dict(terms), "batches": list(batches)}, file)
+            write_file_with(file, partial(torch.save, content))
         except (OSError, RuntimeError):
             return ""
         return f"the batches are in {self.folder}/not-finite-rank*.pt and "

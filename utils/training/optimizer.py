@@ -1,4 +1,4 @@
-"""SGD, AdamW and LAMB with a choice of implementation; apex's fused ones only when asked for and really there."""
+"""SGD, AdamW and LAMB with a choice of implementation; apex's fused ones only when asked for."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..words import UserError
+
 _APEX_CLASS = {"sgd": "FusedSGD", "adamw": "FusedAdam", "lamb": "FusedLAMB"}
 
 
-class OptimizerError(ValueError):
+class OptimizerError(UserError, ValueError):
     """The optimiser asked for cannot be had; the message says why and what to do."""
 
 
@@ -28,27 +30,36 @@ def parameter_groups(
     head_parameters: Iterable[nn.Parameter] = (),
     head_lr_multiplier: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Groups of trainable parameters by (head or trunk, decayed or not); every parameter is in exactly one, empty groups are left out.
+    """Groups of trainable parameters by (head or trunk, decayed or not), without the empty ones.
 
-    `decay_norm_and_bias` false exempts batch-norm scales and all biases (one-dimensional parameters) from weight decay.
+    Every parameter is in exactly one group. Without `decay_norm_and_bias` batch-norm scales and all
+    biases (one-dimensional parameters) have no weight decay.
     """
     heads = {id(parameter) for parameter in head_parameters}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    grouped: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            decayed = decay_norm_and_bias or parameter.ndim > 1
-            groups.setdefault(
-                (id(parameter) in heads and head_lr_multiplier != 1.0, decayed), []
-            ).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "lr": lr * (head_lr_multiplier if head else 1.0),
-            "base_lr": lr * (head_lr_multiplier if head else 1.0),
-            "weight_decay": weight_decay if decayed else 0.0,
-        }
-        for (head, decayed), parameters in groups.items()
-    ]
+        if not parameter.requires_grad:
+            continue
+        # Heads are a group of their own only where they have a learning rate of their own.
+        is_head = id(parameter) in heads and head_lr_multiplier != 1.0
+        is_decayed = decay_norm_and_bias or parameter.ndim > 1
+        grouped.setdefault((is_head, is_decayed), []).append(parameter)
+
+    # `base_lr` stays, and `lr` follows the schedule from it in every step.
+    groups = []
+    for (is_head, is_decayed), parameters in grouped.items():
+        base_lr = lr
+        if is_head:
+            base_lr *= head_lr_multiplier
+        groups.append(
+            {
+                "params": parameters,
+                "lr": base_lr,
+                "base_lr": base_lr,
+                "weight_decay": weight_decay * is_decayed,
+            }
+        )
+    return groups
 
 
 def build_optimizer(
@@ -57,59 +68,78 @@ def build_optimizer(
     optimizer: str = "sgd",
     backend: str = "auto",
     momentum: float = 0.9,
-    nesterov: bool = False,
-    betas: tuple[float, float] = (0.9, 0.999),
     scaled: bool = False,
 ) -> torch.optim.Optimizer:
-    """An optimiser over `groups`.
+    """An optimiser over `groups`; `scaled` says whether a GradScaler is in use.
 
-    `backend`: torch (a loop), foreach, fused, apex, or auto = foreach when a GradScaler is in use (`scaled`) or on CPU, fused on CUDA otherwise.
-    Fused SGD starts from zeroed momentum: left to itself torch keeps uninitialised memory when the first step overflows (ENGINEERING 2.4).
-    Raises OptimizerError when apex is asked for and NVIDIA's is not importable, or when LAMB is asked for without it.
+    `backend` is torch (a loop over parameters), foreach, fused, apex, or auto: foreach on the CPU
+    and with a GradScaler, fused on CUDA otherwise.
+
+    Raises:
+        OptimizerError: apex is asked for and NVIDIA's cannot be imported, or LAMB without apex.
     """
     if backend == "apex" or optimizer == "lamb":
         if backend not in ("apex", "auto"):
             raise OptimizerError(
-                "optim.optimizer: 'lamb' exists in NVIDIA apex only; set optim.backend to apex, or optim.optimizer to sgd or adamw"
+                "optim.optimizer: 'lamb' exists in NVIDIA apex only; set optim.backend to apex, "
+                "or optim.optimizer to sgd or adamw"
             )
-        return _apex_optimizer(
-            groups, optimizer=optimizer, momentum=momentum, nesterov=nesterov, betas=betas
-        )
+        return _apex_optimizer(groups, optimizer=optimizer, momentum=momentum)
+
     on_cuda = any(parameter.is_cuda for group in groups for parameter in group["params"])
     if backend == "auto":
-        backend = "fused" if on_cuda and not scaled else "foreach"
+        # A GradScaler makes the fused ones wait for the device in every step.
+        backend = "foreach"
+        if on_cuda and not scaled:
+            backend = "fused"
+
     options: dict[str, Any] = {"foreach": backend == "foreach", "fused": backend == "fused"}
     if optimizer == "adamw":
-        return torch.optim.AdamW(groups, betas=betas, **options)
-    built = torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, **options)
+        return torch.optim.AdamW(groups, **options)
+
+    built = torch.optim.SGD(groups, momentum=momentum, **options)
     if backend == "fused" and momentum:
         zero_momentum(built)
     return built
 
 
 def zero_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter a momentum buffer of zeros; with dampening 0 the first step is then the same as without."""
+    """Give every parameter a momentum buffer of zeros.
+
+    With dampening 0 the first step is then the same as without. Left to itself, torch's fused SGD
+    makes the buffers from uninitialised memory in its first step, and leaves them like that when a
+    GradScaler skips this step because of an overflow.
+    """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            optimizer.state[parameter].setdefault(
-                "momentum_buffer", torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            )
+            zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            optimizer.state[parameter].setdefault("momentum_buffer", zeros)
 
 
 def apex_problem() -> str | None:
     """Why NVIDIA apex's fused optimisers cannot be used here, or None when they can."""
     found = importlib.util.find_spec("apex")
     if found is None:
-        return "NVIDIA apex is not installed (build it from its source repository; the PyPI package called apex is unrelated)"
-    if not any(
-        (Path(folder) / "optimizers").is_dir() for folder in found.submodule_search_locations or ()
-    ):
         return (
-            "the installed package 'apex' is not NVIDIA's but the unrelated Pyramid toolkit of that name from PyPI "
-            f"({_version('apex')}); uninstall it and build NVIDIA apex from its source repository"
+            "NVIDIA apex is not installed (build it from its source repository; the PyPI package "
+            "called apex is unrelated)"
         )
+
+    # The folder tells NVIDIA's package from the other one without importing either.
+    folders = found.submodule_search_locations or ()
+    if not any((Path(folder) / "optimizers").is_dir() for folder in folders):
+        return (
+            "the installed package 'apex' is not NVIDIA's but the unrelated Pyramid toolkit of "
+            f"that name from PyPI ({_version('apex')}); uninstall it and build NVIDIA apex from "
+            "its source repository"
+        )
+    # The fused optimisers are in this extension; without it they fail at their first step.
     if importlib.util.find_spec("amp_C") is None:
-        return "NVIDIA apex was installed without its CUDA extensions; build it again with APEX_CPP_EXT=1 APEX_CUDA_EXT=1"
+        return (
+            "NVIDIA apex was installed without its CUDA extensions; build it again with "
+            "APEX_CPP_EXT=1 APEX_CUDA_EXT=1"
+        )
+
     try:
         importlib.import_module("apex.optimizers")
     except ImportError as error:
@@ -125,24 +155,21 @@ def _version(package: str) -> str:
 
 
 def _apex_optimizer(
-    groups: list[dict[str, Any]],
-    *,
-    optimizer: str,
-    momentum: float,
-    nesterov: bool,
-    betas: tuple[float, float],
+    groups: list[dict[str, Any]], *, optimizer: str, momentum: float
 ) -> torch.optim.Optimizer:
     problem = apex_problem()
     if problem is not None:
         raise OptimizerError(
             f"optim.backend: apex was asked for but {problem}; or set optim.backend to auto"
         )
+
+    # The three take different arguments.
     kind = getattr(importlib.import_module("apex.optimizers"), _APEX_CLASS[optimizer])
     if optimizer == "sgd":
-        return kind(groups, lr=groups[0]["lr"], momentum=momentum, nesterov=nesterov)
+        return kind(groups, lr=groups[0]["lr"], momentum=momentum)
     if optimizer == "adamw":
-        return kind(groups, betas=betas, adam_w_mode=True)
-    return kind(groups, betas=betas)
+        return kind(groups, adam_w_mode=True)
+    return kind(groups)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
@@ -155,8 +182,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
 def scaled_learning_rate(
     lr: float, *, batch: int, reference_batch: int | None, scaling: str
 ) -> float:
-    """`lr` for a global batch of `batch` images when it was chosen for `reference_batch`: none, linear or sqrt scaling."""
+    """`lr` for a global batch of `batch` images when it was chosen for `reference_batch`.
+
+    `scaling` is none, linear or sqrt.
+    """
     if reference_batch is None or scaling == "none":
         return lr
+
     ratio = batch / reference_batch
-    return lr * (ratio if scaling == "linear" else ratio**0.5)
+    if scaling == "sqrt":
+        ratio **= 0.5
+    return lr * ratio

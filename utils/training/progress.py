@@ -1,19 +1,22 @@
-"""Progress bars that suit where they are read: redrawn in place on a terminal, now and then a line of their own in a log."""
+"""Progress bars: redrawn in place on a terminal, now and then a line of their own in a log."""
 
 from __future__ import annotations
 
 import re
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
-ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # by which tqdm moves the cursor between nested bars
-LOG_SECONDS = 30.0  # between two lines in a log
+# tqdm moves the cursor between nested bars with these.
+ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+# Seconds between two lines in a log.
+LOG_SECONDS = 30.0
 
 
-class _Lines:
-    """A stream on which each state of a bar becomes a line, instead of carriage returns that a log cannot show."""
+class _LineStream:
+    """A stream that writes each state of a bar as a line, since a log shows no carriage returns."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -36,31 +39,29 @@ def progress_bar(
     initial: int = 0,
     leave: bool = True,
 ) -> tqdm:
-    """A bar on stderr for `total` things called `unit`, of which `initial` are done; `leave` keeps it on the terminal at its end."""
+    """A bar on stderr for `total` things called `unit`, of which `initial` are done.
+
+    `leave` keeps it on the terminal at its end.
+    """
+    common: dict[str, Any] = {
+        "total": total,
+        "unit": unit,
+        "initial": initial,
+        "disable": not show,
+        "smoothing": 0.1,
+    }
     if sys.stderr.isatty():
-        return tqdm(
-            total=total,
-            unit=unit,
-            desc=desc,
-            initial=initial,
-            leave=leave,
-            disable=not show,
-            dynamic_ncols=True,
-            smoothing=0.1,
-        )
+        return tqdm(desc=desc, leave=leave, dynamic_ncols=True, **common)
+
+    # tqdm.set_description adds the colon itself, the constructor with a bar_format does not.
     line = (
         "{desc}{percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
     )
-    head = None if desc is None else f"{desc}: "  # as tqdm.set_description writes it
     return tqdm(
-        total=total,
-        unit=unit,
-        desc=head,
-        initial=initial,
-        disable=not show,
-        file=_Lines(sys.stderr),
+        desc=None if desc is None else f"{desc}: ",
+        file=_LineStream(sys.stderr),
         bar_format=line,
-        smoothing=0.1,
         mininterval=LOG_SECONDS,
         maxinterval=LOG_SECONDS,
+        **common,
     )

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as pure functions of the step, so that a resumed run needs no schedule state."""
+"""Learning-rate schedules as pure functions of the step: a resumed run needs no schedule state."""
 
 from __future__ import annotations
 
@@ -18,35 +18,54 @@ def build_schedule(
     repoly: float = 1.5,
     rescale_epoch: int = 0,
 ) -> Callable[[int], float]:
-    """Factor of the base learning rate at a step (0-based optimiser steps).
+    """The factor of the base learning rate at an optimiser step, counted from 0.
 
-    poly: (1 - t)^poly_exponent with t the fraction of training done (METHOD section 4; the paper does not state the unit: `schedule_per`
-    is step, or epoch as in the release). poly2: the exponent doubles from epoch `poly_step` on. scl_poly: (1 - t)^exponent before
-    `rescale_epoch`, then rescale * (1 - (e - r) / (E - r))^repoly (RELEASE 1.10). constant: 1. The first `warmup_steps` rise linearly.
+    With t the part of the training that is done, e = t * epochs, and p = `poly_exponent`:
+    - poly: (1 - t)^p. The paper (section 4) does not say whether t grows with each step or each
+      epoch; `schedule_per` is step, or epoch as in the authors' release.
+    - poly2: the exponent is 2p from epoch `poly_step` on.
+    - scl_poly: (1 - t)^p before `rescale_epoch` r, then
+      rescale * (1 - (e - r) / (epochs - r))^repoly (docs/release_notes.md, schedules).
+    - constant: 1.
+
+    During the first `warmup_steps` the factor rises linearly from 1 / `warmup_steps` of its value.
     """
     if schedule not in ("poly", "poly2", "scl_poly", "constant"):
         raise ValueError(
-            f"optim.schedule: unknown schedule '{schedule}'; choose poly, poly2, scl_poly or constant"
+            f"optim.schedule: unknown schedule '{schedule}'; choose poly, poly2, scl_poly or "
+            "constant"
         )
     total = float(epochs)
 
-    def progress(step: int) -> float:
+    # The end may be asked for as well; beyond it the base of a power would be negative.
+
+    def epochs_done(step: int) -> float:
         epoch = step / steps_per_epoch
-        return min(float(int(epoch)) if schedule_per == "epoch" else epoch, total)
+        if schedule_per == "epoch":
+            epoch = float(int(epoch))
+        return min(epoch, total)
 
     def factor(step: int) -> float:
-        epoch = progress(step)
+        epoch = epochs_done(step)
         remaining = 1.0 - epoch / total
         if schedule == "constant":
             value = 1.0
         elif schedule == "poly":
             value = remaining**poly_exponent
         elif schedule == "poly2":
-            value = remaining ** (poly_exponent if epoch < poly_step else 2.0 * poly_exponent)
+            exponent = poly_exponent
+            if epoch >= poly_step:
+                exponent *= 2.0
+            value = remaining**exponent
         elif epoch < rescale_epoch:
             value = remaining**poly_exponent
         else:
+            # A new fall from `rescale` to 0 over what is left of the training.
             value = rescale * (1.0 - (epoch - rescale_epoch) / (total - rescale_epoch)) ** repoly
-        return value * (step + 1) / warmup_steps if step < warmup_steps else value
+
+        # The warm-up multiplies the schedule instead of delaying it.
+        if step < warmup_steps:
+            return value * (step + 1) / warmup_steps
+        return value
 
     return factor

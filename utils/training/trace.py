@@ -1,4 +1,4 @@
-"""A profile of a few training steps, to be looked at in a browser (chrome://tracing, ui.perfetto.dev)."""
+"""A profile of a few training steps, for a browser (chrome://tracing, ui.perfetto.dev)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
+from ..files.writing import write_file_with
 from .logbook import logger
 
-SKIPPED, RECORDED = 3, 4  # steps: the first ones allocate and choose kernels
+# In steps. The first steps allocate memory and choose kernels, and would mislead.
+SKIPPED, RECORDED = 3, 4
 
 
 class Trace:
-    """Records the steps after the first `SKIPPED` into `folder`/trace.json; does nothing when not `enabled`."""
+    """Records the steps after the first `SKIPPED` into `folder`/trace.json, when `enabled`."""
 
     def __init__(self, folder: Path, *, enabled: bool) -> None:
         self.file = folder / "trace.json"
@@ -44,15 +46,15 @@ class Trace:
             self.profiler.stop()
 
     def _write(self, profiler: Any) -> None:
-        profiler.export_chrome_trace(str(self.file))
+        write_file_with(self.file, lambda path: profiler.export_chrome_trace(str(path)))
+
+        # What took longest, on the device where there is one.
+        column = "self_cpu_time_total"
+        if torch.cuda.is_available():
+            column = "self_device_time_total"
         logger.info(
             "profile of %d steps: %s (open it at ui.perfetto.dev)\n%s",
             RECORDED,
             self.file,
-            profiler.key_averages().table(
-                sort_by="self_device_time_total"
-                if torch.cuda.is_available()
-                else "self_cpu_time_total",
-                row_limit=15,
-            ),
+            profiler.key_averages().table(sort_by=column, row_limit=15),
         )

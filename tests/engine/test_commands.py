@@ -1,4 +1,4 @@
-"""The three doors, started as a person starts them."""
+"""The three commands, started as a person starts them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.engine.conftest import CLASSES, Door, configuration, draw
+from tests.engine.conftest import CLASSES, Command, configuration, draw
 
 
 def test_a_run_folder_holds_everything(trained: Path) -> None:
@@ -69,8 +69,10 @@ def test_tensorboard_shows_every_term_class_scale_and_the_speed(trained: Path) -
     assert b"trunk: resnet18" in text.tensor_proto.string_val[0]
 
 
-def test_evaluation_needs_the_checkpoint_alone(trained: Path, door: Door, tmp_path: Path) -> None:
-    done = door(
+def test_evaluation_needs_the_checkpoint_alone(
+    trained: Path, command: Command, tmp_path: Path
+) -> None:
+    done = command(
         "eval.py",
         "--checkpoint",
         trained / "checkpoints" / "best.pt",
@@ -110,7 +112,7 @@ def test_evaluation_needs_the_checkpoint_alone(trained: Path, door: Door, tmp_pa
 
 
 def test_any_images_are_predicted_at_their_own_names_and_sizes(
-    trained: Path, door: Door, tmp_path: Path
+    trained: Path, command: Command, tmp_path: Path
 ) -> None:
     sizes = {"a": (64, 96), "deep/b": (33, 57), "deep/c": (120, 40)}
     for name, (height, width) in sizes.items():
@@ -119,7 +121,7 @@ def test_any_images_are_predicted_at_their_own_names_and_sizes(
         cv2.imwrite(
             str(path), np.random.default_rng(1).integers(0, 255, (height, width, 3), dtype=np.uint8)
         )
-    door(
+    command(
         "eval.py",
         "--checkpoint",
         trained / "checkpoints" / "best.pt",
@@ -141,13 +143,13 @@ def test_any_images_are_predicted_at_their_own_names_and_sizes(
 
 
 def test_autolabels_are_the_same_bytes_for_any_number_of_processes(
-    trained: Path, street: Path, door: Door, tmp_path: Path
+    trained: Path, street: Path, command: Command, tmp_path: Path
 ) -> None:
     checkpoint, images = trained / "checkpoints" / "best.pt", street / "images"
     trees = []
     for processes in (1, 2):
         output = tmp_path / str(processes)
-        door(
+        command(
             "autolabel.py",
             "--checkpoint",
             checkpoint,
@@ -189,9 +191,9 @@ def test_autolabels_are_the_same_bytes_for_any_number_of_processes(
 
 
 def test_autolabelling_goes_on_where_it_was_killed_and_refuses_other_settings(
-    trained: Path, street: Path, door: Door, tmp_path: Path
+    trained: Path, street: Path, command: Command, tmp_path: Path
 ) -> None:
-    command = [
+    words = [
         "autolabel.py",
         "--checkpoint",
         trained / "checkpoints" / "best.pt",
@@ -200,27 +202,27 @@ def test_autolabelling_goes_on_where_it_was_killed_and_refuses_other_settings(
         "--output",
         tmp_path,
     ]
-    door(*command)
+    command(*words)
     labels = sorted(tmp_path.rglob("train_*.png"))
     before = {path: path.read_bytes() for path in labels}
     labels[0].unlink()
     labels[1].write_bytes(before[labels[1]][:-5])
     kept = labels[2].stat().st_mtime_ns
-    door(*command)
+    command(*words)
     assert {path: path.read_bytes() for path in labels} == before
     assert labels[2].stat().st_mtime_ns == kept
-    done = door(*command, "--threshold", "0.7", check=2)
+    done = command(*words, "--threshold", "0.7", check=2)
     assert "threshold" in done.stderr and done.stderr.count("\n") == 1
     assert {path: path.read_bytes() for path in labels} == before
 
 
 def test_one_unreadable_image_leaves_the_others_done(
-    trained: Path, door: Door, tmp_path: Path
+    trained: Path, command: Command, tmp_path: Path
 ) -> None:
     data = draw(tmp_path / "data")
     path = data / "images" / "train" / "train_3.png"
     path.write_bytes(path.read_bytes()[:500])
-    done = door(
+    done = command(
         "autolabel.py",
         "--checkpoint",
         trained / "checkpoints" / "best.pt",
@@ -236,9 +238,9 @@ def test_one_unreadable_image_leaves_the_others_done(
 
 
 def test_a_dry_run_prints_costs_and_writes_nothing(
-    street: Path, door: Door, tmp_path: Path
+    street: Path, command: Command, tmp_path: Path
 ) -> None:
-    done = door("train.py", configuration(tmp_path, street), "--dry-run")
+    done = command("train.py", configuration(tmp_path, street), "--dry-run")
     output = done.stdout + done.stderr
     for word in ("parameters", "x one scale", "images/s", "peak memory"):
         assert word in output

@@ -1,9 +1,12 @@
-"""Counting the bytes of live tensors: what a computation needs at its peak, on any device, the meta device included."""
+"""Counting the bytes of live tensors: what a computation needs at its peak, on any device.
+
+The meta device is one of them, so that a model's memory can be counted without having it.
+"""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class LiveMemory(TorchDispatchMode):
-    """Within this context, `now` is the number of bytes of tensors made in it that still live, `peak` its largest value.
+    """Counts the bytes of tensors that are made in this context.
 
-    Views share the storage they look at, and what autograd saved for the backward pass counts for as long as it is kept.
+    `now` is the number of bytes that still live, `peak` its largest value. Views share the storage
+    they look at, and what autograd saved for the backward pass counts for as long as it is kept.
     """
 
     def __init__(self) -> None:
@@ -24,15 +28,19 @@ class LiveMemory(TorchDispatchMode):
         self._known: dict[int, int] = {}
 
     def __torch_dispatch__(
-        self, function: Any, types: Iterable[type], args: Any = (), kwargs: Any = None
+        self,
+        function: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = function(*args, **(kwargs or {}))
+
+        # A result that shares the storage of an argument is a view or was changed in place.
+        given = {tensor.untyped_storage()._cdata for tensor in tensors_in((args, kwargs))}
         for tensor in tensors_in(result):
             storage = tensor.untyped_storage()
-            if storage._cdata not in self._known and all(
-                storage._cdata != given.untyped_storage()._cdata
-                for given in tensors_in((args, kwargs))
-            ):
+            if storage._cdata not in self._known and storage._cdata not in given:
                 self._count(storage)
         return result
 
@@ -56,10 +64,3 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
             yield from tensors_in(value)
     elif isinstance(values, dict):
         yield from tensors_in(tuple(values.values()))
-
-
-def peak_bytes(work: Callable[[], object]) -> int:
-    """The peak of one call."""
-    with LiveMemory() as memory:
-        work()
-    return memory.peak

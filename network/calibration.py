@@ -1,0 +1,142 @@
+"""Calibration of hierarchical attention for lists of scales that training did not see.
+
+Training shows the attention head a few pairs of scales, 0.5x and 1x in the paper. At inference a
+chain holds any pairs, and for those the head tends to trust one side too much or too little, by
+much the same amount everywhere. One number for each pair mends that: a bias that is added to the
+attention's scores before the sigmoid,
+
+    a' = sigmoid(logit(a) + bias).
+
+The biases are fitted by the cross-entropy of the fused logits, on maps that are computed once for a
+few images; the network itself stays as it is. The maps are fused at the full size of the image:
+fitted at the resolution of the features, the largest scale looks worse than it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .layers import ModelError
+from .model import Hierarchical, ScalePair, adjacent_pairs
+from .prediction import Prediction
+
+STEPS = 16
+LEARNING_RATE = 0.5
+LARGEST_BIAS = 6.0  # an attention of 0.9975 where it was 0.5: beyond it a scale is switched off
+WINDOW = (512, 1024)  # pixels of the image (height, width) that are fitted of each, at most
+ALIGNMENT = 64  # windows begin at multiples of it, so that maps of every scale are cut alike
+
+
+@dataclass(frozen=True)
+class KeptMaps:
+    """What fusing needs of one image: maps of each scale at the resolution of its features."""
+
+    scales: Mapping[float, Prediction]  # logits float16 [1, C, h, w], attention float32
+    label: Tensor  # uint8 [H, W]
+
+
+@torch.inference_mode()
+def keep_maps(
+    model: Hierarchical, image: Tensor, label: Tensor, scales: Sequence[float]
+) -> KeptMaps:
+    """Run the network, without a bias, on one normalised image `[1, 3, H, W]` with its label.
+
+    Of an image that is larger than `WINDOW` the maps of a window in its middle are kept. The
+    network sees all of the image, as it does in an evaluation.
+    """
+    held, model.attention_bias = model.attention_bias, {}
+    try:
+        predictions = model.predict_scales(image, scales)
+    finally:
+        model.attention_bias = held
+
+    rows = _window(label.shape[0], WINDOW[0])
+    columns = _window(label.shape[1], WINDOW[1])
+    size = (label.shape[0], label.shape[1])
+
+    def cut(maps: Tensor, dtype: torch.dtype) -> Tensor:
+        height, width = maps.shape[-2:]
+        own_rows = _scaled_slice(rows, height / size[0])
+        own_columns = _scaled_slice(columns, width / size[1])
+        return maps[..., own_rows, own_columns].to("cpu", dtype, copy=True)
+
+    kept = {}
+    for scale, part in predictions.items():
+        attention = part.attention
+        if attention is not None:
+            attention = cut(attention, torch.float32)
+        # Half precision is finer than what moves a bias, and a hundred images fit into memory.
+        kept[scale] = Prediction(logits=cut(part.logits, torch.float16), attention=attention)
+    return KeptMaps(kept, label[rows, columns].cpu().clone())
+
+
+def fuse_kept(model: Hierarchical, kept: KeptMaps, biases: Mapping[ScalePair, Tensor]) -> Tensor:
+    """Fused logits `[1, C, H, W]` of kept maps, with `biases` (scalars) for pairs of their scales.
+
+    It is the model's own fusion, differentiable with respect to the biases.
+    """
+    scales = {}
+    of_lower = {pair[0]: pair for pair in adjacent_pairs(list(kept.scales))}
+    for scale, part in kept.scales.items():
+        attention = part.attention
+        pair = of_lower.get(scale)
+        if attention is not None and pair in biases:
+            # A saturated attention keeps a finite score, so that a bias can still move it.
+            attention = torch.sigmoid(torch.logit(attention, eps=1e-6) + biases[pair])
+        scales[scale] = Prediction(logits=part.logits.float(), attention=attention)
+
+    height, width = kept.label.shape
+    return model.fuse_scales(scales, (height, width)).logits
+
+
+def fit_attention_bias(
+    model: Hierarchical, images: Sequence[KeptMaps], *, ignore_label: int
+) -> dict[ScalePair, float]:
+    """Fit a bias for every pair of neighbouring scales that the maps hold.
+
+    The loss is the mean cross-entropy over images, each the mean over its labelled pixels. Labels
+    above the number of classes are ignored.
+
+    Raises:
+        ModelError: there is no image with a labelled pixel.
+    """
+    usable = [kept for kept in images if bool((kept.label != ignore_label).any())]
+    if not usable:
+        raise ModelError("no image for the calibration has a labelled pixel")
+
+    pairs = adjacent_pairs(list(usable[0].scales))
+    biases = {pair: torch.zeros((), requires_grad=True) for pair in pairs}
+    optimizer = torch.optim.Adam(list(biases.values()), lr=LEARNING_RATE, betas=(0.7, 0.95))
+    for step in range(STEPS):
+        # Smaller steps towards the end, so that the last one does not decide.
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * (1 - step / STEPS)
+
+        optimizer.zero_grad()
+        for kept in usable:
+            logits = fuse_kept(model, kept, biases)
+            label = kept.label.long()[None]
+            loss = functional.cross_entropy(logits, label, ignore_index=ignore_label)
+            (loss / len(usable)).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for bias in biases.values():
+                bias.clamp_(-LARGEST_BIAS, LARGEST_BIAS)
+    return {pair: float(bias.detach()) for pair, bias in biases.items()}
+
+
+def _window(length: int, largest: int) -> slice:
+    """The middle `largest` pixels of a length, beginning at a multiple of `ALIGNMENT`."""
+    if length <= largest:
+        return slice(0, length)
+    start = (length - largest) // 2 // ALIGNMENT * ALIGNMENT
+    return slice(start, start + largest)
+
+
+def _scaled_slice(pixels: slice, factor: float) -> slice:
+    return slice(round(pixels.start * factor), max(round(pixels.stop * factor), 1))

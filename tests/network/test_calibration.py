@@ -1,0 +1,138 @@
+"""Calibrated attention: a bias acts on its pair of scales alone, and fitting finds one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hmsa.network import InferenceOptions, ModelError, build_model
+from hmsa.network.calibration import WINDOW, KeptMaps, fit_attention_bias, fuse_kept, keep_maps
+from hmsa.network.inference import predict
+from hmsa.network.model import Hierarchical
+from hmsa.network.prediction import Prediction
+
+CLASSES = 3
+
+
+def small_model(multiscale: str = "hierarchical") -> Hierarchical:
+    torch.manual_seed(0)
+    model = build_model(
+        trunk="resnet18", decoder="fcn", multiscale=multiscale, num_classes=CLASSES
+    ).eval()
+    assert isinstance(model, Hierarchical)
+    return model
+
+
+def an_image(height: int = 64, width: int = 96) -> torch.Tensor:
+    return torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("multiscale", ["hierarchical", "hierarchical_dual"])
+@torch.no_grad()
+def test_a_bias_moves_the_attention_of_its_pair_and_of_no_other(multiscale: str) -> None:
+    model = small_model(multiscale)
+    plain = model(an_image(), scales=(0.5, 1, 2), keep_scales=True)
+
+    model.attention_bias = {(1.0, 2.0): 1.5, (0.5, 2.0): 9.0}
+    moved = model(an_image(), scales=(0.5, 1, 2), keep_scales=True)
+    assert plain.scales is not None and moved.scales is not None
+    assert torch.equal(moved.scales[0.5].attention, plain.scales[0.5].attention)
+    expected = torch.sigmoid(torch.logit(plain.scales[1.0].attention) + 1.5)
+    torch.testing.assert_close(moved.scales[1.0].attention, expected)
+    assert not torch.equal(moved.logits, plain.logits)
+
+    # A list in which no biased pair stands side by side gives what it gave, to the last bit.
+    neighbours = model(an_image(), scales=(0.5, 1))
+    model.attention_bias = {}
+    assert torch.equal(neighbours.logits, model(an_image(), scales=(0.5, 1)).logits)
+
+
+@torch.no_grad()
+def test_a_large_bias_leaves_one_scale_of_the_pair() -> None:
+    model = small_model()
+    model.attention_bias = {(0.5, 1.0): 50.0}
+    lower = model(an_image(), scales=(0.5, 1)).logits
+    torch.testing.assert_close(lower, model(an_image(), scales=(0.5,)).logits)
+    model.attention_bias = {(0.5, 1.0): -50.0}
+    higher = model(an_image(), scales=(0.5, 1)).logits
+    torch.testing.assert_close(higher, model(an_image(), scales=(1,)).logits)
+
+
+@pytest.mark.parametrize("tile", [None, (64, 64)])
+@torch.inference_mode()
+def test_inference_with_flip_and_tiles_uses_the_bias(tile: tuple[int, int] | None) -> None:
+    model = small_model()
+    model.attention_bias = {(0.5, 1.0): -50.0}
+    both = InferenceOptions(scales=(0.5, 1.0), flip=True, tile=tile)
+    higher = InferenceOptions(scales=(1.0,), flip=True, tile=tile)
+    torch.testing.assert_close(
+        predict(model, an_image(), both).logits, predict(model, an_image(), higher).logits
+    )
+
+
+def test_kept_maps_are_fused_as_the_model_does_it() -> None:
+    model = small_model()
+    label = torch.zeros(64, 96, dtype=torch.uint8)
+    kept = keep_maps(model, an_image(), label, (0.25, 0.5, 1, 2))
+    model.attention_bias = {(0.25, 0.5): -1.0, (1.0, 2.0): 2.0}
+    biases = {pair: torch.tensor(bias) for pair, bias in model.attention_bias.items()}
+
+    with torch.no_grad():
+        expected = model(an_image(), scales=(0.25, 0.5, 1, 2)).logits
+        fused = fuse_kept(model, kept, biases)
+    torch.testing.assert_close(fused, expected, atol=2e-2, rtol=2e-3)  # kept in half precision
+
+
+def test_a_window_of_a_large_image_is_that_part_of_its_maps() -> None:
+    model = small_model()
+    height, width = WINDOW[0] + 128, WINDOW[1] + 128
+    image, label = an_image(height, width), torch.zeros(height, width, dtype=torch.uint8)
+    label[64 : 64 + WINDOW[0], 64 : 64 + WINDOW[1]] = 1
+    kept = keep_maps(model, image, label, (0.5, 1))
+    assert kept.label.shape == WINDOW and bool((kept.label == 1).all())
+
+    with torch.no_grad():
+        fused = fuse_kept(model, kept, {})
+        whole = model(image, scales=(0.5, 1)).logits
+    inside = whole[..., 64 : 64 + WINDOW[0], 64 : 64 + WINDOW[1]]
+    # At the border of the window interpolation has no neighbour to look at.
+    margin = slice(32, -32)
+    torch.testing.assert_close(
+        fused[..., margin, margin], inside[..., margin, margin], atol=2e-2, rtol=2e-3
+    )
+
+
+def kept_with_wrong_attention(offset: float) -> KeptMaps:
+    """Two scales, each right in one half of the image, and attention that is off by `offset`."""
+    label = torch.zeros(16, 16, dtype=torch.uint8)
+    label[:, 8:] = 1
+    right = torch.full((1, CLASSES, 16, 16), -4.0)
+    right.scatter_(1, label.long()[None, None], 4.0)
+    wrong = -right
+    left_half = torch.arange(16).expand(1, 1, 16, 16) < 8
+    lower = torch.where(left_half, right, wrong)
+    higher = torch.where(left_half, wrong, right)
+    scores = torch.where(left_half, 2.0, -2.0) + offset
+    return KeptMaps(
+        {
+            0.5: Prediction(logits=lower, attention=torch.sigmoid(scores)),
+            1.0: Prediction(logits=higher),
+        },
+        label,
+    )
+
+
+@pytest.mark.parametrize("offset", [-3.0, 3.0])
+def test_fitting_takes_back_what_the_attention_is_off_by(offset: float) -> None:
+    model = small_model()
+    model.fuse_at = "features"
+    biases = fit_attention_bias(model, [kept_with_wrong_attention(offset)], ignore_label=255)
+    assert biases == {(0.5, 1.0): pytest.approx(-offset, abs=0.7)}
+
+
+def test_fitting_without_a_labelled_pixel_is_said() -> None:
+    kept = kept_with_wrong_attention(0.0)
+    with pytest.raises(ModelError, match="labelled"):
+        fit_attention_bias(
+            small_model(), [KeptMaps(kept.scales, kept.label.fill_(255))], ignore_label=255
+        )
