@@ -364,6 +364,3 @@ def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
     if len(set(values)) < len(values):
         raise ModelError(f"scales {list(scales)} name a scale twice: give each scale once.")
     return values
-
-
-MultiScale = MultiScaleModel  # until every importer uses the new name
