@@ -120,9 +120,10 @@ def train(
     saved_at = time.monotonic()
 
     # What validation lacks, memory above all, shows now and not after an epoch.
+    # A dry run scores nothing, since that would write.
     validation.rehearse(state)
-    if not dry_run:
-        validation.run_if_due(state, logbook, run.checkpoints)
+    progress.to_validate &= not dry_run
+    validation.run_if_due(state, logbook, run.checkpoints)
 
     # 3. Epochs of steps. To begin in the middle of an epoch is arithmetic: which images a step
     #    takes follows from the seed, the epoch and the number of the step.
