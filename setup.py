@@ -63,7 +63,7 @@ setup(
         "filelock>=3.12",
         "jinja2>=3.1",
         "pyyaml>=6.0",
-        "pydantic>=2.0",
+        "pydantic>=2.7",
         "tqdm>=4.60",
         "tensorboard>=2.14",
     ],

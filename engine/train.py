@@ -42,10 +42,11 @@ def main(config: Config, *, resume: bool = False, dry_run: bool = False) -> int:
     resume = resume or restarted()
 
     runtime, folder = config.runtime, Path(config.experiment.output)
+    traces = runtime.profile and not dry_run
     with (
         join(device=runtime.device, timeout_minutes=runtime.timeout_minutes) as processes,
         build.explained(config, "training"),
-        Trace(folder, enabled=runtime.profile and processes.is_main) as trace,
+        Trace(folder, enabled=traces and processes.is_main) as trace,
     ):
         return train(config, processes, trace, resume=resume, dry_run=dry_run)
 
@@ -88,7 +89,8 @@ def train(
         state = build.training_state(config, files, processes)
         criterion = build.criterion(config, files)
 
-    # With several ranks the wrapped network averages gradients over them during backward.
+    # With several ranks the wrapped network averages gradients over them during backward. Where it
+    # is compiled as a whole, every backward must exchange the same ones (a static graph).
     static_graph = runtime.compile == "model" and optim.accumulate == 1
     model = processes.wrap(state.model, static_graph=static_graph)
     train_scales = config.model.train_scales
@@ -101,6 +103,7 @@ def train(
         names = validation_files.spec.names
         restore(state, run.checkpoints, processes, class_names=names)
     progress = state.progress
+    # With another number of ranks or images a step, the place within the epoch is found anew.
     progress.fit_batch(config.data.batch_size * processes.world_size * optim.accumulate)
     steps_per_epoch = len(loader) // optim.accumulate
     rate_at = build.schedule(config, steps_per_epoch=steps_per_epoch)
@@ -118,7 +121,8 @@ def train(
 
     # What validation lacks, memory above all, shows now and not after an epoch.
     validation.rehearse(state)
-    validation.run_if_due(state, logbook, run.checkpoints)
+    if not dry_run:
+        validation.run_if_due(state, logbook, run.checkpoints)
 
     # 3. Epochs of steps. To begin in the middle of an epoch is arithmetic: which images a step
     #    takes follows from the seed, the epoch and the number of the step.
@@ -132,12 +136,14 @@ def train(
             lr = set_learning_rate(state.optimizer, rate_at(step_of_schedule))
 
             # Dropout follows from seed, step and rank, so that a resumed run draws the same.
+            # The statistics of batch norm are remembered, for the case that the step is skipped.
             seed_step(seed=experiment.seed, step=progress.step, rank=processes.rank)
             state.keep_buffers()
 
             # A labelled pixel counts the same on whichever rank it lies: all ranks divide by the
-            # number of labelled pixels of the whole step.
-            labelled = count_labelled(batches, ignore_label=validation_files.spec.ignore_label)
+            # number of labelled pixels of the whole step. The criterion multiplies by `parts`,
+            # since backward averages over ranks, and `loss` over batches.
+            labelled = count_labelled(batches, ignore_label=files.spec.ignore_label)
             valid_pixels = processes.sum(labelled.to(device))
 
             # Forward and backward for each of the batches whose gradients add up to this step.
@@ -170,7 +176,8 @@ def train(
                 loss_is_bad, ~torch.isfinite(norm), stop_signal.asked, save_is_due
             )
 
-            # A loss scale of fp16 that proves too large is usual, and the scaler lowers it itself.
+            # A loss scale of fp16 that proves too large is usual: `state.step` then changes no
+            # weight and lowers the scale.
             if bad_loss or (bad_gradient and not state.overflow_is_usual()):
                 state.skip_step()
                 skipped.note(progress.step, batches, terms, own=bool(loss_is_bad))
@@ -185,7 +192,7 @@ def train(
             progress.step_in_epoch += 1
             trace.step()
 
-            # What the step was like, and what is due after it.
+            # A dry run ends before anything is written.
             images = len(batches) * config.data.batch_size
             attention = build.attention_means(prediction, train_scales)
             reading = meter.step(terms, attention, images=images, lr=lr, epoch=progress.epoch)
@@ -251,7 +258,7 @@ def clip_gradients(model: nn.Module, norm: Tensor, *, largest: float | None) -> 
 class Validation:
     """Scores the validation split during a training.
 
-    The weights that count are those that optim.ema_decay averages, when it is set.
+    With optim.ema_decay the averaged weights are scored, and kept as the best.
     """
 
     def __init__(self, config: Config, files: Files, criterion: Any, processes: Processes) -> None:

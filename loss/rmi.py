@@ -6,9 +6,10 @@ Source: Zhao et al., Region Mutual Information Loss for Semantic Segmentation, N
 A per-pixel loss judges each pixel alone. RMI also asks whether neighbouring pixels go together in
 the prediction as they do in the label:
 
-1. The one-hot label map and the probability map of a class are pooled to a quarter of the
-   resolution. Every 3 x 3 region of a pooled map, read as a vector, is a point in 9 dimensions. So
-   each image and class has a cloud of label points y and a cloud of probability points p, in pairs.
+1. The one-hot label map and the probability map of a class (a sigmoid) are pooled to a quarter of
+   their height and width. Every 3 x 3 region of a pooled map, read as a vector, is a point in 9
+   dimensions. So each image and class has a cloud of label points y and a cloud of probability
+   points p, in pairs.
 2. How much does p tell about y? Their mutual information is I(y; p) = H(y) - H(y | p). The entropy
    H(y) does not depend on the network. H(y | p) is at most that of a normal distribution with the
    covariance that y has left when p is known,
@@ -18,8 +19,9 @@ the prediction as they do in the label:
    which is 0.5 logdet(M) plus a constant (S_y and S_p are the covariances of y and p, S_yp the
    covariance of both).
 3. So 0.5 logdet(M) is, up to a constant, the negative of a lower bound of the mutual information.
-   It is the term that is minimised. It may be negative, and so may the loss: a class without an
-   error, or without a pixel, has 0.5 ln(5e-4) = -3.80, since 5e-4 stands on the diagonal of M.
+   It is minimised, divided by the 9 dimensions, averaged over images and summed over classes. It
+   may be negative, and so may the loss: a class without a pixel has 0.5 ln(5e-4) = -3.80, since
+   5e-4 stands on the diagonal of M, and one that is predicted without an error about -3.45.
 
 Binary cross-entropy joins it, because the covariances do not see a constant shift of probabilities:
 
@@ -76,13 +78,13 @@ def rmi_loss(
         label: integer [N, H, W].
         num_classes: C.
         ignore_label: pixels of this label do not count; label and probability are 0 there.
-        radius: side of a region, in pixels of the pooled maps.
+        radius: side of a region, in pixels of the pooled maps (the authors' name for it).
         pool: how maps are made smaller: "avg" and "max" pool with padding `pool_size // 2`, which
             counts in the average; "interp" takes nearest labels and bilinear probabilities.
         pool_size: size and stride of the pooling; 1 pools nothing.
         probability_epsilon: added to every probability.
         covariance_epsilon: added to the diagonals of S_p and M.
-        log_epsilon: added inside the logarithm of the determinant.
+        log_epsilon: added to the diagonal of the Cholesky factor of M, before its logarithm.
         valid_pixels: see `pixels.mean_over_pixels`; "rmi", a mean over images, does not need it.
         parts: see `pixels.mean_over_pixels`; the same.
 
@@ -139,7 +141,7 @@ def weighted_rmi_loss(
         logits: floating point [N, C, H, W].
         label: integer [N, H, W].
         num_classes: C.
-        weight: the lambda of the paper.
+        weight: lambda in Zhao et al.
         lambda_way: 1 is weight * bce + (1 - weight) * rmi, as in the paper's runs; 0 is
             bce + weight * rmi.
         settings: further keywords of `rmi_loss`.
@@ -180,7 +182,8 @@ def _averaged_maps(
     # The epsilon of each pixel is averaged too: padding has none.
     height, width = label.shape[1:]
     areas = window_areas(height, width, pool_size, label.device)
-    return PooledMaps(one_hot, error, areas * (probability_epsilon / pool_size**2))
+    offset = areas * (probability_epsilon / pool_size**2)
+    return PooledMaps(label=one_hot, error=error, offset=offset)
 
 
 def _pooled_maps(
@@ -205,5 +208,6 @@ def _pooled_maps(
         one_hot = functional.interpolate(one_hot, size, mode="nearest")
         probability = functional.interpolate(probability, size, mode="bilinear", align_corners=True)
 
-    nothing = one_hot.new_zeros(one_hot.shape[2:], dtype=torch.float64)
-    return PooledMaps(one_hot, probability - one_hot, nothing)
+    # The epsilon is part of the probabilities already.
+    no_offset = one_hot.new_zeros(one_hot.shape[2:], dtype=torch.float64)
+    return PooledMaps(label=one_hot, error=probability - one_hot, offset=no_offset)

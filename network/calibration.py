@@ -85,7 +85,7 @@ def fuse_kept(model: Hierarchical, kept: KeptMaps, biases: Mapping[ScalePair, Te
     for scale, part in kept.scales.items():
         attention = part.attention
         pair = of_lower.get(scale)
-        if attention is not None and pair in biases:
+        if attention is not None and pair is not None and pair in biases:
             # A saturated attention keeps a finite score, so that a bias can still move it.
             attention = torch.sigmoid(torch.logit(attention, eps=1e-6) + biases[pair])
         scales[scale] = Prediction(logits=part.logits.float(), attention=attention)

@@ -4,7 +4,7 @@ Tao, Sapra, Catanzaro, 2020, https://arxiv.org/abs/2005.10821.
 
 A model runs one trunk and one decoder on an image at several scales and joins what they say:
 `fuse` is equation 1 of the paper, `fuse_chain` applies it from the highest scale to the lowest.
-`inference` calls both with maps that are computed in strips of rows; the arithmetic is this one.
+`inference` passes maps that compute their rows on demand; the arithmetic is this one.
 """
 
 from __future__ import annotations
@@ -39,25 +39,26 @@ def fuse(
     size: Sequence[int] | None = None,
     align_corners: bool = False,
 ) -> Prediction:
-    """Fuse two adjacent scales: L = U(a * L_lower) + (1 - U(a)) * L_higher (paper, equation 1).
+    """Fuse two adjacent scales: L = U(a * L_lower) + (1 - U(a)) * U(L_higher) (equation 1).
 
     `lower` carries the attention a, `[N, 1, h, w]` in (0, 1), at the size of its logits
     `[N, C, h, w]`. U is bilinear interpolation to `size` (height, width), by default that of
-    `higher`. The product comes before the interpolation. Auxiliary logits, where both have them,
-    are fused by the same attention. Constant logits come out unchanged.
+    `higher`, whose logits then stay as they are. The product comes before the interpolation.
+    Auxiliary logits, where both have them, are fused by the same attention. Constant logits come
+    out unchanged.
     """
     target = higher.logits.shape[-2:] if size is None else size
     attention = lower.attention
     assert attention is not None, "the lower scale of a pair carries the attention"
 
-    def up(maps: Tensor) -> Tensor:
+    def at_target(maps: Tensor) -> Tensor:
         return resize(maps, target, align_corners=align_corners)
 
-    share_of_lower = up(attention)
+    share_of_lower = at_target(attention)
 
     def mixed(low: Tensor, high: Tensor) -> Tensor:
-        # U(a * L_lower) + (1 - U(a)) * U(L_higher), the sum and the second product in one step
-        return torch.addcmul(up(low * attention), 1 - share_of_lower, up(high))
+        # The sum and the second product in one step.
+        return torch.addcmul(at_target(low * attention), 1 - share_of_lower, at_target(high))
 
     fused = Prediction(logits=mixed(lower.logits, higher.logits), attention=share_of_lower)
     if lower.aux is not None and higher.aux is not None:
@@ -72,15 +73,16 @@ def fuse_chain(
 
     Each scale's maps have the size of its own image (or of its features). At scales of 1 and above
     the running result is resized down to the scale that joins it; below 1 the scale that joins is
-    resized up to the running result. The list need not hold 1.0. The attention of the result is
-    that of the lowest scale.
+    resized up to the running result. So with 2.0, 1.0 and 0.5 what 2.0 says is shrunk to 1.0, and
+    0.5 is enlarged to that: the result ends near the size of the image. `scales` need not hold 1.0.
+    The attention of the result is that of the lowest scale.
     """
     highest, *others = sorted(scales, reverse=True)
     running = scales[highest]._replace(attention=None)
     for scale in others:
         lower = scales[scale]
-        larger = lower if scale >= 1 else running
-        target = larger.logits.shape[-2:]
+        meeting = lower if scale >= 1 else running
+        target = meeting.logits.shape[-2:]
         running = fuse(lower, running, size=target, align_corners=align_corners)
     return resized(running, size, align_corners=align_corners)
 
@@ -104,7 +106,7 @@ class MultiScaleModel(nn.Module):
     published weights do; "features" at the resolution of the features, as the paper says.
     """
 
-    multiscale: str
+    multiscale: str  # its name in a configuration
 
     def __init__(
         self,
@@ -248,8 +250,8 @@ class Hierarchical(MultiScaleModel):
     def predict_scales(
         self, image: Tensor, scales: Sequence[float], *, keep_scales: bool = False
     ) -> dict[float, Prediction]:
-        # The attention of the highest scale has nothing to decide and is not computed, unless a
-        # lone scale is to be kept: then the map is all there is to look at.
+        # The attention of the highest scale has nothing to decide and is not computed. That of a
+        # lone scale is computed only to be shown.
         attended = set(scales) - {max(scales)}
         if keep_scales and len(scales) == 1:
             attended = set(scales)
@@ -271,7 +273,7 @@ class Hierarchical(MultiScaleModel):
         return {pair[0]: self.attention_bias[pair] for pair in pairs if pair in self.attention_bias}
 
     def attend(self, features: Tensor, logits: Tensor, *, bias: float | None = None) -> Tensor:
-        """Attention `[N, 1, h, w]` in (0, 1), where fusion is at features at the size of logits."""
+        """Attention `[N, 1, h, w]` in (0, 1); fuse_at "features" resizes it to the logits."""
         scores = at_least_float32(self.attention(features))
         if bias is not None:
             scores = scores + bias
@@ -364,6 +366,3 @@ def checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
     if len(set(values)) < len(values):
         raise ModelError(f"scales {list(scales)} name a scale twice: give each scale once.")
     return values
-
-
-MultiScale = MultiScaleModel  # until every importer uses the new name

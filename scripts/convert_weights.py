@@ -4,10 +4,11 @@
                                       [--trunk hrnet_w48 --decoder ocr --multiscale hierarchical]
                                       [--trunk-only]
 
-OUTPUT ends in .safetensors or .pth; INPUT is anything that `hmsa.network.load_weights` reads. A
-checkpoint of train.py says itself which model it belongs to. Of other files, trunk, decoder and
-multiscale say so (the defaults are the paper's), and the number of classes is read from the file.
-With `--trunk-only` the trunk's tensors are written, by the names of its ImageNet files.
+OUTPUT ends in .safetensors or .pth; INPUT is the folder of a run, or anything that
+`hmsa.network.load_weights` reads. A checkpoint of train.py says itself which model it belongs to.
+Of other files, trunk, decoder and multiscale say so (the defaults are the paper's), and the number
+of classes is read from the file. With `--trunk-only` the trunk's tensors are written, by the names
+of its ImageNet files.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hmsa.engine.build import load_model
 from hmsa.engine.command_line import run_command
 from hmsa.network import DECODERS, MULTISCALE, ModelError, build_model, load_weights
-from hmsa.network.weights.files import read_tensors
+from hmsa.network.weights.files import read_file, read_tensors
 from hmsa.network.weights.loading import recognise
 from hmsa.utils.files.writing import write_file_with
-from hmsa.utils.training.checkpoint import is_ours
+from hmsa.utils.training.checkpoint import FORMAT
 
 SUFFIXES = (".safetensors", ".pth")
 # The last layer of each decoder, whose rows are the classes.
@@ -102,8 +103,9 @@ def convert(
     Raises:
         ModelError: the file cannot be read, or its tensors are not those of this model.
     """
-    # A checkpoint of train.py carries its configuration, and its model is built from that.
-    if is_ours(source):
+    # A checkpoint of train.py carries its configuration, and its model is built from that. What is
+    # damaged in such a file is said, and never passed over by reading only its tensors.
+    if source.is_dir() or read_file(source).get("format") == FORMAT:
         model = load_model(source, config_file=None, overrides=(), device=torch.device("cpu")).model
         return _named_tensors(model, trunk_only=trunk_only)
 

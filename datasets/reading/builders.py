@@ -182,7 +182,7 @@ def _serve(task: Callable[[int], Any], link: Connection) -> None:
         except (EOFError, OSError):
             return
         try:
-            answer = (None, (number, [task(index) for index in indices]))
+            answer: tuple[Any, Any] = (None, (number, [task(index) for index in indices]))
         except Exception as error:
             answer = (_sendable(error), None)
         link.send(answer)

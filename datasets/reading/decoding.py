@@ -5,6 +5,7 @@ Whatever is wrong with a file ends in one sentence that names it, and never reac
 
 from __future__ import annotations
 
+import os
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -92,7 +93,7 @@ def _read_by_pillow(path: str | Path, data: bytes) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(BytesIO(data))
+            picture: Image.Image = Image.open(BytesIO(data))
             is_deep = _bits_per_channel(picture) > 8
             picture = ImageOps.exif_transpose(picture)
     except Exception as error:  # over broken files Pillow's readers raise errors of every kind
@@ -118,8 +119,10 @@ def _bits_per_channel(picture: Image.Image) -> int:
         return int(max(picture.tag_v2.get(_BITS_PER_SAMPLE, (1,))))
     if isinstance(picture, PpmImageFile):
         # The decoder is told the largest value, where that is not 255.
-        arguments = [value for tile in picture.tile for value in tile[3]]
-        largest = max((value for value in arguments if isinstance(value, int)), default=255)
+        largest = 255
+        for tile in picture.tile:
+            if isinstance(tile.args, tuple):
+                largest = max([largest, *(item for item in tile.args if isinstance(item, int))])
         return largest.bit_length()
     return 8
 
@@ -342,17 +345,17 @@ def _read_bytes(path: str | Path, what: str, max_pixels: int) -> bytes:
         with open_regular(path, what) as file:
             # No picture within the limit on pixels has as many bytes as this.
             largest = max_pixels * _BYTES_PER_PIXEL + _BYTES_BESIDE
-            data = file.read(largest + 1)
+            if os.fstat(file.fileno()).st_size > largest:
+                raise DataError(
+                    f"{path}: {what} has more than {largest} bytes, too many for {max_pixels} "
+                    "pixels (data.max_pixels)",
+                    kind="too large",
+                )
+            data = file.read()
     except OSError as error:
         raise unreadable(path, what, error) from error
     if not data:
         raise DataError(f"{path}: {what} is empty (0 bytes)", kind="empty")
-    if len(data) > largest:
-        raise DataError(
-            f"{path}: {what} has more than {largest} bytes, too many for {max_pixels} pixels "
-            "(data.max_pixels)",
-            kind="too large",
-        )
     return data
 
 

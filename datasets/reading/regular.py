@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from ..errors import DataError
 
@@ -23,7 +23,7 @@ _KINDS = {
 }
 
 
-def open_regular(path: str | Path, what: str) -> BinaryIO:
+def open_regular(path: str | Path, what: str) -> BufferedReader:
     """The file `path`, open for reading bytes; `what` is what a message calls it.
 
     Raises:

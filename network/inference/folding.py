@@ -28,14 +28,18 @@ def prepare_for_inference(model: Model, *, autocast_dtype: torch.dtype | None = 
     not for training, and its state dict has other names.
 
     Raises:
-        ModelError: the model gives NaN or infinite logits, for an image of noise.
+        ModelError: a weight or running statistic is NaN or infinite, or a logit for noise is.
     """
     prepared = _frozen_copy(model)
+    _require_finite(prepared)
     first = next(prepared.parameters())
     probe = torch.randn(1, 3, PROBE, PROBE, generator=torch.Generator().manual_seed(0)).to(first)
     pairs, expected = _pairs(prepared, probe)
     if not expected.isfinite().all():
-        raise ModelError(f"the model gives logits that are NaN or infinite: {_fault(prepared)}.")
+        raise ModelError(
+            "the model gives logits that are NaN or infinite: its weights are too large, so use "
+            "another checkpoint or precision."
+        )
     _fold_all(prepared, pairs)
 
     # Where a convolution feeds more than its norm, only the result tells.
@@ -54,12 +58,13 @@ def _frozen_copy(model: Model) -> Model:
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
-def _fault(model: nn.Module) -> str:
-    """What is wrong with a model whose logits are not finite."""
+def _require_finite(model: nn.Module) -> None:
+    """An infinite variance alone would give finite logits, of a layer that is switched off."""
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
-            return f"{name} holds values that are no finite numbers, so use another checkpoint"
-    return "its weights are finite but too large, so use another checkpoint or precision"
+            raise ModelError(
+                f"{name} holds values that are no finite numbers: use another checkpoint."
+            )
 
 
 def _pairs(model: nn.Module, probe: Tensor) -> tuple[list[tuple[nn.Conv2d, nn.Module]], Tensor]:

@@ -7,6 +7,7 @@ maximum is taken, as the authors' evaluation does (docs/release_notes.md, evalua
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,10 +113,10 @@ def _pooled(
         own = _one_scale(model, resize(image, scaled, align_corners=align_corners))
         if keep_scales:
             kept[scale] = Prediction(logits=own.whole())
-        part = resize(own, size, align_corners=align_corners)  # type: ignore[arg-type]
+        part: Any = resize(own, size, align_corners=align_corners)  # type: ignore[arg-type]
         if over_probabilities:
             part = RowByRow(_probabilities, part)
-        parts.append(part)  # type: ignore[arg-type]
+        parts.append(part)
 
     combine = _maximum if options.combine == "max" else _mean
     maps = ImageMaps(RowByRow(combine, *parts))

@@ -252,7 +252,7 @@ def in_strips(model: nn.Module) -> Iterator[None]:
     for module in _eager_modules(model):
         if isinstance(module, Concatenate):
             replace(module, "forward", functools.partial(_put_off, module.forward))
-        for name, dependence in _row_methods(type(module)):
+        for name, dependence in _row_methods(type(module)):  # type: ignore[arg-type]
             method = functools.partial(run_in_strips, getattr(module, name), dependence)
             replace(module, name, method)
 
@@ -273,12 +273,14 @@ def _eager_modules(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @functools.cache
-def _row_methods(kind: type[nn.Module]) -> list[tuple[str, RowDependence]]:
+def _row_methods(kind: type) -> list[tuple[str, RowDependence]]:
     """Names of the methods that `layers.row_by_row` marks, and which rows they depend on."""
-    found = ((name, getattr(kind, name, None)) for name in dir(kind))
-    return [
-        (name, method.row_dependence) for name, method in found if hasattr(method, "row_dependence")
-    ]
+    found = []
+    for name in dir(kind):
+        dependence = getattr(getattr(kind, name, None), "row_dependence", None)
+        if isinstance(dependence, RowDependence):
+            found.append((name, dependence))
+    return found
 
 
 def _put_off(concatenate: Callable, maps: Sequence[Tensor | StripMap]) -> StripMap:

@@ -216,9 +216,9 @@ class HRNet(Trunk):
     def forward(self, image: Tensor) -> Features:
         tensor = F.relu(self.bn1(self.conv1(image)), inplace=True)
         tensor = F.relu(self.bn2(self.conv2(tensor)), inplace=True)
-        tensor = run_stage(self.layer1, tensor, save_memory=self.activation_checkpointing)
-        assert isinstance(tensor, Tensor)
-        branches = [tensor]
+        first = run_stage(self.layer1, tensor, save_memory=self.activation_checkpointing)
+        assert isinstance(first, Tensor)
+        branches = [first]
 
         stages = (
             (self.transition1, self.stage2),

@@ -200,11 +200,12 @@ def _touched(case: Case, before: Snapshot, after: Snapshot) -> list[str]:
         if after.get(path) != state and not _owns(case, path, before)
     )
 
-    # Under an output anything may appear.
+    # Under an output anything may appear, and in the caches of a data set, which are documented.
+    places = (*case.outputs, "data/.hmsa")
     new = sorted(
         path
         for path in after.keys() - before.keys()
-        if not any(_is_below(path, output) for output in case.outputs)
+        if not any(_is_below(path, place) for place in places)
     )
     return [
         *(f"changes or removes {path}" for path in changed),

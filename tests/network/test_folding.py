@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hmsa.network import Prediction, build_model
+from hmsa.network import ModelError, Prediction, build_model
 from hmsa.network.inference import prepare_for_inference
 from tests.network.conftest import predicted
 
@@ -126,6 +126,16 @@ def test_what_cannot_be_folded_is_left_alone(relu_between: bool) -> None:
     image = torch.randn(1, 3, 20, 20)
     torch.testing.assert_close(prepared(image).logits, model(image).logits)
     assert norms(prepared) == 1
+
+
+@pytest.mark.parametrize("fault", ["trunk.layer4.0.bn1.running_var", "decoder.head.output.weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(fault: str, value: float) -> None:
+    model = build_model(trunk="resnet18", decoder="fcn", multiscale="single", num_classes=4)
+    with torch.no_grad():
+        model.state_dict()[fault].view(-1)[0] = value
+    with pytest.raises(ModelError, match=f"{fault} holds values that are no finite numbers"):
+        prepare_for_inference(model)
 
 
 def test_weights_lie_in_channels_last_memory() -> None:

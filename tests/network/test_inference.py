@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from hmsa.network import ModelError, Prediction, build_model
-from hmsa.network.inference import label_and_confidence, predicted_label
+from hmsa.network.inference import NonFiniteError, label_and_confidence, predicted_label
 from hmsa.network.inference.tiling import alignment, overlap_pixels, ramp, spans
 from hmsa.network.model import resized
 from tests.network.conftest import labelled, predicted
@@ -521,6 +521,45 @@ def test_label_and_confidence_are_the_largest_of_the_soft_max(
     picked = logits.gather(1, label.long().unsqueeze(1)).squeeze(1)
     assert torch.equal(picked, logits.amax(1))  # where classes tie, either is right
     assert torch.equal(label, predicted_label(logits))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("tile", [None, (32, 40)])
+def test_logits_that_are_no_numbers_are_never_a_label_in_silence(
+    value: float, tile: tuple[int, int] | None
+) -> None:
+    """Not class 0: confidence is NaN there; without confidence it is an error; logits stay."""
+
+    class Broken(nn.Module):
+        multiscale, train_scales, num_classes = "single", (1.0,), 3
+
+        def forward(self, image: Tensor) -> Prediction:
+            logits = torch.zeros(1, 3, *image.shape[-2:])
+            logits[:, 1] = torch.where(image[:, 0] > 1, value, 0.5)
+            return Prediction(logits=logits)
+
+    image = torch.zeros(1, 3, 50, 60)
+    image[0, 0, 20:23, 30:34] = 2
+    broken = image[:, 0] > 1
+    _, confidence = labelled(Broken(), image, with_confidence=True, tile=tile)
+    assert torch.equal(confidence.isnan(), broken)
+    with pytest.raises(NonFiniteError, match="largest logit of 12 of 3000 pixels") as caught:
+        labelled(Broken(), image, tile=tile)
+    assert isinstance(caught.value, ModelError) and "\n" not in str(caught.value)
+
+    logits = predicted(Broken(), image, tile=tile).logits
+    assert torch.equal(logits.isfinite().all(dim=1), ~broken)
+    assert torch.equal(label_and_confidence(logits)[1].isnan(), broken)
+    with pytest.raises(NonFiniteError):
+        predicted_label(logits)
+
+
+def test_a_class_that_is_ruled_out_is_no_fault() -> None:
+    logits = torch.zeros(1, 3, 4, 4)
+    logits[:, 0] = -torch.inf
+    logits[:, 2] = 1
+    assert (predicted_label(logits) == 2).all()
+    assert label_and_confidence(logits)[1].isfinite().all()
 
 
 def test_of_equal_logits_the_first_class_is_the_label() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 
 import pytest
 import torch
@@ -238,6 +239,76 @@ def test_the_dual_attention_reads_both_scales():
     with torch.no_grad():
         model(random_image(64, 96), scales=(0.5, 1.0, 2.0))
     assert seen == [(1, 608, 16, 24), (1, 608, 8, 12)]
+
+
+@pytest.mark.parametrize("scales", [(0.5, 1.0), (0.5, 1.0, 2.0)])
+@pytest.mark.parametrize("parts", [SMALL, OCR], ids=["resnet", "hrnet"])
+def test_the_dual_attention_depends_on_the_higher_scale(parts, scales):
+    """Not on the lower one twice: it reads [lower, higher resized to the lower], in this order."""
+    model = build_model(**parts, multiscale="hierarchical_dual").eval()
+    seen = []
+    model.attention.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    image = random_image(64, 96)
+    with torch.no_grad():
+        decoded = {scale: model.decode_at(image, scale).features for scale in scales}
+        model(image, scales=scales)
+    order = sorted(scales, reverse=True)
+    assert len(seen) == len(scales) - 1
+    for features, (high, low) in zip(seen, itertools.pairwise(order), strict=True):
+        resized_down = F.interpolate(
+            decoded[high], size=decoded[low].shape[-2:], mode="bilinear", align_corners=False
+        )
+        expected = torch.cat([decoded[low], resized_down], dim=1)
+        assert torch.allclose(features, expected, atol=1e-4)
+        assert not torch.allclose(decoded[low], resized_down, atol=1e-2)
+
+
+class Operations(torch.utils._python_dispatch.TorchDispatchMode):
+    """Names of all operations, those of the backward pass too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*arguments, **(keywords or {}))
+
+
+# What has a backward pass on CUDA that torch.use_deterministic_algorithms(True) refuses and has no
+# stand-in for: https://docs.pytorch.org/docs/stable/generated/torch.use_deterministic_algorithms
+UNDETERMINED = {
+    "upsample_linear1d",
+    "upsample_bicubic2d",
+    "_adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "reflection_pad2d",
+    "replication_pad2d",
+    "grid_sampler_2d",
+}
+
+
+@pytest.mark.parametrize("multiscale", list(MULTISCALE))
+@pytest.mark.parametrize("parts", [SMALL, OCR], ids=["resnet", "hrnet"])
+def test_a_training_step_can_be_deterministic_on_cuda(parts, multiscale):
+    model = build_model(**parts, multiscale=multiscale).train()
+    with Operations() as operations:
+        model(random_image(40, 48, count=2)).logits.sum().backward()
+    assert "convolution_backward" in operations.names
+    assert not UNDETERMINED & operations.names
+
+
+@pytest.mark.parametrize("multiscale", ["single", "hierarchical", "explicit"])
+@pytest.mark.parametrize("parts", [SMALL, OCR], ids=["resnet", "hrnet"])
+def test_crops_too_small_for_batch_norm_are_one_sentence(parts, multiscale):
+    """Odd ratios of scales train at any size, unless a channel is left with one value."""
+    model = build_model(**parts, multiscale=multiscale, train_scales=(1 / 3, 0.77, 1.0)).train()
+    prediction = model(random_image(131, 97))
+    prediction.logits.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.trunk.parameters())
+    with pytest.raises(ModelError, match="crops of 1 x 3 pixels in a batch of 1") as caught:
+        model(random_image(1, 3))
+    assert "\n" not in str(caught.value)
 
 
 def test_fusing_at_features_is_one_upsampling_of_the_fused_features():
