@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 from hmsa.datasets import DataError, DatasetSpec, Files, image_files, resize_long_edge
 from hmsa.network import InferenceOptions, ModelError, MultiScaleModel
 from hmsa.network.inference import out_of_memory, prepare_for_inference
+from hmsa.network.inference.labels import NonFiniteError
 from hmsa.utils.files.image_writer import ImageWriter
 from hmsa.utils.files.outputs import OutputFolder, output_folder, require_apart
 from hmsa.utils.files.prefetch import prefetch
@@ -343,8 +344,6 @@ def predict_images(job: EvaluationJob, processes: Processes) -> list[str]:
             return image
         return resize_long_edge(image, None, long_edge=config.data.long_edge)[0]
 
-    # Confidence tells numbers from what is none.
-    needs = job.needs | Needs(confidence=True)
     own = range(processes.rank, len(files), processes.world_size)
     workers = max(1, config.eval.workers)
     failures = []
@@ -365,8 +364,8 @@ def predict_images(job: EvaluationJob, processes: Processes) -> list[str]:
                     raise image
                 tensor = torch.from_numpy(image).permute(2, 0, 1)
                 size = (image.shape[0], image.shape[1])
-                result = infer(job.loaded.model, tensor[None], options, needs, size=size)
-                require_numbers(result, files.name(index))
+                with named_images([files.name(index)]):
+                    result = infer(job.loaded.model, tensor[None], options, job.needs, size=size)
                 add(index, tensor, result)
             except (DataError, ModelError) as error:
                 logger.warning("%s", error)
@@ -407,12 +406,32 @@ def image_results(
             if image_by_image:
                 for position in range(count):
                     image = batch["image"][position : position + 1]
-                    yield batch, position, infer(model, image, options, needs, size=size)
+                    with named_images([batch["names"][position]]):
+                        result = infer(model, image, options, needs, size=size)
+                    yield batch, position, result
             else:
-                result = infer(model, batch["image"], options, needs, size=size)
+                with named_images(batch["names"]):
+                    result = infer(model, batch["image"], options, needs, size=size)
                 for position in range(count):
                     yield batch, position, result.at(position)
             bar.update(min(count * processes.world_size, images - bar.n))
+
+
+@contextmanager
+def named_images(names: Sequence[str]) -> Iterator[None]:
+    """Say for which images the network's answer is not a number.
+
+    Such an answer would be scored and drawn as the first class.
+
+    Raises:
+        ModelError: names the images.
+    """
+    try:
+        yield
+    except NonFiniteError as error:
+        raise ModelError(
+            f"{', '.join(names)}: {error}; try eval.precision=fp32 or bf16, or another checkpoint"
+        ) from error
 
 
 # --- a split with labels ---
@@ -567,10 +586,7 @@ def evaluate(
     was_training, start = model.training, time.monotonic()
     model.eval()
     tally = _Tally(_empty_matrix(spec, processes))
-    # Logits or confidence tell numbers from what is none.
-    needs = needs | Needs(
-        logits=criterion is not None, scales=attention, confidence=criterion is None
-    )
+    needs = needs | Needs(logits=criterion is not None, scales=attention)
 
     workers = 2 if on_maps or attention else 0
     with ImageWriter(workers=workers) as background:
@@ -586,7 +602,6 @@ def evaluate(
         ):
             index, host_label = int(batch["index"][position]), batch["label"][position]
             label = host_label[None].to(processes.device)
-            require_numbers(result, batch["names"][position])
 
             # A matrix for each image; their sum is that of the split.
             matrix = _empty_matrix(spec, processes)
@@ -611,30 +626,6 @@ def evaluate(
     model.train(was_training)
     seconds = time.monotonic() - start
     return _add_up(tally, processes, images=images, seconds=seconds)
-
-
-def require_numbers(result: ImageResult, name: str) -> None:
-    """Refuse an answer that is not a number, which would count as the first class.
-
-    Raises:
-        ModelError: names the image.
-    """
-    if result.confidence is not None:
-        wrong = result.confidence.isnan()
-    elif result.prediction is not None:
-        # A sum is not finite as soon as one of its parts is none; nothing of its size is held.
-        if bool(result.prediction.logits.sum().isfinite()):
-            return
-        wrong = ~result.prediction.logits.isfinite().all(dim=1)
-    else:
-        return
-
-    count = int(wrong.sum())
-    if count:
-        raise ModelError(
-            f"{name}: the network's answer is not a number at {count} pixels; try "
-            "eval.precision=fp32 or bf16, or another checkpoint"
-        )
 
 
 def _empty_matrix(spec: DatasetSpec, processes: Processes) -> ConfusionMatrix:

@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from hmsa.datasets import DatasetSpec, Files, normalise, resize_long_edge
 from hmsa.network import InferenceOptions, MultiScaleModel, Prediction
 from hmsa.network.inference import predict, predict_label
-from hmsa.network.inference.predict import label_and_confidence, predicted_label
+from hmsa.network.inference.labels import (
+    NonFiniteError,
+    label_and_confidence,
+    predicted_label,
+)
 from hmsa.utils.files.image_writer import ImageWriter
 from hmsa.utils.files.outputs import OutputFolder
 from hmsa.utils.files.png import encode_png, write_png
@@ -119,7 +123,7 @@ def infer(
         label, confidence = predict_label(
             model, tensor, options, with_confidence=needs.confidence, on_fallback=_warn
         )
-        return ImageResult(label, confidence)
+        return ImageResult(*_of_numbers(label, confidence))
 
     prediction = predict(model, tensor, options, keep_scales=needs.scales, on_fallback=_warn)
     return _labelled(prediction, size, with_confidence=needs.confidence)
@@ -136,9 +140,22 @@ def _labelled(
         prediction = prediction._replace(logits=logits)
 
     if with_confidence:
-        label, confidence = label_and_confidence(prediction.logits)
+        label, confidence = _of_numbers(*label_and_confidence(prediction.logits))
         return ImageResult(label, confidence, prediction)
     return ImageResult(predicted_label(prediction.logits), None, prediction)
+
+
+def _of_numbers(label: Tensor, confidence: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Both as they are, unless the confidence says that a label stands for no number.
+
+    Raises:
+        NonFiniteError: it does.
+    """
+    if confidence is not None:
+        count = int(confidence.isnan().sum())
+        if count:
+            raise NonFiniteError(f"the network's answer is not a number at {count} pixels")
+    return label, confidence
 
 
 def result_at_size(result: ImageResult, size: tuple[int, int]) -> ImageResult:

@@ -348,7 +348,7 @@ class ModelSection(Section):
     init_from: str | None = Field(default=None, min_length=1)
     """Checkpoint of a whole model to start from; what fits is taken and reported"""
 
-    freeze: tuple[Literal["trunk", "decoder"], ...] = ()
+    freeze: Annotated[tuple[Literal["trunk", "decoder"], ...], Listed] = ()
     """Parts that are not trained, their batch norms neither: [trunk, decoder] trains attention
     alone, for a model that one has"""
 
