@@ -121,8 +121,8 @@ def train(
 
     # What validation lacks, memory above all, shows now and not after an epoch.
     validation.rehearse(state)
-    if not dry_run:
-        validation.run_if_due(state, logbook, run.checkpoints)
+    progress.to_validate = progress.to_validate and not dry_run
+    validation.run_if_due(state, logbook, run.checkpoints)
 
     # 3. Epochs of steps. To begin in the middle of an epoch is arithmetic: which images a step
     #    takes follows from the seed, the epoch and the number of the step.

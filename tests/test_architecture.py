@@ -319,7 +319,12 @@ def test_setup_asks_for_what_the_packages_import(monkeypatch: pytest.MonkeyPatch
         if "<" in requirement or "==" in requirement
     ], "no upper pins"
     assert "torch>=2.6" in given["install_requires"]
-    distribution = {"cv2": "opencv-python-headless", "pil": "pillow", "yaml": "pyyaml"}
+    distribution = {
+        "cv2": "opencv-python-headless",
+        "pil": "pillow",
+        "pydantic_core": "pydantic",
+        "yaml": "pyyaml",
+    }
     for path in shipped_files():
         for item in imports_of(path):
             top = item.target.split(".")[0].lower()
