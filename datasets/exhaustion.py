@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterator
 
 from .errors import DataError
 
@@ -41,6 +42,24 @@ def explain_exhaustion(error: BaseException) -> str | None:
             if words in str(error):
                 return _WHAT_TO_DO[number]
     return None
+
+
+@contextlib.contextmanager
+def exhaustion_explained(*, advice: str = "or lower data.workers") -> Iterator[None]:
+    """Turn what `explain_exhaustion` knows into a DataError; also a decorator of functions.
+
+    Raises:
+        DataError: the system refused descriptors, threads, processes or memory.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, RuntimeError, MemoryError) as error:
+        explanation = explain_exhaustion(error)
+        if explanation is None:
+            raise
+        raise DataError(f"{explanation}, {advice}", kind="worker") from error
 
 
 def require_descriptors(count: int, *, what: str) -> None:

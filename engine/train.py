@@ -120,8 +120,9 @@ def train(
     saved_at = time.monotonic()
 
     # What validation lacks, memory above all, shows now and not after an epoch.
+    # A dry run scores nothing, since that would write.
     validation.rehearse(state)
-    progress.to_validate = progress.to_validate and not dry_run
+    progress.to_validate &= not dry_run
     validation.run_if_due(state, logbook, run.checkpoints)
 
     # 3. Epochs of steps. To begin in the middle of an epoch is arithmetic: which images a step
@@ -321,14 +322,18 @@ class Validation:
             "iou": per_class(self.files.spec, result.matrix),
         }
         logbook.row("val", progress.step, row)
-        if miou <= progress.best_miou and config.runtime.best_weights == "miou":
+        # A score that is no number is not better, either.
+        is_better = miou > progress.best_miou
+        if not is_better and config.runtime.best_weights == "miou":
             return
 
-        # Every rank knows the best score; one writes the weights that reached it.
+        # Every rank knows the best score; one writes the weights that reached it. If it cannot,
+        # all ranks end.
         progress.best_miou, progress.best_epoch = miou, progress.epoch
-        if self.processes.is_main:
-            identity = build.checkpoint_identity(config, self.files)
-            checkpoints.save_best({"model": state.weights(), **row, **identity})
+        with self.processes.agreement():
+            if self.processes.is_main:
+                identity = build.checkpoint_identity(config, self.files)
+                checkpoints.save_best({"model": state.weights(), **row, **identity})
 
     def _score(
         self, state: TrainingState, loader: Iterable[dict[str, Any]], *, images: int, show: bool
@@ -356,9 +361,11 @@ def save(
     processes: Processes,
 ) -> None:
     """Write a checkpoint from which training goes on as if it had not stopped."""
-    if processes.is_main:
-        identity = build.checkpoint_identity(config, files)
-        checkpoints.save(state.progress.step, {**state.content(), **identity})
+    # One rank writes. If it cannot, for a full disk, all ranks end.
+    with processes.agreement():
+        if processes.is_main:
+            identity = build.checkpoint_identity(config, files)
+            checkpoints.save(state.progress.step, {**state.content(), **identity})
 
 
 def report_costs(

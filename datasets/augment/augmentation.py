@@ -51,7 +51,7 @@ class Augmentation:
     flip: float = 0.5
     color: float = 0.25
     hue: float = 0.25
-    blur: Literal["none", "gaussian", "bilateral"] = "none"
+    blur: Literal["none", "gaussian", "bilateral"] = "gaussian"
     blur_probability: float = 1.0
     blur_sigma: tuple[float, float] | None = None
     long_edge: int | None = None

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import DataError
+from ..exhaustion import exhaustion_explained
 from ..files import Files
 from ..layouts.listing import some
 from ..reading.decoding import image_size
@@ -86,6 +87,7 @@ class _PairOutcome:
     faults: dict[str, DataError] = field(default_factory=dict)  # under "image" and "label"
 
 
+@exhaustion_explained(advice="or look at files with fewer workers")
 def verify_files(
     files: Files, *, sample: int | None = None, workers: int = 4, progress: bool = False
 ) -> Verification:
@@ -204,6 +206,7 @@ def _declared_size(path: Path, max_pixels: int) -> tuple[int, int] | None:
     return height, width
 
 
+@exhaustion_explained(advice="or look at files with fewer workers")
 def count_pixels(files: Files, *, workers: int = 4, progress: bool = False) -> np.ndarray:
     """Pixels of each class over all labels of a split, int64 [C], without opening an image.
 
@@ -302,6 +305,7 @@ def _are_binary_masks(files: Files, result: Verification) -> bool:
     return bool(may_be and result.ignored and pixels and result.counts[0] == pixels)
 
 
+@exhaustion_explained(advice="or look at files with fewer workers")
 def find_duplicates(first: Files, second: Files, *, workers: int = 4) -> list[tuple[Path, Path]]:
     """Pairs of images with equal bytes in two splits: what is trained on must not be scored on.
 

@@ -20,7 +20,7 @@ import cv2
 from tqdm import tqdm
 
 from ..errors import DataError
-from ..exhaustion import explain_exhaustion, require_descriptors
+from ..exhaustion import exhaustion_explained, require_descriptors
 
 Result = TypeVar("Result")
 
@@ -88,18 +88,13 @@ def _in_processes(
 def _start(task: Callable[[int], Any], workers: int, links: dict[Connection, BaseProcess]) -> None:
     """Start the processes, and enter each under the pipe that leads to it."""
     context = multiprocessing.get_context()
-    try:
+    with exhaustion_explained():
         for _ in range(workers):
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(task, there), daemon=True)
             process.start()
             there.close()
             links[here] = process
-    except (OSError, RuntimeError, MemoryError) as error:
-        explanation = explain_exhaustion(error)
-        if explanation is None:
-            raise
-        raise DataError(f"{explanation}, or lower data.workers", kind="worker") from error
 
 
 def _send(link: Connection, links: dict[Connection, BaseProcess], work: Any, title: str) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hmsa.datasets import DataError, Files, build_cache, build_class_index, explain_lost_worker
+from hmsa.datasets import (
+    DataError,
+    Files,
+    build_cache,
+    build_class_index,
+    count_pixels,
+    explain_lost_worker,
+    find_duplicates,
+    verify_files,
+)
 from hmsa.datasets.exhaustion import explain_exhaustion
 from hmsa.datasets.reading.builders import spread
 
@@ -214,6 +224,21 @@ def test_too_little_shared_memory_is_a_sentence(
     )
     assert done.returncode == 2 and done.stdout.count("\n") == 1 and done.stderr == ""
     assert f"/dev/shm of {mebibytes} MiB has no room for another batch" in done.stdout
+
+
+def test_threads_that_cannot_be_started_are_a_sentence(
+    make_files: MakeFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a limit on memory or processes: in every check that uses threads."""
+    files = many(make_files, 3)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for check in (verify_files, count_pixels, lambda files: find_duplicates(files, files)):
+        with pytest.raises(DataError, match=r"no more processes or threads .*fewer workers"):
+            check(files)
 
 
 def test_what_has_run_out_is_said() -> None:

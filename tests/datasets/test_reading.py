@@ -24,6 +24,7 @@ from hmsa.datasets import (
     resize_long_edge,
 )
 from hmsa.datasets.reading.decoding import DEFAULT_MAX_PIXELS, decode_label
+from hmsa.utils.config.models import DataSection
 from tests.datasets.trees import encoded, label, photo, png_with_size, save, toy_spec
 
 
@@ -391,3 +392,8 @@ def test_resized_label_stays_over_its_image() -> None:
 def test_decode_label_gives_raw_ids(tmp_path: Path) -> None:
     raw = label(values=(7, 250))
     assert np.array_equal(decode_label(save(tmp_path / "a.png", raw)), raw)
+
+
+def test_the_limit_on_pixels_is_the_configurations() -> None:
+    """One default, wherever files are read."""
+    assert DataSection.model_fields["max_pixels"].default == DEFAULT_MAX_PIXELS == 200_000_000
