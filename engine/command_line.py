@@ -132,12 +132,13 @@ def lasting_streams() -> Iterator[None]:
     for stream in before:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.stdout, sys.stderr = (_LastingStream(stream) for stream in before)  # type: ignore[assignment]
+    lasting: list[Any] = [_LastingStream(stream) for stream in before]
+    sys.stdout, sys.stderr = lasting
     try:
         yield
     finally:
-        for lasting in (sys.stdout, sys.stderr):
-            lasting.flush()
+        for stream in lasting:
+            stream.flush()
         sys.stdout, sys.stderr = before
 
 

@@ -50,8 +50,8 @@ from .pictures import (
     example_panel,
     infer,
     legend_of,
-    output_names,
     result_at_size,
+    result_files,
     share_maps,
 )
 from .reporting import Evaluation, per_class, print_results, write_results
@@ -133,11 +133,11 @@ class EvaluationJob:
         def add(index: int, image: Tensor, result: ImageResult) -> None:
             if not self.own_size:
                 result = result_at_size(result, self.files.image_size(index))
-            name = self.files.name(index)
             if pictures is not None:
-                pictures.add(name, index, image, result)
+                pictures.add(self.files.output_name(index), index, image, result)
             if self.submission is not None:
-                self.submission.add(name, result.label[0].cpu().numpy(), writer)
+                label = result.label[0].cpu().numpy()
+                self.submission.add(self.files.name(index), label, writer)
 
         return add
 
@@ -190,7 +190,7 @@ def prepare_evaluation(
         # Nothing of the user's is in the place of a result, and no two results are one file.
         if processes.is_main:
             scales = {scale for way in ways[:1] for scale in way.scales}
-            output.require_free(output_names(files, kinds, scales=sorted(scales)))
+            output.require_free(result_files(files, kinds, scales=sorted(scales)))
     return EvaluationJob(
         loaded=loaded,
         files=files,

@@ -64,9 +64,9 @@ class LabellingJob:
 
     def entry(self, index: int) -> Entry:
         """The names of one image and its files."""
-        name, section = self.files.name(index), self.loaded.config.autolabel
+        name, section = self.files.output_name(index), self.loaded.config.autolabel
         return Entry(
-            image=f"{name}{self.files.image_path(index).suffix}",
+            image=f"{self.files.name(index)}{self.files.image_path(index).suffix}",
             label=label_name(name, label_ids=section.label_ids),
             confidence=confidence_name(name) if section.confidence else None,
         )

@@ -22,7 +22,7 @@ from hmsa.network.inference.labels import (
     predicted_label,
 )
 from hmsa.utils.files.image_writer import ImageWriter
-from hmsa.utils.files.outputs import OutputFolder
+from hmsa.utils.files.outputs import OutputFolder, inside
 from hmsa.utils.files.png import encode_png, write_png
 from hmsa.utils.files.writing import is_temporary
 from hmsa.utils.labelling.submission import Submission, SubmissionError, require_replaceable
@@ -292,7 +292,7 @@ class Pictures:
             np.save(file, array)
 
 
-def output_names(
+def result_files(
     files: Files, kinds: Sequence[str], *, scales: Sequence[float]
 ) -> Iterator[tuple[str, str]]:
     """(file, image) for everything that an evaluation may write for an image, then the summaries.
@@ -301,7 +301,7 @@ def output_names(
         scales: of the inference, which maps of single scales are named by.
     """
     for index in range(len(files)):
-        name, image = files.name(index), str(files.image_path(index))
+        name, image = files.output_name(index), str(files.image_path(index))
         if files.frames is not None:
             image = f"{image} ({name})"
         for kind in kinds:
@@ -353,7 +353,7 @@ class SubmissionWriter:
             raw_ids=[item.raw_ids[0] for item in spec.classes],
         )
         for index in range(len(files)):
-            submission.file_name(files.name(index))
+            inside(submission.folder, submission.file_name(files.name(index)))
         return cls(archive, files, submission)
 
     def clear(self) -> None:

@@ -26,8 +26,13 @@ LINES_PER_COMMENT = 40
 # Marks that switch formatting off, and the words by which a comment speaks to a tool.
 SKIPS = ("fmt:", "noqa: " + "E402")
 FOR_TOOLS = ("fmt:", "noqa", "type:", "/usr")
-# Names that every program or every page has for the same purpose.
-CONVENTIONAL = frozenset({"main", "build_parser", "add_arguments", "run", "sections", "subtitle"})
+# Names that mean the same wherever they stand: in every program, page, benchmark and table.
+CONVENTIONAL = frozenset(
+    {"main", "build_parser", "add_arguments", "parse", "run", "measure", "table"}
+    | {"sections", "subtitle"}
+    | {"ours", "baseline", "require_equal", "require_same_picture"}
+    | {"make_table", "markdown", "summarise"}
+)
 NOT_OURS = frozenset({"tests", "build", "dist", "node_modules"})
 
 

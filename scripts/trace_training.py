@@ -93,7 +93,7 @@ def trace_demo(data: Path, *, steps: int, precision: str) -> Trace:
     return trace
 
 
-def differences(found: Trace, stored: Trace, *, tolerance: float) -> list[str]:
+def trace_differences(found: Trace, stored: Trace, *, tolerance: float) -> list[str]:
     """One line for every value that is not that of `stored`, up to `tolerance` relative."""
     lines = []
     for name, values in stored.items():
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     stored = json.loads(arguments.compare.read_text(encoding="utf-8"))
-    different = differences(found, stored, tolerance=arguments.tolerance)
+    different = trace_differences(found, stored, tolerance=arguments.tolerance)
     for line in different:
         print(line, file=sys.stderr)
     if not different:
