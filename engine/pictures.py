@@ -423,7 +423,9 @@ def pictures_of(
         long_edge: resize image and label as evaluation does (data.long_edge).
     """
     image = files.read_image(index)
-    label = None if files.labels is None else files.read_label(index)
+    label = None
+    if files.labels is not None:
+        label = files.read_label(index, image_size=(image.shape[0], image.shape[1]))
     if long_edge is not None:
         image, label = resize_long_edge(image, label, long_edge=long_edge)
 

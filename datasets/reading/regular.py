@@ -1,26 +1,16 @@
-"""Opening what is a file and nothing else.
-
-A device has no end, and a pipe may have nobody who writes: reading either can wait for ever.
-"""
+"""Reading files that a user names: regular ones only, with a sentence where one cannot be read."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 from io import BufferedReader
 from pathlib import Path
+
+from hmsa.utils.files import regular
 
 from ..errors import DataError
 
 _DIGITS = 32
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFIFO: "a pipe",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFSOCK: "a socket",
-}
 
 
 def open_regular(path: str | Path, what: str) -> BufferedReader:
@@ -30,24 +20,17 @@ def open_regular(path: str | Path, what: str) -> BufferedReader:
         DataError: it does not exist, is no regular file, or cannot be opened.
     """
     try:
-        # Without waiting, in which opening a pipe would end only when somebody writes to it.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        return regular.open_regular(path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: {what} does not exist", kind="missing") from error
+    except regular.NotRegularError as error:
+        raise DataError(f"{path}: {what} {error.strerror}", kind="unreadable") from error
     except OSError as error:
         raise unreadable(path, what, error) from error
     except ValueError as error:  # a NUL character in the name
         raise DataError(
             f"{path!s}: {what} has an impossible name ({error})", kind="missing"
         ) from error
-
-    file = os.fdopen(descriptor, "rb")
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        return file
-    file.close()
-    kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
-    raise DataError(f"{path}: {what} is {kind}, not a file", kind="unreadable")
 
 
 def read_text(path: str | Path, what: str) -> str:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,7 @@ from ..files.label_format import (
 )
 from ..files.png import encode_png
 from ..files.png_chunks import iterate_chunks
+from ..files.regular import open_regular
 from ..files.writing import temporary_beside, write_file
 from ..words import UserError
 from .label_record import is_label_record, is_record
@@ -51,6 +53,7 @@ NOT_YET = "not labelled yet"
 # Where the images lie: not for training, which has them anyway, but for checking the labels.
 IMAGE_PATHS = ".image-paths.json"
 _KEYWORD = FORMAT.encode() + b"\0"
+_LARGEST_LABEL = 1 << 30  # bytes; ids of a gigapixel image compress to far less
 _MOST_VALUES_TIMED = 1 << 24  # 64 MiB of float32
 
 
@@ -74,9 +77,12 @@ def read_record(path: Path) -> dict[str, Any] | None:
     None when the file is missing, is not ours, any of its chunks is damaged or cut off, or what it
     holds has not the form of a record.
     """
-    # A file that cannot be read is not done either.
+    # What cannot be read, or is no label by its size alone, is not done either.
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size > _LARGEST_LABEL:
+                return None
+            data = file.read()
     except OSError:
         return None
 

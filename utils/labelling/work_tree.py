@@ -22,6 +22,7 @@ from PIL import Image
 from ..files.label_format import FORMAT
 from ..files.locking import locked
 from ..files.png_chunks import iterate_chunks
+from ..files.regular import read_regular
 from ..files.writing import WriteError, flush, is_temporary, temporary_beside
 from .autolabels import AutolabelError, fingerprint, read_record
 
@@ -38,7 +39,7 @@ def write_once(path: Path, data: bytes) -> bytes:
         WriteError: the file cannot be written.
     """
     if path.exists():
-        return path.read_bytes()
+        return read_regular(path)
 
     temporary = temporary_beside(path)
     try:
@@ -62,7 +63,7 @@ def write_once(path: Path, data: bytes) -> bytes:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    return path.read_bytes()
+    return read_regular(path)
 
 
 def claim(folder: Path, settings: Mapping[str, Any], targets: Iterable[Path]) -> None:
@@ -130,7 +131,7 @@ def require_not_drawn(target: Path) -> None:
         AutolabelError: the file is such a picture.
     """
     try:
-        data = target.read_bytes()
+        data = read_regular(target)
         # Damaged or not, what carries our keyword was written here.
         if any(data.startswith(FORMAT.encode(), start) for _, start, _ in iterate_chunks(data)):
             return
@@ -169,7 +170,7 @@ def read_thresholds(path: Path, *, made_with: str, names: Sequence[str]) -> np.n
         AutolabelError: the file is damaged, or was measured with other settings.
     """
     try:
-        content = _json_object(path.read_bytes())
+        content = _json_object(read_regular(path))
     except OSError as error:
         raise AutolabelError(f"{path}: cannot be read ({error.strerror or error})") from error
 

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
+from ..files.regular import open_regular, read_regular
 from ..files.writing import is_temporary, remove, write_file, written_whole
 from ..runtime import uninterrupted
 from ..words import UserError
@@ -175,15 +176,15 @@ def _note_hashes(path: Path, digests: list[str]) -> None:
 def _noted_hashes(path: Path) -> list[str]:
     """The hashes noted for a checkpoint; two while it is replaced, none without a sidecar."""
     try:
-        text = sidecar_of(path).read_text(encoding="ascii", errors="replace")
+        text = read_regular(sidecar_of(path)).decode("ascii", "replace")
     except OSError:
         return []
     return [line.split()[0] for line in text.splitlines() if line.strip()]
 
 
 def sha256_of(path: Path) -> str:
-    """sha256 of a file's bytes as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
+    """sha256 of a file's bytes as 64 hexadecimal digits; OSError for what is no regular file."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -231,9 +232,9 @@ def _read_bytes(path: Path) -> bytes:
             raise CheckpointError(
                 f"{path}: is a folder; name the file in it, such as checkpoints/best.pt of a run"
             )
-        if not path.is_file():
+        if not path.exists():
             raise CheckpointError(f"{path}: no such checkpoint file")
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
         reason = error.strerror or str(error)
         raise CheckpointError(
