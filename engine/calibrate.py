@@ -192,7 +192,7 @@ def choose_images(files: Files, *, count: int) -> tuple[list[int], list[int]]:
 
 def recording_of(name: str) -> str:
     """The name of an image without its last number: that of the recording it belongs to."""
-    match = re.search(r"^(.*?)[_-]?\d+[^\d]*$", Path(name).name)
+    match = re.search(r"^(.*)[_-]\d+(?=[_.]|$)", Path(name).name)
     if match is None:
         return name
     return f"{Path(name).parent}/{match[1]}"

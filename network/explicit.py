@@ -77,7 +77,7 @@ class Explicit(MultiScaleModel):
             attention = resize(attention, size, align_corners=self.align_corners)
 
         result = {scale: as_prediction(part) for scale, part in decoded.items()}
-        result[first] = result[first]._replace(attention=attention)
+        result[first] = as_prediction(decoded[first], attention)
         return result
 
     def fuse_scales(self, scales: Mapping[float, Prediction], size: Size) -> Prediction:
@@ -100,8 +100,10 @@ class Explicit(MultiScaleModel):
                 total = total + part * attention[:, index : index + 1]
             return total
 
-        fused = Prediction(weighted_sum([part.logits for part in parts]), attention=attention)
-        aux = [part.aux for part in parts if part.aux is not None]
-        if aux:
-            fused = fused._replace(aux=weighted_sum(aux))
+        logits = weighted_sum([part.logits for part in parts])
+        aux: Tensor | None = None
+        maps = [part.aux for part in parts if part.aux is not None]
+        if maps:
+            aux = weighted_sum(maps)
+        fused = Prediction(logits=logits, aux=aux, attention=attention)
         return resized(fused, size, align_corners=self.align_corners)

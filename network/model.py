@@ -60,10 +60,11 @@ def fuse(
         # The sum and the second product in one step.
         return torch.addcmul(at_target(low * attention), 1 - share_of_lower, at_target(high))
 
-    fused = Prediction(logits=mixed(lower.logits, higher.logits), attention=share_of_lower)
+    logits = mixed(lower.logits, higher.logits)
+    aux: Tensor | None = None
     if lower.aux is not None and higher.aux is not None:
-        fused = fused._replace(aux=mixed(lower.aux, higher.aux))
-    return fused
+        aux = mixed(lower.aux, higher.aux)
+    return Prediction(logits=logits, aux=aux, attention=share_of_lower)
 
 
 def fuse_chain(
@@ -78,7 +79,7 @@ def fuse_chain(
     The attention of the result is that of the lowest scale.
     """
     highest, *others = sorted(scales, reverse=True)
-    running = scales[highest]._replace(attention=None)
+    running = Prediction(scales[highest].logits, scales[highest].aux)
     for scale in others:
         lower = scales[scale]
         meeting = lower if scale >= 1 else running
@@ -171,9 +172,9 @@ class MultiScaleModel(nn.Module):
                 "only one value is left: use larger crops, larger scales or a larger batch."
             ) from error
         fused = self.fuse_scales(own, (image.shape[-2], image.shape[-1]))
-        if keep_scales:
-            fused = fused._replace(scales=own)
-        return fused
+        if not keep_scales:
+            return fused
+        return Prediction(fused.logits, fused.aux, fused.attention, scales=own)
 
     def predict_scales(
         self, image: Tensor, scales: Sequence[float], *, keep_scales: bool = False

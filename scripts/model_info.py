@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,7 +40,6 @@ from hmsa.network import (
     build_model,
 )
 from hmsa.network.inference import predict
-from hmsa.utils.words import UserError
 from scripts.measuring.harness import require_place_for_rows, write_rows
 from scripts.measuring.live_memory import LiveMemory
 
@@ -166,29 +164,12 @@ def count_models(options: argparse.Namespace) -> int:
                 activation_checkpointing=options.activation_checkpointing,
             )
             for multiscale in options.multiscale:
-                with _explained(parts, multiscale):
-                    rows.append(information(parts, multiscale, scale_lists))
+                rows.append(information(parts, multiscale, scale_lists))
 
     if options.json is not None:
         write_rows(options.json, rows)
     print(table(rows))
     return 0
-
-
-@contextmanager
-def _explained(parts: NetworkParts, multiscale: str) -> Iterator[None]:
-    """What torch refuses, such as maps of one pixel in a batch norm, as one sentence."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        height, width = parts.size
-        raise ModelError(
-            f"{parts.trunk} {parts.decoder} {multiscale}: cannot be counted with "
-            f"--size {height} {width} --batch {parts.batch} ({reason}); choose a larger size"
-        ) from error
 
 
 def information(

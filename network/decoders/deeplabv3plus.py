@@ -88,7 +88,7 @@ class DeepLabV3Plus(Decoder):
     def forward(self, features: Features, *, with_aux: bool) -> Decoded:
         context = self.aspp(features.semantic, weight=self.context.weight)
         merged = self.concatenate([self.fine(features.fine), context])
-        decoded = Decoded(logits=self.head(merged), aux=None, features=merged)
+        attended = merged
         if self.attend_trunk:
-            decoded = decoded._replace(features=features.semantic)
-        return decoded
+            attended = features.semantic
+        return Decoded(logits=self.head(merged), aux=None, features=attended)

@@ -112,10 +112,10 @@ class OCR(Decoder):
         keys, values = self.object_attention.keys_and_values(gather_regions(regions, pixels))
         enriched = self.dropout(self.enrich(pixels, keys, values))
 
-        decoded = Decoded(logits=self.classifier(enriched), aux=None, features=enriched)
+        aux: Tensor | None = None
         if with_aux:
-            decoded = decoded._replace(aux=regions)
-        return decoded
+            aux = regions
+        return Decoded(logits=self.classifier(enriched), aux=aux, features=enriched)
 
     @row_by_row(halo=1)
     def embed(self, features: Tensor) -> Tensor:

@@ -139,10 +139,13 @@ TARGETS = {
         ("resume",),
         (*ALL_BYTES, m.remove_part),
     ),
-    "run records": Target(
-        ("run/metrics.jsonl", "run/config.yaml", "run/train.log"),
+    "metrics of a run": Target(
+        ("run/metrics.jsonl",), ("resume",), (*ALL_BYTES, m.odd_bytes, m.edit_json)
+    ),
+    "other records of a run": Target(
+        ("run/config.yaml", "run/train.log"),
         ("resume", "eval run"),
-        (*ALL_BYTES, m.odd_bytes, m.cut_off),
+        (m.flip_bytes, m.cut_off, m.odd_bytes, m.replace_kind, m.harmless(m.replace_content)),
     ),
     "training image": Target(
         ("data/images/train/*.png",), ("train", "check"), (*IN_PICTURES, m.enormous_header)
@@ -177,13 +180,23 @@ TARGETS = {
     "video": Target(("film.avi",), ("predict video",), ALL_BYTES),
     "manifest": Target(
         ("autolabels/manifest.json", "autolabels/images.jsonl"),
-        ("verify", "autolabel again", "student"),
+        ("verify", "student"),
         (m.edit_json, m.edit_json, m.edit_json, m.odd_bytes, m.cut_off, m.replace_content),
+    ),
+    "manifest to write again": Target(
+        ("autolabels/manifest.json", "autolabels/images.jsonl", "autolabels/settings.json"),
+        ("autolabel again",),
+        (m.edit_json, m.odd_bytes, m.cut_off, m.replace_kind, m.harmless(m.replace_content)),
     ),
     "automatic label": Target(
         ("autolabels/*.png", "autolabels/*/*.png"),
-        ("verify", "autolabel again", "student"),
+        ("verify", "student"),
         (*ALL_BYTES, m.certain(m.cut_off), m.remove_part),
+    ),
+    "label to make again": Target(
+        ("autolabels/*.png",),
+        ("autolabel again",),
+        (m.flip_bytes, m.cut_off, m.replace_kind, m.harmless(m.replace_content)),
     ),
 }
 

@@ -118,6 +118,15 @@ def certain(mutation: Mutation) -> Mutation:
     return mutate
 
 
+def harmless(mutation: Mutation) -> Mutation:
+    """The same mutation where its damage does not matter: of files that are only written."""
+
+    def mutate(path: Path, rng: random.Random) -> Damage:
+        return Damage(mutation(path, rng).what, matters=False)
+
+    return mutate
+
+
 # --- text: configurations, class lists, lists of images ---
 
 ODD_VALUES = (

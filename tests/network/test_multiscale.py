@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from hmsa.network import (
 from hmsa.network.model import resized
 from tests.network.conftest import predicted
 
+NETWORK = Path(__file__).parents[2] / "network"
 SMALL = {"trunk": "resnet18", "decoder": "deeplabv3plus", "num_classes": 5}
 OCR = {"trunk": "hrnet_w18_small", "decoder": "ocr", "num_classes": 5, "dropout": 0.0}
 
@@ -296,6 +298,18 @@ def test_a_training_step_can_be_deterministic_on_cuda(parts, multiscale):
         model(random_image(40, 48, count=2)).logits.sum().backward()
     assert "convolution_backward" in operations.names
     assert not UNDETERMINED & operations.names
+
+
+@pytest.mark.parametrize("multiscale", list(MULTISCALE))
+def test_a_training_step_compiles_to_one_graph(multiscale):
+    """Without slices and `_replace` of named tuples, which torch 2.6 does not compile."""
+    torch._dynamo.reset()
+    model = build_model(**SMALL, multiscale=multiscale).train()
+    model.compile(dynamic=False, fullgraph=True, backend="eager")
+    prediction = model(random_image(32, 48, count=2), keep_scales=True)
+    assert prediction.logits.shape == (2, 5, 32, 48)
+    sources = "".join(path.read_text() for path in NETWORK.rglob("*.py"))
+    assert "._replace(" not in sources and "prediction[:" not in sources
 
 
 @pytest.mark.parametrize("multiscale", ["single", "hierarchical", "explicit"])

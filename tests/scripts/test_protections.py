@@ -177,4 +177,4 @@ def test_a_size_that_cannot_be_counted_is_one_sentence(folder: Path) -> None:
     words = words_of("model_info")
     place = words.index("--size")
     tiny = (*words[:place], "--size", "1", "1", *words[place + 3 :])
-    assert "choose a larger size" in refuses(folder, tiny)
+    assert "too small for batch norm" in refuses(folder, tiny)

@@ -136,7 +136,7 @@ Trunk = Annotated[
 ]
 
 
-class Section(BaseModel):
+class ConfigSection(BaseModel):
     """A group of options.
 
     Unknown keys are mistakes, values are never converted from another type, and nothing changes
@@ -152,7 +152,7 @@ class Section(BaseModel):
     )
 
 
-class ExperimentSection(Section):
+class ExperimentSection(ConfigSection):
     """What the run is called and where it is kept."""
 
     name: str = Field(default="run", min_length=1)
@@ -178,7 +178,7 @@ class ExperimentSection(Section):
 # The data.
 
 
-class ClassUniformSection(Section):
+class ClassUniformSection(ConfigSection):
     """Class-uniform sampling: part of an epoch shows every class equally often."""
 
     fraction: Fraction = 0.5
@@ -192,7 +192,7 @@ class ClassUniformSection(Section):
     release"""
 
 
-class ExtraSection(Section):
+class ExtraSection(ConfigSection):
     """A second, larger source of training images with coarse or automatic labels."""
 
     split: str = Field(default="train_extra", min_length=1)
@@ -225,7 +225,7 @@ class ExtraSection(Section):
     """Ignore the car's bonnet and the rectification border of Cityscapes frames"""
 
 
-class DataSection(Section):
+class DataSection(ConfigSection):
     """Which images, how they are augmented, sampled and read."""
 
     # Where the images and labels are.
@@ -315,7 +315,7 @@ class DataSection(Section):
 # The network.
 
 
-class ModelSection(Section):
+class ModelSection(ConfigSection):
     """The network: trunk x decoder x multiscale."""
 
     trunk: Trunk = "hrnet_w48"
@@ -388,7 +388,7 @@ class ModelSection(Section):
 # The losses.
 
 
-class RmiSection(Section):
+class RmiSection(ConfigSection):
     """Constants of the region mutual information loss (Zhao et al. 2019)."""
 
     radius: int = Field(default=3, ge=1, le=9)
@@ -416,7 +416,7 @@ class RmiSection(Section):
     """Added inside the logarithm of the determinant"""
 
 
-class OhemSection(Section):
+class OhemSection(ConfigSection):
     """Cross-entropy of hard pixels only."""
 
     threshold: Share = 0.7
@@ -426,14 +426,14 @@ class OhemSection(Section):
     """Least share of an image's valid pixels that is kept"""
 
 
-class BootstrappedSection(Section):
+class BootstrappedSection(ConfigSection):
     """Cross-entropy of the hardest pixels."""
 
     fraction: Share = 0.25
     """Share of an image's valid pixels that is kept"""
 
 
-class RelaxedBoundarySection(Section):
+class RelaxedBoundarySection(ConfigSection):
     """Boundary label relaxation (Zhu et al. 2019)."""
 
     window: Annotated[Literal[1, 3, 5, 7, 9], Integer] = 3
@@ -443,7 +443,7 @@ class RelaxedBoundarySection(Section):
     """Train ids of classes that are not relaxed"""
 
 
-class LossSection(Section):
+class LossSection(ConfigSection):
     """What is minimised."""
 
     main: LossName = "rmi"
@@ -487,7 +487,7 @@ class LossSection(Section):
 # The training.
 
 
-class OptimSection(Section):
+class OptimSection(ConfigSection):
     """Optimiser, learning rate and length of training."""
 
     optimizer: Literal["sgd", "adamw", "lamb"] = "sgd"
@@ -572,7 +572,7 @@ class OptimSection(Section):
         return {name: getattr(self, name) for name in names}
 
 
-class RuntimeSection(Section):
+class RuntimeSection(ConfigSection):
     """Where and how a training computes, and what it reports."""
 
     # Where and how it computes.
@@ -637,7 +637,7 @@ class RuntimeSection(Section):
 # Using a trained network.
 
 
-class InferenceSection(Section):
+class InferenceSection(ConfigSection):
     """How predictions are made."""
 
     scales: Scales = (0.5, 1.0, 2.0)
@@ -714,7 +714,7 @@ class AutolabelSection(InferenceSection):
 class Sections(BaseModel):
     """All sections of an experiment."""
 
-    model_config = Section.model_config
+    model_config = ConfigSection.model_config
 
     experiment: ExperimentSection = Field(default_factory=ExperimentSection)
     """Name, folder, seed"""

@@ -1,0 +1,144 @@
+"""Calibrating and attaching attention by the commands, and which images fit and judge."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hmsa.engine import build
+from hmsa.engine.calibrate import CalibrationError, Judge, choose_images, recording_of
+from hmsa.network.calibration import KeptMaps
+from hmsa.utils.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from tests.engine.conftest import Command, configuration
+from tests.network.test_calibration import kept_with_wrong_attention, small_model
+
+PAIR = (0.5, 1.0)
+
+
+class Names:
+    """Stands for the files of a split, of which only the names matter here."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        return self.names[index]
+
+
+@pytest.mark.parametrize(
+    ("name", "recording"),
+    [
+        ("val/aachen_000001_000019_leftImg8bit.png", "val/aachen_000001"),
+        ("train/0016E5_07959.jpg", "train/0016E5"),
+        ("holiday.png", "holiday.png"),
+    ],
+)
+def test_the_recording_is_the_name_without_its_last_number(name: str, recording: str) -> None:
+    assert recording_of(name) == recording
+
+
+def test_a_recording_fits_or_judges_as_a_whole() -> None:
+    names = [f"a/x_{n}.png" for n in range(5)] + [f"a/y_{n}.png" for n in range(4)] + ["a/z_0.png"]
+    files: Any = Names(*names)
+    fitting, judging = choose_images(files, count=10)
+    assert sorted(fitting + judging) == list(range(10)) and len(fitting) == len(judging) == 5
+    sides = [{recording_of(names[index]) for index in side} for side in (fitting, judging)]
+    assert not sides[0] & sides[1]
+
+    # A single recording is cut in the middle: neighbours are much alike.
+    alone: Any = Names(*(f"x_{n}.png" for n in range(9)))
+    assert choose_images(alone, count=6) == ([0, 1, 3], [4, 6, 7])
+    with pytest.raises(CalibrationError, match="too few"):
+        choose_images(files, count=3)
+
+
+def judge_of(images: list[KeptMaps]) -> Judge:
+    model = small_model()
+    model.fuse_at = "features"
+    return Judge(model, images, ignore_label=255)
+
+
+def test_a_bias_is_kept_where_it_helps_and_only_there() -> None:
+    wrong = judge_of([kept_with_wrong_attention(-3.0) for _ in range(8)])
+    assert wrong.keep_what_helps({PAIR: 3.0}) == {PAIR: 3.0}
+    right = judge_of([kept_with_wrong_attention(0.0) for _ in range(8)])
+    assert right.keep_what_helps({PAIR: 3.0}) == {}
+    assert right.keep_what_helps({PAIR: 0.1}) == {}
+
+
+def test_a_gain_within_its_error_is_no_gain() -> None:
+    # What helps one image harms another as much.
+    images = [kept_with_wrong_attention(offset) for offset in (-3.0, 0.0) * 4]
+    assert judge_of(images).keep_what_helps({PAIR: 2.5}) == {}
+
+
+@pytest.mark.slow
+def test_calibrating_writes_biases_and_evaluation_uses_them(
+    command: Command, trained: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    checkpoint = run / "checkpoints" / "best.pt"
+    weights = load_checkpoint(checkpoint).content["model"]
+    words = ["-m", "hmsa", "calibrate", "--checkpoint", run, "--scales", "0.5", "1", "--images"]
+    done = command(*words, "6")
+    assert "attention bias" in done.stdout and "that were not fitted" in done.stdout
+
+    content = load_checkpoint(checkpoint).content
+    assert content["calibration"]["images_fitted"] == content["calibration"]["images_judged"] == 3
+    assert all(torch.equal(content["model"][key], weights[key]) for key in weights)
+
+    # A bias that certainly changes the result, as a calibration writes it.
+    save_checkpoint(checkpoint, {**content, "attention_bias": [[0.5, 1.0, 6.0]]})
+    found = {}
+    for name, words in {"auto": [], "off": ["eval.calibration=off"]}.items():
+        out = tmp_path / name
+        done = command(
+            "eval.py", "--checkpoint", run, "--output", out, "--scales", "0.5", "1", *words
+        )
+        assert ("attention calibrated for 0.5-1" in done.stdout) == (name == "auto")
+        found[name] = json.loads((out / "metrics.json").read_text())
+    assert (
+        found["auto"]["attention_bias"] == [[0.5, 1.0, 6.0]] and not found["off"]["attention_bias"]
+    )
+    assert found["auto"]["loss"] != found["off"]["loss"]
+
+
+@pytest.mark.slow
+def test_attaching_trains_attention_alone(command: Command, street: Path, tmp_path: Path) -> None:
+    single: dict[str, Any] = {
+        "model": {"multiscale": "single"},
+        "eval": {"scales": [1.0]},
+        "autolabel": {"scales": [1.0]},
+    }
+    command("train.py", configuration(tmp_path, street, **single))
+    run = tmp_path / "run"
+    before = load_checkpoint(run / "checkpoints" / "best.pt").content["model"]
+
+    command("-m", "hmsa", "attach", "--checkpoint", run, "--scales", "0.5", "1", "optim.epochs=1")
+    content = load_checkpoint(tmp_path / "run_attention" / "checkpoints" / "best.pt").content
+    assert all(torch.equal(content["model"][key], before[key]) for key in before)
+    attention = [key for key in content["model"] if key not in before]
+    assert attention and all(key.startswith("attention.") for key in attention)
+    assert content["config"]["model"]["multiscale"] == "hierarchical"
+
+    refused = command("-m", "hmsa", "calibrate", "--checkpoint", run, check=2)
+    assert "only hierarchical ones" in refused.stderr and "Traceback" not in refused.stderr
+    again = ["-m", "hmsa", "attach", "--checkpoint", tmp_path / "run_attention"]
+    refused = command(*again, check=2)
+    assert "has attention already" in refused.stderr and "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "rows", [[[0.5, 1.0]], [[1.0, 0.5, 2.0]], [["a", 1.0, 2.0]], [[0.5, 1.0, float("nan")]], [3]]
+)
+def test_biases_that_are_none_are_one_sentence(rows: list[Any]) -> None:
+    with pytest.raises(CheckpointError, match="calibrate the checkpoint again"):
+        build.attention_bias_of({"attention_bias": rows})
