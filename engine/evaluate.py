@@ -429,8 +429,9 @@ def named_images(names: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except NonFiniteError as error:
+        reason = str(error).rstrip(".")
         raise ModelError(
-            f"{', '.join(names)}: {error}; try eval.precision=fp32 or bf16, or another checkpoint"
+            f"{', '.join(names)}: {reason}; try eval.precision=fp32 or bf16, or another checkpoint"
         ) from error
 
 

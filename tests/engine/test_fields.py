@@ -37,6 +37,7 @@ class Recorder:
         verification = SimpleNamespace(raise_for_problems=lambda: None)
         model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
         model.parameters_of_heads = lambda: ()  # type: ignore[assignment]
+        model.freeze = self.stand_in("freeze", None)
         results = {
             "build_files": files,
             "verify_files": verification,
@@ -63,8 +64,10 @@ class Recorder:
             "synchronise_batch_norm",
             "compile_in_place",
             "WeightAverage",
+            "attention_bias_of",
         ):
             monkeypatch.setattr(build, name, self.stand_in(name, results.get(name, 0.5)))
+        monkeypatch.setattr(build, "Hierarchical", torch.nn.Sequential)
         monkeypatch.setattr(build, "TrainingState", lambda *parts: None)
 
     def stand_in(self, name: str, result: Any) -> Any:
@@ -105,6 +108,8 @@ class Recorder:
             epoch=0,
             device=torch.device("cpu"),
         )
+        opened = build.OpenedCheckpoint(Path("x.pt"), config, files.spec, weights={}, sha256="")
+        build.build_loaded(opened, device=torch.device("cpu"))
         for section in (config.eval, config.autolabel):
             self.calls.append(str(build.inference_options(section)))
         return self.calls
