@@ -587,7 +587,7 @@ def evaluate(
     was_training, start = model.training, time.monotonic()
     model.eval()
     tally = _Tally(_empty_matrix(spec, processes))
-    needs = needs | Needs(logits=criterion is not None, scales=attention)
+    needs = needs | Needs(logits=criterion is not None, attention=attention)
 
     workers = 2 if on_maps or attention else 0
     with ImageWriter(workers=workers) as background:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -51,6 +51,7 @@ class Needs:
 
     logits: bool = False
     scales: bool = False
+    attention: bool = False
     confidence: bool = False
 
     @classmethod
@@ -58,7 +59,8 @@ class Needs:
         """What the pictures named by `kinds` are drawn from."""
         return cls(
             logits="probabilities" in kinds,
-            scales="attention" in kinds or "scales" in kinds,
+            scales="scales" in kinds,
+            attention="attention" in kinds,
             confidence="confidence" in kinds,
         )
 
@@ -66,6 +68,7 @@ class Needs:
         return Needs(
             logits=self.logits or other.logits,
             scales=self.scales or other.scales,
+            attention=self.attention or other.attention,
             confidence=self.confidence or other.confidence,
         )
 
@@ -119,13 +122,16 @@ def infer(
     tensor = normalise(image.to(parameter.device, non_blocking=True), dtype=dtype)
 
     is_resized = tuple(image.shape[-2:]) != size
-    if not (needs.logits or needs.scales or is_resized):
+    if not (needs.logits or needs.scales or needs.attention or is_resized):
         label, confidence = predict_label(
             model, tensor, options, with_confidence=needs.confidence, on_fallback=_warn
         )
         return ImageResult(*_of_numbers(label, confidence))
 
-    prediction = predict(model, tensor, options, keep_scales=needs.scales, on_fallback=_warn)
+    keep_scales: bool | Literal["attention"] = needs.scales
+    if needs.attention and not needs.scales:
+        keep_scales = "attention"
+    prediction = predict(model, tensor, options, keep_scales=keep_scales, on_fallback=_warn)
     return _labelled(prediction, size, with_confidence=needs.confidence)
 
 

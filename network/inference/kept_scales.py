@@ -45,6 +45,9 @@ class KeptScales:
             if (row.stop - row.start, column.stop - column.start) == self.size:
                 return part
             canvas = part.new_zeros((*part.shape[:2], height, width))
+        # Where only attention is kept, logits have no channels.
+        if part.shape[1] == 0:
+            return canvas
 
         top, cut_top, bottom = _scaled_span(row, scale, height, last=row.stop == self.size[0])
         left, cut_left, right = _scaled_span(column, scale, width, last=column.stop == self.size[1])

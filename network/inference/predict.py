@@ -17,7 +17,7 @@ from ..prediction import Prediction
 from .kept_scales import KeptScales
 from .labels import LabelCanvas, label_and_confidence, predicted_label
 from .options import InferenceOptions
-from .scales import describe_logits, is_chained
+from .scales import KeepScales, describe_logits, is_chained
 from .strips import StripMap
 from .tiling import Piece, Span, alignment, overlap_pixels, spans, stitch
 
@@ -34,14 +34,15 @@ def predict(
     image: Tensor,
     options: InferenceOptions,
     *,
-    keep_scales: bool = False,
+    keep_scales: KeepScales = False,
     on_fallback: Callable[[str], None] | None = None,
 ) -> Prediction:
     """Logits `[N, C, H, W]` of normalised images `[N, 3, H, W]`.
 
     They are in float32, or float64 for a model in float64. With `keep_scales` the result also holds
     the attention, and the maps of each scale at the size of its scaled image: with `flip` means of
-    both ways; from tiles joined without blending.
+    both ways; from tiles joined without blending. With "attention" the logits of the scales are
+    left out (they have no channels), which saves most of that memory.
 
     When memory runs out it tries again with smaller and smaller tiles; `on_fallback` is told so in
     a sentence (default: a Python warning). The model is in evaluation mode meanwhile and must not
@@ -91,7 +92,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _whole_logits(
-    model: nn.Module, image: Tensor, options: InferenceOptions, keep_scales: bool, tile: Size
+    model: nn.Module, image: Tensor, options: InferenceOptions, keep_scales: KeepScales, tile: Size
 ) -> Prediction:
     # A model that fuses scales rounds their sizes down; averaging rounds to the nearest pixel.
     rounded: Callable[[float], int] = math.floor if is_chained(model) else round
@@ -100,7 +101,7 @@ def _whole_logits(
         kept = KeptScales(_size(image), rounded)
 
     logits: Tensor | None = None
-    for piece in _pieces(model, image, options, tile, kept):
+    for piece in _pieces(model, image, options, tile, kept, keep_scales):
         if logits is None:
             logits = piece.logits.new_empty((*piece.logits.shape[:2], *_size(image)))
         logits[:, :, piece.rows, piece.columns] = piece.logits
@@ -116,7 +117,7 @@ def _whole_label(
     model: nn.Module, image: Tensor, options: InferenceOptions, with_confidence: bool, tile: Size
 ) -> tuple[Tensor, Tensor | None]:
     canvas: LabelCanvas | None = None
-    for piece in _pieces(model, image, options, tile, None):
+    for piece in _pieces(model, image, options, tile):
         if canvas is None:
             canvas = LabelCanvas(piece.logits, size=_size(image), with_confidence=with_confidence)
         canvas.paint(piece)
@@ -128,7 +129,12 @@ def _whole_label(
 
 
 def _pieces(
-    model: nn.Module, image: Tensor, options: InferenceOptions, tile: Size, kept: KeptScales | None
+    model: nn.Module,
+    image: Tensor,
+    options: InferenceOptions,
+    tile: Size,
+    kept: KeptScales | None = None,
+    keep_scales: KeepScales = False,
 ) -> Iterator[Piece]:
     """Finished parts of the logits of whole images."""
     aligned = alignment(options.scales)
@@ -140,7 +146,7 @@ def _pieces(
     def logits_of_tile(row: Span, column: Span) -> StripMap:
         part = image[:, :, row.start : row.stop, column.start : column.stop]
         with _autocast(image.device, options.autocast_dtype):
-            maps = describe_logits(model, part, options, keep_scales=kept is not None)
+            maps = describe_logits(model, part, options, keep_scales=keep_scales)
         if kept is not None:
             kept.add(maps, row, column)
         return maps.logits

@@ -7,7 +7,7 @@ maximum is taken, as the authors' evaluation does (docs/release_notes.md, evalua
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ..prediction import Prediction
 from .options import InferenceOptions
 from .strips import RowByRow, StripMap, as_strip_map, held, in_strips
 
+KeepScales = bool | Literal["attention"]  # "attention" keeps the attention maps alone
 SMALLEST_PROBABILITY = 1e-30  # keeps the logarithm of a vanished probability finite
 
 
@@ -31,7 +32,7 @@ class ImageMaps:
 
 
 def describe_logits(
-    model: nn.Module, image: Tensor, options: InferenceOptions, *, keep_scales: bool
+    model: nn.Module, image: Tensor, options: InferenceOptions, *, keep_scales: KeepScales
 ) -> ImageMaps:
     """Run the network on normalised images `[N, 3, H, W]`; full-size logits are described only.
 
@@ -63,7 +64,7 @@ def _fused_by_model(
     model: nn.Module,
     image: Tensor,
     options: InferenceOptions,
-    keep_scales: bool,
+    keep_scales: KeepScales,
     over_probabilities: bool,
 ) -> ImageMaps:
     """All scales go into the model's own fusion."""
@@ -71,7 +72,7 @@ def _fused_by_model(
     own: dict[float, Prediction] = {}
     if isinstance(model, MultiScaleModel):
         with in_strips(model):
-            small = model.predict_scales(image, options.scales, keep_scales=keep_scales)
+            small = model.predict_scales(image, options.scales, keep_scales=bool(keep_scales))
         own = {scale: held(part) for scale, part in small.items()}
         fused = model.fuse_scales(own, size)
         align_corners = model.align_corners
@@ -85,8 +86,11 @@ def _fused_by_model(
     if keep_scales:
         scales = {}
         for scale, part in own.items():
-            at_size = resized(part, scaled_size(size, scale), align_corners=align_corners)
-            scales[scale] = _computed(at_size)
+            own_size = scaled_size(size, scale)
+            if keep_scales == "attention":
+                scales[scale] = _attention_alone(part, own_size, align_corners=align_corners)
+            else:
+                scales[scale] = _computed(resized(part, own_size, align_corners=align_corners))
         if fused.attention is not None:
             attention = as_strip_map(fused.attention).whole()
 
@@ -100,7 +104,7 @@ def _pooled(
     model: nn.Module,
     image: Tensor,
     options: InferenceOptions,
-    keep_scales: bool,
+    keep_scales: KeepScales,
     over_probabilities: bool,
 ) -> ImageMaps:
     """Average or maximum over scales, each for the image resized to round(size * scale)."""
@@ -167,6 +171,18 @@ def _computed(prediction: Prediction) -> Prediction:
     if attention is not None:
         attention = as_strip_map(attention).whole()
     return Prediction(logits=as_strip_map(prediction.logits).whole(), attention=attention)
+
+
+def _attention_alone(
+    prediction: Prediction, size: tuple[int, int], *, align_corners: bool
+) -> Prediction:
+    """The attention at `size`, and logits without a channel: they would be the largest part."""
+    attention = prediction.attention
+    if attention is not None:
+        attention = as_strip_map(resize(attention, size, align_corners=align_corners)).whole()
+    logits = prediction.logits
+    no_logits = torch.empty((logits.shape[0], 0, *size), dtype=logits.dtype, device=logits.device)
+    return Prediction(logits=no_logits, attention=attention)
 
 
 def _mean(*maps: Tensor) -> Tensor:

@@ -14,8 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hmsa.network import ModelError, Prediction, build_model
-from hmsa.network.inference import NonFiniteError, label_and_confidence, predicted_label
+from hmsa.network import InferenceOptions, ModelError, Prediction, build_model
+from hmsa.network.inference import (
+    NonFiniteError,
+    label_and_confidence,
+    predict,
+    predicted_label,
+)
 from hmsa.network.inference.tiling import alignment, overlap_pixels, ramp, spans
 from hmsa.network.model import resized
 from tests.network.conftest import labelled, predicted
@@ -674,3 +679,24 @@ def test_a_large_image_in_tiles_takes_little_more_memory_than_one_tile() -> None
     with Live(image) as live:
         labelled(model, image)
     assert live.peak > 4 * peaks[1024, 1024], "what it takes without tiles"
+
+
+@pytest.mark.parametrize("multiscale", ["hierarchical", "explicit"])
+@pytest.mark.parametrize("tile", [None, (64, 64)])
+def test_attention_alone_is_that_of_all_kept_maps(multiscale, tile):
+    torch.manual_seed(0)
+    model = build_model(
+        trunk="resnet18", decoder="fcn", multiscale=multiscale, num_classes=3
+    ).eval()
+    image = torch.randn(1, 3, 96, 128)
+    options = InferenceOptions(scales=(0.5, 1.0, 2.0), flip=True, tile=tile)
+    everything = predict(model, image, options, keep_scales=True)
+    alone = predict(model, image, options, keep_scales="attention")
+    assert torch.equal(alone.logits, everything.logits)
+    assert torch.equal(alone.attention, everything.attention)
+    for scale, part in everything.scales.items():
+        assert alone.scales[scale].logits.numel() == 0 < part.logits.numel()
+        if part.attention is None:
+            assert alone.scales[scale].attention is None
+        else:
+            assert torch.equal(alone.scales[scale].attention, part.attention)
