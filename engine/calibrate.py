@@ -117,7 +117,7 @@ def calibrate(arguments: argparse.Namespace, processes: Processes) -> int:
         100 * error,
         time.monotonic() - start,
     )
-    write(
+    write_calibrated(
         arguments.output or checkpoint,
         opened.weights,
         biases=helpful,
@@ -136,7 +136,7 @@ def calibrate(arguments: argparse.Namespace, processes: Processes) -> int:
     return 0
 
 
-def write(
+def write_calibrated(
     path: Path,
     content: Mapping[str, object],
     *,

@@ -113,7 +113,7 @@ def list_split(config: Config, role: str) -> Files:
     )
 
 
-def describe(verification: Verification) -> str:
+def describe_dataset(verification: Verification) -> str:
     """Counts and sizes of a split in words."""
     text = f"{verification.split}: {verification.total} images"
     if verification.checked != verification.total:
@@ -222,7 +222,7 @@ def check(arguments: argparse.Namespace) -> int:
         )
         found.append(verification)
         problems += verification.problems
-        print(describe(verification))
+        print(describe_dataset(verification))
         for note in verification.notes:
             print(f"  note: {note}")
     problems += _shared_images(listed, arguments.workers)

@@ -109,7 +109,7 @@ def fit(halves: tuple[NDArray[np.int64], NDArray[np.int64]]) -> ColourClassifier
     return fit_table(halves[0] + halves[1], bits=best.bits, power=best.power)
 
 
-def evaluate(train: Files, val: Files) -> dict[str, object]:
+def evaluate_classifier(train: Files, val: Files) -> dict[str, object]:
     """Fit on one split, score on another.
 
     Returns `miou`, `pixel_accuracy`, `per_class` (None where absent), `bits` and `power`.
@@ -218,7 +218,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
         network = None
         if options.metrics is not None:
             network = read_metrics(options.metrics, val.spec.names)
-        colour = evaluate(train, val)
+        colour = evaluate_classifier(train, val)
 
         # The scores are kept before they are printed: a terminal may go away.
         if options.json is not None:

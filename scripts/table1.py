@@ -28,7 +28,7 @@ from scripts.tables.charts import cost_chart, gain_chart
 from scripts.tables.costs import measure_costs
 from scripts.tables.program import prepare, run_table, table_parser
 from scripts.tables.runs import Run, Scoring, TableError, commit, perform_all
-from scripts.tables.seed_statistics import mean_and_deviation, paired, percent
+from scripts.tables.seed_statistics import mean_and_deviation, paired, percent_of_seeds
 
 ONE, THREE, FOUR = "1", "0.5,1,2", "0.25,0.5,1,2"
 
@@ -350,7 +350,7 @@ def _line_markdown(line: Mapping[str, Any]) -> str:
             f"{cost['flops']:.2f}x | {cost['step_s']:.3f} "
             f"| {cost['step']:.2f}x | {cost['memory']:.2f}x"
         )
-    score = percent(line["miou"], line["deviation"])
+    score = percent_of_seeds(line["miou"], line["deviation"])
     return f"| {name} | {scales} | {score} | {len(line['by_seed'])} | {paid} |"
 
 

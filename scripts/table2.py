@@ -25,7 +25,7 @@ from hmsa.engine.command_line import at_least, parse_with_overrides
 from hmsa.utils.files.writing import write_file
 from scripts.tables.program import prepare, run_table, table_parser
 from scripts.tables.runs import Run, Scoring, commit, perform_all, run_program
-from scripts.tables.seed_statistics import mean_and_deviation, paired, percent
+from scripts.tables.seed_statistics import mean_and_deviation, paired, percent_of_seeds
 
 SCORED = Scoring(("0.5,1,2",))
 
@@ -216,7 +216,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
             if line["gain"]["standard_error"] is not None:
                 gain += f" ({100 * line['gain']['standard_error']:.2f})"
 
-        score = percent(line["miou"], line["deviation"])
+        score = percent_of_seeds(line["miou"], line["deviation"])
         seeds = len(line["by_seed"])
         lines.append(f"| {line['name']} | {attention} | {automatic} | {score} | {gain} | {seeds} |")
     return "\n".join(lines) + "\n"

@@ -147,7 +147,7 @@ def first_entries(folder: Path) -> str:
     return some(sorted(names)) or "nothing"
 
 
-def shown(text: str) -> str:
+def shown_name(text: str) -> str:
     """Text from outside as a message shows it: of bounded length."""
     if len(text) <= LONGEST_SHOWN:
         return text
@@ -156,7 +156,7 @@ def shown(text: str) -> str:
 
 def some(names: Sequence[str]) -> str:
     """The first few of many names, and how many more there are."""
-    text = ", ".join(shown(name) for name in names[:SHOWN])
+    text = ", ".join(shown_name(name) for name in names[:SHOWN])
     if len(names) > SHOWN:
         text += f" and {len(names) - SHOWN} more"
     return text

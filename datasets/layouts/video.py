@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..notices import notice
-from ..reading.regular import open_regular
+from ..reading.regular import open_data_file
 from .listing import VIDEO_SUFFIXES
 
 KEPT_FRAMES = 8  # a little disorder among threads must not begin the video anew
@@ -132,7 +132,7 @@ class _VideoReader:
 
 def _opened(path: str | Path) -> cv2.VideoCapture:
     # opencv would wait for ever for what comes out of a pipe.
-    open_regular(path, "video").close()
+    open_data_file(path, "video").close()
     capture = cv2.VideoCapture(os.fspath(path))
     if not capture.isOpened():
         raise DataError(

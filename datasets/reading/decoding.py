@@ -21,7 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from ..errors import DataError
 from .causes import explain_channels, explain_values
 from .headers import HEAD_BYTES, Header, HeaderError, parse_header, require_complete
-from .regular import open_regular, unreadable
+from .regular import open_data_file, unreadable
 
 if TYPE_CHECKING:
     from ..spec import DatasetSpec, LabelIds
@@ -299,7 +299,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         DataError: the file is missing, empty, cut off, or no image.
     """
     try:
-        with open_regular(path, "file") as file:
+        with open_data_file(path, "file") as file:
             head = file.read(HEAD_BYTES)
             if not head:
                 raise DataError(f"{path}: file is empty (0 bytes)", kind="empty")
@@ -342,7 +342,7 @@ def resize_long_edge(
 
 def _read_bytes(path: str | Path, what: str, max_pixels: int) -> bytes:
     try:
-        with open_regular(path, what) as file:
+        with open_data_file(path, what) as file:
             # No picture within the limit on pixels has as many bytes as this.
             largest = max_pixels * _BYTES_PER_PIXEL + _BYTES_BESIDE
             if os.fstat(file.fileno()).st_size > largest:

@@ -13,7 +13,7 @@ from ..errors import DataError
 _DIGITS = 32
 
 
-def open_regular(path: str | Path, what: str) -> BufferedReader:
+def open_data_file(path: str | Path, what: str) -> BufferedReader:
     """The file `path`, open for reading bytes; `what` is what a message calls it.
 
     Raises:
@@ -43,7 +43,7 @@ def read_text(path: str | Path, what: str) -> str:
         DataError: it cannot be read, or is no text.
     """
     try:
-        with open_regular(path, what) as file:
+        with open_data_file(path, what) as file:
             data = file.read()
     except OSError as error:
         raise unreadable(path, what, error) from error
@@ -70,7 +70,7 @@ def file_digest(path: str | Path) -> str:
         DataError: the file cannot be read.
     """
     try:
-        with open_regular(path, "file") as file:
+        with open_data_file(path, "file") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
     except OSError as error:
         raise unreadable(path, "file", error) from error

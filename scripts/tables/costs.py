@@ -28,11 +28,11 @@ def measure_costs(
     }
 
     # FLOPs are counted after the timing: counting slows a step down.
-    steps = [training_step(**arguments[model]) for model in arguments]
+    steps = [counted_step(**arguments[model]) for model in arguments]
     seconds = time_alternately(tuple(steps), device="cpu", rounds=rounds, warm_up=2)
     operations = [count_flops(step) for step in steps]
     del steps
-    memory = [peak_extra_mib(training_step, arguments=arguments[model]) for model in arguments]
+    memory = [peak_extra_mib(counted_step, arguments=arguments[model]) for model in arguments]
 
     return {
         model: {
@@ -46,7 +46,7 @@ def measure_costs(
     }
 
 
-def training_step(*, config: str, overrides: list[str]) -> Callable[[], None]:
+def counted_step(*, config: str, overrides: list[str]) -> Callable[[], None]:
     """Forward, loss and backward of one batch of noise on the CPU, as a training does them."""
     settings = load_config(Path(config), overrides)
     files = build.split_files(settings, settings.data.train_split)

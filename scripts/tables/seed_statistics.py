@@ -31,7 +31,7 @@ def paired(ours: Mapping[int, float], other: Mapping[int, float]) -> dict[str, A
     return {"mean": mean, "standard_error": standard_error, "seeds": len(seeds)}
 
 
-def percent(mean: float, deviation: float | None) -> str:
+def percent_of_seeds(mean: float, deviation: float | None) -> str:
     """A mean in percent with its deviation, where there is one: 58.0 ± 2.0."""
     text = f"{100 * mean:.1f}"
     if deviation is not None:

@@ -27,7 +27,7 @@ def test_scores_equal_those_of_labels_predicted_pixel_by_pixel(demo: Path) -> No
     train, val = (
         build_files(dataset="cityscapes", root=demo, split=split) for split in ("train", "val")
     )
-    scores = colour_classifier.evaluate(train, val)
+    scores = colour_classifier.evaluate_classifier(train, val)
     halves = [colour_classifier.colour_histogram(train, range(start, 4, 2)) for start in (0, 1)]
     classifier = colour_classifier.fit((halves[0], halves[1]))
     matrix = ConfusionMatrix(val.spec.num_classes)
