@@ -28,7 +28,7 @@ from .listing import (
     require_folder,
     scan,
     scan_images,
-    shown,
+    shown_name,
     some,
     stem,
 )
@@ -187,7 +187,7 @@ def read_list(path: Path, *, root: Path) -> tuple[list[str], list[str] | None]:
             expected = "as many files as the lines above"
         if expected is not None:
             raise DataError(
-                f"{path}, line {number}: '{shown(line)}' does not name {expected} "
+                f"{path}, line {number}: '{shown_name(line)}' does not name {expected} "
                 "(separate paths that hold spaces by a tab)",
                 kind="pairs",
             )
