@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import hashlib
 import os
 import re
@@ -58,6 +59,8 @@ def run_forked(case: Case, folder: Path) -> Outcome:
 
 def _in_child(case: Case, folder: Path, log: Path) -> int:
     """Become the program: its folder, its output, its command line; returns the exit status."""
+    # What ends it shall not be printed among the output of whoever started the fuzzing.
+    faulthandler.disable()
     os.setsid()
     os.chdir(folder)
     os.environ.update(environment(folder))
