@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .attach import AttachedAttention, attach_attention
 from .build import MULTISCALE, build_model
 from .decoders import DECODERS
 from .inference import InferenceOptions
@@ -15,11 +16,13 @@ __all__ = [
     "DECODERS",
     "MULTISCALE",
     "TRUNKS",
+    "AttachedAttention",
     "InferenceOptions",
     "LoadReport",
     "ModelError",
     "MultiScaleModel",
     "Prediction",
+    "attach_attention",
     "build_model",
     "fuse",
     "fuse_chain",

@@ -170,7 +170,8 @@ def recognise(
     tensors = _without_losses(without_prefixes(_without_losses(tensors), PREFIXES))
 
     first_words = Counter(key.split(".")[0] for key in tensors)
-    if first_words["trunk"] and first_words["decoder"]:
+    # Attention attached to somebody's model has no decoder of ours.
+    if first_words["trunk"] and (first_words["decoder"] or first_words["attention"]):
         return "ours", tensors
     if first_words["backbone"] and (first_words["ocr"] or first_words["aspp"]):
         return "authors", from_authors(tensors)
