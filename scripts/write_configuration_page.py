@@ -32,12 +32,14 @@ _INTRODUCTION = """\
 An experiment is one YAML file. Every option has a default, so a file holds only what differs.
 
 ```yaml
-base: ../demo.yaml          # inherit from a file, or from a list of files; later ones win
+base: common.yaml
 data:
   root: /data/mine
 optim:
   lr: 0.02
 ```
+
+`base` names a file to inherit from, or a list of them; later ones and the file itself win.
 
 The same options are changed on the command line as `section.key=value`, after the file:
 `hmsa train my.yaml optim.lr=0.02 data.crop=[160,320]`. The words are read as YAML, so quote a value
