@@ -1,7 +1,8 @@
 """Calibrate a checkpoint's attention for a list of scales: what `hmsa calibrate` does.
 
 Biases are fitted on some training images and judged on others. One is kept where leaving it out
-makes the result on the other images worse, by more than the error of that difference.
+makes the result on the other images worse, and all of them only where together they help by more
+than the error of that difference.
 """
 
 from __future__ import annotations
@@ -251,15 +252,17 @@ class Judge:
         return own.miou() - other.miou(), float(np.std(differences, ddof=1))
 
     def keep_what_helps(self, biases: Mapping[ScalePair, float]) -> dict[ScalePair, float]:
-        """The biases without which the score is lower by more than the error of the difference."""
+        """The biases that help, or none where all together help no more than the error.
+
+        A single bias moves the score by less than the error of a hundred images, so it is asked
+        only whether it helps at all; the error counts for all of them.
+        """
         kept = dict(biases)
         for pair in sorted(biases):
             rest = {other: bias for other, bias in kept.items() if other != pair}
-            gain, error = self.gain(kept, rest)
-            if not gain > error:
+            if self.miou(kept) <= self.miou(rest):
                 kept = rest
 
-        # Each may help beside the others and all together may not.
         gain, error = self.gain(kept, {})
         if kept and not gain > error:
             return {}

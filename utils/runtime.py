@@ -151,6 +151,7 @@ def exit_when_possible(status: int) -> None:
     For signal handlers and timers.
     """
     with _interruptions.lock:
-        if _interruptions.blocks == 0:
+        if _interruptions.blocks > 0:
+            _interruptions.exit_status = status
+        else:
             os._exit(status)
-        _interruptions.exit_status = status

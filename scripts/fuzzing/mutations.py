@@ -93,7 +93,7 @@ def replace_kind(path: Path, rng: random.Random) -> Damage:
     if kind == "a folder":
         path.mkdir()
     elif kind == "a dangling link":
-        path.symlink_to(path.parent / "gone")
+        path.symlink_to("gone")
     elif kind == "a link to itself":
         path.symlink_to(path)
     elif kind == "a fifo":

@@ -124,7 +124,7 @@ def test_missing_empty_and_foreign_files(tmp_path: Path, as_label: bool) -> None
         as_label=as_label,
     )
     (tmp_path / "folder.png").mkdir()
-    refused(tmp_path / "folder.png", "cannot be read", as_label=as_label)
+    refused(tmp_path / "folder.png", "is a folder, not a file", as_label=as_label)
 
 
 @pytest.mark.parametrize("as_label", [True, False])

@@ -18,6 +18,7 @@ def test_a_run_folder_holds_everything(trained: Path) -> None:
     checkpoints = {path.name for path in (trained / "checkpoints").iterdir()}
     assert checkpoints == {
         "best.pt",
+        "best.pt.sha256",
         "last",
         "step-00000003.pt",
         "step-00000003.pt.sha256",

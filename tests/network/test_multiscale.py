@@ -386,7 +386,7 @@ def test_heads_are_every_parameter_outside_the_trunk():
         ({"head": "old"}, "choose one of release, paper"),
         ({"num_classes": 0}, "at least one class"),
         ({"output_stride": 32}, "choose 8 or 16"),
-        ({"train_scales": (0.0, 1.0)}, "positive"),
+        ({"train_scales": (0.0, 1.0)}, "0.015625 to 16"),
         ({"trunk": "timm:no_such_model"}, "no model 'no_such_model'"),
     ],
 )

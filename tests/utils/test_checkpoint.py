@@ -302,6 +302,8 @@ import os, signal, sys, threading, torch
 from pathlib import Path
 from hmsa.utils import runtime
 from hmsa.utils.training import checkpoint
+# Tests that were started in the background inherit that Ctrl-C is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder = checkpoint.CheckpointFolder(Path(sys.argv[1]))
 write = checkpoint._HashingFile.write
 def slow(self, data):

@@ -38,8 +38,8 @@ def write_once(path: Path, data: bytes) -> bytes:
     Raises:
         WriteError: the file cannot be written.
     """
-    if path.exists():
-        return read_regular(path)
+    if os.path.lexists(path):
+        return _written_before(path)
 
     temporary = temporary_beside(path)
     try:
@@ -63,7 +63,17 @@ def write_once(path: Path, data: bytes) -> bytes:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-    return read_regular(path)
+    return _written_before(path)
+
+
+def _written_before(path: Path) -> bytes:
+    try:
+        return read_regular(path)
+    except OSError as error:
+        raise WriteError(
+            f"{path}: cannot be read ({error.strerror or error}); delete this one, and it is "
+            "written anew"
+        ) from error
 
 
 def claim(folder: Path, settings: Mapping[str, Any], targets: Iterable[Path]) -> None:

@@ -208,10 +208,11 @@ class Logbook:
             if row is not None and _is_before(row, step, to_validate)
         ]
 
-        # A kill may cut off the last row. Anything else that is no row is damage from elsewhere.
+        # A kill may cut off the last row. Anything else that is no row is damage from elsewhere,
+        # and so is a file without any row.
         damaged = sum(row is None for row in rows[:-1])
-        if rows[-1] is None and lines[-1] and not lines[-1].startswith(b"{"):
-            damaged += 1
+        if content and not any(rows):
+            damaged = len(lines)
         if damaged:
             copy = unused_name(self.path)
             write_file(copy, content, durable=True)

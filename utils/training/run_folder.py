@@ -54,17 +54,14 @@ class RunFolder:
         """
         try:
             self._require_own_files()
+            self._require_no_run(resume=resume)
 
             # A disk that cannot be written shows now, and not after the first epoch.
             make_writable(self.checkpoints.folder, setting="experiment.output=DIR")
 
-            # The lock comes first: what another training does here may change the answers below.
+            # The lock comes before the answers below: another training here may change them.
             self._lock(PATIENCE_S if resume else 0.0)
-            if self.holds_a_run() and not resume:
-                raise RunError(
-                    f"{self.folder}: holds a run already; add --resume to go on with it, or choose "
-                    "another folder with experiment.output=DIR"
-                )
+            self._require_no_run(resume=resume)
             if resume:
                 self._require_checkpoint()
             self.checkpoints.remove_leftovers()
@@ -79,6 +76,13 @@ class RunFolder:
                 "experiment.output=DIR"
             ) from error
         self.checkpoints.owned = True
+
+    def _require_no_run(self, *, resume: bool) -> None:
+        if self.holds_a_run() and not resume:
+            raise RunError(
+                f"{self.folder}: holds a run already; add --resume to go on with it, or choose "
+                "another folder with experiment.output=DIR"
+            )
 
     def release(self) -> None:
         """Let another training have the folder."""
