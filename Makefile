@@ -33,12 +33,12 @@ links:
 types: venv links
 	$(BIN)/mypy
 
-# The documentation, into .site/; any broken link or unknown name ends it.
+# The documentation, into .site/; any broken link or unknown name ends it. (With --quiet none would.)
 docs: venv links
 	@$(BIN)/python -c 'import mkdocs, material, mkdocstrings' 2>/dev/null || \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/python scripts/write_configuration_page.py --check
-	$(BIN)/python -m mkdocs build --quiet --strict
+	$(BIN)/python -m mkdocs build --strict
 
 # How the code reads: paragraphs, comments, widths, names.
 style: venv
