@@ -1,4 +1,4 @@
-# make venv | test | demo | lint | types | style | clean. Everything runs in an own .venv; nothing else is touched.
+# make venv | test | demo | docs | lint | types | style | clean. Everything runs in an own .venv; nothing else is touched.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ WORKERS ?= 2
 # One thread per process: pytest runs WORKERS of them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: venv test demo lint types style clean
+.PHONY: venv test demo docs lint types links style clean
 
 venv: $(STAMP)
 
@@ -24,12 +24,21 @@ lint: venv types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy reads the packages under the one name they have, hmsa, to which links lead.
-types: venv
+# mypy and mkdocs read the packages under the one name they have, hmsa, to which links lead.
+links:
 	@mkdir -p .mypy_tree/hmsa
 	@for part in hmsa/__init__.py hmsa/__main__.py engine network datasets loss utils; do \
 	  ln -sfn "../../$$part" .mypy_tree/hmsa/; done
+
+types: venv links
 	$(BIN)/mypy
+
+# The documentation, into .site/; any broken link or unknown name ends it. (With --quiet none would.)
+docs: venv links
+	@$(BIN)/python -c 'import mkdocs, material, mkdocstrings' 2>/dev/null || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	$(BIN)/python scripts/write_configuration_page.py --check
+	$(BIN)/python -m mkdocs build --strict
 
 # How the code reads: paragraphs, comments, widths, names.
 style: venv
@@ -42,5 +51,5 @@ demo: venv
 	PATH="$(abspath $(BIN)):$$PATH" bash scripts/demo.sh
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .mypy_tree .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .mypy_tree .ruff_cache .hypothesis .site
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -70,6 +70,7 @@ setup(
     extras_require={
         "test": TEST,
         "dev": [*TEST, "pre-commit>=3.5"],
+        "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2"],
         "timm": ["timm>=1.0"],
         "safetensors": ["safetensors>=0.4"],

@@ -1,0 +1,83 @@
+"""What the pages of docs/ tell a reader to type is understood by the commands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from hmsa.engine import arguments
+from hmsa.utils.config import Config, iter_fields
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+FENCED = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+INLINE = re.compile(r"`(hmsa (?:train|eval|autolabel|calibrate|attach) [^`]+)`")
+COMMAND = re.compile(r"^(?:torchrun .*?-m )?hmsa (\w+) (.+)$")
+SECTIONS = "|".join(Config.model_fields)
+OPTION = re.compile(rf"`((?:{SECTIONS})\.[a-z_.]+)(?:[:=][^`]*)?`")
+
+PARSERS = {
+    "train": arguments.parse_train,
+    "eval": arguments.parse_eval,
+    "autolabel": arguments.parse_autolabel,
+    "calibrate": arguments.parse_calibrate,
+    "attach": arguments.parse_attach,
+}
+
+
+def commands(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The hmsa commands of a page with their words: those of code blocks, and those in sentences.
+
+    A line with `--help` needs no other words, and one with dots is no whole command.
+    """
+    lines = [line for block in FENCED.findall(text) for line in joined(block)]
+    lines += INLINE.findall(text)
+    for line in lines:
+        found = COMMAND.match(line)
+        if found and "--help" not in line and "..." not in line:
+            yield found[1], shlex.split(found[2], comments=True)
+
+
+def joined(block: str) -> list[str]:
+    return re.sub(r"\\\n\s*", "", block).splitlines()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_a_page_is_understood(page: Path) -> None:
+    known = {field.name for field in iter_fields()}
+    for command, words in commands(page.read_text(encoding="utf-8")):
+        if command == "eval" and "--checkpoint" not in words:
+            words += ["--checkpoint", "best.pt"]  # a part of a command within a sentence
+        parsed = PARSERS[command](words)
+        keys = {word.partition("=")[0] for word in parsed.overrides}
+        assert keys <= known, f"{command} {words}"
+
+
+def test_the_pages_hold_commands() -> None:
+    found = [name for page in PAGES for name, _ in commands(page.read_text(encoding="utf-8"))]
+    assert set(found) >= {"train", "eval", "autolabel"}
+    assert len(found) > 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_option_that_a_page_names_exists(page: Path) -> None:
+    known = {field.name for field in iter_fields()}
+    known |= {name.rpartition(".")[0] for name in known}
+    found = OPTION.findall(page.read_text(encoding="utf-8"))
+    named = {name.rstrip(".") for name in found if not name.endswith(".py")}
+    assert named <= known
+
+
+def test_python_of_the_api_page_runs() -> None:
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "python_api.md").read_text(), re.S
+    )
+    names: dict[str, object] = {"image": torch.rand(1, 3, 96, 128)}
+    exec(code, names)
+    prediction = names["prediction"]
+    assert prediction.logits.shape == (1, 19, 96, 128)  # type: ignore[attr-defined]
