@@ -140,10 +140,9 @@ class RowByRow(StripMap):
         sizes = {tuple(part.shape[2:]) for part in maps}
         assert len(sizes) == 1, f"maps of one size are combined row by row, not of {sizes}"
 
-        # Without computing anything, a row of one pixel tells channels and dtype of the result.
-        pixel = self._apply(
-            lambda part: torch.empty((*part.shape[:2], 1, 1), dtype=part.dtype, device="meta")
-        )
+        # A row of one pixel tells channels and dtype of the result. It is on the CPU and not on the
+        # meta device, whose first product imports all of torch's compiler: 60 MB and a second.
+        pixel = self._apply(lambda part: torch.zeros((*part.shape[:2], 1, 1), dtype=part.dtype))
         self.shape = torch.Size((*pixel.shape[:2], *sizes.pop()))
         self.dtype, self.device = pixel.dtype, maps[0].device
 
