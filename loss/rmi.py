@@ -105,8 +105,8 @@ def rmi_loss(
 
     with without_autocast(logits.device):
         # The first term, and the pooled maps of label and probability. With averages, one pass
-        # over the logits gives both. The probability is kept as its error beside the label, which
-        # has digits that an fp32 probability near 1 has lost.
+        # over the logits gives both. Instead of the probability p the error p - y is kept: near
+        # p = 1 the small difference is exact in fp32, while p itself has been rounded.
         if pool == "avg":
             total, error = binary_terms(logits, label, valid, pool_size=pool_size)
             bce = mean_over_pixels(total, valid, added=1, **counts)
