@@ -14,6 +14,7 @@ of its ImageNet files.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Convert a file; returns the exit status."""
     parser = build_parser()
     options = parser.parse_args(argv)
-    if options.input.exists() and options.output.resolve() == options.input.resolve():
+    same = os.path.realpath(options.output) == os.path.realpath(options.input)
+    if options.input.exists() and same:
         parser.error(f"{options.output} is the file to read; name another file to write")
     if options.output.exists() and not options.overwrite:
         parser.error(f"{options.output} is there already; name another file, or use --overwrite")

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -57,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export a checkpoint; returns the exit status."""
     parser = build_parser()
     options = parse_with_overrides(parser, argv)
-    written = [output.resolve() for output in options.output]
-    if options.checkpoint.resolve() in written:
+    written = [os.path.realpath(output) for output in options.output]
+    if os.path.realpath(options.checkpoint) in written:
         parser.error(f"{options.checkpoint} is the checkpoint to read; name another --output")
     if len(set(written)) < len(written):
         parser.error("--output names one file twice")

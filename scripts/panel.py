@@ -9,6 +9,7 @@ Image, label, prediction, error, the attention of each scale, and the scale that
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,9 +104,9 @@ def draw_panel(options: argparse.Namespace) -> int:
         )
 
     # Not even with --overwrite may the picture replace a file that it is drawn from.
-    output = options.output.resolve()
+    output = os.path.realpath(options.output)
     read = [options.checkpoint, files.image_path(options.index), files.label_path(options.index)]
-    if output in [path.resolve() for path in read if path is not None]:
+    if output in [os.path.realpath(path) for path in read if path is not None]:
         raise DataError(f"--output: {options.output} is a file to read; name another file")
 
     inference = inference_options(loaded.config.eval, scales=options.scales)

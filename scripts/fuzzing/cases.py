@@ -135,7 +135,7 @@ TARGETS = {
     ),
     "checkpoint content": Target((BEST,), READ_CHECKPOINT, (m.edit_checkpoint,)),
     "step checkpoint": Target(
-        ("run/checkpoints/step-*.pt", "run/checkpoints/step-*.sha256", "run/checkpoints/last"),
+        ("run/checkpoints/step-*.pt", "run/checkpoints/step-*.sha256"),
         ("resume",),
         (*ALL_BYTES, m.remove_part),
     ),
