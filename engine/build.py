@@ -93,10 +93,19 @@ def split_files(
     )
 
     if expected is not None and files.spec.names != expected.names:
+        found = f"{files.spec.num_classes} classes"
+        trained_for = f"{expected.num_classes} ({expected.name})"
+        # Of as many classes the first that differs says more than their number.
+        if files.spec.num_classes == expected.num_classes:
+            pairs = zip(files.spec.names, expected.names, strict=True)
+            found, trained_for = next(
+                (f"'{own}' as class {number}", f"'{other}'")
+                for number, (own, other) in enumerate(pairs)
+                if own != other
+            )
         raise DataError(
-            f"{data.root}: has {files.spec.num_classes} classes where the checkpoint was trained "
-            f"for {expected.num_classes} ({expected.name}); name the data set it was trained for "
-            "with data.root, data.dataset and data.classes"
+            f"{data.root}: has {found} where the checkpoint was trained for {trained_for}; name "
+            "the data set it was trained for with data.root, data.dataset and data.classes"
         )
     return files
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from hmsa.datasets import DataError
+from hmsa.engine import build
+from hmsa.utils.config import load_config
 from tests.engine.conftest import Command, configuration, draw
 
 
@@ -185,3 +189,12 @@ def test_a_split_without_labels_cannot_be_scored(
         check=2,
     )
     _says(done, "label")
+
+
+def test_classes_in_another_order_are_named(street: Path, tmp_path: Path) -> None:
+    """As many classes in another order: the first that differs says more than their number."""
+    config = load_config(str(configuration(tmp_path, street)), [])
+    spec = build.split_files(config, "val").spec
+    reordered = replace(spec, classes=tuple(reversed(spec.classes)))
+    with pytest.raises(DataError, match="'sky' as class 0 where the checkpoint .* for 'pole'"):
+        build.split_files(config, "val", expected=reordered)
