@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from hmsa.utils.files.regular import open_regular
+
 from ..errors import DataError
 from ..exhaustion import exhaustion_explained
 from ..files import Files
@@ -335,7 +337,7 @@ def _length(path: Path) -> int | None:
 
 def _digest(path: Path) -> bytes | None:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError:
         return None

@@ -10,7 +10,9 @@ import pytest
 
 from hmsa.utils.files.regular import NotRegularError, open_regular
 from hmsa.utils.labelling.autolabels import read_record
+from hmsa.utils.labelling.label_record import file_sha256
 from hmsa.utils.training.checkpoint import CheckpointError, CheckpointFolder, load_checkpoint
+from hmsa.utils.training.run_folder import RunError, RunFolder
 
 
 def pipe(path: Path) -> None:
@@ -53,3 +55,19 @@ def test_a_checkpoint_that_is_no_file_is_said(tmp_path: Path, make: Callable[[Pa
     assert newest is None and all("not a file" in sentence for sentence in passed)
     with pytest.raises(CheckpointError, match="is a"):
         load_checkpoint(tmp_path / "step-00000002.pt")
+
+
+@KINDS
+def test_what_is_no_file_has_no_hash(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "image.png")
+    assert file_sha256(tmp_path / "image.png") is None
+
+
+@KINDS
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "train.log"])
+def test_a_run_whose_log_is_no_file_is_refused(
+    tmp_path: Path, make: Callable[[Path], None], name: str
+) -> None:
+    make(tmp_path / name)
+    with pytest.raises(RunError, match=f"{name}: is no file"):
+        RunFolder(tmp_path).claim(resume=True)

@@ -38,6 +38,7 @@ from typing import Any
 
 from ..words import UserError
 from .locking import locked
+from .regular import open_regular
 from .writing import WriteError, write_file, written_whole
 
 _RECORD = ".hmsa-made-"
@@ -163,7 +164,7 @@ class _Stamp:
 
     @classmethod
     def of(cls, path: Path) -> _Stamp:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             state = os.fstat(file.fileno())
         return cls(state.st_size, state.st_mtime_ns, digest)

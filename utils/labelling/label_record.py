@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files.regular import open_regular
+
 
 def is_record(found: Any) -> bool:
     """Whether `found`, as JSON was read, is a record of a label or of a confidence image.
@@ -66,7 +68,7 @@ def file_sha256(path: Path) -> str | None:
     than not where pixels are not compressed, and a copy keeps the time of its origin.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None

@@ -113,7 +113,16 @@ class RunFolder:
             return "an unknown process"
 
     def _require_own_files(self) -> None:
-        """Refuse a folder whose config.yaml was not written by a training: it would be replaced."""
+        """Refuse a folder whose config.yaml no training wrote, or whose logs are no files."""
+        # A pipe in place of a log has nobody who reads it: writing would wait for ever.
+        for name in ("config.yaml", "metrics.jsonl", "train.log"):
+            path = self.folder / name
+            if path.exists() and not path.is_file():
+                raise RunError(
+                    f"{path}: is no file, and a training writes one there; remove it, or choose "
+                    "another folder with experiment.output=DIR"
+                )
+
         written_by_run = self.holds_a_run() or (self.folder / "train.log").exists()
         if (self.folder / "config.yaml").exists() and not written_by_run:
             raise RunError(
