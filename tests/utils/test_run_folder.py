@@ -289,3 +289,10 @@ def test_a_copied_run_goes_on(tmp_path: Path) -> None:
     state = _state()
     restore(state, run.checkpoints, ALONE)
     assert state.progress.step == 3
+
+
+def test_rows_that_are_gone_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logbook = Logbook(tmp_path)
+    logbook.begin("", first_step=5)
+    logbook.close()
+    assert "metrics.jsonl: is missing, so the rows up to step 5 are lost" in caplog.text

@@ -197,6 +197,12 @@ class Logbook:
 
     def _drop_rows_after(self, step: int, to_validate: bool) -> None:
         if not self.path.is_file():
+            if step > 0:
+                logger.warning(
+                    "%s: is missing, so the rows up to step %d are lost; new ones follow",
+                    self.path,
+                    step,
+                )
             return
         # Rows are kept as they are, byte for byte, so that an uninterrupted run has the same file.
         content = self.path.read_bytes()
