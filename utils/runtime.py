@@ -139,7 +139,8 @@ def uninterrupted() -> Iterator[None]:
         with _interruptions.lock:
             _interruptions.blocks -= 1
             if _interruptions.blocks == 0 and _interruptions.exit_status is not None:
-                os._exit(_interruptions.exit_status)
+                status, _interruptions.exit_status = _interruptions.exit_status, None
+                os._exit(status)
 
     if presses:
         signal.raise_signal(signal.SIGINT)
