@@ -349,16 +349,6 @@ def _problem_of_tensor(value: Tensor) -> str | None:
     return None
 
 
-def is_ours(path: Path) -> bool:
-    """Whether the file is one of this project's checkpoints (with a configuration inside)."""
-    # Whatever is wrong with the file, it is then not one to trust as ours.
-    try:
-        load_checkpoint(path)
-    except CheckpointError:
-        return False
-    return True
-
-
 class CheckpointFolder:
     """A run's `checkpoints/` folder.
 
