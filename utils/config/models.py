@@ -364,6 +364,10 @@ class ModelSection(ConfigSection):
     """Dilations of deeplabv3plus's 3x3 branches at stride 16. Those wider than the features of a
     training crop (its side / 16) are never trained at their ends and harm larger images"""
 
+    aspp_pooling: bool = True
+    """Whether deeplabv3plus has its branch of image pooling; its batch norm sees one value per image,
+    so that crops in small batches teach it what whole images do not hold"""
+
     attention_channels: Channels = 256
     """Width of the attention head (256 in the release; the paper does not say)"""
 
