@@ -15,7 +15,7 @@ from hmsa.loss.rmi import rmi_loss
 from hmsa.network import InferenceOptions, MultiScaleModel, build_model
 from hmsa.network.inference import predict_label
 
-from .findings import Finding, GpuSetup, not_below, not_above, relative_difference
+from .findings import Finding, GpuSetup, not_above, not_below, relative_difference
 
 CLASSES, IGNORE = 19, 255
 # Trunk, decoder and the ways of combining scales that are compared with it.

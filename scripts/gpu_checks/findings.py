@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class GpuSetup:
             return height, width
         return 64, 64 * width // height
 
-    def network(self, trunk: str, decoder: str) -> dict[str, str]:
+    def network(self, trunk: str, decoder: str) -> dict[str, Any]:
         """Names of a network for `build_model`, or of a small one in a rehearsal."""
         if not self.rehearsal:
             return {"trunk": trunk, "decoder": decoder}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -17,7 +18,7 @@ from hmsa.utils.processes import Processes
 from scripts.benchmarks.autolabel import job_row
 
 from .equality import network, noise_batch
-from .findings import Finding, GpuSetup, not_below, not_above, is_so, seconds_of, wait_for
+from .findings import Finding, GpuSetup, is_so, not_above, not_below, seconds_of, wait_for
 from .runs import DEMO, small_training
 from .steps import counted_synchronisations, synchronisations_in
 
@@ -103,11 +104,8 @@ def _many_sizes(setup: GpuSetup, model: MultiScaleModel) -> Iterator[Finding]:
     ratios = []
     for size in SIZES:
         image, _ = noise_batch(setup.size(*size), count=1)
-        image = image.to(setup.device)
-        first, second = (
-            seconds_of(lambda image=image: predict_label(model, image, options), setup.device)
-            for _ in range(2)
-        )
+        work = partial(predict_label, model, image.to(setup.device), options)
+        first, second = seconds_of(work, setup.device), seconds_of(work, setup.device)
         ratios.append(first / second)
 
     # The first image of all pays for loading kernels.

@@ -14,7 +14,7 @@ import torch
 from hmsa.utils.words import UserError
 from scripts.benchmarks.train import training_step
 
-from .findings import Finding, GpuSetup, not_above, is_so, says
+from .findings import Finding, GpuSetup, is_so, not_above, says
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "configs" / "demo.yaml"

@@ -19,7 +19,7 @@ from hmsa.utils.training.training_state import TrainingState
 from scripts.benchmarks.train import training_step
 from scripts.measuring.harness import Workload
 
-from .findings import Finding, GpuSetup, not_above, is_so, relative_difference, says, wait_for
+from .findings import Finding, GpuSetup, is_so, not_above, relative_difference, says, wait_for
 from .runs import DEMO, small_training
 
 SYNCHRONISATIONS_OF_A_STEP = 3

@@ -12,7 +12,7 @@ import torch
 
 from scripts import gpu_check
 from scripts.gpu_checks.environment import is_built_for
-from scripts.gpu_checks.findings import Finding, GpuSetup, not_below, not_above
+from scripts.gpu_checks.findings import Finding, GpuSetup, not_above, not_below
 from scripts.gpu_checks.runs import draw_scenes
 from scripts.gpu_checks.steps import covered
 
