@@ -102,7 +102,7 @@ def measure(
         "images_per_step": images,
         "processes": processes.world_size,
         "precision": config.runtime.precision,
-        "device": device_name(processes.device),
+        "device": described_device(processes.device),
         "torch": str(torch.__version__),
         "images": "the data set's" if reads_data else "noise",
         "steps": steps,
@@ -218,7 +218,7 @@ def noise(config: Config, spec: DatasetSpec) -> dict[str, Any]:
     return {"image": image, "label": label.contiguous()}
 
 
-def device_name(device: torch.device) -> str:
+def described_device(device: torch.device) -> str:
     """The product name of a GPU, or the device's type with the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
