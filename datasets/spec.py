@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from colorsys import hsv_to_rgb
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -206,10 +207,9 @@ class DatasetSpec:
     def reading(self) -> dict[str, Any]:
         """Plain values that decide how label files are read beside their ids, for cache keys."""
         codes, train_ids = [], []
-        try:
+        # Without a table labels of colours cannot be read, and those of ids do not need it.
+        with suppress(DataError):
             codes, train_ids = (values.tolist() for values in self.color_table)
-        except DataError:
-            pass  # labels of colours cannot be read then, and those of ids do not need them
         return {
             "colors": codes,
             "color_ids": train_ids,

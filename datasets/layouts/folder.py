@@ -34,7 +34,6 @@ from .listing import (
     stem,
 )
 
-
 # Folders of images and labels that a list of names alone may mean: ours, and those of Pascal VOC.
 NAME_FOLDERS = (("images", "labels"), ("JPEGImages", "SegmentationClass"))
 
@@ -166,8 +165,8 @@ def _pairing_hint(images: dict[str, str], root: Path, label_place: str, *, templ
         return ""
     ending, _ = endings.most_common(1)[0]
     return (
-        f"; labels there end in {ending}: write 'layout: {{labels: \"{template}/*{ending}\"}}' into "
-        "the class list, or let `hmsa init` write it"
+        f"; labels there end in {ending}: write 'layout: {{labels: \"{template}/*{ending}\"}}' "
+        "into the class list, or let `hmsa init` write it"
     )
 
 
