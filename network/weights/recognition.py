@@ -130,8 +130,9 @@ def _decoder(tensors: Mapping[str, Tensor], name: str) -> dict[str, Any]:
         first = _first_attention(tensors)
         pyramid = tensors.get("decoder.aspp.pooled.conv.weight")
         joined = tensors["decoder.head.hidden.0.conv.weight"].shape[1]
-        if first is not None and pyramid is not None and first.shape[1] == pyramid.shape[1]:
-            if joined != first.shape[1]:
+        if first is not None and pyramid is not None:
+            read = int(first.shape[1])
+            if read == pyramid.shape[1] and read != joined:
                 options["head"] = "paper"
     elif "decoder.head.hidden.0.conv.weight" in tensors:
         options = {"decoder": "fcn"}
