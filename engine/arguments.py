@@ -73,6 +73,16 @@ An attention head is trained on the frozen network, a quarter as long as the net
 holds a run like any other, by default beside the run of the model.
 """
 
+BENCHMARK = """Time a configuration's training steps on this machine.
+
+    hmsa benchmark configs/cityscapes/hrnet_ocr_hierarchical.yaml [--steps 20] [--json FILE]
+    torchrun --nproc-per-node 8 -m hmsa benchmark CONFIG
+
+Prints images/s, peak memory, and the share of a step that data, network, loss, backward pass and
+optimiser take. The images are noise, so that Cityscapes' recipes need no data; with --data those
+of the data set are read. Nothing is written but FILE.
+"""
+
 
 def train_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
     """`hmsa train`: returns the exit status, 2 with one sentence for a user's mistake."""
@@ -134,6 +144,18 @@ def attach_command(argv: Sequence[str] | None = None, *, program: str | None = N
 
     def run() -> int:
         from .attach import main
+
+        return main(arguments)
+
+    return run_command(run)
+
+
+def benchmark_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa benchmark`: returns the exit status, 2 with one sentence for a user's mistake."""
+    arguments = parse_benchmark(argv, program=program)
+
+    def run() -> int:
+        from .benchmark import main
 
         return main(arguments)
 
@@ -356,6 +378,23 @@ def parse_attach(
     return parse_with_overrides(parser, argv)
 
 
+def parse_benchmark(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa benchmark`."""
+    parser = _parser("benchmark", BENCHMARK, program)
+    parser.add_argument("config", help="YAML configuration file")
+    _add_overrides(parser, example="runtime.precision=bf16")
+    parser.add_argument(
+        "--steps", type=at_least(1), default=20, help="steps to time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--data", action="store_true", help="read images of the data set instead of noise"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    return parse_with_overrides(parser, argv)
+
+
 def read_scale(text: str) -> float:
     """An argparse type: a scale of inference, above 0 and at most 16 as in a configuration."""
     try:
@@ -416,6 +455,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "autolabel": (autolabel_command, "label images with a trained network"),
     "calibrate": (calibrate_command, "fit the attention to a list of scales, in a minute or two"),
     "attach": (attach_command, "give a trained single-scale model hierarchical attention"),
+    "benchmark": (benchmark_command, "time a configuration's training steps on this machine"),
 }
 
 
