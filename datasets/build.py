@@ -132,9 +132,7 @@ def build_files(
     # With automatic labels the images are listed alone, since their own labels may not exist.
     try:
         found = lister.find("none")
-        automatic = find_auto_labels(
-            place, split=lister.split, names=found.names, spec=found.spec
-        )
+        automatic = find_auto_labels(place, split=lister.split, names=found.names, spec=found.spec)
     except DataError:
         # They were looked for in a split only because they are gone from where they were.
         if known is not None:

@@ -60,7 +60,7 @@ from hmsa.utils.runtime import prepare_runtime
 from hmsa.utils.training.logbook import logger, start_logging
 from hmsa.utils.training.progress import progress_bar
 from hmsa.utils.training.run_folder import make_writable
-from hmsa.utils.words import UserError
+from hmsa.utils.words import UserError, command
 
 from . import build
 from .build import Loaded, OpenedCheckpoint
@@ -582,9 +582,7 @@ def finish(job: LabellingJob) -> bool:
         tree = compile_tree(job.output, job.settings, job.entries(), job.loaded.spec.names)
         if tree.manifest["complete"]:
             sweep(job.output)
-        images = {
-            entry.image: job.image_place(index) for index, entry in enumerate(job.entries())
-        }
+        images = {entry.image: job.image_place(index) for index, entry in enumerate(job.entries())}
         tree.write(job.output, images=images)
         write_report(job.output / "report.html", labelling_report(job, tree))
 
@@ -612,7 +610,7 @@ def finish(job: LabellingJob) -> bool:
 
 def next_commands(job: LabellingJob) -> str:
     """What to do with finished labels, as commands to copy."""
-    lines = [f"train on them: hmsa train CONFIG.yaml data.extra.root={job.output}"]
+    lines = [f"train on them: {command('train')} CONFIG.yaml data.extra.root={job.output}"]
     if job.keeps_answers:
         paths = answers_of(job.output).rglob("*.png")
         size = sum(path.stat().st_size for path in paths) / 2**20

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hmsa.utils.files.image_places import IMAGE_PLACES, ImagePlaces, read_image_places
 from hmsa.utils.files.label_format import (
     CITYSCAPES_SUFFIX,
     CONFIDENCE_SUFFIX,
@@ -27,7 +28,6 @@ from hmsa.utils.files.label_format import (
     TRAIN_LABEL_SUFFIX,
     VERSION,
 )
-from hmsa.utils.files.image_places import IMAGE_PLACES, ImagePlaces, read_image_places
 
 from ..errors import DataError
 from ..reading.regular import read_text

@@ -621,7 +621,7 @@ class RuntimeSection(ConfigSection):
     The last epoch is always validated"""
 
     image_every: Count = 5
-    """Epochs between pictures"""
+    """Epochs between pictures, which are drawn after validations"""
 
     log_every: Count = 10
     """Steps between lines of the log"""

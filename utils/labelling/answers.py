@@ -67,9 +67,7 @@ def write_answer(
     write_file(path, encode_label(planes.numpy(), record))
 
 
-def read_answer(
-    path: Path, *, made_with: str, image: str, image_sha256: str
-) -> KeptAnswer | None:
+def read_answer(path: Path, *, made_with: str, image: str, image_sha256: str) -> KeptAnswer | None:
     """The answer that `write_answer` wrote with these arguments.
 
     None where there is none, or it is damaged or of another image, checkpoint or way to infer.
