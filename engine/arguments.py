@@ -15,6 +15,7 @@ from pathlib import Path
 from hmsa.utils.config import dump, load_config
 
 from .command_line import at_least, parse_with_overrides, run_command
+from .launch import is_launched, launch
 
 SAVES = ("labels", "colour", "overlay", "attention", "confidence", "probabilities", "scales")
 SAVED_BY_DEFAULT = ("labels", "colour", "overlay")
@@ -25,6 +26,7 @@ LARGEST_SCALE = 16.0
 TRAIN = """Train a network as a YAML configuration says.
 
     hmsa train configs/demo.yaml [section.key=value ...] [--resume] [--dry-run]
+    hmsa train configs/demo.yaml --processes 8
     torchrun --nproc-per-node 8 -m hmsa train configs/cityscapes/hrnet_ocr_hierarchical.yaml
 
 In a checkout `python train.py ...` is the same command.
@@ -106,6 +108,8 @@ def train_command(argv: Sequence[str] | None = None, *, program: str | None = No
             return 0
 
         # Only now what takes seconds to import: a misspelt key is answered before that.
+        if arguments.processes > 1 and not is_launched():
+            return launch(arguments.processes)
         from .train import main
 
         return main(config, resume=arguments.resume, dry_run=arguments.dry_run)
@@ -118,6 +122,8 @@ def eval_command(argv: Sequence[str] | None = None, *, program: str | None = Non
     arguments = parse_eval(argv, program=program)
 
     def run() -> int:
+        if arguments.processes > 1 and not is_launched():
+            return launch(arguments.processes)
         from .evaluate import main
 
         return main(arguments)
@@ -142,6 +148,8 @@ def autolabel_command(argv: Sequence[str] | None = None, *, program: str | None 
     arguments = parse_autolabel(argv, program=program)
 
     def run() -> int:
+        if arguments.processes > 1 and not (arguments.verify or is_launched()):
+            return launch(arguments.processes)
         from .autolabel import main
 
         return main(arguments)
@@ -205,6 +213,7 @@ def parse_train(
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and stop"
     )
+    _add_processes(parser)
     return parse_with_overrides(parser, argv)
 
 
@@ -270,6 +279,7 @@ def parse_eval(
         metavar="FILE.zip",
         help="predictions of the split as its benchmark wants them, checked and zipped",
     )
+    _add_processes(parser)
     _add_overrides(parser, example="data.root=/data/cityscapes")
     arguments = parse_with_overrides(parser, argv)
 
@@ -375,6 +385,7 @@ def parse_autolabel(
         action="store_true",
         help="only check the finished labels in --output, to the last pixel",
     )
+    _add_processes(parser)
     _add_overrides(parser, example="data.root=/data/cityscapes")
     arguments = parse_with_overrides(parser, argv)
 
@@ -498,6 +509,16 @@ def _add_scales_and_flip(parser: argparse.ArgumentParser, *, section: str) -> No
         action=argparse.BooleanOptionalAction,
         default=None,
         help=f"average with the mirrored image (default: {section}.flip)",
+    )
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--processes",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="run as N processes of this machine, one for each GPU (torchrun, too, starts it)",
     )
 
 
