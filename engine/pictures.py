@@ -423,7 +423,7 @@ def pictures_of(
     """Caption -> uint8 RGB picture [H, W, 3] of one image of a split.
 
     They are image, label, prediction and error; for a model with attention also what each scale
-    says alone, which scale counts where, and the attention maps.
+    says alone, which scale counts most where, and how much each counts, which sums to one.
 
     Args:
         long_edge: resize image and label as evaluation does (data.long_edge).
@@ -462,9 +462,10 @@ def pictures_of(
     for scale, inner in sorted((result.prediction.scales or {}).items()):
         own = predicted_label(inner.logits)[0].cpu().numpy()
         shown[f"{scale:g}x alone"] = colorize(own, palette)
-    shown["scale trusted"] = scale_map(share_maps(result.prediction))
-    for scale, attention in attention_maps(result.prediction).items():
-        shown[f"attention {scale:g}x"] = heat(attention)
+    shares = share_maps(result.prediction)
+    shown["scale trusted"] = scale_map(shares)
+    for scale, share in sorted(shares.items()):
+        shown[f"attention {scale:g}x"] = heat(share)
     return shown
 
 
