@@ -311,6 +311,8 @@ def result_files(
         if files.frames is not None:
             image = f"{image} ({name})"
         for kind in kinds:
+            if kind == "video":
+                continue
             if kind in ("scales", "attention"):
                 for scale in scales:
                     yield f"{kind}/{name}_{scale:g}x.png", image
@@ -318,7 +320,7 @@ def result_files(
                 yield f"{kind}/{name}.npy", image
             else:
                 yield f"{kind}/{name}.png", image
-    for summary in ("metrics.json", "report.html", "classes.json"):
+    for summary in ("metrics.json", "report.html", "classes.json", "index.html"):
         yield summary, f"the evaluation's {summary}"
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from hmsa.datasets import DatasetSpec, Files
 from hmsa.network import InferenceOptions
@@ -17,8 +18,8 @@ from hmsa.utils.metrics.bootstrap import LEAST_IMAGES, Bootstrap, Interval, reco
 from hmsa.utils.metrics.confusion import ConfusionMatrix, category_iou, mean_of
 from hmsa.utils.report.report import report_text
 
-from .benchmark import described_device
 from .build import Loaded, describe_inference, used_attention_bias
+from .examples import example_indices, example_names
 from .inference_cost import InferenceCost, inference_costs
 
 
@@ -208,9 +209,13 @@ def metrics_content(
         "dataset": spec.name,
         "checkpoint": str(loaded.path),
         "checkpoint_sha256": loaded.sha256,
-        "device": described_device(next(loaded.model.parameters()).device),
+        "device": device_name(next(loaded.model.parameters()).device),
         "counted_size": list(size),
         "compared": compared,
+        "examples": [
+            {"name": files.name(index), **example_names(files, index)}
+            for index in example_indices(files)
+        ],
     }
     plain: dict[str, Any] = _without_nan(content)
     return plain
@@ -240,6 +245,16 @@ def compared_content(
         "seconds": round(evaluation.seconds, 3),
         "seconds_per_image": evaluation.seconds / max(evaluation.images, 1),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """What the seconds of a run belong to, such as "the CPU with 1 thread"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    threads = torch.get_num_threads()
+    return f"the CPU with {threads} thread{'s' if threads > 1 else ''}"
 
 
 def counted_size(loaded: Loaded, files: Files) -> tuple[int, int]:

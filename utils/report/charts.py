@@ -193,7 +193,7 @@ def _free_place(
     frame: Frame,
 ) -> tuple[float, float]:
     """Where a name stands beside its point without covering another one (its left lower corner)."""
-    sides = (x + 8, x - 8 - width)
+    sides = (x + 12, x - 12 - width)
     places = [(left, y + 4 + shift) for shift in (0, -14, 14, -28, 28, -42, 42) for left in sides]
     for left, base in places:
         inside = frame.left + 2 <= left and left + width <= frame.right + 8

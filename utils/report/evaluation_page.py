@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -75,7 +74,7 @@ def _summary(report: EvaluationReport) -> Section:
     # The way that was asked for need not be the one to use.
     for row in report.compared[1:]:
         if row.recommended:
-            figures[f"mIoU % at {scales_and_flip(row)}, the advice below"] = percent(row.miou)
+            figures[f"mIoU % at {scales_and_flip(row)}, advised below"] = percent(row.miou)
 
     figures["images"] = str(report.images)
     # A class without any pixel has no score and is left out of the means: the page names it.
@@ -195,9 +194,9 @@ def _attention(report: EvaluationReport) -> Section | None:
             "classes": list(zip(report.names, report.colors, strict=False)),
             "examples": report.attention,
         },
-        lead="First row: what each scale alone would say. Below it: how much that scale counts at "
-        "each pixel, from 0 (dark) to 1 (bright); over all scales this sums to 1. Last: the result, "
-        "its mistakes, and the scale that counts most. " + report.attention_rule,
+        lead="First row: what each scale alone would say. Below it: how much that scale counts "
+        "at each pixel, from 0 (dark) to 1 (bright); over all scales this sums to 1. Last: the "
+        "result, its mistakes, and the scale that counts most. " + report.attention_rule,
     )
 
 

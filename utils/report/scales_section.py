@@ -22,6 +22,12 @@ def scales_and_flip(row: ComparedRow) -> str:
     return text
 
 
+def _named(row: ComparedRow) -> str:
+    """The same with braces, as a list of scales stands in a text: {0.5, 1} + flip."""
+    listed = _scales(row)
+    return scales_and_flip(row).replace(listed, f"{{{listed}}}", 1)
+
+
 def _scales(row: ComparedRow) -> str:
     return ", ".join(f"{scale:g}" for scale in row.scales)
 
@@ -96,27 +102,24 @@ def _advice(report: EvaluationReport) -> tuple[str, str] | None:
 
     row = chosen[0]
     best = max(report.compared, key=lambda other: other.miou)
-    others = [other for other in report.compared if other is not row]
-    score = f"{percent(row.miou)} % mIoU"
+    why = f"{percent(row.miou)} % mIoU"
     if row is best:
-        why = f"{score}, the highest of {len(report.compared)}"
-        cheaper = [other for other in others if _cost(other) < _cost(row)]
-        if cheaper:
+        why += f", the highest of {len(report.compared)}"
+        if any(_cost(other) < _cost(row) for other in report.compared):
             why += "; each cheaper one is lower by more than chance explains"
-        return scales_and_flip(row), why + "."
+        return _named(row), f"{why}."
 
-    gain = f"{100 * (best.miou - row.miou):.1f}"
-    why = (
-        f"{score}, and the cheapest that cannot be told from the best. {{{scales_and_flip(best)}}}"
+    why += (
+        f", the cheapest that cannot be told from the best: {_named(best)} has "
+        f"{100 * (best.miou - row.miou):.1f} more on these {report.images} images"
     )
-    why += f" has {gain} more on these {report.images} images, which chance may explain"
     if row.behind_best is not None:
         low, high = -row.behind_best.high, -row.behind_best.low
         why += f" (95 % interval {100 * low:+.1f} to {100 * high:+.1f})"
     ratio = _cost(best) / _cost(row)
     if ratio > 1:
         why += f", at {ratio:.1f} times the cost"
-    return scales_and_flip(row), why + "."
+    return _named(row), f"{why}. More images would tell smaller differences apart."
 
 
 def _cost(row: ComparedRow) -> float:
@@ -186,7 +189,7 @@ def _cost_row(row: ComparedRow, cost: Any) -> CostRow:
     if row.interval is not None:
         low, high = row.interval.low, row.interval.high
     return CostRow(
-        name=scales_and_flip(row),
+        name=_named(row),
         cost=float(cost),
         score=100 * row.miou,
         low=100 * low,
