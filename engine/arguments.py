@@ -17,7 +17,10 @@ from hmsa.utils.config import dump, load_config
 from .command_line import at_least, parse_with_overrides, run_command
 from .launch import is_launched, launch
 
-SAVES = ("labels", "colour", "overlay", "attention", "confidence", "probabilities", "scales")
+SAVES = (
+    *("labels", "colour", "overlay", "video"),
+    *("attention", "confidence", "probabilities", "scales"),
+)
 SAVED_BY_DEFAULT = ("labels", "colour", "overlay")
 COMBINE = ("average", "max")
 OVER = ("logits", "probabilities")
@@ -271,7 +274,7 @@ def parse_eval(
         choices=SAVES,
         metavar="KIND",
         help=f"pictures to write for every image: {', '.join(SAVES)} (default: none where there "
-        f"are labels to score, else {' '.join(SAVED_BY_DEFAULT)})",
+        f"are labels to score, else {' '.join(SAVED_BY_DEFAULT)}, and video of videos)",
     )
     parser.add_argument(
         "--submit",

@@ -311,6 +311,8 @@ def result_files(
         if files.frames is not None:
             image = f"{image} ({name})"
         for kind in kinds:
+            if kind == "video":
+                continue
             if kind in ("scales", "attention"):
                 for scale in scales:
                     yield f"{kind}/{name}_{scale:g}x.png", image
@@ -318,7 +320,7 @@ def result_files(
                 yield f"{kind}/{name}.npy", image
             else:
                 yield f"{kind}/{name}.png", image
-    for summary in ("metrics.json", "report.html", "classes.json"):
+    for summary in ("metrics.json", "report.html", "classes.json", "index.html"):
         yield summary, f"the evaluation's {summary}"
 
 
@@ -423,7 +425,7 @@ def pictures_of(
     """Caption -> uint8 RGB picture [H, W, 3] of one image of a split.
 
     They are image, label, prediction and error; for a model with attention also what each scale
-    says alone, which scale counts where, and the attention maps.
+    says alone, which scale counts most where, and how much each counts, which sums to one.
 
     Args:
         long_edge: resize image and label as evaluation does (data.long_edge).
@@ -462,9 +464,10 @@ def pictures_of(
     for scale, inner in sorted((result.prediction.scales or {}).items()):
         own = predicted_label(inner.logits)[0].cpu().numpy()
         shown[f"{scale:g}x alone"] = colorize(own, palette)
-    shown["scale trusted"] = scale_map(share_maps(result.prediction))
-    for scale, attention in attention_maps(result.prediction).items():
-        shown[f"attention {scale:g}x"] = heat(attention)
+    shares = share_maps(result.prediction)
+    shown["scale trusted"] = scale_map(shares)
+    for scale, share in sorted(shares.items()):
+        shown[f"attention {scale:g}x"] = heat(share)
     return shown
 
 
