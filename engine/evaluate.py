@@ -21,7 +21,11 @@ from torch import Tensor
 
 from hmsa.datasets import DataError, DatasetSpec, Files, image_files, resize_long_edge
 from hmsa.network import InferenceOptions, ModelError, MultiScaleModel
-from hmsa.network.inference import out_of_memory, prepare_for_inference
+from hmsa.network.inference import (
+    out_of_memory,
+    prepare_for_inference,
+    require_refinable,
+)
 from hmsa.network.inference.labels import NonFiniteError
 from hmsa.utils.files.image_writer import ImageWriter
 from hmsa.utils.files.outputs import OutputFolder, output_folder, require_apart
@@ -38,8 +42,9 @@ from hmsa.utils.training.run_folder import make_writable
 from hmsa.utils.words import UserError
 
 from . import build
-from .arguments import COMBINE, OVER, SAVED_BY_DEFAULT, read_scale
+from .arguments import COMBINE, OVER, SAVED_BY_DEFAULT, read_refine, read_scale
 from .build import Loaded, OpenedCheckpoint
+from .costs import InferenceCost, joined_cost
 from .pictures import (
     LABELS_ONLY,
     ImageResult,
@@ -253,6 +258,7 @@ def ways_to_infer(arguments: argparse.Namespace, loaded: Loaded) -> list[Inferen
         flip=arguments.flip,
         combine=arguments.combine,
         over=arguments.over,
+        refine=arguments.refine,
     )
     ways = [first, *(compared_way(text, first) for text in arguments.compare)]
 
@@ -262,13 +268,15 @@ def ways_to_infer(arguments: argparse.Namespace, loaded: Loaded) -> list[Inferen
             f"a maximum over scales is for single-scale models, and this one is {multiscale}: "
             "leave max out"
         )
+    for way in ways:
+        require_refinable(loaded.model, way)
     return ways
 
 
 def compared_way(text: str, first: InferenceOptions) -> InferenceOptions:
     """A --compare item: scales, then what else differs from the first way.
 
-    Examples are 0.5,1,2 or 0.5,1,2+flip or 1,2+max+probabilities.
+    Examples are 0.5,1,2 or 0.5,1,2+flip or 0.5,1,2+refine=0.3 or 1,2+max+probabilities.
 
     Raises:
         DataError: it cannot be read so.
@@ -289,8 +297,13 @@ def compared_way(text: str, first: InferenceOptions) -> InferenceOptions:
             changes["combine"] = word
         elif word in OVER:
             changes["over"] = word
+        elif word.startswith("refine="):
+            try:
+                changes["refine"] = read_refine(word.removeprefix("refine="))
+            except argparse.ArgumentTypeError as error:
+                raise DataError(f"--compare: '{word}' in '{text}': {error}") from error
         else:
-            known = ", ".join((*COMBINE, *OVER))
+            known = ", ".join((*COMBINE, *OVER, "refine=SHARE"))
             raise DataError(f"--compare: '{word}' in '{text}' is none of flip, noflip, {known}")
     return replace(first, scales=scales, **changes)
 
@@ -384,13 +397,16 @@ def image_results(
     needs: Needs = LABELS_ONLY,
     image_by_image: bool = False,
     show: bool = True,
+    cost: InferenceCost | None = None,
 ) -> Iterator[tuple[dict[str, Any], int, ImageResult]]:
     """(batch, position in it, result [1, ...]) of every image this rank is given.
 
-    Where a batch has labels, results have their size. `image_by_image` infers each image of a
+    Where a batch has labels, results have their size. What inference takes is added to `cost`.
+    `image_by_image` infers each image of a
     batch alone, so that the size of batches changes no bit. The progress bar counts the `images`
     of all ranks.
     """
+    measured = cost or InferenceCost(next(model.parameters()).device)
     with progress_bar(
         total=images,
         desc=options.describe(),
@@ -406,12 +422,12 @@ def image_results(
             if image_by_image:
                 for position in range(count):
                     image = batch["image"][position : position + 1]
-                    with named_images([batch["names"][position]]):
-                        result = infer(model, image, options, needs, size=size)
+                    with named_images([batch["names"][position]]), measured.of(1) as area:
+                        result = infer(model, image, options, needs, size=size, area=area)
                     yield batch, position, result
             else:
-                with named_images(batch["names"]):
-                    result = infer(model, batch["image"], options, needs, size=size)
+                with named_images(batch["names"]), measured.of(count) as area:
+                    result = infer(model, batch["image"], options, needs, size=size, area=area)
                 for position in range(count):
                     yield batch, position, result.at(position)
             bar.update(min(count * processes.world_size, images - bar.n))
@@ -587,6 +603,7 @@ def evaluate(
     was_training, start = model.training, time.monotonic()
     model.eval()
     tally = _Tally(_empty_matrix(spec, processes))
+    cost = InferenceCost(processes.device)
     needs = needs | Needs(logits=criterion is not None, attention=attention)
 
     workers = 2 if on_maps or attention else 0
@@ -600,6 +617,7 @@ def evaluate(
             needs=needs,
             image_by_image=image_by_image,
             show=show,
+            cost=cost,
         ):
             index, host_label = int(batch["index"][position]), batch["label"][position]
             label = host_label[None].to(processes.device)
@@ -626,7 +644,8 @@ def evaluate(
 
     model.train(was_training)
     seconds = time.monotonic() - start
-    return _add_up(tally, processes, images=images, seconds=seconds)
+    result = _add_up(tally, processes, images=images, seconds=seconds)
+    return replace(result, cost=joined_cost(processes.gather(cost.total())))
 
 
 def _empty_matrix(spec: DatasetSpec, processes: Processes) -> ConfusionMatrix:

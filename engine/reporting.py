@@ -17,6 +17,7 @@ from hmsa.utils.metrics.confusion import ConfusionMatrix, category_iou, iou_of, 
 from hmsa.utils.report.report import ComparedRow, EvaluationReport, Example, Picture, report_text
 
 from .build import Loaded, describe_inference, used_attention_bias
+from .costs import CostTotal, relative_flops
 from .pictures import pictures_of
 
 WORST_SHOWN = 4  # images shown as the worst
@@ -42,6 +43,8 @@ class Evaluation:
     category_iiou: dict[str, float] | None = None
     """The same by category."""
     seconds: float = 0.0
+    cost: CostTotal = field(default_factory=CostTotal)
+    """What inference took, and how much of scales above 1 was computed."""
 
 
 def per_class(spec: DatasetSpec, matrix: ConfusionMatrix) -> dict[str, float | None]:
@@ -215,6 +218,7 @@ def _way_content(loaded: Loaded, options: InferenceOptions) -> dict[str, Any]:
         "flip": options.flip,
         "combine": options.combine,
         "over": options.over,
+        "refine": options.refine,
         "attention_bias": used_attention_bias(loaded.model, options),
     }
 
@@ -231,6 +235,23 @@ def compared_content(
         "per_class": per_class(loaded.spec, evaluation.matrix),
         "loss": evaluation.loss,
         "seconds": round(evaluation.seconds, 3),
+        **cost_content(loaded, options, evaluation),
+    }
+
+
+def cost_content(
+    loaded: Loaded, options: InferenceOptions, evaluation: Evaluation
+) -> dict[str, float | None]:
+    """What a way to infer costs.
+
+    Seconds of inference an image; its operations over those of one pass at scale 1; the share of
+    the images where scales above 1 count, None where they are computed everywhere.
+    """
+    area = evaluation.cost.area
+    return {
+        "seconds_per_image": evaluation.cost.seconds_per_image,
+        "flops_relative": relative_flops(loaded.model, options, area),
+        "refined_share": area.share,
     }
 
 
