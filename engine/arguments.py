@@ -260,7 +260,7 @@ def parse_eval(
         default=[],
         metavar="LIST",
         help="further ways to score beside it: scales, and after a plus what else differs, "
-        "e.g. 1 0.5,1,2 0.5,1,2+flip 0.5,1,2+max",
+        "e.g. 1 0.5,1,2 0.5,1,2+flip 0.5,1,2+refine=0.3 0.5,1,2+max",
     )
     parser.add_argument(
         "--output",
@@ -487,6 +487,22 @@ def read_scale(text: str) -> float:
     return scale
 
 
+def read_refine(text: str) -> float | str:
+    """An argparse type: a share of the image from 0 to 1, or auto."""
+    if text == "auto":
+        return text
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no share of the image; give a number from 0 to 1, e.g. 0.3, or auto"
+        )
+    return share
+
+
 def _parser(command: str, description: str, program: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=program or f"hmsa {command}",
@@ -512,6 +528,13 @@ def _add_scales_and_flip(parser: argparse.ArgumentParser, *, section: str) -> No
         action=argparse.BooleanOptionalAction,
         default=None,
         help=f"average with the mirrored image (default: {section}.flip)",
+    )
+    parser.add_argument(
+        "--refine",
+        type=read_refine,
+        metavar="SHARE",
+        help="compute scales above 1 only on this share of each image, 0 to 1, where the attention "
+        f"leaves most to them; auto: as much as it asks for (default: {section}.refine)",
     )
 
 

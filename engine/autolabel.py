@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hmsa.datasets import DataError, Files, LabelPolicy, image_files, normalise
 from hmsa.network import InferenceOptions, ModelError
-from hmsa.network.inference import predict_label
+from hmsa.network.inference import predict_label, require_refinable
 from hmsa.utils.files.image_writer import ImageWriter
 from hmsa.utils.files.outputs import inside, require_apart
 from hmsa.utils.files.prefetch import prefetch
@@ -189,7 +189,10 @@ def prepare_labelling(
     for name in section.policy:
         loaded.spec.index_of(name)
     files = find_files(arguments, split, loaded, policy)
-    options = build.inference_options(section, scales=arguments.scales, flip=arguments.flip)
+    options = build.inference_options(
+        section, scales=arguments.scales, flip=arguments.flip, refine=arguments.refine
+    )
+    require_refinable(loaded.model, options)
 
     threshold = section.threshold if arguments.threshold is None else arguments.threshold
     if not 0 <= threshold <= 1:
@@ -216,12 +219,16 @@ def settings_of(
 ) -> dict[str, Any]:
     """Everything that the labels depend on, but for the thresholds of the classes."""
     section = loaded.config.autolabel
-    # Only where there is one, so that labels made without a calibration stay valid.
+    # Only where there are any, so that labels made without them stay valid.
     calibrated = {}
     if bias := build.used_attention_bias(loaded.model, options):
         calibrated["attention_bias"] = bias
+    refined = {}
+    if options.refined_scales:
+        refined["refine"] = options.refine
     return {
         **calibrated,
+        **refined,
         "checkpoint_sha256": loaded.sha256,
         "scales": list(options.scales),
         "flip": options.flip,

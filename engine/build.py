@@ -505,6 +505,7 @@ def inference_options(
     flip: bool | None = None,
     combine: str | None = None,
     over: str | None = None,
+    refine: Any = None,
 ) -> InferenceOptions:
     """How to infer, from the eval or autolabel section; what a command line says comes first."""
     tile = None
@@ -517,6 +518,7 @@ def inference_options(
         over=over or section.over,
         tile=tile,
         overlap=section.overlap,
+        refine=section.refine if refine is None else refine,
         autocast_dtype=autocast_dtype(section.precision),
     )
 

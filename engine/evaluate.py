@@ -21,7 +21,11 @@ from torch import Tensor
 
 from hmsa.datasets import DataError, DatasetSpec, Files, image_files, resize_long_edge
 from hmsa.network import InferenceOptions, ModelError, MultiScaleModel
-from hmsa.network.inference import out_of_memory, prepare_for_inference
+from hmsa.network.inference import (
+    out_of_memory,
+    prepare_for_inference,
+    require_refinable,
+)
 from hmsa.network.inference.labels import NonFiniteError
 from hmsa.utils.files.image_writer import ImageWriter
 from hmsa.utils.files.outputs import OutputFolder, output_folder, require_apart
@@ -39,9 +43,10 @@ from hmsa.utils.training.run_folder import make_writable
 from hmsa.utils.words import UserError
 
 from . import build
-from .arguments import COMBINE, OVER, SAVED_BY_DEFAULT, read_scale
+from .arguments import COMBINE, OVER, SAVED_BY_DEFAULT, read_refine, read_scale
 from .build import Loaded, OpenedCheckpoint
 from .contact_sheet import ContactSheet
+from .costs import InferenceMeter, joined_cost
 from .examples import ExampleWriter, example_files
 from .pictures import (
     LABELS_ONLY,
@@ -297,6 +302,7 @@ def ways_to_infer(arguments: argparse.Namespace, loaded: Loaded) -> list[Inferen
         flip=arguments.flip,
         combine=arguments.combine,
         over=arguments.over,
+        refine=arguments.refine,
     )
     ways = [first, *(compared_way(text, first) for text in arguments.compare)]
 
@@ -306,13 +312,15 @@ def ways_to_infer(arguments: argparse.Namespace, loaded: Loaded) -> list[Inferen
             f"a maximum over scales is for single-scale models, and this one is {multiscale}: "
             "leave max out"
         )
+    for way in ways:
+        require_refinable(loaded.model, way)
     return ways
 
 
 def compared_way(text: str, first: InferenceOptions) -> InferenceOptions:
     """A --compare item: scales, then what else differs from the first way.
 
-    Examples are 0.5,1,2 or 0.5,1,2+flip or 1,2+max+probabilities.
+    Examples are 0.5,1,2 or 0.5,1,2+flip or 0.5,1,2+refine=0.3 or 1,2+max+probabilities.
 
     Raises:
         DataError: it cannot be read so.
@@ -333,8 +341,13 @@ def compared_way(text: str, first: InferenceOptions) -> InferenceOptions:
             changes["combine"] = word
         elif word in OVER:
             changes["over"] = word
+        elif word.startswith("refine="):
+            try:
+                changes["refine"] = read_refine(word.removeprefix("refine="))
+            except argparse.ArgumentTypeError as error:
+                raise DataError(f"--compare: '{word}' in '{text}': {error}") from error
         else:
-            known = ", ".join((*COMBINE, *OVER))
+            known = ", ".join((*COMBINE, *OVER, "refine=SHARE"))
             raise DataError(f"--compare: '{word}' in '{text}' is none of flip, noflip, {known}")
     return replace(first, scales=scales, **changes)
 
@@ -454,13 +467,16 @@ def image_results(
     needs: Needs = LABELS_ONLY,
     image_by_image: bool = False,
     show: bool = True,
+    cost: InferenceMeter | None = None,
 ) -> Iterator[tuple[dict[str, Any], int, ImageResult]]:
     """(batch, position in it, result [1, ...]) of every image this rank is given.
 
-    Where a batch has labels, results have their size. `image_by_image` infers each image of a
+    Where a batch has labels, results have their size. What inference takes is added to `cost`.
+    `image_by_image` infers each image of a
     batch alone, so that the size of batches changes no bit. The progress bar counts the `images`
     of all ranks.
     """
+    measured = cost or InferenceMeter(next(model.parameters()).device)
     with progress_bar(
         total=images,
         desc=options.describe(),
@@ -476,12 +492,12 @@ def image_results(
             if image_by_image:
                 for position in range(count):
                     image = batch["image"][position : position + 1]
-                    with named_images([batch["names"][position]]):
-                        result = infer(model, image, options, needs, size=size)
+                    with named_images([batch["names"][position]]), measured.of(1) as area:
+                        result = infer(model, image, options, needs, size=size, area=area)
                     yield batch, position, result
             else:
-                with named_images(batch["names"]):
-                    result = infer(model, batch["image"], options, needs, size=size)
+                with named_images(batch["names"]), measured.of(count) as area:
+                    result = infer(model, batch["image"], options, needs, size=size, area=area)
                 for position in range(count):
                     yield batch, position, result.at(position)
             bar.update(min(count * processes.world_size, images - bar.n))
@@ -674,6 +690,7 @@ def evaluate(
     was_training, start = model.training, time.monotonic()
     model.eval()
     tally = _Tally(_empty_matrix(spec, processes))
+    cost = InferenceMeter(processes.device)
     needs = needs | Needs(logits=criterion is not None, attention=attention)
 
     workers = 2 if on_maps or attention else 0
@@ -687,6 +704,7 @@ def evaluate(
             needs=needs,
             image_by_image=image_by_image,
             show=show,
+            cost=cost,
         ):
             index, host_label = int(batch["index"][position]), batch["label"][position]
             label = host_label[None].to(processes.device)
@@ -713,7 +731,8 @@ def evaluate(
 
     model.train(was_training)
     seconds = time.monotonic() - start
-    return _add_up(tally, processes, images=images, seconds=seconds)
+    result = _add_up(tally, processes, images=images, seconds=seconds)
+    return replace(result, cost=joined_cost(processes.gather(cost.total())))
 
 
 def _empty_matrix(spec: DatasetSpec, processes: Processes) -> ConfusionMatrix:

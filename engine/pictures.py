@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hmsa.datasets import DatasetSpec, Files, normalise, resize_long_edge
 from hmsa.network import InferenceOptions, MultiScaleModel, Prediction
-from hmsa.network.inference import predict, predict_label
+from hmsa.network.inference import RefinedArea, predict, predict_label
 from hmsa.network.inference.labels import (
     NonFiniteError,
     label_and_confidence,
@@ -110,12 +110,14 @@ def infer(
     needs: Needs,
     *,
     size: tuple[int, int],
+    area: RefinedArea | None = None,
 ) -> ImageResult:
     """Labels of images, and what else is needed.
 
     Args:
         image: uint8 [N, 3, h, w].
         size: (H, W) of the result; that of the images, unless they were resized for the network.
+        area: counts how much is computed of scales above 1.
     """
     parameter = next(model.parameters())
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
@@ -124,14 +126,16 @@ def infer(
     is_resized = tuple(image.shape[-2:]) != size
     if not (needs.logits or needs.scales or needs.attention or is_resized):
         label, confidence = predict_label(
-            model, tensor, options, with_confidence=needs.confidence, on_fallback=_warn
+            model, tensor, options, with_confidence=needs.confidence, on_fallback=_warn, area=area
         )
         return ImageResult(*_of_numbers(label, confidence))
 
     keep_scales: bool | Literal["attention"] = needs.scales
     if needs.attention and not needs.scales:
         keep_scales = "attention"
-    prediction = predict(model, tensor, options, keep_scales=keep_scales, on_fallback=_warn)
+    prediction = predict(
+        model, tensor, options, keep_scales=keep_scales, on_fallback=_warn, area=area
+    )
     return _labelled(prediction, size, with_confidence=needs.confidence)
 
 

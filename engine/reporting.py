@@ -19,6 +19,7 @@ from hmsa.utils.metrics.confusion import ConfusionMatrix, category_iou, mean_of
 from hmsa.utils.report.report import report_text
 
 from .build import Loaded, describe_inference, used_attention_bias
+from .costs import CostTotal, relative_flops
 from .examples import example_indices, example_names
 from .inference_cost import InferenceCost, inference_costs
 
@@ -41,6 +42,8 @@ class Evaluation:
     category_iiou: dict[str, float] | None = None
     """The same by category."""
     seconds: float = 0.0
+    cost: CostTotal = field(default_factory=CostTotal)
+    """What inference took, and how much of scales above 1 was computed."""
 
 
 def per_class(spec: DatasetSpec, matrix: ConfusionMatrix) -> dict[str, float | None]:
@@ -227,6 +230,7 @@ def _way_content(loaded: Loaded, options: InferenceOptions) -> dict[str, Any]:
         "flip": options.flip,
         "combine": options.combine,
         "over": options.over,
+        "refine": options.refine,
         "attention_bias": used_attention_bias(loaded.model, options),
     }
 
@@ -243,8 +247,26 @@ def compared_content(
         "per_class": per_class(loaded.spec, evaluation.matrix),
         "loss": evaluation.loss,
         "seconds": round(evaluation.seconds, 3),
-        "seconds_per_image": evaluation.seconds / max(evaluation.images, 1),
+        **measured_content(loaded, options, evaluation),
     }
+
+
+def measured_content(
+    loaded: Loaded, options: InferenceOptions, evaluation: Evaluation
+) -> dict[str, float | None]:
+    """What a way to infer took: seconds of inference an image, and what refining saved.
+
+    "refined_share" is the share of the images where scales above 1 were computed, None where they
+    are computed everywhere; how many operations were left out is then known from it alone.
+    """
+    area = evaluation.cost.area
+    content = {
+        "seconds_per_image": evaluation.cost.seconds_per_image,
+        "refined_share": area.share,
+    }
+    if area.share is not None:
+        content["flops_relative"] = relative_flops(loaded.model, options, area)
+    return content
 
 
 def device_name(device: torch.device) -> str:
@@ -274,11 +296,15 @@ def _add_costs(
     *,
     size: tuple[int, int],
 ) -> None:
-    """Add what an image takes at each way to infer: seconds, FLOPs and memory."""
-    alone = replace(ways[0], scales=(1.0,), flip=False)
-    reference, *costs = inference_costs(loaded.model, [alone, *ways], size=size)
+    """Add what an image takes at each way to infer: FLOPs and memory.
+
+    Where only a part of a scale was computed the FLOPs are there already, from that part.
+    """
+    alone = replace(ways[0], scales=(1.0,), flip=False, refine=1.0)
+    whole = [replace(way, refine=1.0) for way in ways]
+    reference, *costs = inference_costs(loaded.model, [alone, *whole], size=size)
     for entry, cost in zip(compared, costs, strict=True):
-        entry |= _cost_content(cost, reference)
+        entry |= _cost_content(cost, reference) | entry
 
 
 def _cost_content(cost: InferenceCost | None, reference: InferenceCost | None) -> dict[str, Any]:
