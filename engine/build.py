@@ -45,8 +45,9 @@ from hmsa.network import (
 from hmsa.network.inference import out_of_memory
 from hmsa.network.model import Hierarchical, ScalePair, adjacent_pairs
 from hmsa.utils.config import Config, load_config
-from hmsa.utils.processes import Processes, synchronise_batch_norm
+from hmsa.utils.processes import Processes
 from hmsa.utils.runtime import autocast_dtype, parameter_dtype
+from hmsa.utils.synchronised_norm import synchronise_batch_norm
 from hmsa.utils.training.checkpoint import CheckpointError, load_checkpoint, sha256_of
 from hmsa.utils.training.cost import MemoryShortage
 from hmsa.utils.training.ema import WeightAverage
@@ -225,7 +226,7 @@ def prepared(
 
     image = augment_on_device(
         image,
-        region=batch["region"].to(device),
+        region=batch["region"].to(device, non_blocking=True),
         position=batch["position"],
         augmentation=augmentation(config),
         seed=config.experiment.seed,
