@@ -48,8 +48,9 @@ from hmsa.network.model import Hierarchical, ScalePair, adjacent_pairs
 from hmsa.network.weights.files import numpy_scalars, read_file
 from hmsa.network.weights.recognition import recognise_model
 from hmsa.utils.config import Config, load_config
-from hmsa.utils.processes import Processes, synchronise_batch_norm
+from hmsa.utils.processes import Processes
 from hmsa.utils.runtime import autocast_dtype, parameter_dtype
+from hmsa.utils.synchronised_norm import synchronise_batch_norm
 from hmsa.utils.training.checkpoint import (
     CheckpointError,
     ForeignCheckpointError,
@@ -241,7 +242,7 @@ def prepared(
 
     image = augment_on_device(
         image,
-        region=batch["region"].to(device),
+        region=batch["region"].to(device, non_blocking=True),
         position=batch["position"],
         augmentation=augmentation(config),
         seed=config.experiment.seed,

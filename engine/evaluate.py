@@ -548,7 +548,7 @@ def score_and_report(job: EvaluationJob, processes: Processes) -> None:
 def score_split(job: EvaluationJob, processes: Processes) -> list[Evaluation]:
     """Evaluate the first way to infer with all scores and pictures, the others for comparison."""
     config, files, model = job.loaded.config, job.files, job.loaded.model
-    criterion = build.criterion(config, files).main
+    criterion = build.criterion(config, files).to(processes.device).main
     results = []
     for number, options in enumerate(job.ways):
         # A loss needs the logits of a whole image at once, which tiles are there to avoid.
@@ -707,7 +707,7 @@ def evaluate(
             cost=cost,
         ):
             index, host_label = int(batch["index"][position]), batch["label"][position]
-            label = host_label[None].to(processes.device)
+            label = host_label[None].to(processes.device, non_blocking=True)
 
             # A matrix for each image; their sum is that of the split.
             matrix = _empty_matrix(spec, processes)

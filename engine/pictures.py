@@ -35,6 +35,7 @@ from hmsa.utils.report.visualise import (
     scale_map,
     scale_shares,
 )
+from hmsa.utils.runtime import kernel_search
 from hmsa.utils.training.logbook import logger
 
 # Folders of Mapillary Vistas, by the names of its benchmark.
@@ -125,17 +126,24 @@ def infer(
 
     is_resized = tuple(image.shape[-2:]) != size
     if not (needs.logits or needs.scales or needs.attention or is_resized):
-        label, confidence = predict_label(
-            model, tensor, options, with_confidence=needs.confidence, on_fallback=_warn, area=area
-        )
+        with kernel_search.for_size(image.shape):
+            label, confidence = predict_label(
+                model,
+                tensor,
+                options,
+                with_confidence=needs.confidence,
+                on_fallback=_warn,
+                area=area,
+            )
         return ImageResult(*_of_numbers(label, confidence))
 
     keep_scales: bool | Literal["attention"] = needs.scales
     if needs.attention and not needs.scales:
         keep_scales = "attention"
-    prediction = predict(
-        model, tensor, options, keep_scales=keep_scales, on_fallback=_warn, area=area
-    )
+    with kernel_search.for_size(image.shape):
+        prediction = predict(
+            model, tensor, options, keep_scales=keep_scales, on_fallback=_warn, area=area
+        )
     return _labelled(prediction, size, with_confidence=needs.confidence)
 
 
