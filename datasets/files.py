@@ -233,4 +233,5 @@ class Files:
         policy = None
         if self.policy is not None:
             policy = self.policy.to_dict()
-        return {"to_train": self.spec.tables(self.label_ids)[0].tolist(), "policy": policy}
+        to_train = self.spec.tables(self.label_ids)[0].tolist()
+        return {"to_train": to_train, "policy": policy, "reading": self.spec.reading()}

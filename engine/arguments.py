@@ -41,6 +41,17 @@ command runs alone or under torchrun, on CPU or GPUs, from the same command line
 `python eval.py ...` is the same command.
 """
 
+PREDICT = """Predict images and videos with a model; no data set is needed.
+
+    hmsa predict runs/x photos/ [film.mp4 ...] [--output DIR] [--scales 0.5 1 2] [--flip]
+    hmsa predict cityscapes_ocrnet.HRNet_Mscale_outstanding-turtle.pth photos/
+    hmsa predict hf:owner/name photo.jpg
+
+MODEL is a run folder, a checkpoint, a folder of save_pretrained, hf:owner/name, or a name or file
+of published weights, whose network is known by their tensors. DIR then holds labels, colours and
+overlays under the images' names, and classes.json, which says what they mean.
+"""
+
 AUTOLABEL = """Label images with a trained network, as section 4 of the paper does.
 
     hmsa autolabel --checkpoint teacher.pt --images DIR --output DIR --threshold 0.9
@@ -95,6 +106,18 @@ def train_command(argv: Sequence[str] | None = None, *, program: str | None = No
 def eval_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
     """`hmsa eval`: returns the exit status, 2 with one sentence for a user's mistake."""
     arguments = parse_eval(argv, program=program)
+
+    def run() -> int:
+        from .evaluate import main
+
+        return main(arguments)
+
+    return run_command(run)
+
+
+def predict_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa predict`: returns the exit status, 2 with one sentence for a user's mistake."""
+    arguments = parse_predict(argv, program=program)
 
     def run() -> int:
         from .evaluate import main
@@ -240,6 +263,45 @@ def parse_eval(
     if arguments.submit and arguments.submit.suffix != ".zip":
         parser.error(f"--submit {arguments.submit}: the file must end in .zip")
     return arguments
+
+
+def parse_predict(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa predict`, as that of `hmsa eval --images`."""
+    parser = _parser("predict", PREDICT, program)
+    parser.add_argument("checkpoint", type=Path, metavar="MODEL", help="what to predict with")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="PATH",
+        help="folders, files, globs, .txt lists or videos",
+    )
+    parser.add_argument(
+        "--config", type=Path, help="YAML configuration, for weights that no tensor tells about"
+    )
+    _add_scales_and_flip(parser, section="eval")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("predictions"),
+        metavar="DIR",
+        help="where the pictures go (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--save",
+        nargs="+",
+        choices=SAVES,
+        metavar="KIND",
+        help=f"pictures to write for every image: {', '.join(SAVES)} (default: "
+        f"{' '.join(SAVED_BY_DEFAULT)})",
+    )
+    _add_overrides(parser, example="eval.tile=[1024,1024]")
+    arguments = parse_with_overrides(parser, argv)
+
+    # What a split can have and images cannot.
+    nothing = {"split": None, "submit": None, "compare": [], "combine": None, "over": None}
+    return argparse.Namespace(**vars(arguments), **nothing)
 
 
 def parse_autolabel(
@@ -413,6 +475,7 @@ def _add_overrides(parser: argparse.ArgumentParser, *, example: str) -> None:
 COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "train": (train_command, "train a network as a YAML configuration says"),
     "eval": (eval_command, "score a checkpoint, hand a split in, or predict any images"),
+    "predict": (predict_command, "predict images and videos with any model"),
     "autolabel": (autolabel_command, "label images with a trained network"),
     "calibrate": (calibrate_command, "fit the attention to a list of scales, in a minute or two"),
     "attach": (attach_command, "give a trained single-scale model hierarchical attention"),
