@@ -731,8 +731,8 @@ def evaluate(
 
     model.train(was_training)
     seconds = time.monotonic() - start
-    result = _add_up(tally, processes, images=images, seconds=seconds)
-    return replace(result, cost=joined_cost(processes.gather(cost.total())))
+    evaluation = _add_up(tally, processes, images=images, seconds=seconds)
+    return replace(evaluation, cost=joined_cost(processes.gather(cost.total())))
 
 
 def _empty_matrix(spec: DatasetSpec, processes: Processes) -> ConfusionMatrix:
