@@ -343,8 +343,9 @@ class ModelSection(ConfigSection):
     for explicit"""
 
     # Weights to start from.
-    trunk_weights: str | None = Field(default=None, min_length=1)
-    """Weights the trunk starts from: imagenet, a name, a file; null: random"""
+    trunk_weights: str | None = Field(default="auto", min_length=1)
+    """Weights the trunk starts from: auto (pre-trained where they can be had, from a package, the
+    cache or the network), imagenet (the same, or an error), a name, a file; null: random"""
 
     init_from: str | None = Field(default=None, min_length=1)
     """Checkpoint of a whole model to start from; what fits is taken and reported"""
@@ -357,6 +358,12 @@ class ModelSection(ConfigSection):
     decoder_channels: Channels | None = None
     """Width of the decoder; null: that of the published weights, 256, and for ocr 512 with keys of
     half that"""
+
+    aspp_rates: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=256)], ...], Field(min_length=1, max_length=8), Listed
+    ] = (6, 12, 18)
+    """Dilations of deeplabv3plus's 3x3 branches at stride 16. Those wider than the features of a
+    training crop (its side / 16) are never trained at their ends and harm larger images"""
 
     attention_channels: Channels = 256
     """Width of the attention head (256 in the release; the paper does not say)"""
