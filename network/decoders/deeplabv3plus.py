@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..heads import ConvHead
-from ..layers import Concatenate, ConvNorm, initialise_kaiming, normalise_pooled
+from ..layers import Concatenate, ConvNorm, initialise_kaiming, normalise_pooled, over_image
 from ..trunks.trunk import Features
 from .decoder import Decoded, Decoder
 
@@ -37,7 +37,9 @@ class PyramidPooling(nn.Module):
             for dilation in dilations
         ]
         self.branches = nn.ModuleList(branches)
-        self.pooled = ConvNorm(inputs=inputs, outputs=channels) if pooling else None
+        self.pooled: ConvNorm | None = None
+        if pooling:
+            self.pooled = ConvNorm(inputs=inputs, outputs=channels)
 
     def forward(self, tensor: Tensor, *, weight: Tensor) -> Tensor:
         """The branches, image pooling first, reduced by a 1x1 convolution with `weight`.
@@ -50,15 +52,22 @@ class PyramidPooling(nn.Module):
 
         # Image pooling is the same for all positions: [N, channels, 1, 1].
         if self.pooled is not None:
-            pooled = self.pooled.conv(tensor.mean(dim=(2, 3), keepdim=True))
+            pooled = self.pooled.conv(self.pool(tensor))
             pooled = normalise_pooled(self.pooled.norm, pooled).relu()
             total = F.conv2d(pooled, weights.pop(0))
 
         for branch, weight_of_branch in zip(self.branches, weights, strict=True):
             part = F.conv2d(branch(tensor), weight_of_branch)
-            total = part if total is None else part.add_(total)
+            if total is not None:
+                part = part.add_(total)
+            total = part
         assert total is not None
         return total
+
+    @over_image
+    def pool(self, tensor: Tensor) -> Tensor:
+        """The mean of the features over the image, `[N, inputs, 1, 1]`."""
+        return tensor.mean(dim=(2, 3), keepdim=True)
 
 
 class DeepLabV3Plus(Decoder):
