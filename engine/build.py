@@ -298,6 +298,7 @@ def initial_model(config: Config, *, num_classes: int) -> MultiScaleModel:
         else:
             load_trunk_weights(model.trunk, found.path, mean=found.mean, std=found.std)
             logger.info("%s", found.sentence)
+        model.trunk_origin = found.sentence
     return model
 
 
@@ -406,9 +407,15 @@ def schedule(config: Config, *, steps_per_epoch: int) -> Callable[[int], float]:
     return build_schedule(steps_per_epoch=steps_per_epoch, **config.optim.schedule_arguments())
 
 
-def checkpoint_identity(config: Config, files: Files) -> dict[str, Any]:
-    """What makes a checkpoint usable alone: its configuration and its classes."""
-    return {"config": config.to_dict(), "spec": files.spec.to_dict()}
+def checkpoint_identity(config: Config, files: Files, *, trunk_origin: str = "") -> dict[str, Any]:
+    """What makes a checkpoint usable alone: its configuration and its classes.
+
+    With `trunk_origin`, the sentence about the weights its trunk started from, for reports.
+    """
+    identity = {"config": config.to_dict(), "spec": files.spec.to_dict()}
+    if trunk_origin:
+        identity["trunk_origin"] = trunk_origin
+    return identity
 
 
 @torch.no_grad()
@@ -542,6 +549,7 @@ class Loaded:
     spec: DatasetSpec
     sha256: str  # of the checkpoint's file
     path: Path = Path()  # of that file
+    trunk_origin: str = ""  # what its trunk started from, where the checkpoint says so
 
 
 def load_model(
@@ -687,4 +695,12 @@ def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
     model = place(model, config, device).eval()
     if isinstance(model, Hierarchical) and config.eval.calibration == "auto":
         model.attention_bias = attention_bias_of(opened.weights or {})
-    return Loaded(model=model, config=config, spec=spec, sha256=opened.sha256, path=path)
+    origin = (opened.weights or {}).get("trunk_origin", "")
+    return Loaded(
+        model=model,
+        config=config,
+        spec=spec,
+        sha256=opened.sha256,
+        path=path,
+        trunk_origin=str(origin),
+    )
