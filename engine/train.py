@@ -88,6 +88,7 @@ def train(
         loader = build.train_loader(config, files, processes)
         state = build.training_state(config, files, processes)
         criterion = build.criterion(config, files)
+        loggers = build.loggers(runtime.loggers if writes else ())
 
     # With several ranks the wrapped network averages gradients over them during backward. Where it
     # is compiled as a whole, every backward must exchange the same ones (a static graph).
@@ -108,7 +109,7 @@ def train(
     steps_per_epoch = len(loader) // optim.accumulate
     rate_at = build.schedule(config, steps_per_epoch=steps_per_epoch)
 
-    logbook = Logbook(run.folder, write=writes)
+    logbook = Logbook(run.folder, write=writes, loggers=loggers, name=experiment.name)
     logbook.begin(dump(config), first_step=progress.step, to_validate=progress.to_validate)
     meter = Meter(
         processes,

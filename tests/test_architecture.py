@@ -37,12 +37,13 @@ MAY_IMPORT = {
 FLAT = {"processes", "runtime", "words"}
 UTILS_MAY_IMPORT = {
     "files": {"words"},
-    "config": {"files", "words"},
+    "config": {"files", "imported", "words"},
     "metrics": {"files", *FLAT},
     "report": {"files", "metrics", *FLAT},
     "labelling": {"files", "metrics", *FLAT},
     "training": {"files", "metrics", *FLAT},
     "words": set(),
+    "imported": {"words"},
     "runtime": {"words"},
     "processes": {"words", "runtime"},
 }
