@@ -270,14 +270,25 @@ class Hierarchical(MultiScaleModel):
 
         # In training from low to high as the authors do, for the running statistics of batch norm.
         biases = self.biases_of(scales)
-        result = {}
-        for scale in sorted(scales, reverse=not self.training):
-            decoded = self.decode_at(image, scale)
-            attention = None
-            if scale in attended:
-                attention = self.attend(decoded.features, decoded.logits, bias=biases.get(scale))
-            result[scale] = as_prediction(decoded, attention)
-        return result
+        return {
+            scale: self.predict_scale(
+                image, scale, attended=scale in attended, bias=biases.get(scale)
+            )
+            for scale in sorted(scales, reverse=not self.training)
+        }
+
+    def predict_scale(
+        self, image: Tensor, scale: float, *, attended: bool, bias: float | None = None
+    ) -> Prediction:
+        """One scale's prediction at the resolution of its features; with attention if `attended`.
+
+        `bias` is added to the attention's scores.
+        """
+        decoded = self.decode_at(image, scale)
+        attention = None
+        if attended:
+            attention = self.attend(decoded.features, decoded.logits, bias=bias)
+        return as_prediction(decoded, attention)
 
     def biases_of(self, scales: Sequence[float]) -> dict[float, float]:
         """The attention bias of each scale that has one for its next higher scale in `scales`."""

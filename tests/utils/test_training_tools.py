@@ -474,9 +474,9 @@ def test_a_summary_tells_what_was_done_and_what_comes_next(tmp_path: Path) -> No
     run = RunFolder(tmp_path)
     assert run.next_commands() == ""
     newest = run.checkpoints.save(3, {})
-    assert f"eval.py --checkpoint {newest} " in run.next_commands()
+    assert f"hmsa eval --checkpoint {newest} " in run.next_commands()
     run.checkpoints.save_best({})
-    assert f"eval.py --checkpoint {run.checkpoints.best} " in run.next_commands()
+    assert f"hmsa eval --checkpoint {run.checkpoints.best} " in run.next_commands()
 
 
 def test_an_overflow_of_a_running_statistic_makes_its_step_one_to_skip() -> None:

@@ -122,6 +122,15 @@ class Logbook:
             self.folder, name=self.name, configuration=configuration, first_step=first_step
         )
 
+    def last_row(self, kind: str) -> dict[str, Any] | None:
+        """The last whole row of a kind that metrics.jsonl holds; None without one."""
+        try:
+            lines = self.path.read_bytes().splitlines()
+        except OSError:
+            return None
+        rows = [row for row in map(_row_of, lines) if row is not None and row["kind"] == kind]
+        return rows[-1] if rows else None
+
     def row(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl {"kind", "step", **values}; not-a-number becomes null.
 
