@@ -172,20 +172,16 @@ def build_model(
         from .weights.loading import load_trunk_weights
         from .weights.pretrained import find_weights
 
-<<<<<<< HEAD
         trunk_name = trunk if isinstance(trunk, str) else type(model.trunk).__name__
-        load_trunk_weights(model.trunk, resolve_weights(trunk_weights, trunk=trunk_name))
-
-    # What its parts were named by, so that a saved model can be built again.
-    if isinstance(trunk, str) and isinstance(decoder, str):
-        model.built_with = {name: value for name, value in given.items() if value is not None}
-=======
-        found = find_weights(trunk_weights, trunk=trunk)
+        found = find_weights(trunk_weights, trunk=trunk_name)
         if found.path is None:
             warnings.warn(found.sentence, stacklevel=2)
         else:
             load_trunk_weights(model.trunk, found.path, mean=found.mean, std=found.std)
->>>>>>> camvid
+
+    # What its parts were named by, so that a saved model can be built again.
+    if isinstance(trunk, str) and isinstance(decoder, str):
+        model.built_with = {name: value for name, value in given.items() if value is not None}
     return model
 
 
