@@ -58,7 +58,7 @@ def configuration_text(
     weights = ModelSection.model_fields["trunk_weights"].default
     lines = [
         f"# Written by `{command}` for this machine ({machine}).",
-        f"# A training takes about {recipe.duration}; the option --dry-run measures what one takes.",
+        f"# A training takes about {recipe.duration}; --dry-run measures a step of it.",
         "experiment:",
         f"  name: {quoted(name)}              # results go to runs/NAME",
         "",
