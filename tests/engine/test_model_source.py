@@ -100,7 +100,7 @@ def test_converted_weights_are_usable_alone(
 
     folder = tmp_path / "pretrained"
     folder.mkdir()
-    tensors = {key: value.clone() for key, value in expected.model.state_dict().items()}
+    tensors = {key: value.contiguous() for key, value in expected.model.state_dict().items()}
     safetensors.save_file(tensors, folder / "model.safetensors")
     described = model_source.description(expected.config, expected.spec)
     (folder / "config.json").write_text(json.dumps({"hmsa": described}))
