@@ -16,8 +16,12 @@ from pathlib import Path
 from hmsa.utils.config import dump, load_config
 
 from .command_line import at_least, parse_with_overrides, run_command, say
+from .launch import is_launched, launch
 
-SAVES = ("labels", "colour", "overlay", "attention", "confidence", "probabilities", "scales")
+SAVES = (
+    *("labels", "colour", "overlay", "video"),
+    *("attention", "confidence", "probabilities", "scales"),
+)
 SAVED_BY_DEFAULT = ("labels", "colour", "overlay")
 COMBINE = ("average", "max")
 OVER = ("logits", "probabilities")
@@ -36,6 +40,7 @@ yours is changed.
 TRAIN = """Train a network as a YAML configuration says.
 
     hmsa train configs/demo.yaml [section.key=value ...] [--resume] [--dry-run]
+    hmsa train configs/demo.yaml --processes 8
     torchrun --nproc-per-node 8 -m hmsa train configs/cityscapes/hrnet_ocr_hierarchical.yaml
 
 In a checkout `python train.py ...` is the same command.
@@ -95,6 +100,16 @@ An attention head is trained on the frozen network, a quarter as long as the net
 holds a run like any other, by default beside the run of the model.
 """
 
+BENCHMARK = """Time a configuration's training steps on this machine.
+
+    hmsa benchmark configs/cityscapes/hrnet_ocr_hierarchical.yaml [--steps 20] [--json FILE]
+    torchrun --nproc-per-node 8 -m hmsa benchmark CONFIG
+
+Prints images/s, peak memory, and the share of a step that data, network, loss, backward pass and
+optimiser take. The images are noise, so that Cityscapes' recipes need no data; with --data those
+of the data set are read. Nothing is written but FILE.
+"""
+
 
 def init_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
     """`hmsa init`: returns the exit status, 2 with one sentence for a user's mistake."""
@@ -122,6 +137,8 @@ def train_command(argv: Sequence[str] | None = None, *, program: str | None = No
         if arguments.print_config:
             print(dump(config), end="")
             return 0
+        if arguments.processes > 1 and not is_launched():
+            return launch(arguments.processes)
         from .train import main
 
         if chosen is not None and os.environ.get("RANK", "0") == "0":
@@ -136,6 +153,8 @@ def eval_command(argv: Sequence[str] | None = None, *, program: str | None = Non
     arguments = parse_eval(argv, program=program)
 
     def run() -> int:
+        if arguments.processes > 1 and not is_launched():
+            return launch(arguments.processes)
         from .evaluate import main
 
         return main(arguments)
@@ -148,6 +167,8 @@ def predict_command(argv: Sequence[str] | None = None, *, program: str | None = 
     arguments = parse_predict(argv, program=program)
 
     def run() -> int:
+        if arguments.processes > 1 and not is_launched():
+            return launch(arguments.processes)
         from .evaluate import main
 
         return main(arguments)
@@ -160,6 +181,8 @@ def autolabel_command(argv: Sequence[str] | None = None, *, program: str | None 
     arguments = parse_autolabel(argv, program=program)
 
     def run() -> int:
+        if arguments.processes > 1 and not (arguments.verify or is_launched()):
+            return launch(arguments.processes)
         from .autolabel import main
 
         return main(arguments)
@@ -185,6 +208,18 @@ def attach_command(argv: Sequence[str] | None = None, *, program: str | None = N
 
     def run() -> int:
         from .attach import main
+
+        return main(arguments)
+
+    return run_command(run)
+
+
+def benchmark_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa benchmark`: returns the exit status, 2 with one sentence for a user's mistake."""
+    arguments = parse_benchmark(argv, program=program)
+
+    def run() -> int:
+        from .benchmark import main
 
         return main(arguments)
 
@@ -247,6 +282,7 @@ def parse_train(
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and stop"
     )
+    _add_processes(parser)
     return parse_with_overrides(parser, argv)
 
 
@@ -290,7 +326,7 @@ def parse_eval(
         default=[],
         metavar="LIST",
         help="further ways to score beside it: scales, and after a plus what else differs, "
-        "e.g. 1 0.5,1,2 0.5,1,2+flip 0.5,1,2+max",
+        "e.g. 1 0.5,1,2 0.5,1,2+flip 0.5,1,2+refine=0.3 0.5,1,2+max",
     )
     parser.add_argument(
         "--output",
@@ -304,7 +340,7 @@ def parse_eval(
         choices=SAVES,
         metavar="KIND",
         help=f"pictures to write for every image: {', '.join(SAVES)} (default: none where there "
-        f"are labels to score, else {' '.join(SAVED_BY_DEFAULT)})",
+        f"are labels to score, else {' '.join(SAVED_BY_DEFAULT)}, and video of videos)",
     )
     parser.add_argument(
         "--submit",
@@ -312,6 +348,7 @@ def parse_eval(
         metavar="FILE.zip",
         help="predictions of the split as its benchmark wants them, checked and zipped",
     )
+    _add_processes(parser)
     _add_overrides(parser, example="data.root=/data/cityscapes")
     arguments = parse_with_overrides(parser, argv)
 
@@ -358,8 +395,9 @@ def parse_predict(
         choices=SAVES,
         metavar="KIND",
         help=f"pictures to write for every image: {', '.join(SAVES)} (default: "
-        f"{' '.join(SAVED_BY_DEFAULT)})",
+        f"{' '.join(SAVED_BY_DEFAULT)}, and video of videos)",
     )
+    _add_processes(parser)
     _add_overrides(parser, example="eval.tile=[1024,1024]")
     arguments = parse_with_overrides(parser, argv)
 
@@ -417,6 +455,7 @@ def parse_autolabel(
         action="store_true",
         help="only check the finished labels in --output, to the last pixel",
     )
+    _add_processes(parser)
     _add_overrides(parser, example="data.root=/data/cityscapes")
     arguments = parse_with_overrides(parser, argv)
 
@@ -482,6 +521,23 @@ def parse_attach(
     return parse_with_overrides(parser, argv)
 
 
+def parse_benchmark(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa benchmark`."""
+    parser = _parser("benchmark", BENCHMARK, program)
+    parser.add_argument("config", help="YAML configuration file")
+    _add_overrides(parser, example="runtime.precision=bf16")
+    parser.add_argument(
+        "--steps", type=at_least(1), default=20, help="steps to time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--data", action="store_true", help="read images of the data set instead of noise"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    return parse_with_overrides(parser, argv)
+
+
 def read_ignored(text: str) -> int | tuple[int, int, int]:
     """An argparse type: an id such as 0, or a colour such as 0,0,0."""
     parts = text.split(",")
@@ -521,6 +577,22 @@ def read_scale(text: str) -> float:
     return scale
 
 
+def read_refine(text: str) -> float | str:
+    """An argparse type: a share of the image from 0 to 1, or auto."""
+    if text == "auto":
+        return text
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no share of the image; give a number from 0 to 1, e.g. 0.3, or auto"
+        )
+    return share
+
+
 def _parser(command: str, description: str, program: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=program or f"hmsa {command}",
@@ -547,6 +619,23 @@ def _add_scales_and_flip(parser: argparse.ArgumentParser, *, section: str) -> No
         default=None,
         help=f"average with the mirrored image (default: {section}.flip)",
     )
+    parser.add_argument(
+        "--refine",
+        type=read_refine,
+        metavar="SHARE",
+        help="compute scales above 1 only on this share of each image, 0 to 1, where the attention "
+        f"leaves most to them; auto: as much as it asks for (default: {section}.refine)",
+    )
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--processes",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="run as N processes of this machine, one for each GPU (torchrun, too, starts it)",
+    )
 
 
 def _add_overrides(parser: argparse.ArgumentParser, *, example: str) -> None:
@@ -567,6 +656,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "autolabel": (autolabel_command, "label images with a trained network"),
     "calibrate": (calibrate_command, "fit the attention to a list of scales, in a minute or two"),
     "attach": (attach_command, "give a trained single-scale model hierarchical attention"),
+    "benchmark": (benchmark_command, "time a configuration's training steps on this machine"),
 }
 
 

@@ -41,15 +41,18 @@ from hmsa.network import (
     MultiScaleModel,
     Prediction,
     build_model,
+    load_trunk_weights,
     load_weights,
 )
 from hmsa.network.inference import out_of_memory
 from hmsa.network.model import Hierarchical, ScalePair, adjacent_pairs
 from hmsa.network.weights.files import numpy_scalars, read_file
+from hmsa.network.weights.pretrained import find_weights
 from hmsa.network.weights.recognition import recognise_model
 from hmsa.utils.config import Config, load_config
-from hmsa.utils.processes import Processes, synchronise_batch_norm
+from hmsa.utils.processes import Processes
 from hmsa.utils.runtime import autocast_dtype, parameter_dtype
+from hmsa.utils.synchronised_norm import synchronise_batch_norm
 from hmsa.utils.training.checkpoint import (
     CheckpointError,
     ForeignCheckpointError,
@@ -241,7 +244,7 @@ def prepared(
 
     image = augment_on_device(
         image,
-        region=batch["region"].to(device),
+        region=batch["region"].to(device, non_blocking=True),
         position=batch["position"],
         augmentation=augmentation(config),
         seed=config.experiment.seed,
@@ -280,14 +283,21 @@ def place(model: MultiScaleModel, config: Config, device: torch.device) -> Multi
 def initial_model(config: Config, *, num_classes: int) -> MultiScaleModel:
     """The network that a training begins with.
 
-    Its weights come from model.init_from when given, else from model.trunk_weights; the report of
-    the loading is logged.
+    Its weights come from model.init_from when given, else from model.trunk_weights; where they
+    came from is logged.
     """
-    source = config.model.init_from
-    model = model_from(config, num_classes=num_classes, trunk_weights=source is None)
+    source, of_trunk = config.model.init_from, config.model.trunk_weights
+    model = model_from(config, num_classes=num_classes, trunk_weights=False)
     if source is not None:
         file = model_file(source)
         load_weights(model, file, strict=False, say=lambda text: logger.info("%s", text))
+    elif of_trunk is not None:
+        found = find_weights(of_trunk, trunk=config.model.trunk)
+        if found.path is None:
+            logger.warning("%s", found.sentence)
+        else:
+            load_trunk_weights(model.trunk, found.path, mean=found.mean, std=found.std)
+            logger.info("%s", found.sentence)
     return model
 
 
@@ -505,6 +515,7 @@ def inference_options(
     flip: bool | None = None,
     combine: str | None = None,
     over: str | None = None,
+    refine: Any = None,
 ) -> InferenceOptions:
     """How to infer, from the eval or autolabel section; what a command line says comes first."""
     tile = None
@@ -517,6 +528,7 @@ def inference_options(
         over=over or section.over,
         tile=tile,
         overlap=section.overlap,
+        refine=section.refine if refine is None else refine,
         autocast_dtype=autocast_dtype(section.precision),
     )
 

@@ -83,7 +83,7 @@ def splits_of(config: Config) -> dict[str, str]:
     """What is to be checked: role -> name of its split."""
     splits = {"training": config.data.train_split, "validation": config.data.val_split}
     if config.data.extra is not None:
-        splits["extra"] = config.data.extra.split
+        splits["extra"] = config.data.extra.split or "images of the automatic labels"
     return splits
 
 

@@ -89,6 +89,16 @@ def find_folder(
     return ListedSplit(spec, [images[key] for key in keys], [labels[key] for key in keys], keys)
 
 
+def folder_spec(root: Path, classes: Path | None) -> DatasetSpec:
+    """The classes of a folder data set.
+
+    Raises:
+        DataError: it has no class list, or one that cannot be read.
+    """
+    spec, _ = load_class_list(_class_file(root, classes))
+    return spec
+
+
 def _list_file(root: Path, split: str, layout: Layout, image_place: str) -> Path | None:
     """The list file that names the files of a split; None where folders or globs do."""
     if split.endswith(".txt"):
