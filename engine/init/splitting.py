@@ -13,7 +13,7 @@ NUMBER = re.compile(r"^(.*?)[-_. ]*\d+$")
 LEAST_GROUPS = 2
 
 
-def recording_of(name: str) -> str:
+def recording_name(name: str) -> str:
     """What the names of frames of one recording share: folder and name without the last number."""
     folder, base = os.path.split(os.path.splitext(name)[0])
     match = NUMBER.match(base)
@@ -28,7 +28,7 @@ def split_off(names: Sequence[str], share: float) -> tuple[list[int], bool]:
     """
     groups: dict[str, list[int]] = defaultdict(list)
     for index, name in enumerate(names):
-        groups[recording_of(name)].append(index)
+        groups[recording_name(name)].append(index)
 
     wanted = max(1, round(share * len(names)))
     if LEAST_GROUPS <= len(groups) <= len(names) // 2:
