@@ -417,6 +417,10 @@ class ModelSection(ConfigSection):
     """Dilations of deeplabv3plus's 3x3 branches at stride 16. Those wider than the features of a
     training crop (its side / 16) are never trained at their ends and harm larger images"""
 
+    aspp_pooling: bool = True
+    """Whether deeplabv3plus has its branch of image pooling, whose batch norm sees one value per
+    image: small batches of crops teach it what does not hold for whole images"""
+
     attention_channels: Channels = 256
     """Width of the attention head (256 in the release; the paper does not say)"""
 
