@@ -20,6 +20,7 @@ Values = dict[str, dict[str, Any]]
 STRIDE = 32  # crops that are multiples of it leave no trunk a fraction of a feature
 LOOKED_AT = 32  # images of a split whose sizes are read
 CROP_SHARE = 0.6  # side of a crop relative to the image: scale and place are drawn at random
+SMALL_CROP = 384  # pixels, below which the rates of DeepLab V3+ are too large
 MOST_EPOCHS, LEAST_EPOCHS = 200, 10
 VALIDATIONS = 10  # in a training
 # Pixels of crops that one core trains on in a second, measured with the network below at
@@ -123,11 +124,13 @@ def recipe_for(facts: DataFacts, machine: Machine) -> Recipe:
     inference = {"scales": [0.5, 1.0, 2.0][: 3 if machine.has_gpu else 2], "precision": precision}
     values: Values = {
         "data": data,
-        "model": _network(),
+        "model": _network(crop),
         "optim": {
             "optimizer": "adamw",
-            "lr": 1e-3,
-            "weight_decay": 0.01,
+            "lr": 5e-4,
+            "head_lr_multiplier": 4.0,
+            "weight_decay": 0.03,
+            "decay_norm_and_bias": False,
             "epochs": epochs,
             "poly_exponent": 0.9,
             "warmup_steps": min(100, steps // 20),
@@ -145,15 +148,20 @@ def recipe_for(facts: DataFacts, machine: Machine) -> Recipe:
     return Recipe(values, seconds=steps * batch * crop[0] * crop[1] / speed)
 
 
-def _network() -> dict[str, Any]:
+def _network(crop: tuple[int, int]) -> dict[str, Any]:
     """The smallest network that is good: EfficientNet-Lite where timm is, else a ResNet."""
     trunk = "resnet18"
     if importlib.util.find_spec("timm") is not None:
-        trunk = "timm:efficientnet_lite0"
+        trunk = "timm:tf_efficientnet_lite0"
+
+    # The features of a small crop are narrower than the published rates reach.
+    is_small = min(crop) < SMALL_CROP
     return {
         "trunk": trunk,
         "decoder": "deeplabv3plus",
         "decoder_channels": 96,
+        "aspp_rates": [2, 4, 6] if is_small else [6, 12, 18],
+        "aspp_pooling": not is_small,
         "attention_channels": 96,
         "output_stride": 16,
     }
@@ -208,6 +216,7 @@ def suited(config: Config) -> tuple[Config, str | None]:
         wanted["class_uniform"] = {"tile": wanted["class_uniform"]["tile"]}
         chosen = {"data": wanted}
     elif {"optimizer", "lr"} & config.optim.model_fields_set:
+        # The other values of a schedule mean nothing beside another optimiser or rate.
         chosen["optim"] = {"epochs": chosen["optim"]["epochs"]}
 
     # What the configuration names stays as it is.
@@ -248,6 +257,8 @@ def _written(value: Any) -> str:
         return "{" + ",".join(f"{key}: {_written(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(_written(item) for item in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
