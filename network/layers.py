@@ -43,6 +43,16 @@ def row_by_row(*, halo: int, overwrites: bool = False) -> Callable[[Method], Met
     return mark
 
 
+def over_image(method: Method) -> Method:
+    """Mark a method of a module whose result depends on all of the image, as a global mean does.
+
+    The mark changes nothing in training. Where inference runs a network on parts of an image
+    (`inference/refinement.py`), a marked method gives what it gave for the whole image.
+    """
+    method.over_image = True  # type: ignore[attr-defined]
+    return method
+
+
 def resize(tensor: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
     """Resize `[N, C, h, w]` bilinearly, without antialiasing, to `size` (height, width).
 

@@ -310,7 +310,7 @@ def in_strips(model: nn.Module) -> Iterator[None]:
         setattr(module, name, method)
         replaced.append((module, name))
 
-    for module in _eager_modules(model):
+    for module in eager_modules(model):
         if isinstance(module, Concatenate):
             replace(module, "forward", functools.partial(_put_off, module.forward))
         for name, dependence in _row_methods(type(module)):  # type: ignore[arg-type]
@@ -324,13 +324,13 @@ def in_strips(model: nn.Module) -> Iterator[None]:
             delattr(module, name)
 
 
-def _eager_modules(module: nn.Module) -> Iterator[nn.Module]:
+def eager_modules(module: nn.Module) -> Iterator[nn.Module]:
     """The module and those inside it, but none that is compiled: its graph wants tensors."""
     if module._compiled_call_impl is not None and not hasattr(module, "predict_scales"):
         return
     yield module
     for child in module.children():
-        yield from _eager_modules(child)
+        yield from eager_modules(child)
 
 
 @functools.cache

@@ -195,14 +195,15 @@ class ClassUniformSection(ConfigSection):
 class ExtraSection(ConfigSection):
     """A second, larger source of training images with coarse or automatic labels."""
 
-    split: str = Field(default="train_extra", min_length=1)
-    """Split its images come from"""
+    split: str | None = Field(default=None, min_length=1)
+    """Split its images come from; null: the images that the automatic labels were made from, for
+    coarse labels train_extra"""
 
     labels: Literal["coarse", "auto"] = "auto"
     """Labels drawn coarsely by people, or automatic ones"""
 
     root: str | None = None
-    """Folder or manifest of automatic labels, as autolabel.py wrote it"""
+    """Folder or manifest of automatic labels, as `hmsa autolabel` wrote it"""
 
     probability: Fraction = 0.5
     """Share of an epoch drawn from the fine images, the rest from here (mode mixture; 0.5 in the
@@ -615,11 +616,12 @@ class RuntimeSection(ConfigSection):
     validation, for trainings on their own validation images"""
 
     # What is reported, and when it gives up.
-    val_every: Count = 1
-    """Epochs between validations"""
+    val_every: Count | Literal["auto"] = "auto"
+    """Epochs between validations; auto: as often as costs at most 5 % of the training's computing.
+    The last epoch is always validated"""
 
     image_every: Count = 5
-    """Epochs between pictures"""
+    """Epochs between pictures, which are drawn after validations"""
 
     log_every: Count = 10
     """Steps between lines of the log"""
@@ -657,6 +659,10 @@ class InferenceSection(ConfigSection):
 
     overlap: float = Field(default=0.25, ge=0, lt=1)
     """Overlap of neighbouring tiles as a fraction of a tile"""
+
+    refine: Fraction | Literal["auto"] = 1.0
+    """Share of the image on which scales above 1 are computed, where the attention leaves most to
+    them; auto: as much of each image as it asks for"""
 
     precision: Precision = "fp32"
     """Autocast to bf16 or fp16, or compute in fp32 or fp64"""
@@ -709,6 +715,10 @@ class AutolabelSection(InferenceSection):
 
     confidence: bool = False
     """Write 8-bit confidence images too"""
+
+    keep_answers: bool = False
+    """Also keep the network's answer for each image, class and probability of every pixel, so that
+    another threshold needs no inference"""
 
 
 class Sections(BaseModel):

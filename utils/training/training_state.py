@@ -296,9 +296,11 @@ def restore(
     if processes.is_main:
         best = _best_so_far(state.progress, checkpoints)
     state.progress.best_miou, state.progress.best_epoch = processes.gather(best)[0]
-    logger.info(
-        "going on from %s: epoch %d, step %d", path, state.progress.epoch, state.progress.step
-    )
+    progress = state.progress
+    where = f"epoch {progress.epoch}, step {progress.step} done"
+    if progress.step_in_epoch:
+        where = f"within epoch {progress.epoch + 1}, step {progress.step} done"
+    logger.info("going on from %s: %s", path, where)
 
 
 def _choose(checkpoints: CheckpointFolder) -> Path | None:
