@@ -106,13 +106,16 @@ class StandInDevice(TorchDispatchMode):
         return result
 
 
-class _FromNumbers(TorchFunctionMode):
-    """Makes tensors of Python's numbers on the host and copies them, where it can be seen."""
+class _Calls(TorchFunctionMode):
+    """Names the device as torch knows it in every call.
+
+    Tensors of Python's numbers are made on the host and copied, where it can be seen.
+    """
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        args, kwargs = tree_map(_as_torch_knows, (tuple(args), dict(kwargs or {})))
         if function is Tensor.new_tensor:
             own = {"device": args[0].device, "dtype": args[0].dtype}
             function, args, kwargs = torch.tensor, args[1:], own | kwargs
@@ -129,14 +132,20 @@ def stand_in_device(reported: str = "meta") -> Iterator[StandInDevice]:
     """Within the block a device of that type computes, `DEVICE` if none is named."""
     OnDevice.reported = torch.device(reported)
     try:
-        with _FromNumbers(), StandInDevice() as seen:
+        with _Calls(), StandInDevice() as seen:
             yield seen
     finally:
         OnDevice.reported = DEVICE
 
 
+def _as_torch_knows(value: Any) -> Any:
+    if isinstance(value, (str, torch.device)) and str(value) == str(OnDevice.reported):
+        return DEVICE
+    return value
+
+
 def _is_device(value: Any) -> bool:
-    return value is not None and torch.device(value).type in ("meta", "mps")
+    return value is not None and torch.device(value).type == DEVICE.type
 
 
 def _waits(name: str, args: Any, kwargs: Any) -> int:

@@ -7,6 +7,7 @@ is computed in strips waits in none of them. The same runs show what a GPU witho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from hmsa.engine import autolabel, build, train
+from hmsa.engine.command_line import StopSignal
 from hmsa.engine.evaluate import evaluate
 from hmsa.engine.label_images import LabellingJob
 from hmsa.loss import LOSSES, build_criterion
@@ -91,7 +93,8 @@ def train_on(
         monkeypatch.setattr(train, "seed_step", seed)
         monkeypatch.setattr(train, "evaluate", score)
         trace = Trace(folder, enabled=False)
-        assert train.train(config, processes, trace, resume=False, dry_run=False) == 0
+        with closing(StopSignal()) as stop:
+            assert train.train(config, processes, trace, stop, resume=False, dry_run=False) == 0
         counted.steps = [seen.waits[marks[0] : marks[1]], seen.waits[marks[1] : marks[2]]]
         counted.fp64 = seen.created[torch.float64]
     return counted
@@ -134,7 +137,7 @@ def test_losses_need_no_fp64_on_a_mac(main: str, pool: str) -> None:
         terms = criterion(SimpleNamespace(logits=logits, aux=None, scales=None), label)
         torch.stack(list(terms.values())).sum().backward()
         assert logits.grad is not None
-        return [float(term) for term in terms.values()], logits.grad.flatten().tolist()
+        return [float(term.detach()) for term in terms.values()], logits.grad.flatten().tolist()
 
     expected = judged(values.clone(), label)
     with stand_in_device("mps") as seen:
