@@ -660,8 +660,8 @@ class RuntimeSection(ConfigSection):
     """Where and how a training computes, and what it reports."""
 
     # Where and how it computes.
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is one"""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: CUDA where there is one, else the CPU; mps: the GPU of a Mac, in one process"""
 
     precision: Precision = "fp32"
     """Autocast to bf16 or fp16, or compute in fp32 or fp64"""
