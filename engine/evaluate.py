@@ -38,7 +38,7 @@ from hmsa.utils.training.run_folder import make_writable
 from hmsa.utils.words import UserError
 
 from . import build
-from .arguments import COMBINE, OVER, SAVED_BY_DEFAULT, read_scale
+from .arguments import COMBINE, OVER, SAVED_BY_DEFAULT, read_scales
 from .build import Loaded, OpenedCheckpoint
 from .pictures import (
     LABELS_ONLY,
@@ -275,7 +275,7 @@ def compared_way(text: str, first: InferenceOptions) -> InferenceOptions:
     """
     listed, *words = text.split("+")
     try:
-        scales = tuple(read_scale(part) for part in listed.split(","))
+        scales = read_scales(listed)
     except argparse.ArgumentTypeError as error:
         raise DataError(
             f"--compare: '{listed}' is not a list of scales ({error}); write e.g. 0.5,1,2"

@@ -231,7 +231,8 @@ def check(arguments: argparse.Namespace) -> int:
     if labelled:
         print(f"\n{class_table(labelled)}\n")
         _save(draw_chart(labelled), arguments.output)
-    if found and found[0].sizes:
+    problems = list(dict.fromkeys(problems))
+    if found and found[0].sizes and not problems:
         values = {"data": suggest_data(found[0])}
         print("a configuration to start from:")
         print(yaml.safe_dump(values, sort_keys=False, default_flow_style=None), end="")
@@ -239,7 +240,8 @@ def check(arguments: argparse.Namespace) -> int:
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if problems:
-        print(f"{len(problems)} kinds of faults", flush=True)
+        kinds = "1 kind of fault" if len(problems) == 1 else f"{len(problems)} kinds of faults"
+        print(kinds, flush=True)
         return 2
     print("no faults", flush=True)
     return 0

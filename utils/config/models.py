@@ -21,6 +21,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ..words import words_of_list
+
 TRUNKS = (
     "hrnet_w48",
     "hrnet_w32",
@@ -78,13 +80,33 @@ def _once_each(scales: tuple[float, ...]) -> tuple[float, ...]:
     return scales
 
 
+def _scale_list(value: Any) -> Any:
+    """A list of scales as it may also be written: one number, or text such as 0.5,1,2."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return (value,)
+    if not isinstance(value, str):
+        return _tuple(value)
+    try:
+        return tuple(float(word) for word in words_of_list(value))
+    except ValueError:
+        return value
+
+
 _SCALE = {"type": "number", "minimum": 0.01, "maximum": 16}
 Scales = Annotated[
     tuple[Annotated[float, Field(ge=0.01, le=16)], ...],
     Field(min_length=1, max_length=16),
     AfterValidator(_once_each),
-    Listed,
-    WithJsonSchema({"type": "array", "items": _SCALE, "minItems": 1, "maxItems": 16}),
+    BeforeValidator(_scale_list),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": _SCALE, "minItems": 1, "maxItems": 16},
+                _SCALE,
+                {"type": "string", "pattern": r"^[0-9.,\s]+$"},
+            ]
+        }
+    ),
 ]
 
 
