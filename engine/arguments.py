@@ -19,7 +19,10 @@ from hmsa.utils.words import words_of_list
 from .command_line import CommandParser, at_least, parse_with_overrides, run_command
 from .launch import is_launched, launch
 
-SAVES = ("labels", "colour", "overlay", "attention", "confidence", "probabilities", "scales")
+SAVES = (
+    *("labels", "colour", "overlay", "video"),
+    *("attention", "confidence", "probabilities", "scales"),
+)
 SAVED_BY_DEFAULT = ("labels", "colour", "overlay")
 COMBINE = ("average", "max")
 OVER = ("logits", "probabilities")
@@ -43,6 +46,17 @@ EVAL = """Evaluate a checkpoint on a split, hand a split in to a benchmark, or p
 A checkpoint carries its configuration and its classes, so that it is all that is needed. The
 command runs alone or under torchrun, on CPU or GPUs, from the same command line. In a checkout
 `python eval.py ...` is the same command.
+"""
+
+PREDICT = """Predict images and videos with a model; no data set is needed.
+
+    hmsa predict runs/x photos/ [film.mp4 ...] [--output DIR] [--scales 0.5 1 2] [--flip]
+    hmsa predict cityscapes_ocrnet.HRNet_Mscale_outstanding-turtle.pth photos/
+    hmsa predict hf:owner/name photo.jpg
+
+MODEL is a run folder, a checkpoint, a folder of save_pretrained, hf:owner/name, or a name or file
+of published weights, whose network is known by their tensors. DIR then holds labels, colours and
+overlays under the images' names, and classes.json, which says what they mean.
 """
 
 AUTOLABEL = """Label images with a trained network, as section 4 of the paper does.
@@ -115,6 +129,18 @@ def eval_command(argv: Sequence[str] | None = None, *, program: str | None = Non
     def run() -> int:
         if arguments.processes > 1 and not is_launched():
             return launch(arguments.processes)
+        from .evaluate import main
+
+        return main(arguments)
+
+    return run_command(run)
+
+
+def predict_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa predict`: returns the exit status, 2 with one sentence for a user's mistake."""
+    arguments = parse_predict(argv, program=program)
+
+    def run() -> int:
         from .evaluate import main
 
         return main(arguments)
@@ -236,7 +262,7 @@ def parse_eval(
         default=[],
         metavar="LIST",
         help="further ways to score beside it: scales, and after a plus what else differs, "
-        "e.g. 1 0.5,1,2 0.5,1,2+flip 0.5,1,2+max",
+        "e.g. 1 0.5,1,2 0.5,1,2+flip 0.5,1,2+refine=0.3 0.5,1,2+max",
     )
     parser.add_argument(
         "--output",
@@ -250,7 +276,7 @@ def parse_eval(
         choices=SAVES,
         metavar="KIND",
         help=f"pictures to write for every image: {', '.join(SAVES)} (default: none where there "
-        f"are labels to score, else {' '.join(SAVED_BY_DEFAULT)})",
+        f"are labels to score, else {' '.join(SAVED_BY_DEFAULT)}, and video of videos)",
     )
     parser.add_argument(
         "--submit",
@@ -274,6 +300,45 @@ def parse_eval(
     if arguments.submit and arguments.submit.suffix != ".zip":
         parser.error(f"--submit {arguments.submit}: the file must end in .zip")
     return arguments
+
+
+def parse_predict(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa predict`, as that of `hmsa eval --images`."""
+    parser = _parser("predict", PREDICT, program)
+    parser.add_argument("checkpoint", type=Path, metavar="MODEL", help="what to predict with")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="PATH",
+        help="folders, files, globs, .txt lists or videos",
+    )
+    parser.add_argument(
+        "--config", type=Path, help="YAML configuration, for weights that no tensor tells about"
+    )
+    _add_scales_and_flip(parser, section="eval")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("predictions"),
+        metavar="DIR",
+        help="where the pictures go (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--save",
+        nargs="+",
+        choices=SAVES,
+        metavar="KIND",
+        help=f"pictures to write for every image: {', '.join(SAVES)} (default: "
+        f"{' '.join(SAVED_BY_DEFAULT)})",
+    )
+    _add_overrides(parser, example="eval.tile=[1024,1024]")
+    arguments = parse_with_overrides(parser, argv)
+
+    # What a split can have and images cannot.
+    nothing = {"split": None, "submit": None, "compare": [], "combine": None, "over": None}
+    return argparse.Namespace(**vars(arguments), **nothing)
 
 
 def parse_autolabel(
@@ -453,6 +518,22 @@ class ScalesAction(argparse.Action):
         setattr(namespace, self.dest, scales)
 
 
+def read_refine(text: str) -> float | str:
+    """An argparse type: a share of the image from 0 to 1, or auto."""
+    if text == "auto":
+        return text
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no share of the image; give a number from 0 to 1, e.g. 0.3, or auto"
+        )
+    return share
+
+
 def _parser(command: str, description: str, program: str | None) -> argparse.ArgumentParser:
     return CommandParser(
         prog=program or f"hmsa {command}",
@@ -479,6 +560,13 @@ def _add_scales_and_flip(parser: argparse.ArgumentParser, *, section: str) -> No
         default=None,
         help=f"average with the mirrored image (default: {section}.flip)",
     )
+    parser.add_argument(
+        "--refine",
+        type=read_refine,
+        metavar="SHARE",
+        help="compute scales above 1 only on this share of each image, 0 to 1, where the attention "
+        f"leaves most to them; auto: as much as it asks for (default: {section}.refine)",
+    )
 
 
 def _add_processes(parser: argparse.ArgumentParser) -> None:
@@ -504,6 +592,7 @@ def _add_overrides(parser: argparse.ArgumentParser, *, example: str) -> None:
 COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "train": (train_command, "train a network as a YAML configuration says"),
     "eval": (eval_command, "score a checkpoint, hand a split in, or predict any images"),
+    "predict": (predict_command, "predict images and videos with any model"),
     "autolabel": (autolabel_command, "label images with a trained network"),
     "calibrate": (calibrate_command, "fit the attention to a list of scales, in a minute or two"),
     "attach": (attach_command, "give a trained single-scale model hierarchical attention"),

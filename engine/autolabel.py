@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from hmsa.datasets import DataError, Files, LabelPolicy, image_files, normalise
 from hmsa.network import InferenceOptions, ModelError
-from hmsa.network.inference import predict_label
+from hmsa.network.inference import predict_label, prepare_for_inference, require_refinable
 from hmsa.utils.files.image_writer import ImageWriter
 from hmsa.utils.files.outputs import inside, require_apart
 from hmsa.utils.files.prefetch import prefetch
@@ -56,7 +57,7 @@ from hmsa.utils.labelling.work_tree import (
 )
 from hmsa.utils.processes import Processes, join
 from hmsa.utils.report.report import write_report
-from hmsa.utils.runtime import prepare_runtime
+from hmsa.utils.runtime import kernel_search, prepare_runtime
 from hmsa.utils.training.logbook import logger, start_logging
 from hmsa.utils.training.progress import progress_bar
 from hmsa.utils.training.run_folder import make_writable
@@ -189,7 +190,10 @@ def prepare_labelling(
     for name in section.policy:
         loaded.spec.index_of(name)
     files = find_files(arguments, split, loaded, policy)
-    options = build.inference_options(section, scales=arguments.scales, flip=arguments.flip)
+    options = build.inference_options(
+        section, scales=arguments.scales, flip=arguments.flip, refine=arguments.refine
+    )
+    require_refinable(loaded.model, options)
 
     threshold = section.threshold if arguments.threshold is None else arguments.threshold
     if not 0 <= threshold <= 1:
@@ -197,14 +201,19 @@ def prepare_labelling(
             f"--threshold: {threshold:g} is no probability; choose one from 0 to 1, e.g. 0.9"
         )
 
+    # The settings name the teacher as it was trained. What labels is a copy with its batch norms
+    # folded, as that of `hmsa eval`.
+    settings = settings_of(loaded, files, options, threshold)
+    teacher = prepare_for_inference(loaded.model, autocast_dtype=options.autocast_dtype)
+
     job = LabellingJob(
-        loaded=loaded,
+        loaded=replace(loaded, model=teacher),
         files=files,
         options=options,
         policy=policy,
         output=arguments.output,
         thresholds=np.zeros(0),
-        settings=settings_of(loaded, files, options, threshold),
+        settings=settings,
         keeps_answers=section.keep_answers or answers_of(arguments.output).is_dir(),
     )
     require_distinct(job, arguments.images or ())
@@ -216,12 +225,16 @@ def settings_of(
 ) -> dict[str, Any]:
     """Everything that the labels depend on, but for the thresholds of the classes."""
     section = loaded.config.autolabel
-    # Only where there is one, so that labels made without a calibration stay valid.
+    # Only where there are any, so that labels made without them stay valid.
     calibrated = {}
     if bias := build.used_attention_bias(loaded.model, options):
         calibrated["attention_bias"] = bias
+    refined = {}
+    if options.refined_scales:
+        refined["refine"] = options.refine
     return {
         **calibrated,
+        **refined,
         "checkpoint_sha256": loaded.sha256,
         "scales": list(options.scales),
         "flip": options.flip,
@@ -379,6 +392,8 @@ def labels_of(
     model = job.loaded.model
     parameter = next(model.parameters())
     answers_made_with = job.answers_fingerprint
+    # Weights may be kept in half precision, images never are.
+    dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
     def read(index: int) -> tuple[Tensor | KeptAnswer, str]:
         before = job.image_sha256(index)
@@ -411,10 +426,11 @@ def labels_of(
                     continue
 
                 on_device = image.to(parameter.device, non_blocking=True)
-                normalised = normalise(on_device, dtype=parameter.dtype)
-                label, confidence = predict_label(
-                    model, normalised, job.options, with_confidence=True, on_fallback=warn
-                )
+                normalised = normalise(on_device, dtype=dtype)
+                with kernel_search.for_size(image.shape):
+                    label, confidence = predict_label(
+                        model, normalised, job.options, with_confidence=True, on_fallback=warn
+                    )
                 assert confidence is not None
                 yield index, ImageLabel(label[0], confidence[0], image_sha256)
             except (DataError, ModelError) as error:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hmsa.datasets import (
+    CITYSCAPES,
     Augmentation,
     ClassUniform,
     DataError,
@@ -44,16 +45,32 @@ from hmsa.network import (
 )
 from hmsa.network.inference import out_of_memory
 from hmsa.network.model import Hierarchical, ScalePair, adjacent_pairs
+from hmsa.network.weights.files import numpy_scalars, read_file
+from hmsa.network.weights.recognition import recognise_model
 from hmsa.utils.config import Config, load_config
-from hmsa.utils.processes import Processes, synchronise_batch_norm
+from hmsa.utils.processes import Processes
 from hmsa.utils.runtime import autocast_dtype, parameter_dtype
-from hmsa.utils.training.checkpoint import CheckpointError, load_checkpoint, sha256_of
+from hmsa.utils.synchronised_norm import synchronise_batch_norm
+from hmsa.utils.training.checkpoint import (
+    CheckpointError,
+    ForeignCheckpointError,
+    load_checkpoint,
+    sha256_of,
+)
 from hmsa.utils.training.cost import MemoryShortage
 from hmsa.utils.training.ema import WeightAverage
 from hmsa.utils.training.logbook import logger
 from hmsa.utils.training.optimizer import build_optimizer, parameter_groups, scaled_learning_rate
 from hmsa.utils.training.schedule import build_schedule
 from hmsa.utils.training.training_state import TrainingState
+
+from .model_source import (
+    carried_description,
+    classes_by_number,
+    configuration_of,
+    is_safetensors,
+    model_file,
+)
 
 VERIFIED_SAMPLE = 64  # files of a split whose label values are looked at with data.verify: sample
 
@@ -225,7 +242,7 @@ def prepared(
 
     image = augment_on_device(
         image,
-        region=batch["region"].to(device),
+        region=batch["region"].to(device, non_blocking=True),
         position=batch["position"],
         augmentation=augmentation(config),
         seed=config.experiment.seed,
@@ -270,7 +287,8 @@ def initial_model(config: Config, *, num_classes: int) -> MultiScaleModel:
     source = config.model.init_from
     model = model_from(config, num_classes=num_classes, trunk_weights=source is None)
     if source is not None:
-        load_weights(model, source, strict=False, say=lambda text: logger.info("%s", text))
+        file = model_file(source)
+        load_weights(model, file, strict=False, say=lambda text: logger.info("%s", text))
     return model
 
 
@@ -488,6 +506,7 @@ def inference_options(
     flip: bool | None = None,
     combine: str | None = None,
     over: str | None = None,
+    refine: Any = None,
 ) -> InferenceOptions:
     """How to infer, from the eval or autolabel section; what a command line says comes first."""
     tile = None
@@ -500,6 +519,7 @@ def inference_options(
         over=over or section.over,
         tile=tile,
         overlap=section.overlap,
+        refine=section.refine if refine is None else refine,
         autocast_dtype=autocast_dtype(section.precision),
     )
 
@@ -533,34 +553,48 @@ class OpenedCheckpoint:
 
     path: Path
     config: Config
-    spec: DatasetSpec | None  # None for weights from elsewhere, which carry no classes
+    spec: DatasetSpec | None  # None where the configuration file names the data set
     weights: Mapping[str, Any] | None  # None for weights from elsewhere, not read yet
     sha256: str  # of the bytes that the weights were read from
+    recognised: str = ""  # what weights without a configuration were taken for
 
 
 def open_checkpoint(
-    checkpoint: Path, *, config_file: Path | None, overrides: Sequence[str]
+    checkpoint: str | Path, *, config_file: Path | None, overrides: Sequence[str]
 ) -> OpenedCheckpoint:
     """Read a checkpoint and its configuration.
 
-    A checkpoint of ours carries its configuration and classes. For weights from elsewhere
-    `config_file` describes the network, and its validation split the classes. A folder of a run
-    stands for its checkpoints/best.pt.
+    `checkpoint` is anything that `model_file` knows: a run folder, a file, a folder of
+    `save_pretrained`, a name of published weights or hf:owner/name. Ours carry their configuration
+    and classes. Of the authors' and HRNet-OCR's files the network follows from names and shapes,
+    and the classes from their number. With `config_file` that file describes the network, and its
+    data set the classes.
 
     Raises:
         UserError: a file cannot be read or is damaged.
     """
-    path = Path(checkpoint).expanduser()
-    if path.is_dir():
-        path = best_of_run(path)
+    path = model_file(checkpoint)
     if config_file is not None:
         config = load_config(config_file, overrides)
         if not path.is_file():
             raise CheckpointError(f"{path}: no such checkpoint file")
         return OpenedCheckpoint(path, config, spec=None, weights=None, sha256=sha256_of(path))
 
-    # The bytes are read once, so that the hash is that of the weights that are used.
-    content, sha256 = load_checkpoint(path)
+    carried = carried_description(path)
+    if carried is not None:
+        sha256 = sha256_of(path)
+        content: Mapping[str, Any] = {**carried, "model": read_file(path)}
+    elif is_safetensors(path):
+        return _recognised(path, overrides)
+    else:
+        # The bytes are read once, so that the hash is that of the weights that are used. NumPy
+        # numbers are let in because the authors' files hold some.
+        try:
+            with numpy_scalars():
+                content, sha256 = load_checkpoint(path)
+        except ForeignCheckpointError as error:
+            return _recognised(path, overrides, otherwise=error)
+
     config = Config.from_dict(content["config"], overrides, source=f"{path}: configuration")
     try:
         spec = DatasetSpec.from_dict(content["spec"])
@@ -572,20 +606,42 @@ def open_checkpoint(
     return OpenedCheckpoint(path, config, spec=spec, weights=content, sha256=sha256)
 
 
-def best_of_run(folder: Path) -> Path:
-    """The checkpoint to use of a run folder, or of its folder of checkpoints.
+def _recognised(
+    path: Path, overrides: Sequence[str], *, otherwise: CheckpointError | None = None
+) -> OpenedCheckpoint:
+    """Weights without a configuration, whose network their names and shapes tell.
 
     Raises:
-        CheckpointError: there is no best.pt in it.
+        CheckpointError: they do not; `otherwise` says what to do about it.
     """
-    candidates = (folder / "checkpoints" / "best.pt", folder / "best.pt")
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise CheckpointError(
-        f"{folder}: is a folder without checkpoints/best.pt; name a run whose training has been "
-        "validated once, or a checkpoint file"
+    sha256 = sha256_of(path)
+    try:
+        found = recognise_model(path)
+        spec = classes_by_number(found.num_classes)
+    except ModelError as error:
+        hint = "name the configuration it was trained with by --config"
+        if otherwise is not None:
+            hint = str(otherwise).removeprefix(f"{path}: ")
+        raise CheckpointError(f"{str(error).rstrip('.')}; {hint}") from error
+
+    config = configuration_of(found, overrides, source=f"{path}: recognised network")
+    model = config.model
+    described = f"{model.trunk}, {model.decoder}, {model.multiscale}, {spec.name}"
+    return OpenedCheckpoint(
+        path,
+        config,
+        spec=spec,
+        weights=found.tensors,
+        sha256=sha256,
+        recognised=f"{path} has no configuration; by its tensors it is {described}",
     )
+
+
+def _classes_of(config: Config) -> DatasetSpec:
+    """The classes of the data set that a configuration names; Cityscapes' need no data."""
+    if config.data.dataset == "cityscapes":
+        return CITYSCAPES
+    return split_files(config, config.data.val_split, labels="none").spec
 
 
 def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
@@ -595,8 +651,10 @@ def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
         UserError: the weights do not fit the network, or are not finite.
     """
     config, spec, path = opened.config, opened.spec, opened.path
+    if opened.recognised:
+        logger.info("%s", opened.recognised)
     if spec is None:
-        spec = split_files(config, config.data.val_split).spec
+        spec = _classes_of(config)
 
     # Weights of the trunk alone would be replaced at once.
     model = model_from(config, num_classes=spec.num_classes, trunk_weights=False)

@@ -14,13 +14,21 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hmsa.datasets import Files
+from hmsa.network.inference import prepare_for_inference
 from hmsa.utils.config import Config, dump
 from hmsa.utils.processes import Processes, join, no_sync, restarted
-from hmsa.utils.runtime import autocast_dtype, parameter_dtype, prepare_runtime, seed_step
+from hmsa.utils.runtime import (
+    autocast_dtype,
+    autocast_to,
+    parameter_dtype,
+    prepare_runtime,
+    seed_step,
+)
 from hmsa.utils.training.checkpoint import CheckpointFolder
 from hmsa.utils.training.cost import Outlook, describe_network, describe_step
 from hmsa.utils.training.logbook import Logbook, logger, start_logging
@@ -98,7 +106,7 @@ def train(
             build.verify(config, files, validation_files)
         loader = build.train_loader(config, files, processes)
         state = build.training_state(config, files, processes)
-        criterion = build.criterion(config, files)
+        criterion = build.criterion(config, files).to(device)
         epoch_images = len(loader) * config.data.batch_size * processes.world_size
         val_cost = cost_of_validation(config, validation_files, epoch_images=epoch_images)
         val_every = validation_every(config, val_cost)
@@ -173,7 +181,7 @@ def train(
             # number of labelled pixels of the whole step. The criterion multiplies by `parts`,
             # since backward averages over ranks, and `loss` over batches.
             labelled = count_labelled(batches, ignore_label=files.spec.ignore_label)
-            valid_pixels = processes.sum(labelled.to(device))
+            valid_pixels = processes.sum(torch.full((), labelled, dtype=torch.int64, device=device))
 
             # Forward and backward for each of the batches whose gradients add up to this step.
             # The ranks exchange gradients in the last backward only.
@@ -181,7 +189,7 @@ def train(
             for number, batch in enumerate(batches, start=1):
                 image, label = build.prepared(config, batch, epoch=progress.epoch, device=device)
                 with no_sync(model, last=number == len(batches)):
-                    with torch.autocast(device.type, dtype=half, enabled=half is not None):
+                    with autocast_to(device, half):
                         prediction = model(image, keep_scales=criterion.needs_scales)
                     terms = criterion(
                         prediction,
@@ -275,9 +283,11 @@ def groups_of(batches: Iterable[dict[str, Any]], size: int) -> Iterator[tuple[di
             group = []
 
 
-def count_labelled(batches: Sequence[dict[str, Any]], *, ignore_label: int) -> Tensor:
-    """Pixels of all batches that have a label, int64 scalar on the host."""
-    return torch.stack([(batch["label"] != ignore_label).sum() for batch in batches]).sum()
+def count_labelled(batches: Sequence[dict[str, Any]], *, ignore_label: int) -> int:
+    """Pixels of all batches that have a label."""
+    # By NumPy: on one thread torch takes some hundred times as long for a batch of crops.
+    labels = [batch["label"].numpy() for batch in batches]
+    return sum(int(np.count_nonzero(label != ignore_label)) for label in labels)
 
 
 def mean_terms(terms_of_batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -427,11 +437,14 @@ class Validation:
     def _score(
         self, state: TrainingState, loader: Iterable[dict[str, Any]], *, images: int, show: bool
     ) -> Evaluation:
-        """Evaluate `images` images, counted over all ranks."""
+        """Evaluate `images` images, counted over all ranks.
+
+        A copy with its batch norms folded is scored, as `hmsa eval` scores a checkpoint.
+        """
         network: Any = state.model
         with state.evaluated_weights(), build.explained(self.config, "validation"):
             return evaluate(
-                network,
+                prepare_for_inference(network, autocast_dtype=self.options.autocast_dtype),
                 loader,
                 spec=self.files.spec,
                 options=self.options,

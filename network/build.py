@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from torch import nn
 
@@ -15,6 +16,7 @@ from .heads import ConvHead
 from .layers import ModelError
 from .model import Hierarchical, HierarchicalDual, MultiScaleModel, Single, checked_scales
 from .trunks import build_trunk
+from .trunks.trunk import Trunk
 
 FUSE_AT = ("image", "features")
 HEADS = ("release", "paper")
@@ -25,6 +27,8 @@ MULTISCALE: dict[str, Callable[..., MultiScaleModel]] = {
     "hierarchical_dual": HierarchicalDual,
     "explicit": Explicit,
 }
+# Keywords that say how a network is made or run, and not which one it is.
+_NOT_OF_THE_NETWORK = {"num_classes", "trunk_weights", "activation_checkpointing"}
 DEFAULT_SCALES = {
     "single": (1.0,),
     "hierarchical": (0.5, 1.0),
@@ -36,8 +40,8 @@ DEFAULT_SCALES = {
 def build_model(
     *,
     num_classes: int,
-    trunk: str = "hrnet_w48",
-    decoder: str = "ocr",
+    trunk: str | Callable[..., Trunk] = "hrnet_w48",
+    decoder: str | Callable[..., Decoder] = "ocr",
     multiscale: str = "hierarchical",
     output_stride: int | None = None,
     align_corners: bool = False,
@@ -57,8 +61,9 @@ def build_model(
 
     Args:
         num_classes: number of classes, the channels of the logits.
-        trunk: one of TRUNKS, or `timm:<name>`.
-        decoder: one of DECODERS.
+        trunk: one of TRUNKS, `timm:<name>`, or a function that makes a `Trunk` of the keywords
+            output_stride, align_corners and activation_checkpointing, as those in TRUNKS.
+        decoder: one of DECODERS, or a function that makes a `Decoder` of the keywords of those.
         multiscale: one of MULTISCALE, the way of combining scales.
         output_stride: 8 (default) or 16, of trunks that can be dilated; HRNet has its own.
         align_corners: of every interpolation in the model; the authors' weights need False,
@@ -85,8 +90,15 @@ def build_model(
 
     Raises:
         ModelError: a name or value is not known, with what to do.
+
+    Example:
+        >>> model = build_model(num_classes=5, trunk="resnet18", decoder="fcn", multiscale="single")
+        >>> model
+        Single(ResNet + FCN, 5 classes, 12.9 M parameters)
     """
-    _check_choice("decoder", decoder, DECODERS)
+    given = {name: value for name, value in locals().items() if name not in _NOT_OF_THE_NETWORK}
+    if isinstance(decoder, str):
+        _check_choice("decoder", decoder, DECODERS)
     _check_choice("multiscale", multiscale, MULTISCALE)
     _check_choice("fuse_at", fuse_at, FUSE_AT)
     _check_choice("head", head, HEADS)
@@ -99,13 +111,16 @@ def build_model(
         )
 
     # Trunk and decoder, which every way of combining scales shares.
-    built_trunk = build_trunk(
-        trunk,
+    make_trunk: Callable[..., Trunk] = partial(build_trunk, trunk)
+    if callable(trunk):
+        make_trunk = trunk
+    built_trunk = make_trunk(
         output_stride=output_stride,
         align_corners=align_corners,
         activation_checkpointing=activation_checkpointing,
     )
-    built_decoder = DECODERS[decoder](
+    make_decoder = decoder if callable(decoder) else DECODERS[decoder]
+    built_decoder = make_decoder(
         trunk=built_trunk,
         num_classes=num_classes,
         align_corners=align_corners,
@@ -153,7 +168,12 @@ def build_model(
         from .weights.loading import load_trunk_weights
         from .weights.pretrained import resolve_weights
 
-        load_trunk_weights(model.trunk, resolve_weights(trunk_weights, trunk=trunk))
+        trunk_name = trunk if isinstance(trunk, str) else type(model.trunk).__name__
+        load_trunk_weights(model.trunk, resolve_weights(trunk_weights, trunk=trunk_name))
+
+    # What its parts were named by, so that a saved model can be built again.
+    if isinstance(trunk, str) and isinstance(decoder, str):
+        model.built_with = {name: value for name, value in given.items() if value is not None}
     return model
 
 

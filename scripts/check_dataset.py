@@ -222,6 +222,11 @@ def check(arguments: argparse.Namespace) -> int:
         )
         found.append(verification)
         problems += verification.problems
+        if role == "training" and listed[role].labels is None:
+            problems.append(
+                f"split '{listed[role].split}' is to be trained on and has no labels; list files "
+                "hold 'image label' lines"
+            )
         print(describe_dataset(verification))
         for note in verification.notes:
             print(f"  note: {note}")
@@ -237,11 +242,13 @@ def check(arguments: argparse.Namespace) -> int:
         print("a configuration to start from:")
         print(yaml.safe_dump(values, sort_keys=False, default_flow_style=None), end="")
 
+    # A class list that cannot be read is the fault of every split; it is said once.
+    problems = list(dict.fromkeys(problems))
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if problems:
-        kinds = "1 kind of fault" if len(problems) == 1 else f"{len(problems)} kinds of faults"
-        print(kinds, flush=True)
+        kinds = "kind" + "s" * (len(problems) > 1)
+        print(f"{len(problems)} {kinds} of faults", flush=True)
         return 2
     print("no faults", flush=True)
     return 0

@@ -194,6 +194,11 @@ class TrainLoader:
         self._reader = reader
         self._processes = processes
         self._loader: DataLoader[Any] | None = None
+        self._next_epoch = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches of the next epoch: 0 in the first loop over the loader, 1 in the second."""
+        return self.epoch(self._next_epoch)
 
     def __len__(self) -> int:
         """Steps of an epoch, the same on every rank and in every epoch."""
@@ -215,6 +220,7 @@ class TrainLoader:
         self._steps.epoch, self._steps.start_step = epoch, start_step
         if self._loader is None:
             self._loader = start_loader(self._reader, self._steps, self._processes)
+        self._next_epoch = epoch + 1
         yield from batches(self._loader)
 
     def close(self) -> None:

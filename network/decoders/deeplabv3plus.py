@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..heads import ConvHead
-from ..layers import Concatenate, ConvNorm, initialise_kaiming, normalise_pooled
+from ..layers import Concatenate, ConvNorm, initialise_kaiming, normalise_pooled, over_image
 from ..trunks.trunk import Features
 from .decoder import Decoded, Decoder
 
@@ -41,13 +41,18 @@ class PyramidPooling(nn.Module):
         weight_of_pooled, *weights = weight.chunk(len(self.branches) + 1, dim=1)
 
         # Image pooling is the same for all positions: [N, channels, 1, 1].
-        pooled = self.pooled.conv(tensor.mean(dim=(2, 3), keepdim=True))
+        pooled = self.pooled.conv(self.pool(tensor))
         pooled = normalise_pooled(self.pooled.norm, pooled).relu()
         total = F.conv2d(pooled, weight_of_pooled)
 
         for branch, weight_of_branch in zip(self.branches, weights, strict=True):
             total = F.conv2d(branch(tensor), weight_of_branch).add_(total)
         return total
+
+    @over_image
+    def pool(self, tensor: Tensor) -> Tensor:
+        """The mean of the features over the image, `[N, inputs, 1, 1]`."""
+        return tensor.mean(dim=(2, 3), keepdim=True)
 
 
 class DeepLabV3Plus(Decoder):

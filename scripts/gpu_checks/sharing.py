@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from hmsa.loss import build_criterion
 from hmsa.network import build_model
-from hmsa.utils.processes import Processes, synchronise_batch_norm
+from hmsa.utils.processes import Processes
+from hmsa.utils.synchronised_norm import synchronise_batch_norm
 
 from .equality import CLASSES, IGNORE, noise_batch
 from .findings import Finding, GpuSetup, not_above, relative_difference

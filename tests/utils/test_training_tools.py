@@ -19,6 +19,7 @@ from hmsa.utils.processes import Processes
 from hmsa.utils.runtime import RuntimeSettingError, prepare_runtime
 from hmsa.utils.training.ema import WeightAverage
 from hmsa.utils.training.logbook import Logbook
+from hmsa.utils.training.loggers import TensorBoard
 from hmsa.utils.training.meter import Meter
 from hmsa.utils.training.optimizer import (
     OptimizerError,
@@ -406,11 +407,13 @@ def test_tensorboard_may_fail_and_training_goes_on(
         def add_scalar(self, *_: object) -> None:
             raise OSError("No space left on device")
 
-    book = Logbook(tmp_path)
-    book.board = Broken()
+    board = TensorBoard()
+    book = Logbook(tmp_path, loggers=[board])
+    board.board = Broken()
     for step in (1, 2):
         book.row("train", step, {"loss": 1.0})
-    assert book.board is None and len(book.path.read_text().splitlines()) == 2
+    assert book.shown.loggers == [] and len(book.path.read_text().splitlines()) == 2
+    assert caplog.text.count("TensorBoard is off from here on (No space left on device)") == 1
 
 
 def test_one_request_to_stop_may_come_twice(monkeypatch: pytest.MonkeyPatch) -> None:

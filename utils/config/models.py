@@ -682,6 +682,10 @@ class InferenceSection(ConfigSection):
     overlap: float = Field(default=0.25, ge=0, lt=1)
     """Overlap of neighbouring tiles as a fraction of a tile"""
 
+    refine: Fraction | Literal["auto"] = 1.0
+    """Share of the image on which scales above 1 are computed, where the attention leaves most to
+    them; auto: as much of each image as it asks for"""
+
     precision: Precision = "fp32"
     """Autocast to bf16 or fp16, or compute in fp32 or fp64"""
 
