@@ -163,10 +163,9 @@ class CommandParser(argparse.ArgumentParser):
 
     def _meant_by(self, option: str, *values: str) -> str:
         """What an unknown option stands for: one of ours, or a setting of the configuration."""
-        near = did_you_mean(option, self._option_string_actions)
         setting = option_named(option.removeprefix("--").replace("-", "_"))
-        if near or setting is None:
-            return near
+        if setting is None:
+            return did_you_mean(option, self._option_string_actions)
         value = values[0] if values else "VALUE"
         return f"; a setting of the configuration is written {setting}={value}"
 

@@ -81,9 +81,7 @@ def _once_each(scales: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _scale_list(value: Any) -> Any:
-    """A list of scales as it may also be written: one number, or text such as 0.5,1,2."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return (value,)
+    """A list of scales, which may also be written as text, 0.5,1,2 or 0.5 1 2."""
     if not isinstance(value, str):
         return _tuple(value)
     try:
@@ -102,7 +100,6 @@ Scales = Annotated[
         {
             "anyOf": [
                 {"type": "array", "items": _SCALE, "minItems": 1, "maxItems": 16},
-                _SCALE,
                 {"type": "string", "pattern": r"^[0-9.,\s]+$"},
             ]
         }
