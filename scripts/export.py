@@ -28,7 +28,7 @@ from torch import Tensor, nn
 # A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hmsa.engine.arguments import read_scale
+from hmsa.engine.arguments import ScalesAction
 from hmsa.engine.build import load_model
 from hmsa.engine.command_line import at_least, parse_with_overrides, run_command
 from hmsa.network import ModelError
@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--scales",
-        type=read_scale,
+        action=ScalesAction,
         nargs="+",
         metavar="S",
         help="default: those of the checkpoint's eval section",
