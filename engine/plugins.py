@@ -250,9 +250,11 @@ class OwnLoss:
 
         divides = {"valid_pixels", "parts"} <= taken(self.function, offered).keys()
         if valid_pixels is not None and not divides:
-            share = parts * (label != ignore_label).sum() / torch.as_tensor(
-                valid_pixels, device=label.device
-            ).clamp(min=1)
+            share = (
+                parts
+                * (label != ignore_label).sum()
+                / torch.as_tensor(valid_pixels, device=label.device).clamp(min=1)
+            )
             terms = {name: term * share for name, term in terms.items()}
         return terms
 

@@ -1,8 +1,8 @@
 """A trained model in Python: load it, predict an image, save it, share it.
 
-    import hmsa
-    model = hmsa.load("runs/mine")
-    label, confidence = model.predict("photo.jpg")
+import hmsa
+model = hmsa.load("runs/mine")
+label, confidence = model.predict("photo.jpg")
 """
 
 from __future__ import annotations
@@ -110,8 +110,7 @@ class Segmenter(
         spec = classes
         if not isinstance(spec, DatasetSpec):
             infos = [
-                ClassInfo(name, spread_color(number), (number,))
-                for number, name in enumerate(spec)
+                ClassInfo(name, spread_color(number), (number,)) for number, name in enumerate(spec)
             ]
             spec = DatasetSpec("own", tuple(infos))
         if spec.num_classes != model.num_classes:
@@ -354,7 +353,7 @@ def _picture_of_tensor(image: Tensor) -> np.ndarray:
 
     if image.dtype.is_floating_point:
         low, high = (float(value) for value in image.aminmax())
-        if not (0 <= low and high <= 1):
+        if not (low >= 0 and high <= 1):
             raise DataError(
                 f"a floating-point tensor must hold values from 0 to 1, not {low:g} to {high:g}; "
                 "it must not be normalised, and values up to 255 are for uint8"
