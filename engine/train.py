@@ -107,6 +107,7 @@ def train(
         loader = build.train_loader(config, files, processes)
         state = build.training_state(config, files, processes)
         criterion = build.criterion(config, files).to(device)
+        loggers = build.loggers(runtime.loggers if writes else ())
         epoch_images = len(loader) * config.data.batch_size * processes.world_size
         val_cost = cost_of_validation(config, validation_files, epoch_images=epoch_images)
         val_every = validation_every(config, val_cost)
@@ -121,7 +122,7 @@ def train(
     skipped = SkippedSteps(processes, run.folder, limit=runtime.max_bad_steps)
 
     # 2. Where the training begins: at its start, or where a checkpoint says that it stood.
-    logbook = Logbook(run.folder, write=writes)
+    logbook = Logbook(run.folder, write=writes, loggers=loggers, name=experiment.name)
     is_finished = resume and go_on(state, run, validation, logbook)
     progress = state.progress
     # With another number of ranks or images a step, the place within the epoch is found anew.

@@ -76,9 +76,7 @@ def dice_loss(
     return mean_over_images(image_loss, valid, valid_pixels=valid_pixels, parts=parts)
 
 
-def probability_and_target(
-    logits: Tensor, label: Tensor, valid: Tensor
-) -> tuple[Tensor, Tensor]:
+def probability_and_target(logits: Tensor, label: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Soft-max probabilities and the one-hot label, both [N, C, H * W], 0 where not `valid`."""
     probability = logits.to(computing_dtype(logits)).softmax(1).flatten(2)
     inside = valid.flatten(1)[:, None]
