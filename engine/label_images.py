@@ -14,6 +14,8 @@ import numpy as np
 
 from hmsa.datasets import DataError, Files, LabelPolicy, read_label
 from hmsa.network import InferenceOptions
+from hmsa.utils.files.image_places import STILL_IMAGE, ImagePlace
+from hmsa.utils.labelling.answers import answers_of
 from hmsa.utils.labelling.autolabels import (
     Entry,
     LabelTree,
@@ -32,6 +34,14 @@ from .build import Loaded
 PANELS = 6  # images shown in the report
 TIMED_READS = 8  # labels read to measure how long one takes
 
+# What decides which pixels of an answer are kept, and so may change where answers are kept.
+THRESHOLD_SETTINGS = ("threshold", "class_thresholds", "keep_share")
+# What an answer does not depend on: how it is cut, joined with other labels and written.
+_AFTER_THE_ANSWER = (
+    *THRESHOLD_SETTINGS,
+    *("label_ids", "confidence", "policy", "compared_with_human", "classes"),
+)
+
 
 @dataclass(frozen=True)
 class LabellingJob:
@@ -47,6 +57,7 @@ class LabellingJob:
     output: Path
     thresholds: np.ndarray  # float64 [C]
     settings: dict[str, Any]
+    keeps_answers: bool = False
 
     def with_thresholds(self, thresholds: np.ndarray) -> LabellingJob:
         """The same with these thresholds [C], but for those that the configuration sets."""
@@ -61,6 +72,24 @@ class LabellingJob:
     def fingerprint(self) -> str:
         """A hash of the settings, which every label carries."""
         return fingerprint(self.settings)
+
+    @property
+    def answers_fingerprint(self) -> str:
+        """A hash of all that the network's answers depend on."""
+        return fingerprint(
+            {key: value for key, value in self.settings.items() if key not in _AFTER_THE_ANSWER}
+        )
+
+    def answer_path(self, index: int) -> Path:
+        """Where the answer for an image is kept."""
+        return answers_of(self.output) / f"{self.files.output_name(index)}.png"
+
+    def image_place(self, index: int) -> ImagePlace:
+        """The file of an image, and its frame where that is a video."""
+        frame = STILL_IMAGE
+        if self.files.frames is not None:
+            frame = int(self.files.frames[index])
+        return ImagePlace(self.files.image_path(index), frame)
 
     def entry(self, index: int) -> Entry:
         """The names of one image and its files."""
@@ -89,6 +118,9 @@ class LabellingJob:
         ):
             return False
 
+        # A damaged answer costs no more than its inference, when it is needed.
+        if self.keeps_answers and not self.answer_path(index).is_file():
+            return False
         if entry.confidence is None:
             return True
         beside = read_record(self.output / entry.confidence)

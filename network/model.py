@@ -127,6 +127,17 @@ class MultiScaleModel(nn.Module):
         self.train_scales = train_scales
         self.fuse_at = fuse_at
         self.frozen_parts: tuple[str, ...] = ()
+        # Keywords of `build_model`; None for a model that was put together otherwise.
+        self.built_with: dict[str, object] | None = None
+
+    def __repr__(self) -> str:
+        # The tree of all layers is that of the parts: print(model.trunk), print(model.decoder).
+        millions = sum(parameter.numel() for parameter in self.parameters()) / 1e6
+        parts = f"{type(self.trunk).__name__} + {type(self.decoder).__name__}"
+        return (
+            f"{type(self).__name__}({parts}, {self.num_classes} classes, "
+            f"{millions:.1f} M parameters)"
+        )
 
     def freeze(self, parts: Sequence[str]) -> None:
         """Train no parameter of `parts`, such as "trunk" and "decoder", from now on.

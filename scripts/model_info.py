@@ -40,8 +40,8 @@ from hmsa.network import (
     build_model,
 )
 from hmsa.network.inference import predict
+from hmsa.utils.training.live_memory import LiveMemory
 from scripts.measuring.harness import require_place_for_rows, write_rows
-from scripts.measuring.live_memory import LiveMemory
 
 EVALUATED = ((1.0,), (0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0))
 AUX_WEIGHT = 0.4  # of the auxiliary loss, as in the paper's recipes

@@ -3,10 +3,11 @@
     python scripts/table1.py [--config configs/demo/table1.yaml] [--seeds 5] [--jobs 2]
                              [--models single hierarchical] [section.key=value ...]
 
-Single scale, average and maximum, explicit attention, hierarchical attention. Draws the data of the
-default recipe, trains every model with several seeds (a row that is there is kept), scores them on
-the test split at the paper's lists of scales, measures what a training step of each costs beside
-single scale's, and writes rows, table1.md, table1.json and two charts to --output.
+Single scale, average and maximum, explicit attention, hierarchical attention as trained and
+calibrated, and attention attached to a single-scale model. Draws the data of the default recipe,
+trains every model with several seeds (a row that is there is kept), scores them on the test split
+at the paper's lists of scales, measures what a training step of each costs beside single scale's,
+and writes rows, table1.md, table1.json and two charts to --output.
 """
 
 from __future__ import annotations
@@ -30,15 +31,24 @@ from scripts.tables.program import prepare, run_table, table_parser
 from scripts.tables.runs import Run, Scoring, TableError, commit, perform_all
 from scripts.tables.seed_statistics import mean_and_deviation, paired, percent_of_seeds
 
-ONE, THREE, FOUR = "1", "0.5,1,2", "0.25,0.5,1,2"
+ONE, TWO, THREE, FOUR = "1", "0.5,1", "0.5,1,2", "0.25,0.5,1,2"
+
+ATTACHED = ("attach", "--scales", *FOUR.split(","))
+CALIBRATED = ("calibrate", "--scales", *FOUR.split(","))
 
 
 class TrainedModel(NamedTuple):
-    """A model of the table: how the recipe changes for it, how often it is trained, its scores."""
+    """A model of the table: how the recipe changes for it, how often it is trained, its scores.
+
+    One with a `parent` is made of the network that the parent trained with the same seed, by the
+    command of hmsa in `made_by`; without a command that network is scored once more.
+    """
 
     overrides: tuple[str, ...]
     seeds: int
     scorings: tuple[Scoring, ...]
+    parent: str | None = None
+    made_by: tuple[str, ...] = ()
 
 
 MODELS = {
@@ -57,7 +67,21 @@ MODELS = {
     "fused at features": TrainedModel(
         ("model.multiscale=hierarchical", "model.fuse_at=features"), 3, (Scoring((THREE, FOUR)),)
     ),
+    # A row of its own, since one that is published keeps its recipe.
+    "single at two scales": TrainedModel((), 5, (Scoring((TWO,)),), parent="single"),
+    "calibrated": TrainedModel(
+        (), 5, (Scoring((THREE, FOUR, TWO)),), parent="hierarchical", made_by=CALIBRATED
+    ),
+    "attached": TrainedModel(
+        (), 5, (Scoring((THREE, FOUR, TWO, ONE)),), parent="single", made_by=ATTACHED
+    ),
+    "attached calibrated": TrainedModel(
+        (), 5, (Scoring((THREE, FOUR, TWO)),), parent="attached", made_by=CALIBRATED
+    ),
 }
+CALIBRATED_LINE = "hierarchical, calibrated"
+ATTACHED_LINE = "attached to single scale"
+BOTH_LINE = "attached to single scale, calibrated"
 # What a line of the table shows: its name, the model, the scales, how a single-scale model combines
 # them.
 LINES = (
@@ -73,6 +97,17 @@ LINES = (
     ("hierarchical, both scales' features", "hierarchical_dual", FOUR, "average"),
     ("hierarchical, fused at features", "fused at features", THREE, "average"),
     ("hierarchical, fused at features", "fused at features", FOUR, "average"),
+    ("average", "single at two scales", TWO, "average"),
+    (CALIBRATED_LINE, "calibrated", TWO, "average"),
+    (CALIBRATED_LINE, "calibrated", THREE, "average"),
+    (CALIBRATED_LINE, "calibrated", FOUR, "average"),
+    (ATTACHED_LINE, "attached", ONE, "average"),
+    (ATTACHED_LINE, "attached", TWO, "average"),
+    (ATTACHED_LINE, "attached", THREE, "average"),
+    (ATTACHED_LINE, "attached", FOUR, "average"),
+    (BOTH_LINE, "attached calibrated", TWO, "average"),
+    (BOTH_LINE, "attached calibrated", THREE, "average"),
+    (BOTH_LINE, "attached calibrated", FOUR, "average"),
 )
 # Differences that are worth a line, each of two lines (name, number of scales) of the table.
 PAIRS = {
@@ -89,6 +124,19 @@ PAIRS = {
     ),
     "adding 0.25 to hierarchical": (("hierarchical", 4), ("hierarchical", 3)),
     "adding 0.25 to average": (("average", 4), ("average", 3)),
+    "calibrated {0.5,1,2} - hierarchical {0.5,1,2}": ((CALIBRATED_LINE, 3), ("hierarchical", 3)),
+    "calibrated {0.5,1,2} - average {0.5,1,2}": ((CALIBRATED_LINE, 3), ("average", 3)),
+    "calibrated {0.25,0.5,1,2} - hierarchical {0.25,0.5,1,2}": (
+        (CALIBRATED_LINE, 4),
+        ("hierarchical", 4),
+    ),
+    "adding 0.25 to calibrated": ((CALIBRATED_LINE, 4), (CALIBRATED_LINE, 3)),
+    "attached {0.5,1} - average {0.5,1}": ((ATTACHED_LINE, 2), ("average", 2)),
+    "attached {0.5,1,2} - average {0.5,1,2}": ((ATTACHED_LINE, 3), ("average", 3)),
+    "attached {0.25,0.5,1,2} - average {0.25,0.5,1,2}": ((ATTACHED_LINE, 4), ("average", 4)),
+    "adding 0.25 to attached": ((ATTACHED_LINE, 4), (ATTACHED_LINE, 3)),
+    "attached, calibrated {0.5,1,2} - attached {0.5,1,2}": ((BOTH_LINE, 3), (ATTACHED_LINE, 3)),
+    "adding 0.25 to attached, calibrated": ((BOTH_LINE, 4), (BOTH_LINE, 3)),
 }
 # Classes whose things are a few pixels wide, of Cityscapes and of CamVid.
 THIN = (
@@ -136,7 +184,9 @@ def make_table(options: argparse.Namespace) -> int:
     stored = options.output / "costs.json"
     costs = {}
     if not options.no_costs:
-        present = [model for model in MODELS if any(row["method"] == model for row in rows)]
+        # What begins with another model's network has no training of its own to measure.
+        trained = [model for model in MODELS if MODELS[model].parent is None]
+        present = [model for model in trained if any(row["method"] == model for row in rows)]
         overrides = {
             model: [*options.overrides, *MODELS[model].overrides]
             for model in dict.fromkeys(["single", *present])
@@ -166,22 +216,36 @@ def runs_of(
     """
     counts = {model: seeds or MODELS[model].seeds for model in models}
     return [
-        Run(
-            method=model,
-            seed=seed,
-            config=options.config,
-            overrides=(*options.overrides, *MODELS[model].overrides),
-            scorings=MODELS[model].scorings,
-            split=options.split,
-            runs=options.runs,
-            row=options.output / "rows" / f"{model.replace(' ', '_')}-{seed}.json",
-            threads=options.threads,
-            data_recipe=drawing,
-        )
+        run_of(options, drawing, model, seed)
         for seed in range(max(counts.values()))
         for model in models
         if seed < counts[model]
     ]
+
+
+def run_of(options: argparse.Namespace, drawing: str, model: str, seed: int) -> Run:
+    """The training of a model, or what is made of its parent's."""
+    trained = MODELS[model]
+    parent = None
+    overrides = (*options.overrides, *trained.overrides)
+    if trained.parent is not None:
+        parent = run_of(options, drawing, trained.parent, seed)
+        overrides = parent.overrides
+
+    return Run(
+        method=model,
+        seed=seed,
+        config=options.config,
+        overrides=overrides,
+        scorings=trained.scorings,
+        split=options.split,
+        runs=options.runs,
+        row=options.output / "rows" / f"{model.replace(' ', '_')}-{seed}.json",
+        threads=options.threads,
+        data_recipe=drawing,
+        parent=parent,
+        made_by=trained.made_by,
+    )
 
 
 def scales_of(text: str) -> list[float]:
@@ -340,7 +404,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
 def _line_markdown(line: Mapping[str, Any]) -> str:
     """One line of the table."""
     name = line["name"]
-    if line["model"] == "single" and len(line["scales"]) > 1:
+    if name in ("average", "max"):
         name += " of single scale"
     scales = " ".join(f"{scale:g}" for scale in line["scales"])
 

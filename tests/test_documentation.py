@@ -16,7 +16,7 @@ from hmsa.utils.config import Config, iter_fields
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 FENCED = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-INLINE = re.compile(r"`(hmsa (?:train|eval|autolabel|calibrate|attach) [^`]+)`")
+INLINE = re.compile(r"`(hmsa (?:train|eval|autolabel|calibrate|attach|benchmark) [^`]+)`")
 COMMAND = re.compile(r"^(?:torchrun .*?-m )?hmsa (\w+) (.+)$")
 SECTIONS = "|".join(Config.model_fields)
 OPTION = re.compile(rf"`((?:{SECTIONS})\.[a-z_.]+)(?:[:=][^`]*)?`")
@@ -27,6 +27,7 @@ PARSERS = {
     "autolabel": arguments.parse_autolabel,
     "calibrate": arguments.parse_calibrate,
     "attach": arguments.parse_attach,
+    "benchmark": arguments.parse_benchmark,
 }
 
 

@@ -5,6 +5,8 @@ Layers and their order are those of the authors' network: docs/release_notes.md,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,17 +19,20 @@ from .decoder import Decoded, Decoder
 class PyramidPooling(nn.Module):
     """Atrous spatial pyramid pooling: image pooling, a 1x1 and three dilated 3x3 convolutions.
 
-    Rates are 6, 12, 18 at stride 16 and grow as the stride shrinks (12, 24, 36 at stride 8), so
-    that they span the same part of the image. In training, a batch of one image normalises its
-    pooled branch by running statistics.
+    Rates, published as 6, 12, 18, are those at stride 16 and grow as the stride shrinks (12, 24, 36
+    at stride 8), so that they span the same part of the image. A tap that lies outside the features
+    of every training crop is never trained, and adds noise to larger images: crops of 192 x 256
+    have features of 12 x 16, for which 18 and 12 are too wide. In training, a batch of one image
+    normalises its pooled branch by running statistics.
     """
 
-    def __init__(self, *, inputs: int, channels: int, stride: int) -> None:
+    def __init__(self, *, inputs: int, channels: int, stride: int, rates: Sequence[int]) -> None:
         super().__init__()
-        rates = [max(1, rate * 16 // stride) for rate in (6, 12, 18)]
+        dilations = [max(1, rate * 16 // stride) for rate in rates]
         branches = [ConvNorm(inputs=inputs, outputs=channels)]
         branches += [
-            ConvNorm(inputs=inputs, outputs=channels, kernel=3, dilation=rate) for rate in rates
+            ConvNorm(inputs=inputs, outputs=channels, kernel=3, dilation=dilation)
+            for dilation in dilations
         ]
         self.branches = nn.ModuleList(branches)
         self.pooled = ConvNorm(inputs=inputs, outputs=channels)
@@ -74,12 +79,16 @@ class DeepLabV3Plus(Decoder):
         align_corners: bool,
         channels: int = 256,
         bottleneck_channels: int = 48,
+        rates: Sequence[int] = (6, 12, 18),
         head: str = "release",
     ) -> None:
         super().__init__()
         self.attend_trunk = head == "paper"
-        self.aspp = PyramidPooling(inputs=trunk_channels, channels=channels, stride=trunk_stride)
-        self.context = nn.Conv2d(5 * channels, channels, 1, bias=False)
+        self.aspp = PyramidPooling(
+            inputs=trunk_channels, channels=channels, stride=trunk_stride, rates=rates
+        )
+        branches = 2 + len(rates)
+        self.context = nn.Conv2d(branches * channels, channels, 1, bias=False)
         self.fine = nn.Conv2d(fine_channels, bottleneck_channels, 1, bias=False)
         self.concatenate = Concatenate(align_corners=align_corners)
 

@@ -60,8 +60,11 @@ def _frozen_copy(model: Model) -> Model:
 
 def _require_finite(model: nn.Module) -> None:
     """An infinite variance alone would give finite logits, of a layer that is switched off."""
-    for name, tensor in model.state_dict().items():
-        if not tensor.isfinite().all():
+    state = model.state_dict()
+    # One copy for all tensors, since the host waits for a GPU in each.
+    finite = torch.stack([tensor.isfinite().all() for tensor in state.values()]).tolist()
+    for name, is_finite in zip(state, finite, strict=True):
+        if not is_finite:
             raise ModelError(
                 f"{name} holds values that are no finite numbers: use another checkpoint."
             )

@@ -2,7 +2,8 @@
 
 A run leaves a row of JSON. A row is made once: it is kept as long as its recipe (the resolved
 configuration, the evaluations and the drawing of the data) is the same. A run that was stopped goes
-on where it was.
+on where it was. A run may begin with the checkpoint of another one, its parent, which stays as it
+is: `hmsa calibrate` and `hmsa attach` make a further one of it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import os
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import FrameType
 from typing import Any
 
@@ -66,6 +69,8 @@ class Run:
     row: Path
     threads: int = 1
     data_recipe: str = ""
+    parent: Run | None = None
+    made_by: tuple[str, ...] = ()
 
     def recipe(self) -> str:
         """A hash of all that the result depends on, apart from the seed.
@@ -84,6 +89,8 @@ class Run:
 
         scorings = [[list(scoring.lists), list(scoring.overrides)] for scoring in self.scorings]
         content = [resolved, scorings, self.split, self.data_recipe]
+        if self.parent is not None:
+            content += [self.parent.recipe(), list(self.made_by)]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     def finished_row(self) -> dict[str, Any] | None:
@@ -104,7 +111,9 @@ class Run:
 
     @property
     def best_checkpoint(self) -> Path:
-        """What is scored, and what labels images for others."""
+        """What is scored, what labels images for others, and what other runs begin with."""
+        if self.parent is not None and not self.made_by:
+            return self.parent.best_checkpoint
         return self.folder / "checkpoints" / "best.pt"
 
 
@@ -153,7 +162,7 @@ def perform(run: Run) -> dict[str, Any]:
     if finished is not None:
         return finished
 
-    train_s = _train(run)
+    train_s = _trained(run)
     scored = [_score(run, number) for number in range(len(run.scorings))]
     compared = [
         {**entry, "combine": metrics["combine"]}
@@ -177,31 +186,51 @@ def perform(run: Run) -> dict[str, Any]:
     return row
 
 
-def _train(run: Run) -> float:
-    """Train unless that is done; returns the seconds that it took."""
+# One run is trained once, also where several others begin with it at the same time.
+_locks: defaultdict[Path, Lock] = defaultdict(Lock)
+
+
+def _trained(run: Run) -> float:
+    """Train, or make the checkpoint of the parent's; returns the seconds that it took.
+
+    What is done already is kept, with the seconds that it took.
+    """
+    if run.parent is not None:
+        parent_s = _trained(run.parent)
+        if not run.made_by:
+            return parent_s
+
     marker = run.folder / "trained.json"
-    try:
-        return float(json.loads(marker.read_text(encoding="utf-8"))["train_s"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there, or cut off by a power cut: train.py itself knows whether it is done
+    with _locks[run.folder]:
+        try:
+            return float(json.loads(marker.read_text(encoding="utf-8"))["train_s"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # not there, or cut off by a power cut: the command itself knows what is done
 
-    begin = time.monotonic()
-    run_program(
-        "train.py",
-        str(run.config),
-        "--resume",
-        *run.overrides,
-        f"experiment.output={run.folder}",
-        f"experiment.seed={run.seed}",
-        f"runtime.threads={run.threads}",
-        threads=run.threads,
-        log=run.folder / "stdout.log",
-    )
+        begin = time.monotonic()
+        name, words = _training_words(run)
+        log = run.folder / "stdout.log"
+        run_program(name, *words, threads=run.threads, log=log)
 
-    # The time of a run that was stopped and went on is that of its last part.
-    train_s = round(time.monotonic() - begin, 1)
-    write_file(marker, json.dumps({"train_s": train_s}), durable=True)
+        # The time of a run that was stopped and went on is that of its last part.
+        train_s = round(time.monotonic() - begin, 1)
+        write_file(marker, json.dumps({"train_s": train_s}), durable=True)
     return train_s
+
+
+def _training_words(run: Run) -> tuple[str, list[str]]:
+    """The program that makes a run's checkpoint, and its arguments."""
+    threads = f"runtime.threads={run.threads}"
+    if run.parent is None:
+        folder = [f"experiment.output={run.folder}", f"experiment.seed={run.seed}"]
+        return "train.py", [str(run.config), "--resume", *run.overrides, *folder, threads]
+
+    # Data and seed are those of the parent, whose checkpoint carries them.
+    command, *options = run.made_by
+    words = [command, "--checkpoint", str(run.parent.best_checkpoint), *options]
+    if command == "attach":
+        return "hmsa", [*words, "--resume", "--output", str(run.folder), threads]
+    return "hmsa", [*words, "--output", str(run.best_checkpoint), threads]
 
 
 def _score(run: Run, number: int) -> dict[str, Any]:
@@ -239,12 +268,17 @@ _children: set[subprocess.Popen[bytes]] = set()
 def run_program(name: str, *arguments: str, threads: int, log: Path) -> None:
     """Run a program of the checkout, such as train.py, with its output appended to `log`.
 
+    "hmsa" stands for the command of that name.
+
     Raises:
         TableError: it failed; the message holds the last line that it wrote.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    command = [sys.executable, str(ROOT / name), *arguments]
+    program = [str(ROOT / name)]
+    if name == "hmsa":
+        program = ["-m", "hmsa"]
+    command = [sys.executable, *program, *arguments]
     with (
         open(log, "a", encoding="utf-8") as stream,
         subprocess.Popen(command, cwd=ROOT, env=environment, stdout=stream, stderr=stream) as child,

@@ -65,6 +65,7 @@ class Recorder:
             "compile_in_place",
             "WeightAverage",
             "attention_bias_of",
+            "OwnAugmentation",
         ):
             monkeypatch.setattr(build, name, self.stand_in(name, results.get(name, 0.5)))
         monkeypatch.setattr(build, "Hierarchical", torch.nn.Sequential)

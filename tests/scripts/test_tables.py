@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def run(folder: Path, *overrides: str, seed: int = 0, **changes: Any) -> Run:
         **changes,
     }
     return Run(
-        "hierarchical",
+        parts.pop("method", "hierarchical"),
         seed,
         DEMO,
         overrides,
@@ -107,6 +108,42 @@ def test_a_training_is_kept_when_only_the_scoring_failed(
     (folder / "test-0").rmdir()
     perform(run(tmp_path))
     assert [call[0] for call in programs.calls] == ["train.py", "eval.py", "eval.py"]
+
+
+def test_what_begins_with_another_run_leaves_its_checkpoint_and_trains_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = FakePrograms(monkeypatch)
+    parent = run(tmp_path)
+    rows = {name: tmp_path / f"{name}.json" for name in ("attached", "calibrated", "again")}
+    attached = run(tmp_path, method="attached", parent=parent, made_by=("attach", "--scales", "1"))
+    attached = replace(attached, row=rows["attached"])
+    made = {
+        "attached": attached,
+        "calibrated": replace(
+            attached,
+            method="calibrated",
+            parent=attached,
+            made_by=("calibrate",),
+            row=rows["calibrated"],
+        ),
+        "again": replace(attached, method="again", made_by=(), row=rows["again"]),
+    }
+    assert len({one.recipe() for one in (parent, *made.values())}) == 4
+    perform_all([*made.values(), parent], jobs=2)
+    assert all(path.is_file() for path in rows.values())
+
+    # Each command reads its parent's checkpoint and writes into a folder of its own.
+    words = {call[1]: call for call in programs.calls if call[0] == "hmsa"}
+    names = [call[0] for call in programs.calls]
+    assert sorted(words) == ["attach", "calibrate"] and names.count("train.py") == 1
+    assert names.count("hmsa") == 2 and names.count("eval.py") == 4
+    assert words["attach"][2:4] == ("--checkpoint", str(parent.best_checkpoint))
+    assert words["calibrate"][2:4] == ("--checkpoint", str(attached.best_checkpoint))
+    output = words["calibrate"].index("--output") + 1
+    assert words["calibrate"][output] == str(made["calibrated"].best_checkpoint)
+    scored = [call[call.index("--checkpoint") + 1] for call in programs.calls if "--split" in call]
+    assert scored.count(str(parent.best_checkpoint)) == 2
 
 
 def test_one_failure_leaves_the_other_rows_made(

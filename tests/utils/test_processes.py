@@ -22,12 +22,11 @@ from hmsa.utils.processes import (
     AgreedError,
     ProcessError,
     Processes,
-    SynchronisedBatchNorm,
     agreed_round,
     join,
     lost_contact,
-    synchronise_batch_norm,
 )
+from hmsa.utils.synchronised_norm import SynchronisedBatchNorm, synchronise_batch_norm
 from hmsa.utils.training.ema import WeightAverage
 from hmsa.utils.training.training_state import TrainingState
 
