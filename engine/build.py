@@ -311,6 +311,9 @@ def initial_model(config: Config, *, num_classes: int) -> MultiScaleModel:
     if source is not None:
         file = model_file(source)
         load_weights(model, file, strict=False, say=lambda text: logger.info("%s", text))
+    elif of_trunk == "auto" and is_reference(config.model.trunk):
+        # Nobody publishes weights for it, and to say so would be no news to whoever wrote it.
+        logger.info("the trunk %s starts as it makes itself", config.model.trunk)
     elif of_trunk is not None:
         found = find_weights(of_trunk, trunk=config.model.trunk)
         if found.path is None:
