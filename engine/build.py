@@ -55,6 +55,8 @@ from hmsa.utils.training.optimizer import build_optimizer, parameter_groups, sca
 from hmsa.utils.training.schedule import build_schedule
 from hmsa.utils.training.training_state import TrainingState
 
+from .wrapped import wrapped_model
+
 VERIFIED_SAMPLE = 64  # files of a split whose label values are looked at with data.verify: sample
 
 # What to change when memory runs out, by what was being done.
@@ -244,7 +246,10 @@ def model_from(config: Config, *, num_classes: int, trunk_weights: bool) -> Mult
 
     With `trunk_weights` false the trunk stays random, for weights that other weights will replace.
     """
-    excluded = {"init_from", "freeze"}
+    if config.model.wrap is not None:
+        return wrapped_model(config, num_classes=num_classes)
+
+    excluded = {"init_from", "freeze", "wrap"}
     if not trunk_weights:
         excluded.add("trunk_weights")
     return build_model(
@@ -562,6 +567,7 @@ def open_checkpoint(
     # The bytes are read once, so that the hash is that of the weights that are used.
     content, sha256 = load_checkpoint(path)
     config = Config.from_dict(content["config"], overrides, source=f"{path}: configuration")
+    config = _trusted(config, overrides, path=path)
     try:
         spec = DatasetSpec.from_dict(content["spec"])
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
@@ -570,6 +576,27 @@ def open_checkpoint(
             "another one of the run's checkpoints"
         ) from error
     return OpenedCheckpoint(path, config, spec=spec, weights=content, sha256=sha256)
+
+
+def _trusted(config: Config, overrides: Sequence[str], *, path: Path) -> Config:
+    """A checkpoint's configuration, whose model.wrap may be built.
+
+    The function that builds a wrapped model is code. A checkpoint may come from anybody, so that
+    the user names the function again. Weights are those of the checkpoint.
+
+    Raises:
+        CheckpointError: it was not named.
+    """
+    wrap = config.model.wrap
+    if wrap is None:
+        return config
+    if not any(text.startswith(("model.wrap.builder=", "model.wrap=")) for text in overrides):
+        raise CheckpointError(
+            f"{path}: its model is built by running {wrap.builder}; where you trust the "
+            f"checkpoint, say so with model.wrap.builder={wrap.builder}"
+        )
+    wrap = wrap.model_copy(update={"weights": None})
+    return config.model_copy(update={"model": config.model.model_copy(update={"wrap": wrap})})
 
 
 def best_of_run(folder: Path) -> Path:

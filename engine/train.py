@@ -32,6 +32,7 @@ from hmsa.utils.training.training_state import TrainingState, restore
 from hmsa.utils.words import UserError
 
 from . import build
+from .calibrate import calibrate_run
 from .command_line import StopSignal
 from .evaluate import Evaluation, evaluate, example_panel, per_class
 
@@ -48,7 +49,12 @@ def main(config: Config, *, resume: bool = False, dry_run: bool = False) -> int:
         build.explained(config, "training"),
         Trace(folder, enabled=traces and processes.is_main) as trace,
     ):
-        return train(config, processes, trace, resume=resume, dry_run=dry_run)
+        status = train(config, processes, trace, resume=resume, dry_run=dry_run)
+
+    # All ranks are done. One of them calibrates, as a command of its own would.
+    if runtime.calibrate and status == 0 and not dry_run and processes.is_main:
+        calibrate_run(config, device=processes.device)
+    return status
 
 
 def train(
