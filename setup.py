@@ -29,8 +29,10 @@ TEST = [
     "ruff>=0.6",
     "safetensors>=0.4",
     "scipy>=1.11",
+    "segmentation-models-pytorch>=0.5",
     "setuptools>=64",
     "timm>=1.0",
+    "transformers>=4.44",
     "types-PyYAML",
     "types-tqdm",
 ]

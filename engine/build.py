@@ -578,6 +578,13 @@ def open_checkpoint(
     return OpenedCheckpoint(path, config, spec=spec, weights=content, sha256=sha256)
 
 
+def trust_of(config: Config) -> list[str]:
+    """The overrides by which a user says that what builds a wrapped model may run."""
+    if config.model.wrap is None:
+        return []
+    return [f"model.wrap.builder={config.model.wrap.builder}"]
+
+
 def _trusted(config: Config, overrides: Sequence[str], *, path: Path) -> Config:
     """A checkpoint's configuration, whose model.wrap may be built.
 
@@ -593,7 +600,7 @@ def _trusted(config: Config, overrides: Sequence[str], *, path: Path) -> Config:
     if not any(text.startswith(("model.wrap.builder=", "model.wrap=")) for text in overrides):
         raise CheckpointError(
             f"{path}: its model is built by running {wrap.builder}; where you trust the "
-            f"checkpoint, say so with model.wrap.builder={wrap.builder}"
+            f"checkpoint, say so with {trust_of(config)[0]}"
         )
     wrap = wrap.model_copy(update={"weights": None})
     return config.model_copy(update={"model": config.model.model_copy(update={"wrap": wrap})})

@@ -90,12 +90,8 @@ def calibrate_run(config: Config, *, device: torch.device) -> None:
         return
 
     # What this very configuration has built may be built again.
-    wrap = config.model.wrap
-    overrides = []
-    if wrap is not None:
-        overrides.append(f"model.wrap.builder={wrap.builder}")
     opened = build.open_checkpoint(
-        Path(config.experiment.output), config_file=None, overrides=overrides
+        Path(config.experiment.output), config_file=None, overrides=build.trust_of(config)
     )
     assert opened.weights is not None
     if opened.weights.get("calibration"):

@@ -226,7 +226,9 @@ def train(
             saved_at = time.monotonic()
             validation.run_if_due(state, logbook, run.checkpoints)
 
-    logger.info("%s\n%s\n%s", meter.close(), progress.summary(), run.next_commands())
+    logger.info(
+        "%s\n%s\n%s", meter.close(), progress.summary(), run.next_commands(*build.trust_of(config))
+    )
     logbook.close()
     return 0
 
