@@ -63,6 +63,10 @@ def main(arguments: argparse.Namespace) -> int:
         opened = build.open_checkpoint(
             arguments.checkpoint, config_file=None, overrides=arguments.overrides
         )
+        output = arguments.output or opened.path
+        if output.exists() and not output.samefile(opened.path):
+            raise CalibrationError(f"--output: {output} is there already; name a new file")
+
         data = opened.config.data
         calibrate(
             opened,
@@ -72,7 +76,7 @@ def main(arguments: argparse.Namespace) -> int:
                 judge=arguments.judge or data.val_split,
                 count=arguments.images,
             ),
-            output=arguments.output or opened.path,
+            output=output,
             device=processes.device,
         )
     return 0

@@ -135,6 +135,9 @@ def test_attaching_trains_attention_alone(command: Command, street: Path, tmp_pa
     assert attention and all(key.startswith("attention.") for key in attention)
     assert content["config"]["model"]["multiscale"] == "hierarchical"
 
+    taken = ["--output", tmp_path / "config.yaml"]
+    refused = command("-m", "hmsa", "calibrate", "--checkpoint", run, *taken, check=2)
+    assert "config.yaml is there already" in refused.stderr
     refused = command("-m", "hmsa", "calibrate", "--checkpoint", run, check=2)
     assert "only hierarchical ones" in refused.stderr and "Traceback" not in refused.stderr
     again = ["-m", "hmsa", "attach", "--checkpoint", tmp_path / "run_attention"]

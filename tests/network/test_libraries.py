@@ -62,9 +62,9 @@ def mask2former() -> nn.Module:
     config = transformers.Mask2FormerConfig(
         backbone_config=trunk,
         num_labels=CLASSES,
-        hidden_dim=32,
-        feature_size=32,
-        mask_feature_size=32,
+        hidden_dim=64,
+        feature_size=64,
+        mask_feature_size=64,
         encoder_layers=1,
         decoder_layers=2,
         num_attention_heads=2,
