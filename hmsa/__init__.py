@@ -1,8 +1,8 @@
 """Hierarchical multi-scale attention for semantic segmentation: train, evaluate, auto-label.
 
-    import hmsa
-    model = hmsa.load("runs/mine")
-    label, confidence = model.predict("photo.jpg")
+import hmsa
+model = hmsa.load("runs/mine")
+label, confidence = model.predict("photo.jpg")
 """
 
 from pathlib import Path

@@ -119,15 +119,13 @@ def build_model(
         )
 
     # Trunk and decoder, which every way of combining scales shares.
-    make_trunk: Callable[..., Trunk] = partial(build_trunk, trunk)
-    if callable(trunk):
-        make_trunk = trunk
+    make_trunk = partial(build_trunk, trunk) if isinstance(trunk, str) else trunk
     built_trunk = make_trunk(
         output_stride=output_stride,
         align_corners=align_corners,
         activation_checkpointing=activation_checkpointing,
     )
-    make_decoder = decoder if callable(decoder) else DECODERS[decoder]
+    make_decoder = DECODERS[decoder] if isinstance(decoder, str) else decoder
     built_decoder = make_decoder(
         trunk=built_trunk,
         num_classes=num_classes,

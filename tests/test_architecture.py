@@ -37,7 +37,7 @@ MAY_IMPORT = {
 FLAT = {"processes", "runtime", "words"}
 UTILS_MAY_IMPORT = {
     "files": {"words"},
-    "config": {"files", "words"},
+    "config": {"files", "imported", "words"},
     "metrics": {"files", *FLAT},
     "report": {"files", "metrics", *FLAT},
     "labelling": {"files", "metrics", *FLAT},
