@@ -25,8 +25,10 @@ WEIGHTS = [
 ]
 
 TEST = [
+    "albumentations>=2.0",
     *WEIGHTS,
     "cityscapesScripts>=2.2",
+    "huggingface_hub>=0.25",
     "hypothesis>=6.100",
     "mypy>=1.11",
     "onnx>=1.16",
@@ -37,7 +39,9 @@ TEST = [
     "ruff>=0.6",
     "safetensors>=0.4",
     "scipy>=1.11",
+    "segmentation-models-pytorch>=0.5",
     "setuptools>=64",
+    "transformers>=4.44",
     "types-PyYAML",
     "types-tqdm",
 ]
@@ -82,6 +86,7 @@ setup(
         "timm": ["timm>=1.0"],
         "weights": WEIGHTS,
         "safetensors": ["safetensors>=0.4"],
+        "hub": ["huggingface_hub>=0.25", "safetensors>=0.4"],
         "zstd": ["zstandard>=0.20"],
     },
 )

@@ -51,6 +51,7 @@ def build_model(
     trunk_weights: str | None = None,
     decoder_channels: int | None = None,
     aspp_rates: Sequence[int] = (6, 12, 18),
+    aspp_pooling: bool = True,
     attention_channels: int = 256,
     attention_dropout: float = 0.0,
     head: str = "release",
@@ -80,6 +81,8 @@ def build_model(
             which keys, and the paper's semantic head, have half.
         aspp_rates: dilations of deeplabv3plus's 3x3 branches at stride 16; smaller ones for crops
             of less than 300 pixels.
+        aspp_pooling: whether deeplabv3plus has the branch of image pooling, whose batch norm has
+            one value per image only.
         attention_channels: width of the attention head.
         attention_dropout: before the last layer of the attention head.
         head: "release" is the architecture of the published weights; "paper" follows the text of
@@ -131,6 +134,7 @@ def build_model(
         dropout=dropout,
         channels=decoder_channels,
         rates=aspp_rates,
+        pooling=aspp_pooling,
     )
 
     # The scales of training, and the head that weighs them.

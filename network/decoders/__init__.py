@@ -1,8 +1,8 @@
 """Decoders by name.
 
 Each entry of DECODERS is a function of the trunk, the number of classes and the options of
-`build_model` that concern decoders; `channels` None means the published width, and `rates` are
-those of deeplabv3plus.
+`build_model` that concern decoders; `channels` None means the published width, and `rates`
+and `pooling` are deeplabv3plus's.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def _ocr(
     dropout: float,
     channels: int | None,
     rates: Sequence[int],
+    pooling: bool,
 ) -> Decoder:
     width = channels or 512
     return OCR(
@@ -48,6 +49,7 @@ def _deeplabv3plus(
     dropout: float,
     channels: int | None,
     rates: Sequence[int],
+    pooling: bool,
 ) -> Decoder:
     width = channels or 256
     return DeepLabV3Plus(
@@ -60,6 +62,7 @@ def _deeplabv3plus(
         channels=width,
         bottleneck_channels=max(1, 48 * width // 256),
         rates=rates,
+        pooling=pooling,
     )
 
 
@@ -72,6 +75,7 @@ def _fcn(
     dropout: float,
     channels: int | None,
     rates: Sequence[int],
+    pooling: bool,
 ) -> Decoder:
     return FCN(trunk_channels=trunk.channels, num_classes=num_classes, channels=channels or 256)
 

@@ -26,7 +26,9 @@ class PyramidPooling(nn.Module):
     normalises its pooled branch by running statistics.
     """
 
-    def __init__(self, *, inputs: int, channels: int, stride: int, rates: Sequence[int]) -> None:
+    def __init__(
+        self, *, inputs: int, channels: int, stride: int, rates: Sequence[int], pooling: bool
+    ) -> None:
         super().__init__()
         dilations = [max(1, rate * 16 // stride) for rate in rates]
         branches = [ConvNorm(inputs=inputs, outputs=channels)]
@@ -35,7 +37,9 @@ class PyramidPooling(nn.Module):
             for dilation in dilations
         ]
         self.branches = nn.ModuleList(branches)
-        self.pooled = ConvNorm(inputs=inputs, outputs=channels)
+        self.pooled: ConvNorm | None = None
+        if pooling:
+            self.pooled = ConvNorm(inputs=inputs, outputs=channels)
 
     def forward(self, tensor: Tensor, *, weight: Tensor) -> Tensor:
         """The branches, image pooling first, reduced by a 1x1 convolution with `weight`.
@@ -43,15 +47,21 @@ class PyramidPooling(nn.Module):
         A 1x1 convolution of a concatenation is the sum of one for each part, so that the five
         branches need not be held together.
         """
-        weight_of_pooled, *weights = weight.chunk(len(self.branches) + 1, dim=1)
+        weights = list(weight.chunk(len(self.branches) + (self.pooled is not None), dim=1))
+        total: Tensor | None = None
 
         # Image pooling is the same for all positions: [N, channels, 1, 1].
-        pooled = self.pooled.conv(self.pool(tensor))
-        pooled = normalise_pooled(self.pooled.norm, pooled).relu()
-        total = F.conv2d(pooled, weight_of_pooled)
+        if self.pooled is not None:
+            pooled = self.pooled.conv(self.pool(tensor))
+            pooled = normalise_pooled(self.pooled.norm, pooled).relu()
+            total = F.conv2d(pooled, weights.pop(0))
 
         for branch, weight_of_branch in zip(self.branches, weights, strict=True):
-            total = F.conv2d(branch(tensor), weight_of_branch).add_(total)
+            part = F.conv2d(branch(tensor), weight_of_branch)
+            if total is not None:
+                part = part.add_(total)
+            total = part
+        assert total is not None
         return total
 
     @over_image
@@ -80,14 +90,19 @@ class DeepLabV3Plus(Decoder):
         channels: int = 256,
         bottleneck_channels: int = 48,
         rates: Sequence[int] = (6, 12, 18),
+        pooling: bool = True,
         head: str = "release",
     ) -> None:
         super().__init__()
         self.attend_trunk = head == "paper"
         self.aspp = PyramidPooling(
-            inputs=trunk_channels, channels=channels, stride=trunk_stride, rates=rates
+            inputs=trunk_channels,
+            channels=channels,
+            stride=trunk_stride,
+            rates=rates,
+            pooling=pooling,
         )
-        branches = 2 + len(rates)
+        branches = pooling + 1 + len(rates)
         self.context = nn.Conv2d(branches * channels, channels, 1, bias=False)
         self.fine = nn.Conv2d(fine_channels, bottleneck_channels, 1, bias=False)
         self.concatenate = Concatenate(align_corners=align_corners)

@@ -8,6 +8,7 @@ Cityscapes (section 4 of Tao, Sapra, Catanzaro 2020) where it states any, else t
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,6 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ..imported import is_reference
+from ..words import words_of_list
 
 TRUNKS = (
     "hrnet_w48",
@@ -95,13 +97,30 @@ def _once_each(scales: tuple[float, ...]) -> tuple[float, ...]:
     return scales
 
 
+def _scale_list(value: Any) -> Any:
+    """A list of scales, which may also be written as text, 0.5,1,2 or 0.5 1 2."""
+    if not isinstance(value, str):
+        return _tuple(value)
+    try:
+        return tuple(float(word) for word in words_of_list(value))
+    except ValueError:
+        return value
+
+
 _SCALE = {"type": "number", "minimum": 0.01, "maximum": 16}
 Scales = Annotated[
     tuple[Annotated[float, Field(ge=0.01, le=16)], ...],
     Field(min_length=1, max_length=16),
     AfterValidator(_once_each),
-    Listed,
-    WithJsonSchema({"type": "array", "items": _SCALE, "minItems": 1, "maxItems": 16}),
+    BeforeValidator(_scale_list),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": _SCALE, "minItems": 1, "maxItems": 16},
+                {"type": "string", "pattern": r"^[0-9.,\s]+$"},
+            ]
+        }
+    ),
 ]
 
 
@@ -367,6 +386,44 @@ class DataSection(ConfigSection):
 
 # The network.
 
+# Names as Python spells them, of a module and of something in it.
+BUILDER = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
+
+
+def _named_function(name: str) -> str:
+    if re.fullmatch(BUILDER, name) is None:
+        raise ValueError(
+            f"'{name}' does not name a function; write module:function, such as "
+            "torchvision.models.segmentation:deeplabv3_resnet50"
+        )
+    return name
+
+
+Builder = Annotated[
+    str, AfterValidator(_named_function), WithJsonSchema({"type": "string", "pattern": BUILDER})
+]
+
+
+class WrapSection(ConfigSection):
+    """A segmentation model of any library that attention is attached to."""
+
+    builder: Builder
+    """Function that returns the model, as module:function; it is imported and called, from the
+    folder of the command too"""
+
+    features: str = Field(min_length=1)
+    """Layer whose maps the attention head reads, as in model.named_modules()"""
+
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the function"""
+
+    weights: str | None = Field(default=None, min_length=1)
+    """File of the model's weights; null: those that the function gives it"""
+
+    multiple_of: Pixels = 32
+    """Images are extended to multiples of so many pixels, by mirroring; 1: the model takes every
+    size"""
+
 
 class ModelSection(ConfigSection):
     """The network: trunk x decoder x multiscale."""
@@ -406,6 +463,10 @@ class ModelSection(ConfigSection):
     """Parts that are not trained, their batch norms neither: [trunk, decoder] trains attention
     alone, for a model that one has"""
 
+    wrap: WrapSection | None = None
+    """A model of any library in the place of trunk and decoder, frozen, with an attention head that
+    is trained; null: none"""
+
     # The heads.
     decoder_channels: Channels | None = None
     """Width of the decoder; null: that of the published weights, 256, and for ocr 512 with keys of
@@ -416,6 +477,10 @@ class ModelSection(ConfigSection):
     ] = (6, 12, 18)
     """Dilations of deeplabv3plus's 3x3 branches at stride 16. Those wider than the features of a
     training crop (its side / 16) are never trained at their ends and harm larger images"""
+
+    aspp_pooling: bool = True
+    """Whether deeplabv3plus has its branch of image pooling, whose batch norm sees one value per
+    image: small batches of crops teach it what does not hold for whole images"""
 
     attention_channels: Channels = 256
     """Width of the attention head (256 in the release; the paper does not say)"""
@@ -656,8 +721,8 @@ class RuntimeSection(ConfigSection):
     """Where and how a training computes, and what it reports."""
 
     # Where and how it computes.
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is one"""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: CUDA where there is one, else the CPU; mps: the GPU of a Mac, in one process"""
 
     precision: Precision = "fp32"
     """Autocast to bf16 or fp16, or compute in fp32 or fp64"""
@@ -693,6 +758,10 @@ class RuntimeSection(ConfigSection):
     best_weights: Literal["miou", "last"] = "miou"
     """What best.pt holds: the weights of the highest validation mIoU, or those of the last
     validation, for trainings on their own validation images"""
+
+    calibrate: bool = False
+    """Calibrate the attention of best.pt for eval.scales when the training is done, as `hmsa
+    calibrate` does; nothing without hierarchical attention"""
 
     # What is reported, and when it gives up.
     loggers: Annotated[tuple[LoggerName, ...], Listed] = ("tensorboard",)
