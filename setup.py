@@ -25,8 +25,10 @@ WEIGHTS = [
 ]
 
 TEST = [
+    "albumentations>=2.0",
     *WEIGHTS,
     "cityscapesScripts>=2.2",
+    "huggingface_hub>=0.25",
     "hypothesis>=6.100",
     "mypy>=1.11",
     "onnx>=1.16",
@@ -82,6 +84,7 @@ setup(
         "timm": ["timm>=1.0"],
         "weights": WEIGHTS,
         "safetensors": ["safetensors>=0.4"],
+        "hub": ["huggingface_hub>=0.25", "safetensors>=0.4"],
         "zstd": ["zstandard>=0.20"],
     },
 )

@@ -12,10 +12,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hmsa.utils.config import dump, load_config
+from hmsa.utils.words import words_of_list
 
-from .command_line import at_least, parse_with_overrides, run_command, say
+from .command_line import CommandParser, at_least, parse_with_overrides, run_command, say
 from .launch import is_launched, launch
 
 SAVES = (
@@ -577,6 +579,35 @@ def read_scale(text: str) -> float:
     return scale
 
 
+def read_scales(text: str) -> tuple[float, ...]:
+    """A list of scales: 0.5,1,2 or [0.5,1,2] or, in quotes, 0.5 1 2.
+
+    Raises:
+        ArgumentTypeError: a word of it is not a scale, or there is none.
+    """
+    scales = tuple(read_scale(word) for word in words_of_list(text))
+    if not scales:
+        raise argparse.ArgumentTypeError(f"'{text}' names no scale; write e.g. 0.5,1,2")
+    return scales
+
+
+class ScalesAction(argparse.Action):
+    """Takes the words of an option with `nargs="+"` together as one list of scales."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        try:
+            scales = list(read_scales(" ".join(values)))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(self, str(error)) from error
+        setattr(namespace, self.dest, scales)
+
+
 def read_refine(text: str) -> float | str:
     """An argparse type: a share of the image from 0 to 1, or auto."""
     if text == "auto":
@@ -594,7 +625,7 @@ def read_refine(text: str) -> float | str:
 
 
 def _parser(command: str, description: str, program: str | None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    return CommandParser(
         prog=program or f"hmsa {command}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -605,7 +636,7 @@ def _add_scales(parser: argparse.ArgumentParser, *, default: str) -> None:
     parser.add_argument(
         "--scales",
         nargs="+",
-        type=read_scale,
+        action=ScalesAction,
         metavar="S",
         help=f"scales of inference (default: {default})",
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +311,9 @@ def initial_model(config: Config, *, num_classes: int) -> MultiScaleModel:
     if source is not None:
         file = model_file(source)
         load_weights(model, file, strict=False, say=lambda text: logger.info("%s", text))
+    elif of_trunk == "auto" and is_reference(config.model.trunk):
+        # Nobody publishes weights for it, and to say so would be no news to whoever wrote it.
+        logger.info("the trunk %s starts as it makes itself", config.model.trunk)
     elif of_trunk is not None:
         found = find_weights(of_trunk, trunk=config.model.trunk)
         if found.path is None:
@@ -577,6 +580,7 @@ class Loaded:
     spec: DatasetSpec
     sha256: str  # of the checkpoint's file
     path: Path = Path()  # of that file
+    validation: Mapping[str, Any] = field(default_factory=dict)  # its scores, where it carries any
 
 
 def load_model(
@@ -726,4 +730,24 @@ def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
     model = place(model, config, device).eval()
     if isinstance(model, Hierarchical) and config.eval.calibration == "auto":
         model.attention_bias = attention_bias_of(opened.weights or {})
-    return Loaded(model=model, config=config, spec=spec, sha256=opened.sha256, path=path)
+    return Loaded(
+        model=model,
+        config=config,
+        spec=spec,
+        sha256=opened.sha256,
+        path=path,
+        validation=validation_of(opened.weights or {}),
+    )
+
+
+def validation_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of the validation that chose a checkpoint: "miou", and "iou" by class."""
+    scores: dict[str, Any] = {}
+    if isinstance(content.get("miou"), float):
+        scores["miou"] = content["miou"]
+    by_class = content.get("iou")
+    if isinstance(by_class, Mapping):
+        scores["iou"] = {
+            name: iou for name, iou in by_class.items() if isinstance(iou, int | float)
+        }
+    return scores

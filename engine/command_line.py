@@ -16,9 +16,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-from hmsa.utils.words import UserError
+from hmsa.utils.config import option_named
+from hmsa.utils.words import UserError, did_you_mean
 
 GRACE_SECONDS = 25.0
 SAME_SIGNAL_SECONDS = 5.0
@@ -143,6 +144,30 @@ def lasting_streams() -> Iterator[None]:
         for stream in lasting:
             stream.flush()
         sys.stdout, sys.stderr = before
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose sentences say what was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, with what was meant; end with status 2."""
+        # argparse counts what may be left out among the arguments that are required.
+        message = message.replace(
+            "arguments are required: config, section.key=value",
+            "argument is required: config, a YAML file such as configs/demo.yaml",
+        )
+        _, _, words = message.partition("unrecognized arguments: ")
+        if words.startswith("--"):
+            message += self._meant_by(*words.replace("=", " ").split())
+        super().error(message)
+
+    def _meant_by(self, option: str, *values: str) -> str:
+        """What an unknown option stands for: one of ours, or a setting of the configuration."""
+        setting = option_named(option.removeprefix("--").replace("-", "_"))
+        if setting is None:
+            return did_you_mean(option, self._option_string_actions)
+        value = values[0] if values else "VALUE"
+        return f"; a setting of the configuration is written {setting}={value}"
 
 
 def parse_with_overrides(

@@ -43,7 +43,7 @@ from hmsa.utils.training.run_folder import make_writable
 from hmsa.utils.words import UserError
 
 from . import build
-from .arguments import COMBINE, OVER, SAVED_BY_DEFAULT, read_refine, read_scale
+from .arguments import COMBINE, OVER, SAVED_BY_DEFAULT, read_refine, read_scales
 from .build import Loaded, OpenedCheckpoint
 from .contact_sheet import ContactSheet
 from .costs import InferenceMeter, joined_cost
@@ -327,7 +327,7 @@ def compared_way(text: str, first: InferenceOptions) -> InferenceOptions:
     """
     listed, *words = text.split("+")
     try:
-        scales = tuple(read_scale(part) for part in listed.split(","))
+        scales = read_scales(listed)
     except argparse.ArgumentTypeError as error:
         raise DataError(
             f"--compare: '{listed}' is not a list of scales ({error}); write e.g. 0.5,1,2"

@@ -236,6 +236,7 @@ def check(arguments: argparse.Namespace) -> int:
     if labelled:
         print(f"\n{class_table(labelled)}\n")
         _save(draw_chart(labelled), arguments.output)
+    problems = list(dict.fromkeys(problems))
     if found and found[0].sizes and not problems:
         values = {"data": suggest_data(found[0])}
         print("a configuration to start from:")

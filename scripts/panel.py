@@ -17,7 +17,7 @@ from pathlib import Path
 # A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hmsa.engine.arguments import read_scale
+from hmsa.engine.arguments import ScalesAction
 from hmsa.engine.command_line import at_least, parse_with_overrides, run_command
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     # How it is inferred and drawn.
     parser.add_argument(
-        "--scales", nargs="+", type=read_scale, metavar="S", help="default: eval.scales"
+        "--scales", nargs="+", action=ScalesAction, metavar="S", help="default: eval.scales"
     )
     parser.add_argument(
         "--width",

@@ -33,6 +33,11 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f" (did you mean '{found}'?)" if found is not None else ""
 
 
+def words_of_list(text: str) -> list[str]:
+    """The words of a list as people write it: "0.5 1 2", "0.5,1,2" and "[0.5, 1, 2]" are alike."""
+    return text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
+
+
 def duration(seconds: float) -> str:
     """A time in the two largest units that it fills: "35 s", "4 min 10 s", "2 h 5 min"."""
     whole = max(0, round(seconds))

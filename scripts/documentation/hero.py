@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from hmsa.datasets import normalise
-from hmsa.engine.arguments import read_scale
+from hmsa.engine.arguments import ScalesAction
 from hmsa.engine.build import inference_options, load_model, split_files
 from hmsa.engine.command_line import at_least, parse_with_overrides, run_command
 from hmsa.engine.pictures import share_maps
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--split", default="test", help="default: %(default)s")
     parser.add_argument("--index", type=at_least(0), default=0, help="image of the split")
-    parser.add_argument("--scales", nargs="+", type=read_scale, default=[0.5, 1.0, 2.0])
+    parser.add_argument("--scales", nargs="+", action=ScalesAction, default=[0.5, 1.0, 2.0])
     parser.add_argument("--width", type=at_least(64), default=420, help="of each picture")
     parser.add_argument("--output", type=Path, required=True, help="PNG file")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")

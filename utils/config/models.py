@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ..imported import is_reference
+from ..words import words_of_list
 
 TRUNKS = (
     "hrnet_w48",
@@ -95,13 +96,30 @@ def _once_each(scales: tuple[float, ...]) -> tuple[float, ...]:
     return scales
 
 
+def _scale_list(value: Any) -> Any:
+    """A list of scales, which may also be written as text, 0.5,1,2 or 0.5 1 2."""
+    if not isinstance(value, str):
+        return _tuple(value)
+    try:
+        return tuple(float(word) for word in words_of_list(value))
+    except ValueError:
+        return value
+
+
 _SCALE = {"type": "number", "minimum": 0.01, "maximum": 16}
 Scales = Annotated[
     tuple[Annotated[float, Field(ge=0.01, le=16)], ...],
     Field(min_length=1, max_length=16),
     AfterValidator(_once_each),
-    Listed,
-    WithJsonSchema({"type": "array", "items": _SCALE, "minItems": 1, "maxItems": 16}),
+    BeforeValidator(_scale_list),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": _SCALE, "minItems": 1, "maxItems": 16},
+                {"type": "string", "pattern": r"^[0-9.,\s]+$"},
+            ]
+        }
+    ),
 ]
 
 
@@ -660,8 +678,8 @@ class RuntimeSection(ConfigSection):
     """Where and how a training computes, and what it reports."""
 
     # Where and how it computes.
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is one"""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: CUDA where there is one, else the CPU; mps: the GPU of a Mac, in one process"""
 
     precision: Precision = "fp32"
     """Autocast to bf16 or fp16, or compute in fp32 or fp64"""
