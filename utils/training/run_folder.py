@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..files.locking import locked
 from ..files.writing import write_file
-from ..words import UserError, command
+from ..words import UserError, invocation
 from .checkpoint import CheckpointFolder
 
 # How long a resumed training waits for the one before it to end.
@@ -166,7 +166,7 @@ class RunFolder:
         for weights in candidates:
             if weights.is_file():
                 output = self.folder / "eval"
-                return f"evaluate it: {command('eval')} --checkpoint {weights} --output {output}"
+                return f"evaluate it: {invocation('eval')} --checkpoint {weights} --output {output}"
         return ""
 
 
