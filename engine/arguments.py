@@ -1,4 +1,4 @@
-"""The command lines of `hmsa train`, `hmsa eval` and `hmsa autolabel`.
+"""The command lines of `hmsa train`, `hmsa eval` and the other commands.
 
 Nothing here imports torch at the top, so that `--help`, a mistyped option and a mistake in the
 configuration are answered at once. Each command imports what it needs when it runs.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 from hmsa.utils.config import dump, load_config
 from hmsa.utils.words import words_of_list
 
-from .command_line import CommandParser, at_least, parse_with_overrides, run_command
+from .command_line import CommandParser, at_least, parse_with_overrides, run_command, say
 from .launch import is_launched, launch
 
 SAVES = (
@@ -27,6 +28,16 @@ SAVED_BY_DEFAULT = ("labels", "colour", "overlay")
 COMBINE = ("average", "max")
 OVER = ("logits", "probabilities")
 LARGEST_SCALE = 16.0
+
+INIT = """Look at a folder of images and masks, and write what a training of them needs.
+
+    hmsa init FOLDER [--classes NAME ...] [--val 0.2] [--output my.yaml]
+
+Masks may hold ids, colours, 0 and 255 or polygons, beside the images, in folders or by lists; they
+are read as they are. FOLDER then has a classes.yaml (and, where its files name no splits, two
+lists), and --output is a complete configuration that suits the images and this machine. No file of
+yours is changed.
+"""
 
 TRAIN = """Train a network as a YAML configuration says.
 
@@ -78,9 +89,9 @@ CALIBRATE = """Calibrate the attention of a checkpoint for a list of scales, in 
 
     hmsa calibrate --checkpoint runs/x [--scales 0.25 0.5 1 2] [--images 100]
 
-Attention is trained on few pairs of scales. For the others one number each is fitted on half of
-some training images, and kept where it helps on the other half; the checkpoint then holds it, and
-its weights stay as they are. Evaluation and auto-labelling use it; eval.calibration=off does not.
+Attention is trained on few pairs of scales. For the others one number each is fitted on some
+training images, and kept where it helps on validation images; the checkpoint then holds it, and its
+weights stay as they are. Evaluation and auto-labelling use it; eval.calibration=off does not.
 """
 
 ATTACH = """Give a trained single-scale model hierarchical attention; its weights stay untouched.
@@ -102,21 +113,38 @@ of the data set are read. Nothing is written but FILE.
 """
 
 
+def init_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa init`: returns the exit status, 2 with one sentence for a user's mistake."""
+    arguments = parse_init(argv, program=program)
+
+    def run() -> int:
+        from .init.command import main
+
+        return main(arguments)
+
+    return run_command(run)
+
+
 def train_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
     """`hmsa train`: returns the exit status, 2 with one sentence for a user's mistake."""
     arguments = parse_train(argv, program=program)
 
     def run() -> int:
         config = load_config(arguments.config, arguments.overrides)
+
+        # Only now what takes seconds to import: a misspelt key is answered before that.
+        from .recipe import suited
+
+        config, chosen = suited(config)
         if arguments.print_config:
             print(dump(config), end="")
             return 0
-
-        # Only now what takes seconds to import: a misspelt key is answered before that.
         if arguments.processes > 1 and not is_launched():
             return launch(arguments.processes)
         from .train import main
 
+        if chosen is not None and os.environ.get("RANK", "0") == "0":
+            say(chosen)
         return main(config, resume=arguments.resume, dry_run=arguments.dry_run)
 
     return run_command(run)
@@ -141,6 +169,8 @@ def predict_command(argv: Sequence[str] | None = None, *, program: str | None = 
     arguments = parse_predict(argv, program=program)
 
     def run() -> int:
+        if arguments.processes > 1 and not is_launched():
+            return launch(arguments.processes)
         from .evaluate import main
 
         return main(arguments)
@@ -196,6 +226,42 @@ def benchmark_command(argv: Sequence[str] | None = None, *, program: str | None 
         return main(arguments)
 
     return run_command(run)
+
+
+def parse_init(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa init`."""
+    parser = _parser("init", INIT, program)
+    parser.add_argument("folder", help="folder with images and masks, however they lie in it")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="YAML",
+        help="the configuration to write (default: the folder's name, here)",
+    )
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="names of the classes in the order of their ids (default: by their colours or ids)",
+    )
+    parser.add_argument(
+        "--ignore",
+        nargs="+",
+        type=read_ignored,
+        metavar="VALUE",
+        help="ids or colours of masks that are no class, e.g. 0 or 0,0,0 (255 is known)",
+    )
+    parser.add_argument(
+        "--val",
+        type=read_share,
+        default=0.2,
+        metavar="SHARE",
+        help="share of the images to validate on where the folder names none (default: 0.2)",
+    )
+    parser.add_argument("--force", action="store_true", help="write files anew that are there")
+    return parser.parse_args(argv)
 
 
 def parse_train(
@@ -331,8 +397,9 @@ def parse_predict(
         choices=SAVES,
         metavar="KIND",
         help=f"pictures to write for every image: {', '.join(SAVES)} (default: "
-        f"{' '.join(SAVED_BY_DEFAULT)})",
+        f"{' '.join(SAVED_BY_DEFAULT)}, and video of videos)",
     )
+    _add_processes(parser)
     _add_overrides(parser, example="eval.tile=[1024,1024]")
     arguments = parse_with_overrides(parser, argv)
 
@@ -421,10 +488,16 @@ def parse_calibrate(
         type=at_least(4),
         default=100,
         metavar="N",
-        help="images to use, half to fit and half to judge by (default: %(default)s)",
+        help="images that judge; half as many fit (default: %(default)s)",
     )
     parser.add_argument(
-        "--split", help="split whose labelled images are used (default: data.train_split)"
+        "--split", help="split whose labelled images fit the numbers (default: data.train_split)"
+    )
+    parser.add_argument(
+        "--judge",
+        metavar="SPLIT",
+        help="split whose images judge them (default: data.val_split); that of --split: its other "
+        "half",
     )
     parser.add_argument(
         "--output",
@@ -471,6 +544,29 @@ def parse_benchmark(
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     return parse_with_overrides(parser, argv)
+
+
+def read_ignored(text: str) -> int | tuple[int, int, int]:
+    """An argparse type: an id such as 0, or a colour such as 0,0,0."""
+    parts = text.split(",")
+    if len(parts) in (1, 3) and all(part.isdecimal() and int(part) <= 255 for part in parts):
+        if len(parts) == 1:
+            return int(text)
+        return int(parts[0]), int(parts[1]), int(parts[2])
+    raise argparse.ArgumentTypeError(
+        f"'{text}' is neither an id such as 0 nor a colour such as 0,0,0"
+    )
+
+
+def read_share(text: str) -> float:
+    """An argparse type: a part of a whole, above 0 and below 1."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no share between 0 and 1, such as 0.2")
+    return share
 
 
 def read_scale(text: str) -> float:
@@ -590,6 +686,7 @@ def _add_overrides(parser: argparse.ArgumentParser, *, example: str) -> None:
 
 # The commands by name, each with one phrase for the usage of `hmsa`.
 COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
+    "init": (init_command, "look at a folder of images and masks, write a configuration for it"),
     "train": (train_command, "train a network as a YAML configuration says"),
     "eval": (eval_command, "score a checkpoint, hand a split in, or predict any images"),
     "predict": (predict_command, "predict images and videos with any model"),

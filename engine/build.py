@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,16 @@ from hmsa.network import (
     MultiScaleModel,
     Prediction,
     build_model,
+    load_trunk_weights,
     load_weights,
 )
 from hmsa.network.inference import out_of_memory
 from hmsa.network.model import Hierarchical, ScalePair, adjacent_pairs
 from hmsa.network.weights.files import numpy_scalars, read_file
+from hmsa.network.weights.pretrained import find_weights
 from hmsa.network.weights.recognition import recognise_model
 from hmsa.utils.config import Config, load_config
+from hmsa.utils.imported import is_reference
 from hmsa.utils.processes import Processes
 from hmsa.utils.runtime import autocast_dtype, parameter_dtype
 from hmsa.utils.synchronised_norm import synchronise_batch_norm
@@ -60,6 +63,7 @@ from hmsa.utils.training.checkpoint import (
 from hmsa.utils.training.cost import MemoryShortage
 from hmsa.utils.training.ema import WeightAverage
 from hmsa.utils.training.logbook import logger
+from hmsa.utils.training.loggers import LOGGERS, RunLogger
 from hmsa.utils.training.optimizer import build_optimizer, parameter_groups, scaled_learning_rate
 from hmsa.utils.training.schedule import build_schedule
 from hmsa.utils.training.training_state import TrainingState
@@ -71,6 +75,8 @@ from .model_source import (
     is_safetensors,
     model_file,
 )
+from .plugins import OwnAugmentation, OwnLogger, OwnLoss, own_decoder, own_trunk
+from .wrapped import wrapped_model
 
 VERIFIED_SAMPLE = 64  # files of a split whose label values are looked at with data.verify: sample
 
@@ -180,8 +186,15 @@ def augmentation(config: Config) -> Augmentation:
 
 
 def train_loader(config: Config, files: Files, processes: Processes) -> TrainLoader:
-    """The training batches of the data section, for this rank."""
+    """The training batches of the data section, for this rank.
+
+    Raises:
+        UserError: files are missing, or data.augment names no function.
+    """
     data = config.data
+    augment = None
+    if data.augment is not None:
+        augment = OwnAugmentation(data.augment)
     uniform = ClassUniform(**data.class_uniform.model_dump())
     return build_train_loader(
         files,
@@ -197,6 +210,7 @@ def train_loader(config: Config, files: Files, processes: Processes) -> TrainLoa
         cache=data.cache,
         cache_dir=data.cache_dir,
         photometric=not data.augment_on_device,
+        augment=augment,
     )
 
 
@@ -260,14 +274,26 @@ def model_from(config: Config, *, num_classes: int, trunk_weights: bool) -> Mult
     """The network of the model section.
 
     With `trunk_weights` false the trunk stays random, for weights that other weights will replace.
+
+    Raises:
+        UserError: a part of the user's own cannot be made, or weights of the trunk not be had.
     """
-    excluded = {"init_from", "freeze"}
+    if config.model.wrap is not None:
+        return wrapped_model(config, num_classes=num_classes)
+
+    excluded = {"init_from", "freeze", "wrap"}
     if not trunk_weights:
         excluded.add("trunk_weights")
+    values = config.model.model_dump(exclude=excluded)
+
+    # Parts of the user's own are named by module:name and handed over as functions.
+    for part, own in (("trunk", own_trunk), ("decoder", own_decoder)):
+        if is_reference(values[part]):
+            values[part] = own(values[part])
     return build_model(
         num_classes=num_classes,
         activation_checkpointing=config.runtime.activation_checkpointing,
-        **config.model.model_dump(exclude=excluded),
+        **values,
     )
 
 
@@ -281,14 +307,27 @@ def place(model: MultiScaleModel, config: Config, device: torch.device) -> Multi
 def initial_model(config: Config, *, num_classes: int) -> MultiScaleModel:
     """The network that a training begins with.
 
-    Its weights come from model.init_from when given, else from model.trunk_weights; the report of
-    the loading is logged.
+    Its weights come from model.init_from when given, else from model.trunk_weights; where they
+    came from is logged.
     """
-    source = config.model.init_from
-    model = model_from(config, num_classes=num_classes, trunk_weights=source is None)
+    source, of_trunk = config.model.init_from, config.model.trunk_weights
+    model = model_from(config, num_classes=num_classes, trunk_weights=False)
     if source is not None:
         file = model_file(source)
         load_weights(model, file, strict=False, say=lambda text: logger.info("%s", text))
+    elif config.model.wrap is not None:
+        # A wrapped model has its weights already, and no trunk of ours.
+        logger.info("the weights are those of %s", config.model.wrap.builder)
+    elif of_trunk == "auto" and is_reference(config.model.trunk):
+        # Nobody publishes weights for it, and to say so would be no news to whoever wrote it.
+        logger.info("the trunk %s starts as it makes itself", config.model.trunk)
+    elif of_trunk is not None:
+        found = find_weights(of_trunk, trunk=config.model.trunk)
+        if found.path is None:
+            logger.warning("%s", found.sentence)
+        else:
+            load_trunk_weights(model.trunk, found.path, mean=found.mean, std=found.std)
+            logger.info("%s", found.sentence)
     return model
 
 
@@ -312,12 +351,18 @@ def criterion(config: Config, files: Files) -> Any:
         counts = torch.from_numpy(count_pixels(files, workers=max(1, config.data.workers)))
         weights = class_weights_from_counts(counts, weighting=weighting)
 
+    num_classes = files.spec.num_classes
+    values = config.loss.model_dump(exclude={"class_weights"})
+    for role in ("main", "aux", "scale_loss"):
+        name = values[role]
+        if name is not None and is_reference(name):
+            values[role] = OwnLoss(name, key=f"loss.{role}", num_classes=num_classes)
     return build_criterion(
-        num_classes=files.spec.num_classes,
+        num_classes=num_classes,
         ignore_label=files.spec.ignore_label,
         class_weights=weights,
         align_corners=config.model.align_corners,
-        **config.loss.model_dump(exclude={"class_weights"}),
+        **values,
     )
 
 
@@ -395,6 +440,15 @@ def optimizer(
 def schedule(config: Config, *, steps_per_epoch: int) -> Callable[[int], float]:
     """Factor of the learning rate at each step, as the optim section says."""
     return build_schedule(steps_per_epoch=steps_per_epoch, **config.optim.schedule_arguments())
+
+
+def loggers(names: Sequence[str]) -> list[RunLogger]:
+    """The loggers that runtime.loggers names, not begun yet.
+
+    Raises:
+        UserError: the package of one is not installed, or there is no such class.
+    """
+    return [OwnLogger(name) if is_reference(name) else LOGGERS[name]() for name in names]
 
 
 def checkpoint_identity(config: Config, files: Files) -> dict[str, Any]:
@@ -533,10 +587,15 @@ class Loaded:
     spec: DatasetSpec
     sha256: str  # of the checkpoint's file
     path: Path = Path()  # of that file
+    validation: Mapping[str, Any] = field(default_factory=dict)  # its scores, where it carries any
 
 
 def load_model(
-    checkpoint: Path, *, config_file: Path | None, overrides: Sequence[str], device: torch.device
+    checkpoint: str | Path,
+    *,
+    config_file: Path | None,
+    overrides: Sequence[str],
+    device: torch.device,
 ) -> Loaded:
     """Build and load the network of a checkpoint.
 
@@ -596,6 +655,7 @@ def open_checkpoint(
             return _recognised(path, overrides, otherwise=error)
 
     config = Config.from_dict(content["config"], overrides, source=f"{path}: configuration")
+    config = _trusted(config, overrides, path=path)
     try:
         spec = DatasetSpec.from_dict(content["spec"])
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
@@ -604,6 +664,34 @@ def open_checkpoint(
             "another one of the run's checkpoints"
         ) from error
     return OpenedCheckpoint(path, config, spec=spec, weights=content, sha256=sha256)
+
+
+def trust_of(config: Config) -> list[str]:
+    """The overrides by which a user says that what builds a wrapped model may run."""
+    if config.model.wrap is None:
+        return []
+    return [f"model.wrap.builder={config.model.wrap.builder}"]
+
+
+def _trusted(config: Config, overrides: Sequence[str], *, path: Path) -> Config:
+    """A checkpoint's configuration, whose model.wrap may be built.
+
+    The function that builds a wrapped model is code. A checkpoint may come from anybody, so that
+    the user names the function again. Weights are those of the checkpoint.
+
+    Raises:
+        CheckpointError: it was not named.
+    """
+    wrap = config.model.wrap
+    if wrap is None:
+        return config
+    if not any(text.startswith(("model.wrap.builder=", "model.wrap=")) for text in overrides):
+        raise CheckpointError(
+            f"{path}: its model is built by running {wrap.builder}; where you trust the "
+            f"checkpoint, say so with {trust_of(config)[0]}"
+        )
+    wrap = wrap.model_copy(update={"weights": None})
+    return config.model_copy(update={"model": config.model.model_copy(update={"wrap": wrap})})
 
 
 def _recognised(
@@ -678,4 +766,24 @@ def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
     model = place(model, config, device).eval()
     if isinstance(model, Hierarchical) and config.eval.calibration == "auto":
         model.attention_bias = attention_bias_of(opened.weights or {})
-    return Loaded(model=model, config=config, spec=spec, sha256=opened.sha256, path=path)
+    return Loaded(
+        model=model,
+        config=config,
+        spec=spec,
+        sha256=opened.sha256,
+        path=path,
+        validation=validation_of(opened.weights or {}),
+    )
+
+
+def validation_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of the validation that chose a checkpoint: "miou", and "iou" by class."""
+    scores: dict[str, Any] = {}
+    if isinstance(content.get("miou"), float):
+        scores["miou"] = content["miou"]
+    by_class = content.get("iou")
+    if isinstance(by_class, Mapping):
+        scores["iou"] = {
+            name: iou for name, iou in by_class.items() if isinstance(iou, int | float)
+        }
+    return scores

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hmsa.network import InferenceOptions, MultiScaleModel
 from hmsa.network.inference import RefinedArea, predict
@@ -81,13 +81,15 @@ def joined_cost(parts: Sequence[CostTotal]) -> CostTotal:
 
 @torch.inference_mode()
 def relative_flops(
-    model: MultiScaleModel, options: InferenceOptions, area: RefinedArea | None = None
-) -> float:
+    model: nn.Module, options: InferenceOptions, area: RefinedArea | None = None
+) -> float | None:
     """Floating-point operations of a way to infer, over those of one pass at scale 1.
 
     Both are counted on a small image. Of scales above 1 the share that `area` says was computed is
-    taken. The overlap of tiles is not counted.
+    taken. The overlap of tiles is not counted. None for a network of another package.
     """
+    if not isinstance(model, MultiScaleModel):
+        return None
     side = PROBE * max(1, round(0.25 / min(options.scales)))
     parameter = next(model.parameters())
     noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))

@@ -27,7 +27,7 @@ from hmsa.utils.labelling.autolabels import (
 )
 from hmsa.utils.labelling.label_record import file_sha256, is_label_of
 from hmsa.utils.report.report import AutolabelReport, Example, Picture
-from hmsa.utils.report.visualise import colorize
+from hmsa.utils.report.visualise import colorize, heat
 
 from .build import Loaded
 
@@ -165,6 +165,16 @@ def labelling_report(job: LabellingJob, tree: LabelTree) -> AutolabelReport:
         agreement = 100 * np.trace(tree.agreement) / tree.agreement.sum()
         facts["agrees with people %"] = f"{agreement:.1f}"
 
+    # What the page shows beside the labels is read from what the job has left.
+    from .label_curve import threshold_curve
+
+    miou = job.loaded.validation.get("miou")
+    by_class = job.loaded.validation.get("iou")
+    teacher_iou = None
+    if isinstance(by_class, dict):
+        scores = [by_class.get(name) for name in spec.names]
+        teacher_iou = np.array([math.nan if iou is None else iou for iou in scores], dtype=float)
+
     return AutolabelReport(
         title=f"Automatic labels: {job.files.split}",
         names=spec.names,
@@ -184,15 +194,21 @@ def labelling_report(job: LabellingJob, tree: LabelTree) -> AutolabelReport:
         confidence_bytes=content["bytes"]["confidence"],
         reading_seconds=reading_seconds(job, tree),
         panels=label_panels(job, tree),
+        panels_rule="The images are evenly spread over all that have a label.",
+        teacher_iou=teacher_iou,
+        teacher_miou=miou,
+        curve=threshold_curve(job, tree),
         failed=[(failure["image"], failure["why"]) for failure in content["failures"]],
     )
 
 
 def label_panels(job: LabellingJob, tree: LabelTree) -> list[Example]:
-    """image | drawn by people | automatic label, as in figure 4 of the paper.
+    """image | drawn by people | automatic label | confidence, as in figure 4 of the paper.
 
     The images are evenly spread over those that have a label.
     """
+    from .label_curve import sureness_of
+
     palette, lines = job.loaded.spec.palette, {line["image"]: line for line in tree.lines}
     labelled = [
         (index, lines[entry.image])
@@ -215,7 +231,13 @@ def label_panels(job: LabellingJob, tree: LabelTree) -> list[Example]:
             pictures.append(Picture.drawing("drawn by people", colorize(human, palette)))
         automatic = colorize(read_back(job, line["label"]), palette)
         pictures.append(Picture.drawing("automatic label", automatic))
-        panels.append(Example(line["image"], pictures, f"{100 * line['kept']:.1f} % kept"))
+        sureness = sureness_of(job, index, line)
+        if sureness is not None:
+            caption = "confidence, 0.3 (dark) to 1 (bright)"
+            pictures.append(Picture.drawing(caption, heat(sureness[1], low=0.3)))
+        path = str(job.files.image_path(index))
+        remark = f"{100 * line['kept']:.1f} % kept"
+        panels.append(Example(line["image"], pictures, remark, path=path))
     return panels
 
 

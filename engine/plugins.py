@@ -66,6 +66,9 @@ def signature(function: Callable[..., Any]) -> inspect.Signature:
     """The signature of a call; that of a module is its `forward`'s, and unknown ones take all."""
     if isinstance(function, nn.Module):
         function = function.forward
+    # torch's own __init__ seems to take any keyword, and takes none.
+    if inspect.isclass(function) and function.__init__ is nn.Module.__init__:
+        return inspect.signature(lambda: None)
     try:
         return inspect.signature(function)
     except (TypeError, ValueError):
@@ -145,12 +148,13 @@ def _require_module(part: Any, kind: type[nn.Module], *, key: str, reference: st
     """ImportedError unless `part` is a module that declares what those of `kind` do."""
     if not isinstance(part, nn.Module):
         raise ImportedError(
-            f"{key}: {reference!r} makes a {type(part).__name__} and not a torch.nn.Module"
+            f"{key}: {reference!r} makes something of type {type(part).__name__}, not a "
+            "torch.nn.Module"
         )
     missing = [name for name in inspect.get_annotations(kind) if not hasattr(part, name)]
     if missing:
         raise ImportedError(
-            f"{key}: {type(part).__name__} of {reference!r} does not declare {', '.join(missing)}; "
+            f"{key}: {reference!r} makes a module that does not declare {', '.join(missing)}; "
             f"see hmsa.network.{kind.__module__.split('.')[-2]}.{kind.__name__}"
         )
 
@@ -175,8 +179,8 @@ def _tried(
     result = called(_without_training, part, image, key=key, reference=reference, **options)
     if not isinstance(result, kind):
         raise ImportedError(
-            f"{key}: {type(part).__name__} of {reference!r} returns a {type(result).__name__} and "
-            f"not {kind.__name__}({', '.join(kind._fields)})"
+            f"{key}: the module of {reference!r} returns a value of type "
+            f"{type(result).__name__}, not {kind.__name__}({', '.join(kind._fields)})"
         )
     return result
 
@@ -331,7 +335,8 @@ class OwnAugmentation:
 
         if not isinstance(result, tuple) or len(result) != 2:
             raise DataError(
-                f"{name} must return (image, label), and returned a {type(result).__name__}"
+                f"{name} must return (image, label), and returned a value of type "
+                f"{type(result).__name__}"
             )
         for what, before, after in zip(("image", "label"), (image, label), result, strict=True):
             is_array = isinstance(after, np.ndarray)
@@ -381,8 +386,8 @@ class OwnLogger:
         )
         if not callable(getattr(self.made, "numbers", None)):
             raise ImportedError(
-                f"runtime.loggers: {self.title!r} makes a {type(self.made).__name__} without "
-                "numbers(step, values)"
+                f"runtime.loggers: {self.title!r} makes something of type "
+                f"{type(self.made).__name__}, without numbers(step, values)"
             )
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:

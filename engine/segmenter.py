@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -166,6 +166,7 @@ class Segmenter(
         scales: Sequence[float] | None = None,
         flip: bool | None = None,
         tile: tuple[int, int] | None = None,
+        refine: float | Literal["auto"] | None = None,
         attention: bool = False,
     ) -> Segmentation:
         """Segment one image of any size.
@@ -177,6 +178,8 @@ class Segmenter(
             flip: average with the mirrored image; by default as `config.eval.flip`.
             tile: (height, width) above which the image is cut into tiles; by default as
                 `config.eval.tile`.
+            refine: share of the image, or "auto", on which scales above 1 are computed; by default
+                as `config.eval.refine`.
             attention: also give how much each scale counts, which takes more memory.
 
         Returns:
@@ -188,7 +191,7 @@ class Segmenter(
         """
         picture = as_picture(image, max_pixels=self.config.data.max_pixels)
         size = (picture.shape[0], picture.shape[1])
-        options = build.inference_options(self.config.eval, scales=scales, flip=flip)
+        options = build.inference_options(self.config.eval, scales=scales, flip=flip, refine=refine)
         if tile is not None:
             options = replace(options, tile=tile)
 

@@ -41,6 +41,7 @@ from hmsa.utils.training.training_state import Progress, TrainingState, restore
 from hmsa.utils.words import UserError
 
 from . import build
+from .calibrate import calibrate_run
 from .command_line import StopSignal
 from .evaluate import Evaluation, evaluate, example_panel, per_class
 from .run_summary import Forecast, cost_of_validation, log_run, validation_every
@@ -61,7 +62,12 @@ def main(config: Config, *, resume: bool = False, dry_run: bool = False) -> int:
         Trace(folder, enabled=traces and processes.is_main) as trace,
         closing(StopSignal()) as stop_signal,
     ):
-        return train(config, processes, trace, stop_signal, resume=resume, dry_run=dry_run)
+        status = train(config, processes, trace, stop_signal, resume=resume, dry_run=dry_run)
+
+    # All ranks are done. One of them calibrates, as a command of its own would.
+    if runtime.calibrate and status == 0 and not dry_run and processes.is_main:
+        calibrate_run(config, device=processes.device)
+    return status
 
 
 def train(
@@ -107,6 +113,7 @@ def train(
         loader = build.train_loader(config, files, processes)
         state = build.training_state(config, files, processes)
         criterion = build.criterion(config, files).to(device)
+        loggers = build.loggers(runtime.loggers if writes else ())
         epoch_images = len(loader) * config.data.batch_size * processes.world_size
         val_cost = cost_of_validation(config, validation_files, epoch_images=epoch_images)
         val_every = validation_every(config, val_cost)
@@ -121,7 +128,7 @@ def train(
     skipped = SkippedSteps(processes, run.folder, limit=runtime.max_bad_steps)
 
     # 2. Where the training begins: at its start, or where a checkpoint says that it stood.
-    logbook = Logbook(run.folder, write=writes)
+    logbook = Logbook(run.folder, write=writes, loggers=loggers, name=experiment.name)
     is_finished = resume and go_on(state, run, validation, logbook)
     progress = state.progress
     # With another number of ranks or images a step, the place within the epoch is found anew.
@@ -130,7 +137,7 @@ def train(
     rate_at = build.schedule(config, steps_per_epoch=steps_per_epoch)
 
     if is_finished:
-        logger.info("%s\n%s", progress.summary(), run.next_commands())
+        logger.info("%s\n%s", progress.summary(), run.next_commands(*build.trust_of(config)))
         return 0
 
     log_run(
@@ -268,7 +275,9 @@ def train(
                 validation.run_if_due(state, logbook, run.checkpoints)
         forecast.after_epoch(meter, progress, validation.seconds)
 
-    logger.info("%s\n%s\n%s", meter.close(), progress.summary(), run.next_commands())
+    logger.info(
+        "%s\n%s\n%s", meter.close(), progress.summary(), run.next_commands(*build.trust_of(config))
+    )
     logbook.close()
     return 0
 

@@ -117,6 +117,14 @@ def computing_dtype(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
+def exact_device(device: torch.device) -> torch.device:
+    """Where fp64 is computed for tensors on `device`: there, or on the CPU for GPUs of Apple's.
+
+    These have no fp64. What needs it is small beside the logits.
+    """
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """A context in which operations on `device` keep the dtype that they are given."""
     if not torch.amp.is_autocast_available(device.type):

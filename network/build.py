@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
@@ -49,6 +50,8 @@ def build_model(
     train_scales: Sequence[float] | None = None,
     trunk_weights: str | None = None,
     decoder_channels: int | None = None,
+    aspp_rates: Sequence[int] = (6, 12, 18),
+    aspp_pooling: bool = True,
     attention_channels: int = 256,
     attention_dropout: float = 0.0,
     head: str = "release",
@@ -72,9 +75,14 @@ def build_model(
             "features" at the resolution of the features and upsamples once, as the paper says.
         train_scales: default (0.5, 1.0), for explicit (0.5, 1.0, 2.0); a single-scale model always
             trains at 1.0.
-        trunk_weights: "imagenet", another name that `weights/pretrained.py` knows, or a file.
+        trunk_weights: "auto" (pre-trained where such weights can be had, else random with a
+            warning), "imagenet", another name that `weights/pretrained.py` knows, or a file.
         decoder_channels: width of the decoder; default the published ones, 256, and for OCR 512, of
             which keys, and the paper's semantic head, have half.
+        aspp_rates: dilations of deeplabv3plus's 3x3 branches at stride 16; smaller ones for crops
+            of less than 300 pixels.
+        aspp_pooling: whether deeplabv3plus has the branch of image pooling, whose batch norm has
+            one value per image only.
         attention_channels: width of the attention head.
         attention_dropout: before the last layer of the attention head.
         head: "release" is the architecture of the published weights; "paper" follows the text of
@@ -111,15 +119,13 @@ def build_model(
         )
 
     # Trunk and decoder, which every way of combining scales shares.
-    make_trunk: Callable[..., Trunk] = partial(build_trunk, trunk)
-    if callable(trunk):
-        make_trunk = trunk
+    make_trunk = partial(build_trunk, trunk) if isinstance(trunk, str) else trunk
     built_trunk = make_trunk(
         output_stride=output_stride,
         align_corners=align_corners,
         activation_checkpointing=activation_checkpointing,
     )
-    make_decoder = decoder if callable(decoder) else DECODERS[decoder]
+    make_decoder = DECODERS[decoder] if isinstance(decoder, str) else decoder
     built_decoder = make_decoder(
         trunk=built_trunk,
         num_classes=num_classes,
@@ -127,6 +133,8 @@ def build_model(
         head=head,
         dropout=dropout,
         channels=decoder_channels,
+        rates=aspp_rates,
+        pooling=aspp_pooling,
     )
 
     # The scales of training, and the head that weighs them.
@@ -166,10 +174,14 @@ def build_model(
     if trunk_weights is not None:
         # Imported here, because most models are built without them.
         from .weights.loading import load_trunk_weights
-        from .weights.pretrained import resolve_weights
+        from .weights.pretrained import find_weights
 
         trunk_name = trunk if isinstance(trunk, str) else type(model.trunk).__name__
-        load_trunk_weights(model.trunk, resolve_weights(trunk_weights, trunk=trunk_name))
+        found = find_weights(trunk_weights, trunk=trunk_name)
+        if found.path is None:
+            warnings.warn(found.sentence, stacklevel=2)
+        else:
+            load_trunk_weights(model.trunk, found.path, mean=found.mean, std=found.std)
 
     # What its parts were named by, so that a saved model can be built again.
     if isinstance(trunk, str) and isinstance(decoder, str):

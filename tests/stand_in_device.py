@@ -1,9 +1,10 @@
-"""A device that is not there: its tensors say that they are on "meta" and are held by the host.
+"""A device that is not there: its tensors say that they are elsewhere and are held by the host.
 
 Every operation runs for real, with its autograd, on a machine without a GPU. `StandInDevice` sees
 each of them and notes those that would make the host wait for a GPU: a value that is read, and a
-copy between host and device that is not asynchronous. Code that asks whether it is on CUDA takes
-the other way; what only CUDA does must be tested beside this.
+copy between host and device that is not asynchronous. To torch the tensors are on "meta", which has
+an autograd everywhere; Python code sees them on "meta" or, on request, on "mps". Code that asks for
+CUDA takes the other way; what only CUDA does must be tested beside this.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class OnDevice(Tensor):
     """A tensor of the device; `held` has its numbers."""
 
     held: Tensor
+    reported = DEVICE
 
     @staticmethod
     def __new__(cls, held: Tensor) -> OnDevice:
@@ -63,6 +65,8 @@ class OnDevice(Tensor):
             # torch gives lists of its own tensors only.
             if function is Tensor.tolist:
                 return args[0].cpu().tolist()
+            if getattr(function, "__self__", None) is Tensor.device:
+                return cls.reported
             return function(*args, **(kwargs or {}))
 
     @classmethod
@@ -102,13 +106,16 @@ class StandInDevice(TorchDispatchMode):
         return result
 
 
-class _FromNumbers(TorchFunctionMode):
-    """Makes tensors of Python's numbers on the host and copies them, where it can be seen."""
+class _Calls(TorchFunctionMode):
+    """Names the device as torch knows it in every call.
+
+    Tensors of Python's numbers are made on the host and copied, where it can be seen.
+    """
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        args, kwargs = tree_map(_as_torch_knows, (tuple(args), dict(kwargs or {})))
         if function is Tensor.new_tensor:
             own = {"device": args[0].device, "dtype": args[0].dtype}
             function, args, kwargs = torch.tensor, args[1:], own | kwargs
@@ -121,10 +128,20 @@ class _FromNumbers(TorchFunctionMode):
 
 
 @contextmanager
-def stand_in_device() -> Iterator[StandInDevice]:
-    """Within the block `DEVICE` computes."""
-    with _FromNumbers(), StandInDevice() as seen:
-        yield seen
+def stand_in_device(reported: str = "meta") -> Iterator[StandInDevice]:
+    """Within the block a device of that type computes, `DEVICE` if none is named."""
+    OnDevice.reported = torch.device(reported)
+    try:
+        with _Calls(), StandInDevice() as seen:
+            yield seen
+    finally:
+        OnDevice.reported = DEVICE
+
+
+def _as_torch_knows(value: Any) -> Any:
+    if isinstance(value, (str, torch.device)) and str(value) == str(OnDevice.reported):
+        return DEVICE
+    return value
 
 
 def _is_device(value: Any) -> bool:

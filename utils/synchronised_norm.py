@@ -7,7 +7,7 @@ pixels: a batch holds an image of the crop's size at least.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -229,4 +229,4 @@ def synchronise_batch_norm(model: Network, processes: Processes) -> Network:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.__class__ = SynchronisedBatchNorm
-    return cast(Network, model)
+    return model

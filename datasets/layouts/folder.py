@@ -208,7 +208,7 @@ def _from_list(
     spec: DatasetSpec, root: Path, path: Path, layout: Layout, with_labels: bool
 ) -> ListedSplit:
     # A list of names alone is of files in the folders of the layout, or in the usual ones.
-    folders = NAME_FOLDERS
+    folders: tuple[tuple[str, str], ...] = NAME_FOLDERS
     if not (_is_glob(layout.images) or "{split}" in layout.images):
         folders = ((layout.images, layout.labels), *folders)
     images, labels = read_list(path, root=root, folders=folders)

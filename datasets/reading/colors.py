@@ -35,12 +35,12 @@ def holds_colors(path: str | Path, picture: Image.Image, spec: DatasetSpec) -> b
     if spec.label_form == "colors":
         return True
 
-    channels = np.asarray(picture)[..., :3]
-    if not (channels == channels[..., :1]).all():
+    if not is_grey(picture):
         return True
 
     # Grey in three channels: ids that were saved as RGB, or classes whose colours are grey.
-    present = np.flatnonzero(np.bincount(channels[..., 0].reshape(-1), minlength=256))
+    values = np.asarray(picture)[..., 0]
+    present = np.flatnonzero(np.bincount(values.reshape(-1), minlength=256))
     to_train, unknown = spec.tables("raw")
     as_colors, known_colors = _meaning(path, present * 0x010101, spec)
     ids_fit, colors_fit = not unknown[present].any(), bool(known_colors.all())
@@ -52,6 +52,12 @@ def holds_colors(path: str | Path, picture: Image.Image, spec: DatasetSpec) -> b
             kind="classes",
         )
     return colors_fit and not ids_fit
+
+
+def is_grey(picture: Image.Image) -> bool:
+    """Whether the first three channels of a picture are equal everywhere."""
+    channels = np.asarray(picture)[..., :3]
+    return bool((channels == channels[..., :1]).all())
 
 
 def train_ids_of_colors(path: str | Path, picture: Image.Image, spec: DatasetSpec) -> np.ndarray:

@@ -20,7 +20,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from ..errors import DataError
 from .causes import explain_channels, explain_values
-from .colors import holds_colors, train_ids_of_colors
+from .colors import holds_colors, is_grey, train_ids_of_colors
 from .headers import HEAD_BYTES, Header, HeaderError, parse_header, require_complete
 from .regular import open_data_file, unreadable
 
@@ -218,6 +218,20 @@ def decode_label(
     return _label_values(path, picture, header, spec)
 
 
+def open_label(
+    path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> tuple[Image.Image, np.ndarray | None]:
+    """A label file as a picture, and its ids, uint8 [H, W]; None where it holds colours.
+
+    Raises:
+        DataError: every fault of `decode_label` but colours.
+    """
+    picture, header = _open_label(path, max_pixels)
+    if picture.mode in ("RGB", "RGBA") and not is_grey(picture):
+        return picture, None
+    return picture, _label_values(path, picture, header, None)
+
+
 def _open_label(path: str | Path, max_pixels: int) -> tuple[Image.Image, Header | None]:
     """A label file decoded and turned upright, and the header of a PNG.
 
@@ -295,10 +309,8 @@ def _label_values(
         )
 
     # Grey that was saved three times: each channel holds the ids.
-    if picture.mode in ("RGB", "RGBA"):
-        channels = np.asarray(picture)[..., :3]
-        if (channels == channels[..., :1]).all():
-            return channels[..., 0].copy()
+    if picture.mode in ("RGB", "RGBA") and is_grey(picture):
+        return np.asarray(picture)[..., 0].copy()
     raise DataError(f"{path}: label {explain_channels(picture, spec=spec)}", kind="channels")
 
 

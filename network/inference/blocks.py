@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 STRIDE = 32  # of the coarsest features of a trunk, in pixels: rectangles begin at its multiples
-BLOCKS = 256  # of an image, about
+BLOCKS = 128  # of an image, about
+MOST = 12  # rectangles of an image
+STEPS = 7  # of the search for a price
 # What one more rectangle costs beside its pixels, as the side of a square of so many pixels.
 OVERHEAD = 48
 NOTHING = 1e-6  # a block with less to gain than this is never computed
-# With "auto": what may be left out, as a mean over the pixels of the image.
-LEFT_OUT = 0.002
+# With "auto": the least gain of a pixel that is computed, in the share of the attention times the
+# probability of an error.
+PRICE = 0.04
 
 
 class Extent(NamedTuple):
@@ -154,105 +158,111 @@ class Choice(NamedTuple):
 def choose_rectangles(
     grid: BlockGrid, priority: np.ndarray, share: float | Literal["auto"]
 ) -> Choice:
-    """The rectangles of the blocks with the largest `priority` [rows, columns].
+    """The rectangles with the most to gain for what they cost; `priority` is [rows, columns].
 
-    They hold at most `share` of the image, beside their halos; with "auto" as few blocks as leave
-    out less than `LEFT_OUT`. Blocks whose priority is nothing are left out, so that there may be
-    no rectangle. They never cost more than all of the image: where "auto" would, that is chosen.
+    They hold at most `share` of the image, beside their halos; with "auto" those that gain more
+    than `PRICE` for each pixel that is computed. What gains nothing is never computed. They never
+    cost more than all of the image: where "auto" would, that is chosen.
     """
-    areas = grid.areas()
-    total = areas.sum()
     priority = np.nan_to_num(priority, nan=0.0, posinf=0.0, neginf=0.0)
-    order = np.argsort(-priority, axis=None, kind="stable")
-    order = order[priority.flat[order] > NOTHING]
-
-    # The most blocks that may be taken.
+    search = _Search(grid, priority)
     if share == "auto":
-        gains = (priority * areas).flat[order]
-        left = gains.sum() - gains.cumsum()
-        count = 0
-        if gains.sum() > LEFT_OUT * total:
-            count = 1 + int((left > LEFT_OUT * total).sum())
-        budget = float(total)
-    else:
-        budget = share * total
-        count = int((areas.flat[order].cumsum() <= budget).sum())
-
-    # Rectangles hold blocks between the chosen ones, too: as many are chosen as leave room for it.
-    best, fewest, too_many = Choice([], 0.0), 0, count + 1
-    while too_many - fewest > 1:
-        boxes = merged_boxes(grid, order[:count])
-        # With their halos, parts may cost more than all of the image at once.
-        is_cheap = grid.costs(boxes).sum() < grid.costs(_whole_box(grid))
-        if share == "auto" and not is_cheap:
+        boxes = search.worth(PRICE, search.total)
+        if search.cost_of(boxes) >= search.cost_of_all:
             return Choice([grid.whole()], 1.0)
-        pixels = _union(grid, boxes, areas)
-        if is_cheap and pixels <= budget:
-            fewest = count
-            rectangles = [grid.rectangle(box) for box in boxes]
-            best = Choice(rectangles, float(pixels / total))
+        return search.choice(boxes)
+
+    # The lowest price at which what is worth it stays within the share; the first try is free.
+    budget = share * search.total
+    low, high = NOTHING, max(float(priority.max()), NOTHING)
+    best: list[np.ndarray] = []
+    for step in range(STEPS):
+        price = low if step == 0 else (low + high) / 2
+        boxes = search.worth(price, search.total)
+        is_cheap = search.cost_of(boxes) < search.cost_of_all
+        if is_cheap and search.pixels_of(boxes) <= budget:
+            best, high = boxes, price
+            if step == 0:
+                break
         else:
-            too_many = count
-        count = (fewest + too_many) // 2
-    return best
+            low = price
+
+    # What is left of the share goes to smaller rectangles, and to those that gain less.
+    boxes = search.worth(max(0.3 * high, NOTHING), budget, begin=best)
+    while search.cost_of(boxes) >= search.cost_of_all:
+        boxes = boxes[:-1]
+    return search.choice(boxes)
 
 
-def merged_boxes(grid: BlockGrid, chosen: np.ndarray) -> np.ndarray:
-    """Boxes (top, bottom, left, right) of blocks [R, 4] that cover the chosen ones, cheaply.
+class _Search:
+    """All boxes (top, bottom, left, right) of the blocks of a grid, by what they gain and cost."""
 
-    Two boxes become one wherever that costs no more than both.
-    """
-    mask = np.zeros(grid.shape, dtype=bool)
-    mask.flat[chosen] = True
-    boxes = np.array(_runs(mask)).reshape(-1, 4)
-    while len(boxes) > 1:
-        low = np.minimum(boxes[:, None, ::2], boxes[None, :, ::2])
-        high = np.maximum(boxes[:, None, 1::2], boxes[None, :, 1::2])
-        unions = np.stack([low[..., 0], high[..., 0], low[..., 1], high[..., 1]], axis=-1)
-        own = grid.costs(boxes)
-        savings = own[:, None] + own[None, :] - grid.costs(unions)
-        np.fill_diagonal(savings, -1)
-        one, other = np.unravel_index(savings.argmax(), savings.shape)
-        if savings[one, other] < 0:
-            break
+    def __init__(self, grid: BlockGrid, priority: np.ndarray) -> None:
+        self.grid = grid
+        self.areas = grid.areas().astype(np.float64)
+        self.total = float(self.areas.sum())
+        self.gains = priority * self.areas
 
-        # What the union holds goes with it.
-        union = unions[one, other]
-        inside = (
-            (boxes[:, 0] >= union[0])
-            & (boxes[:, 1] <= union[1])
-            & (boxes[:, 2] >= union[2])
-            & (boxes[:, 3] <= union[3])
+        # Every pair of rows with every pair of columns.
+        rows, columns = grid.shape
+        vertical = np.stack(np.triu_indices(rows + 1, 1), axis=1)
+        horizontal = np.stack(np.triu_indices(columns + 1, 1), axis=1)
+        self.boxes = np.concatenate(
+            [
+                np.repeat(vertical, len(horizontal), axis=0),
+                np.tile(horizontal, (len(vertical), 1)),
+            ],
+            axis=1,
         )
-        boxes = np.concatenate([boxes[~inside], union[None]])
-    return boxes
+        self.costs = grid.costs(self.boxes)
+        self.cost_of_all = float(grid.costs(np.array([0, rows, 0, columns])))
 
+    def worth(
+        self, price: float, budget: float, *, begin: Sequence[np.ndarray] = ()
+    ) -> list[np.ndarray]:
+        """Boxes, one after the other, that gain most beyond `price` for each pixel of their cost.
 
-def _whole_box(grid: BlockGrid) -> np.ndarray:
-    rows, columns = grid.shape
-    return np.array([0, rows, 0, columns])
+        Together with those of `begin` they hold at most `budget` pixels of the image.
+        """
+        gains, areas = self.gains.copy(), self.areas.copy()
+        found = list(begin)
+        for top, bottom, left, right in found:
+            gains[top:bottom, left:right] = 0
+            areas[top:bottom, left:right] = 0
 
+        while len(found) < MOST:
+            surplus = self._inside(gains) - price * self.costs
+            surplus[self._inside(areas) > budget - (self.total - areas.sum()) + 0.5] = 0
+            best = int(surplus.argmax())
+            if surplus[best] <= 0:
+                break
 
-def _runs(mask: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Boxes of neighbouring blocks: runs of each row, joined with equal ones of the row above."""
-    open_runs: dict[tuple[int, int], int] = {}
-    boxes = []
-    for row in range(mask.shape[0] + 1):
-        runs: set[tuple[int, int]] = set()
-        if row < mask.shape[0]:
-            borders = np.flatnonzero(np.diff(np.pad(mask[row], 1).astype(np.int8)))
-            runs = set(zip(borders[::2].tolist(), borders[1::2].tolist(), strict=True))
+            # What is in a box gains nothing a second time.
+            top, bottom, left, right = self.boxes[best]
+            gains[top:bottom, left:right] = 0
+            areas[top:bottom, left:right] = 0
+            found.append(self.boxes[best])
+        return found
 
-        for run in sorted(set(open_runs) - runs):
-            boxes.append((open_runs.pop(run), row, *run))
-        for run in runs - set(open_runs):
-            open_runs[run] = row
-    return boxes
+    def cost_of(self, boxes: Sequence[np.ndarray]) -> float:
+        """What computing these boxes costs, in pixels."""
+        return float(sum(self.grid.costs(box) for box in boxes))
 
+    def pixels_of(self, boxes: Sequence[np.ndarray]) -> float:
+        """Pixels of the image that are in any of the boxes."""
+        mask = np.zeros(self.grid.shape, dtype=bool)
+        for top, bottom, left, right in boxes:
+            mask[top:bottom, left:right] = True
+        return float(self.areas[mask].sum())
 
-def _union(grid: BlockGrid, boxes: np.ndarray, areas: np.ndarray) -> float:
-    """Pixels of the image that are in any of the boxes."""
-    mask = np.zeros(grid.shape, dtype=bool)
-    for top, bottom, left, right in boxes:
-        mask[top:bottom, left:right] = True
-    return float(areas[mask].sum())
+    def choice(self, boxes: Sequence[np.ndarray]) -> Choice:
+        """These boxes as rectangles."""
+        share = self.pixels_of(boxes) / self.total
+        return Choice([self.grid.rectangle(box) for box in boxes], share)
+
+    def _inside(self, values: np.ndarray) -> np.ndarray:
+        """The sum of block values in every box."""
+        summed = np.zeros((values.shape[0] + 1, values.shape[1] + 1))
+        summed[1:, 1:] = values.cumsum(0).cumsum(1)
+        top, bottom, left, right = self.boxes.T
+        return summed[bottom, right] - summed[top, right] - summed[bottom, left] + summed[top, left]

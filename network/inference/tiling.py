@@ -175,8 +175,10 @@ def _columns(strip: Tensor, column: Span, begin: int, count: int) -> Tensor:
 
 def ramp(length: int, *, like: Tensor) -> Tensor:
     """Weights `[length]` that rise smoothly from 0 to 1; mirrored, they are the other tile's."""
-    position = (torch.arange(length, device=like.device, dtype=torch.float64) + 0.5) / length
-    return (0.5 - 0.5 * torch.cos(torch.pi * position)).to(like.dtype)
+    # GPUs of Apple's have no float64.
+    device = torch.device("cpu") if like.device.type == "mps" else like.device
+    position = (torch.arange(length, device=device, dtype=torch.float64) + 0.5) / length
+    return (0.5 - 0.5 * torch.cos(torch.pi * position)).to(like.dtype).to(like.device)
 
 
 @dataclass

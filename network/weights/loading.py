@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import ModelError
+from ..trunks.input_statistics import IMAGENET_MEAN, IMAGENET_STD, take_imagenet_images
 from ..trunks.timm_features import TimmFeatures
 from .files import read_tensors
 from .key_names import from_authors, without_prefixes
@@ -129,11 +130,24 @@ def load_weights(
     return report
 
 
-def load_trunk_weights(trunk: nn.Module, source: str | Path | Mapping[str, object]) -> LoadReport:
+def load_trunk_weights(
+    trunk: nn.Module,
+    source: str | Path | Mapping[str, object],
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> LoadReport:
     """Load ImageNet weights into a trunk, completely, and report what was done.
 
     Recognised are official HRNet's, torchvision's and timm's files, and the trunk of a whole model.
     Classifier layers of the file are left out.
+
+    Args:
+        trunk: what to fill.
+        source: path of a torch or safetensors file, or what such a file holds.
+        mean: of the images the weights were trained with. Images come in ImageNet's normalisation
+            everywhere, so weights of another one are changed to give the same features for them.
+        std: their standard deviation.
 
     Raises:
         ModelError: the file cannot be read, or does not hold every tensor of the trunk.
@@ -146,7 +160,31 @@ def load_trunk_weights(trunk: nn.Module, source: str | Path | Mapping[str, objec
             for key, value in tensors.items()
             if key.startswith("trunk.")
         }
-    return _load_trunk(trunk, tensors, name=name)
+    report = _load_trunk(trunk, tensors, name=name)
+    take_imagenet_images(trunk, mean=mean, std=std)
+    return report
+
+
+def load_plain_weights(model: nn.Module, source: str | Path | Mapping[str, object]) -> LoadReport:
+    """Fill any module, completely, with a state dict by its own names; prefixes are removed.
+
+    Heads that only training needs (`aux...`) may be in the file alone.
+
+    Raises:
+        ModelError: the file cannot be read, or does not fit the module; nothing is changed.
+    """
+    name = _name_of(source)
+    tensors = read_tensors(source)
+    if not tensors.keys() & model.state_dict().keys():
+        tensors = without_prefixes(tensors, PREFIXES)
+    own = model.state_dict()
+    tensors = {
+        key: value for key, value in tensors.items() if key in own or not key.startswith("aux")
+    }
+    report, copies = _match(model, tensors, kind="plain", name=name)
+    _check_complete(report, advice="name the file of this very model.")
+    _copy(copies, name=name)
+    return report
 
 
 def recognise(
@@ -356,7 +394,12 @@ def _check_classes(model: MultiScaleModel, tensors: Tensors, *, name: str) -> No
             )
 
 
-def _check_complete(report: LoadReport) -> None:
+def _check_complete(
+    report: LoadReport,
+    *,
+    advice: str = "build the model it was trained as, or fine-tune from it (model.init_from, or "
+    "strict=False).",
+) -> None:
     """Raise ModelError unless every tensor of the model and of the file found its place."""
     missing = set(report.missing)
     groups = {
@@ -369,6 +412,5 @@ def _check_complete(report: LoadReport) -> None:
     ]
     if faults:
         raise ModelError(
-            f"{report.source} does not fit the model (tensors: {'; '.join(faults)}): build the "
-            "model it was trained as, or fine-tune from it (model.init_from, or strict=False)."
+            f"{report.source} does not fit the model (tensors: {'; '.join(faults)}): {advice}"
         )

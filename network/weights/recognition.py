@@ -128,7 +128,9 @@ def _decoder(tensors: Mapping[str, Tensor], name: str) -> dict[str, Any]:
         width, usual = tensors["decoder.context.weight"].shape[0], 256
         # The paper's text lets the attention read the trunk, whose width the pyramid reads too.
         first = _first_attention(tensors)
-        pyramid = tensors.get("decoder.aspp.pooled.conv.weight")
+        pyramid = tensors.get("decoder.aspp.branches.0.conv.weight")
+        if "decoder.aspp.pooled.conv.weight" not in tensors:
+            options["aspp_pooling"] = False
         joined = tensors["decoder.head.hidden.0.conv.weight"].shape[1]
         if first is not None and pyramid is not None:
             read = int(first.shape[1])

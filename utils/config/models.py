@@ -8,6 +8,7 @@ Cityscapes (section 4 of Tao, Sapra, Catanzaro 2020) where it states any, else t
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -21,6 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ..imported import is_reference
 from ..words import words_of_list
 
 TRUNKS = (
@@ -33,6 +35,22 @@ TRUNKS = (
     "resnet50",
     "resnet101",
 )
+
+DECODERS = ("ocr", "deeplabv3plus", "fcn")
+LOSSES = (
+    "cross_entropy",
+    "rmi",
+    "ohem",
+    "bootstrapped",
+    "bce",
+    "relaxed_boundary",
+    "dice",
+    "focal",
+    "lovasz",
+)
+LOGGERS = ("tensorboard", "wandb", "mlflow")
+# What the user's own functions and classes are named by; see utils/imported.py.
+REFERENCE = "module:name"
 
 # The scales of a training step where model.train_scales is left out.
 TRAIN_SCALES = {
@@ -57,7 +75,6 @@ Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 Combine = Literal["average", "max"]
 Over = Literal["logits", "probabilities"]
 Policy = Literal["auto", "human", "union", "drop"]
-LossName = Literal["cross_entropy", "rmi", "ohem", "bootstrapped", "bce", "relaxed_boundary"]
 Positive = Annotated[float, Field(gt=0)]
 Minutes = Annotated[float, Field(gt=0, le=100_000)]  # a time limit must fit into a timedelta
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -143,15 +160,46 @@ class UnknownChoice(ValueError):
 
 def _known_trunk(name: str) -> str:
     is_of_timm = name.startswith("timm:") and len(name) > len("timm:")
-    if name not in TRUNKS and not is_of_timm:
-        raise UnknownChoice(name, (*TRUNKS, "timm:NAME"))
+    if name not in TRUNKS and not is_of_timm and not is_reference(name):
+        raise UnknownChoice(name, (*TRUNKS, "timm:NAME", REFERENCE))
     return name
 
 
+def _one_of(choices: tuple[str, ...]) -> AfterValidator:
+    """A check that a text is one of `choices` or names something of the user's own."""
+
+    def check(name: str) -> str:
+        if name not in choices and not is_reference(name):
+            raise UnknownChoice(name, (*choices, REFERENCE))
+        return name
+
+    return AfterValidator(check)
+
+
+def _reference(name: str) -> str:
+    if not is_reference(name):
+        raise ValueError(f"expected module:name, such as my_parts:make, got '{name}'")
+    return name
+
+
+# Choices by name, to which the user's own parts join.
+_OWN = {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*$"}
+Reference = Annotated[str, AfterValidator(_reference), WithJsonSchema(_OWN)]
 Trunk = Annotated[
     str,
     AfterValidator(_known_trunk),
-    WithJsonSchema({"anyOf": [{"enum": list(TRUNKS)}, {"type": "string", "pattern": "^timm:.+"}]}),
+    WithJsonSchema(
+        {"anyOf": [{"enum": list(TRUNKS)}, {"type": "string", "pattern": "^timm:.+"}, _OWN]}
+    ),
+]
+DecoderName = Annotated[
+    str, _one_of(DECODERS), WithJsonSchema({"anyOf": [{"enum": list(DECODERS)}, _OWN]})
+]
+LossName = Annotated[
+    str, _one_of(LOSSES), WithJsonSchema({"anyOf": [{"enum": list(LOSSES)}, _OWN]})
+]
+LoggerName = Annotated[
+    str, _one_of(LOGGERS), WithJsonSchema({"anyOf": [{"enum": list(LOGGERS)}, _OWN]})
 ]
 
 
@@ -305,6 +353,10 @@ class DataSection(ConfigSection):
     augment_on_device: bool = False
     """Colour and blur on the training device, in the batch"""
 
+    augment: Reference | None = None
+    """module:name of a function or an albumentations Compose that changes each crop at the end; it
+    draws from the sample's own random numbers"""
+
     # How images and labels are read.
     batch_size: Count = 1
     """Images per process and forward pass"""
@@ -334,15 +386,53 @@ class DataSection(ConfigSection):
 
 # The network.
 
+# Names as Python spells them, of a module and of something in it.
+BUILDER = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
+
+
+def _named_function(name: str) -> str:
+    if re.fullmatch(BUILDER, name) is None:
+        raise ValueError(
+            f"'{name}' does not name a function; write module:function, such as "
+            "torchvision.models.segmentation:deeplabv3_resnet50"
+        )
+    return name
+
+
+Builder = Annotated[
+    str, AfterValidator(_named_function), WithJsonSchema({"type": "string", "pattern": BUILDER})
+]
+
+
+class WrapSection(ConfigSection):
+    """A segmentation model of any library that attention is attached to."""
+
+    builder: Builder
+    """Function that returns the model, as module:function; it is imported and called, from the
+    folder of the command too"""
+
+    features: str = Field(min_length=1)
+    """Layer whose maps the attention head reads, as in model.named_modules()"""
+
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the function"""
+
+    weights: str | None = Field(default=None, min_length=1)
+    """File of the model's weights; null: those that the function gives it"""
+
+    multiple_of: Pixels = 32
+    """Images are extended to multiples of so many pixels, by mirroring; 1: the model takes every
+    size"""
+
 
 class ModelSection(ConfigSection):
     """The network: trunk x decoder x multiscale."""
 
     trunk: Trunk = "hrnet_w48"
-    """Feature network: HRNet, ResNet, or timm:NAME"""
+    """Feature network: HRNet, ResNet, timm:NAME, or module:name of one's own"""
 
-    decoder: Literal["ocr", "deeplabv3plus", "fcn"] = "ocr"
-    """Head that turns features into logits"""
+    decoder: DecoderName = "ocr"
+    """Head that turns features into logits, or module:name of one's own"""
 
     multiscale: Literal["single", "hierarchical", "hierarchical_dual", "explicit"] = "hierarchical"
     """How scales are combined: hierarchical attention is the paper's"""
@@ -362,8 +452,9 @@ class ModelSection(ConfigSection):
     for explicit"""
 
     # Weights to start from.
-    trunk_weights: str | None = Field(default=None, min_length=1)
-    """Weights the trunk starts from: imagenet, a name, a file; null: random"""
+    trunk_weights: str | None = Field(default="auto", min_length=1)
+    """Weights the trunk starts from: auto (pre-trained where they can be had, from a package, the
+    cache or the network), imagenet (the same, or an error), a name, a file; null: random"""
 
     init_from: str | None = Field(default=None, min_length=1)
     """Checkpoint of a whole model to start from; what fits is taken and reported"""
@@ -372,10 +463,24 @@ class ModelSection(ConfigSection):
     """Parts that are not trained, their batch norms neither: [trunk, decoder] trains attention
     alone, for a model that one has"""
 
+    wrap: WrapSection | None = None
+    """A model of any library in the place of trunk and decoder, frozen, with an attention head that
+    is trained; null: none"""
+
     # The heads.
     decoder_channels: Channels | None = None
     """Width of the decoder; null: that of the published weights, 256, and for ocr 512 with keys of
     half that"""
+
+    aspp_rates: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=256)], ...], Field(min_length=1, max_length=8), Listed
+    ] = (6, 12, 18)
+    """Dilations of deeplabv3plus's 3x3 branches at stride 16. Those wider than the features of a
+    training crop (its side / 16) are never trained at their ends and harm larger images"""
+
+    aspp_pooling: bool = True
+    """Whether deeplabv3plus has its branch of image pooling, whose batch norm sees one value per
+    image: small batches of crops teach it what does not hold for whole images"""
 
     attention_channels: Channels = 256
     """Width of the attention head (256 in the release; the paper does not say)"""
@@ -463,14 +568,28 @@ class RelaxedBoundarySection(ConfigSection):
     """Train ids of classes that are not relaxed"""
 
 
+class DiceSection(ConfigSection):
+    """One minus the Dice coefficient of each class (Milletari et al. 2016)."""
+
+    smooth: float = Field(default=0.0, ge=0)
+    """Added above and below the line of the coefficient"""
+
+
+class FocalSection(ConfigSection):
+    """Cross-entropy in which easy pixels count little (Lin et al. 2017)."""
+
+    gamma: float = Field(default=2.0, ge=0)
+    """How much less they count; 0 is cross-entropy"""
+
+
 class LossSection(ConfigSection):
     """What is minimised."""
 
     main: LossName = "rmi"
-    """Loss of the fused prediction"""
+    """Loss of the fused prediction, or module:name of one's own"""
 
     aux: LossName = "cross_entropy"
-    """Loss of the auxiliary output"""
+    """Loss of the auxiliary output, or module:name of one's own"""
 
     aux_weight: float = Field(default=0.4, ge=0)
     """Weight of the auxiliary loss (0.4 in the release; the paper does not say)"""
@@ -503,6 +622,12 @@ class LossSection(ConfigSection):
     relaxed_boundary: RelaxedBoundarySection = Field(default_factory=RelaxedBoundarySection)
     """Constants of the relaxed_boundary loss"""
 
+    dice: DiceSection = Field(default_factory=DiceSection)
+    """Constants of the dice loss"""
+
+    focal: FocalSection = Field(default_factory=FocalSection)
+    """Constants of the focal loss"""
+
 
 # The training.
 
@@ -510,7 +635,7 @@ class LossSection(ConfigSection):
 class OptimSection(ConfigSection):
     """Optimiser, learning rate and length of training."""
 
-    optimizer: Literal["sgd", "adamw", "lamb"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw", "lamb"] = "sgd"
     """Optimiser; lamb exists in NVIDIA apex only"""
 
     backend: Literal["auto", "torch", "foreach", "fused", "apex"] = "auto"
@@ -535,7 +660,7 @@ class OptimSection(ConfigSection):
     epochs: Count = 175
     """Epochs"""
 
-    schedule: Literal["poly", "poly2", "scl_poly", "constant"] = "poly"
+    schedule: Literal["poly", "poly2", "scl_poly", "cosine", "constant"] = "poly"
     """How the learning rate falls"""
 
     poly_exponent: Positive = 2.0
@@ -596,8 +721,8 @@ class RuntimeSection(ConfigSection):
     """Where and how a training computes, and what it reports."""
 
     # Where and how it computes.
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is one"""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: CUDA where there is one, else the CPU; mps: the GPU of a Mac, in one process"""
 
     precision: Precision = "fp32"
     """Autocast to bf16 or fp16, or compute in fp32 or fp64"""
@@ -634,7 +759,15 @@ class RuntimeSection(ConfigSection):
     """What best.pt holds: the weights of the highest validation mIoU, or those of the last
     validation, for trainings on their own validation images"""
 
+    calibrate: bool = False
+    """Calibrate the attention of best.pt for eval.scales when the training is done, as `hmsa
+    calibrate` does; nothing without hierarchical attention"""
+
     # What is reported, and when it gives up.
+    loggers: Annotated[tuple[LoggerName, ...], Listed] = ("tensorboard",)
+    """Where numbers and pictures of the run are shown beside metrics.jsonl: tensorboard, wandb,
+    mlflow, or module:name of one's own"""
+
     val_every: Count | Literal["auto"] = "auto"
     """Epochs between validations; auto: as often as costs at most 5 % of the training's computing.
     The last epoch is always validated"""

@@ -126,7 +126,11 @@ class Meter:
     def _read(self, loss_names: list[str], *, lr: float) -> dict[str, float]:
         """Means over the steps since the last reading and over all ranks."""
         # In fp64, one sum over ranks and one copy to the host for all terms together.
-        stacked = torch.stack([value.double() for value in self.sums.values()])
+        stacked = torch.stack(list(self.sums.values()))
+        # GPUs of Apple's have no fp64.
+        if stacked.device.type == "mps":
+            stacked = stacked.cpu()
+        stacked = stacked.double()
         summed = self.processes.sum(stacked) / (self.processes.world_size * self.steps)
         means = dict(zip(self.sums, summed.tolist(), strict=True))
 
