@@ -32,7 +32,8 @@ import torch
 # A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hmsa.engine import attach, autolabel, calibrate, evaluate, train  # noqa: F401  (forks find them ready)
+# Forked commands find these ready.
+from hmsa.engine import attach, autolabel, calibrate, evaluate, train  # noqa: F401
 from hmsa.engine.command_line import at_least, run_command
 from scripts.fuzzing.cases import Case, make_case
 from scripts.fuzzing.material import make_material
