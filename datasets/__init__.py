@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .errors import DataError as DataError
     from .files import Files as Files
     from .layouts.cityscapes import CITYSCAPES as CITYSCAPES
+    from .layouts.mapillary_classes import MAPILLARY as MAPILLARY
     from .loading.eval_loader import EvalLoader as EvalLoader
     from .loading.eval_loader import build_eval_loader as build_eval_loader
     from .loading.loader import ClassUniform as ClassUniform
@@ -59,6 +60,7 @@ _MODULE_OF = {
     "ExtraSource": "loading.loader",
     "Files": "files",
     "LabelPolicy": "policy",
+    "MAPILLARY": "layouts.mapillary_classes",
     "TrainLoader": "loading.loader",
     "Verification": "checks.verify",
     "augment_on_device": "augment.device_augment",

@@ -6,20 +6,26 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 from pathlib import Path
 
 import numpy as np
 
+from hmsa.utils.files.image_places import ImagePlaces
 from hmsa.utils.words import did_you_mean
 
 from .errors import DataError
 from .files import STILL, Files, pack
-from .layouts.autolabels import AutoLabels, find_auto_labels
-from .layouts.cityscapes import find_cityscapes
+from .layouts.autolabels import (
+    AutoLabels,
+    find_auto_labels,
+    known_images,
+    require_images,
+)
+from .layouts.cityscapes import CITYSCAPES, find_cityscapes
 from .layouts.class_list import Layout
-from .layouts.folder import find_folder, read_list
+from .layouts.folder import find_folder, folder_spec, read_list
 from .layouts.listing import (
     IMAGE_SUFFIXES,
     ListedSplit,
@@ -28,13 +34,14 @@ from .layouts.listing import (
     scan_images,
     stem,
 )
-from .layouts.mapillary import find_mapillary
+from .layouts.mapillary import find_mapillary, mapillary_spec
 from .layouts.video import count_frames, is_video
 from .policy import LabelPolicy
 from .reading.decoding import DEFAULT_MAX_PIXELS
 from .spec import DatasetSpec
 
 DATASETS = ("folder", "cityscapes", "mapillary")
+EXTRA_SPLIT = "train_extra"  # Cityscapes' images without fine labels
 LABEL_KINDS = ("fine", "coarse", "auto", "none")
 
 
@@ -42,7 +49,7 @@ def build_files(
     *,
     dataset: str,
     root: str | Path,
-    split: str,
+    split: str | None,
     classes: str | Path | None = None,
     cv: int | None = None,
     labels: str | None = None,
@@ -58,7 +65,9 @@ def build_files(
     Args:
         dataset: one of `DATASETS`.
         root: folder of the data set.
-        split: name of the split, such as "train".
+        split: name of the split, such as "train". None is for automatic labels: the images are
+            those that they were made from, or, where they do not say which or the policy needs
+            labels drawn by people, the split "train_extra".
         classes: class list of a folder data set, or the config JSON of Mapillary Vistas; by default
             what lies in the root.
         cv: cross-validation split by city, Cityscapes only.
@@ -83,7 +92,10 @@ def build_files(
         confidence_threshold=confidence_threshold,
         mask_border=mask_border,
     )
-    lister = _Lister(dataset, root, split, classes=_expanded(classes), cv=cv, layout=layout)
+
+    lister = _Lister(
+        dataset, root, split or EXTRA_SPLIT, classes=_expanded(classes), cv=cv, layout=layout
+    )
 
     if labels != "auto":
         if confidence_threshold is not None or chosen.classes:
@@ -95,7 +107,7 @@ def build_files(
         found = lister.find(labels)
         return Files(
             spec=found.spec,
-            split=split,
+            split=lister.split,
             root=root,
             images=pack(found.images),
             labels=_packed(found.labels),
@@ -104,17 +116,30 @@ def build_files(
             max_pixels=max_pixels,
         )
 
-    # With automatic labels the images are listed alone, since their own labels may not exist.
-    found = lister.find("none")
-    for name in chosen.classes:
-        found.spec.index_of(name)
     if label_root is None:
         raise DataError(
             "automatic labels need a folder or a manifest: set data.extra.root", kind="dataset"
         )
-    automatic = find_auto_labels(
-        Path(label_root).expanduser().absolute(), split=split, names=found.names, spec=found.spec
-    )
+    place = Path(label_root).expanduser().absolute()
+
+    # Automatic labels that know their images need no split.
+    known = None
+    if split is None and not chosen.needs_human:
+        known = known_images(place)
+    if known is not None and not known.missing:
+        return _own_images(lister, place, known, policy=chosen, max_pixels=max_pixels)
+
+    # With automatic labels the images are listed alone, since their own labels may not exist.
+    try:
+        found = lister.find("none")
+        automatic = find_auto_labels(place, split=lister.split, names=found.names, spec=found.spec)
+    except DataError:
+        # They were looked for in a split only because they are gone from where they were.
+        if known is not None:
+            require_images(place, known)
+        raise
+    for name in chosen.classes:
+        found.spec.index_of(name)
 
     # Labels drawn by people are paired with the images by name.
     human = None
@@ -122,7 +147,13 @@ def build_files(
         coarse = lister.find("coarse")
         human = dict(zip(coarse.names, coarse.labels or (), strict=True))
     return _join_automatic(
-        found, automatic, human, split=split, root=root, policy=chosen, max_pixels=max_pixels
+        found,
+        automatic,
+        human,
+        split=lister.split,
+        root=root,
+        policy=chosen,
+        max_pixels=max_pixels,
     )
 
 
@@ -177,6 +208,14 @@ class _Lister:
     cv: int | None
     layout: Layout | None
 
+    def spec(self) -> DatasetSpec:
+        """The classes of the data set, of which no split needs to be there."""
+        if self.dataset == "cityscapes":
+            return CITYSCAPES
+        if self.dataset == "mapillary":
+            return mapillary_spec(self.root, self.classes)
+        return folder_spec(self.root, self.classes)
+
     def find(self, labels: str | None) -> ListedSplit:
         """The split with labels of the given kind ("none": images only)."""
         if self.dataset == "cityscapes":
@@ -192,6 +231,39 @@ class _Lister:
             layout=self.layout,
             with_labels=labels != "none",
         )
+
+
+def _own_images(
+    lister: _Lister, place: Path, known: ImagePlaces, *, policy: LabelPolicy, max_pixels: int
+) -> Files:
+    """The images that automatic labels were made from, with these labels."""
+    spec = lister.spec()
+    for name in policy.classes:
+        spec.index_of(name)
+
+    images = list(known.places.values())
+    found = ListedSplit(
+        spec,
+        images=[str(image.path) for image in images],
+        labels=None,
+        names=[stem(name) for name in known.places],
+    )
+    automatic = find_auto_labels(place, split=EXTRA_SPLIT, names=found.names, spec=spec)
+    files = _join_automatic(
+        found,
+        automatic,
+        None,
+        split=str(automatic.place),
+        root=lister.root,
+        policy=policy,
+        max_pixels=max_pixels,
+    )
+
+    # Frames of videos are read by their numbers.
+    frames = [images[index].frame for index in automatic.indices]
+    if set(frames) == {STILL}:
+        return files
+    return replace(files, frames=np.array(frames, dtype=np.int32))
 
 
 def _join_automatic(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .errors import DataError
-from .layouts.video import frame_size, read_frame
+from .layouts.video import frame_rate, frame_size, read_frame
 from .output_names import output_names
 from .policy import LabelPolicy
 from .reading.decoding import (
@@ -169,6 +169,12 @@ class Files:
             return image_size(path)
         return frame_size(str(path))
 
+    def frame_rate(self, index: int) -> float | None:
+        """Frames per second of the video that image `index` is of; None for a still."""
+        if self._frame(index) is None:
+            return None
+        return frame_rate(str(self.image_path(index)))
+
     def _frame(self, index: int) -> int | None:
         """Frame number of image `index` in its video, None for a still."""
         if self.frames is None or int(self.frames[index]) == STILL:
@@ -233,4 +239,5 @@ class Files:
         policy = None
         if self.policy is not None:
             policy = self.policy.to_dict()
-        return {"to_train": self.spec.tables(self.label_ids)[0].tolist(), "policy": policy}
+        to_train = self.spec.tables(self.label_ids)[0].tolist()
+        return {"to_train": to_train, "policy": policy, "reading": self.spec.reading()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from colorsys import hsv_to_rgb
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -20,6 +21,8 @@ from hmsa.utils.words import did_you_mean
 from .errors import DataError
 
 LabelIds = Literal["raw", "train"]
+LabelForm = Literal["auto", "ids", "colors"]
+Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,15 @@ class ClassInfo:
         raw_ids: the ids that stand for the class in label files; the first is the one written.
         category: the group of classes it belongs to, if any.
         has_instances: whether single objects of the class can be counted.
+        other_colors: further colours that stand for the class in labels of colours.
     """
 
     name: str
-    color: tuple[int, int, int]
+    color: Color
     raw_ids: tuple[int, ...]
     category: str | None = None
     has_instances: bool = False
+    other_colors: tuple[Color, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,12 @@ class DatasetSpec:
         raw_ignore: what a label file written by this project holds there (Cityscapes: 0).
         known_raw_ids: the file values that legally mean ignore. -1 counts as 255, which is how an
             8-bit file holds it. Any value that is neither here nor an id of a class is a fault.
+        ignored_colors: the colours that mean ignore in labels of colours.
+        label_form: how labels are read: "auto" takes grey values and palette indices for ids, and
+            pictures of three channels for the colours of the classes; "colors" reads palette
+            pictures by their colours, too; "ids" reads no colours.
+        ignore_unknown: whether a value or colour that stands for nothing is ignored instead of
+            being a fault.
 
     Raises:
         DataError: two classes share a name or an id, a value does not fit into 8 bits, or an id is
@@ -63,6 +74,9 @@ class DatasetSpec:
     ignore_label: int = 255
     raw_ignore: int = 255
     known_raw_ids: tuple[int, ...] = ()
+    ignored_colors: tuple[Color, ...] = ()
+    label_form: LabelForm = "auto"
+    ignore_unknown: bool = False
 
     def __post_init__(self) -> None:
         count = len(self.classes)
@@ -145,6 +159,8 @@ class DatasetSpec:
         unknown_train[: self.num_classes] = 0
         unknown_train[self.ignore_label] = 0
 
+        if self.ignore_unknown:
+            unknown_raw[:] = 0
         return {
             "raw": (self.to_train, _read_only(unknown_raw)),
             "train": (_read_only(identity), _read_only(unknown_train)),
@@ -158,6 +174,48 @@ class DatasetSpec:
             [256].
         """
         return self._tables[label_ids]
+
+    @cached_property
+    def color_table(self) -> tuple[np.ndarray, np.ndarray]:
+        """What each colour of a label of colours stands for.
+
+        Returns:
+            The colours that have a meaning, each as 65536 red + 256 green + blue, ascending, int32
+            [K], and the train id or ignore label of each, uint8 [K].
+
+        Raises:
+            DataError: a colour stands for two classes.
+        """
+        meanings: dict[Color, int] = {color: self.ignore_label for color in self.ignored_colors}
+        for train_id, item in enumerate(self.classes):
+            for color in (item.color, *item.other_colors):
+                other = meanings.setdefault(color, train_id)
+                if other != train_id:
+                    both = f"'{self.names[other]}'" if other < self.num_classes else "ignore"
+                    raise DataError(
+                        f"{self.name}: the colour {list(color)} stands for both {both} and "
+                        f"'{item.name}', so that labels of colours cannot be read; give each its "
+                        "own in the class list",
+                        kind="classes",
+                    )
+
+        rows = sorted((color_number(color), train_id) for color, train_id in meanings.items())
+        codes = np.array([code for code, _ in rows], dtype=np.int32)
+        train_ids = np.array([train_id for _, train_id in rows], dtype=np.uint8)
+        return _read_only(codes), _read_only(train_ids)
+
+    def reading(self) -> dict[str, Any]:
+        """Plain values that decide how label files are read beside their ids, for cache keys."""
+        codes, train_ids = [], []
+        # Without a table labels of colours cannot be read, and those of ids do not need it.
+        with suppress(DataError):
+            codes, train_ids = (values.tolist() for values in self.color_table)
+        return {
+            "colors": codes,
+            "color_ids": train_ids,
+            "form": self.label_form,
+            "ignore_unknown": self.ignore_unknown,
+        }
 
     def index_of(self, name: str) -> int:
         """Train id of the class called `name`.
@@ -175,23 +233,35 @@ class DatasetSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as checkpoints and manifests carry them."""
-        classes = [
-            {
+        classes: list[dict[str, Any]] = []
+        for item in self.classes:
+            entry: dict[str, Any] = {
                 "name": item.name,
                 "color": list(item.color),
                 "raw_ids": list(item.raw_ids),
                 "category": item.category,
                 "has_instances": item.has_instances,
             }
-            for item in self.classes
-        ]
-        return {
+            if item.other_colors:
+                entry["other_colors"] = [list(color) for color in item.other_colors]
+            classes.append(entry)
+
+        values: dict[str, Any] = {
             "name": self.name,
             "classes": classes,
             "ignore_label": self.ignore_label,
             "raw_ignore": self.raw_ignore,
             "known_raw_ids": list(self.known_raw_ids),
         }
+        # What few data sets have is left out where it says nothing, so that the records of the
+        # others are what they always were.
+        if self.ignored_colors:
+            values["ignored_colors"] = [list(color) for color in self.ignored_colors]
+        if self.label_form != "auto":
+            values["label_form"] = self.label_form
+        if self.ignore_unknown:
+            values["ignore_unknown"] = True
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DatasetSpec:
@@ -199,10 +269,11 @@ class DatasetSpec:
         classes = tuple(
             ClassInfo(
                 name=item["name"],
-                color=(int(item["color"][0]), int(item["color"][1]), int(item["color"][2])),
+                color=_color(item["color"]),
                 raw_ids=tuple(int(value) for value in item["raw_ids"]),
                 category=item.get("category"),
                 has_instances=bool(item.get("has_instances", False)),
+                other_colors=tuple(_color(color) for color in item.get("other_colors", ())),
             )
             for item in values["classes"]
         )
@@ -212,7 +283,20 @@ class DatasetSpec:
             ignore_label=int(values["ignore_label"]),
             raw_ignore=int(values["raw_ignore"]),
             known_raw_ids=tuple(int(value) for value in values["known_raw_ids"]),
+            ignored_colors=tuple(_color(color) for color in values.get("ignored_colors", ())),
+            label_form=values.get("label_form", "auto"),
+            ignore_unknown=bool(values.get("ignore_unknown", False)),
         )
+
+
+def color_number(color: Sequence[int]) -> int:
+    """A colour as one number: 65536 red + 256 green + blue."""
+    red, green, blue = color
+    return 65536 * red + 256 * green + blue
+
+
+def _color(values: Sequence[Any]) -> Color:
+    return int(values[0]), int(values[1]), int(values[2])
 
 
 def spread_color(index: int) -> tuple[int, int, int]:
@@ -238,7 +322,8 @@ def _require_8_bits(spec_name: str, item: ClassInfo) -> None:
         raise DataError(
             f"{spec_name}: class '{item.name}' needs ids from 0 to 255, not {list(item.raw_ids)}"
         )
-    if len(item.color) != 3 or not all(0 <= value <= 255 for value in item.color):
+    colors = (item.color, *item.other_colors)
+    if not all(len(color) == 3 and 0 <= min(color) <= max(color) <= 255 for color in colors):
         raise DataError(
             f"{spec_name}: class '{item.name}' needs a colour [red, green, blue] from 0 to 255, "
             f"not {list(item.color)}"

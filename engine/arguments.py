@@ -1,4 +1,4 @@
-"""The command lines of `hmsa train`, `hmsa eval` and `hmsa autolabel`.
+"""The command lines of `hmsa train`, `hmsa eval` and the other commands.
 
 Nothing here imports torch at the top, so that `--help`, a mistyped option and a mistake in the
 configuration are answered at once. Each command imports what it needs when it runs.
@@ -8,23 +8,41 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hmsa.utils.config import dump, load_config
+from hmsa.utils.words import words_of_list
 
-from .command_line import at_least, parse_with_overrides, run_command
+from .command_line import CommandParser, at_least, parse_with_overrides, run_command, say
+from .launch import is_launched, launch
 
-SAVES = ("labels", "colour", "overlay", "attention", "confidence", "probabilities", "scales")
+SAVES = (
+    *("labels", "colour", "overlay", "video"),
+    *("attention", "confidence", "probabilities", "scales"),
+)
 SAVED_BY_DEFAULT = ("labels", "colour", "overlay")
 COMBINE = ("average", "max")
 OVER = ("logits", "probabilities")
 LARGEST_SCALE = 16.0
 
+INIT = """Look at a folder of images and masks, and write what a training of them needs.
+
+    hmsa init FOLDER [--classes NAME ...] [--val 0.2] [--output my.yaml]
+
+Masks may hold ids, colours, 0 and 255 or polygons, beside the images, in folders or by lists; they
+are read as they are. FOLDER then has a classes.yaml (and, where its files name no splits, two
+lists), and --output is a complete configuration that suits the images and this machine. No file of
+yours is changed.
+"""
+
 TRAIN = """Train a network as a YAML configuration says.
 
     hmsa train configs/demo.yaml [section.key=value ...] [--resume] [--dry-run]
+    hmsa train configs/demo.yaml --processes 8
     torchrun --nproc-per-node 8 -m hmsa train configs/cityscapes/hrnet_ocr_hierarchical.yaml
 
 In a checkout `python train.py ...` is the same command.
@@ -39,6 +57,17 @@ EVAL = """Evaluate a checkpoint on a split, hand a split in to a benchmark, or p
 A checkpoint carries its configuration and its classes, so that it is all that is needed. The
 command runs alone or under torchrun, on CPU or GPUs, from the same command line. In a checkout
 `python eval.py ...` is the same command.
+"""
+
+PREDICT = """Predict images and videos with a model; no data set is needed.
+
+    hmsa predict runs/x photos/ [film.mp4 ...] [--output DIR] [--scales 0.5 1 2] [--flip]
+    hmsa predict cityscapes_ocrnet.HRNet_Mscale_outstanding-turtle.pth photos/
+    hmsa predict hf:owner/name photo.jpg
+
+MODEL is a run folder, a checkpoint, a folder of save_pretrained, hf:owner/name, or a name or file
+of published weights, whose network is known by their tensors. DIR then holds labels, colours and
+overlays under the images' names, and classes.json, which says what they mean.
 """
 
 AUTOLABEL = """Label images with a trained network, as section 4 of the paper does.
@@ -73,6 +102,28 @@ An attention head is trained on the frozen network, a quarter as long as the net
 holds a run like any other, by default beside the run of the model.
 """
 
+BENCHMARK = """Time a configuration's training steps on this machine.
+
+    hmsa benchmark configs/cityscapes/hrnet_ocr_hierarchical.yaml [--steps 20] [--json FILE]
+    torchrun --nproc-per-node 8 -m hmsa benchmark CONFIG
+
+Prints images/s, peak memory, and the share of a step that data, network, loss, backward pass and
+optimiser take. The images are noise, so that Cityscapes' recipes need no data; with --data those
+of the data set are read. Nothing is written but FILE.
+"""
+
+
+def init_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa init`: returns the exit status, 2 with one sentence for a user's mistake."""
+    arguments = parse_init(argv, program=program)
+
+    def run() -> int:
+        from .init.command import main
+
+        return main(arguments)
+
+    return run_command(run)
+
 
 def train_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
     """`hmsa train`: returns the exit status, 2 with one sentence for a user's mistake."""
@@ -80,13 +131,20 @@ def train_command(argv: Sequence[str] | None = None, *, program: str | None = No
 
     def run() -> int:
         config = load_config(arguments.config, arguments.overrides)
+
+        # Only now what takes seconds to import: a misspelt key is answered before that.
+        from .recipe import suited
+
+        config, chosen = suited(config)
         if arguments.print_config:
             print(dump(config), end="")
             return 0
-
-        # Only now what takes seconds to import: a misspelt key is answered before that.
+        if arguments.processes > 1 and not is_launched():
+            return launch(arguments.processes)
         from .train import main
 
+        if chosen is not None and os.environ.get("RANK", "0") == "0":
+            say(chosen)
         return main(config, resume=arguments.resume, dry_run=arguments.dry_run)
 
     return run_command(run)
@@ -97,6 +155,22 @@ def eval_command(argv: Sequence[str] | None = None, *, program: str | None = Non
     arguments = parse_eval(argv, program=program)
 
     def run() -> int:
+        if arguments.processes > 1 and not is_launched():
+            return launch(arguments.processes)
+        from .evaluate import main
+
+        return main(arguments)
+
+    return run_command(run)
+
+
+def predict_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa predict`: returns the exit status, 2 with one sentence for a user's mistake."""
+    arguments = parse_predict(argv, program=program)
+
+    def run() -> int:
+        if arguments.processes > 1 and not is_launched():
+            return launch(arguments.processes)
         from .evaluate import main
 
         return main(arguments)
@@ -109,6 +183,8 @@ def autolabel_command(argv: Sequence[str] | None = None, *, program: str | None 
     arguments = parse_autolabel(argv, program=program)
 
     def run() -> int:
+        if arguments.processes > 1 and not (arguments.verify or is_launched()):
+            return launch(arguments.processes)
         from .autolabel import main
 
         return main(arguments)
@@ -140,6 +216,54 @@ def attach_command(argv: Sequence[str] | None = None, *, program: str | None = N
     return run_command(run)
 
 
+def benchmark_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa benchmark`: returns the exit status, 2 with one sentence for a user's mistake."""
+    arguments = parse_benchmark(argv, program=program)
+
+    def run() -> int:
+        from .benchmark import main
+
+        return main(arguments)
+
+    return run_command(run)
+
+
+def parse_init(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa init`."""
+    parser = _parser("init", INIT, program)
+    parser.add_argument("folder", help="folder with images and masks, however they lie in it")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="YAML",
+        help="the configuration to write (default: the folder's name, here)",
+    )
+    parser.add_argument(
+        "--classes",
+        nargs="+",
+        metavar="NAME",
+        help="names of the classes in the order of their ids (default: by their colours or ids)",
+    )
+    parser.add_argument(
+        "--ignore",
+        nargs="+",
+        type=read_ignored,
+        metavar="VALUE",
+        help="ids or colours of masks that are no class, e.g. 0 or 0,0,0 (255 is known)",
+    )
+    parser.add_argument(
+        "--val",
+        type=read_share,
+        default=0.2,
+        metavar="SHARE",
+        help="share of the images to validate on where the folder names none (default: 0.2)",
+    )
+    parser.add_argument("--force", action="store_true", help="write files anew that are there")
+    return parser.parse_args(argv)
+
+
 def parse_train(
     argv: Sequence[str] | None = None, *, program: str | None = None
 ) -> argparse.Namespace:
@@ -160,6 +284,7 @@ def parse_train(
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and stop"
     )
+    _add_processes(parser)
     return parse_with_overrides(parser, argv)
 
 
@@ -203,7 +328,7 @@ def parse_eval(
         default=[],
         metavar="LIST",
         help="further ways to score beside it: scales, and after a plus what else differs, "
-        "e.g. 1 0.5,1,2 0.5,1,2+flip 0.5,1,2+max",
+        "e.g. 1 0.5,1,2 0.5,1,2+flip 0.5,1,2+refine=0.3 0.5,1,2+max",
     )
     parser.add_argument(
         "--output",
@@ -217,7 +342,7 @@ def parse_eval(
         choices=SAVES,
         metavar="KIND",
         help=f"pictures to write for every image: {', '.join(SAVES)} (default: none where there "
-        f"are labels to score, else {' '.join(SAVED_BY_DEFAULT)})",
+        f"are labels to score, else {' '.join(SAVED_BY_DEFAULT)}, and video of videos)",
     )
     parser.add_argument(
         "--submit",
@@ -225,6 +350,7 @@ def parse_eval(
         metavar="FILE.zip",
         help="predictions of the split as its benchmark wants them, checked and zipped",
     )
+    _add_processes(parser)
     _add_overrides(parser, example="data.root=/data/cityscapes")
     arguments = parse_with_overrides(parser, argv)
 
@@ -240,6 +366,46 @@ def parse_eval(
     if arguments.submit and arguments.submit.suffix != ".zip":
         parser.error(f"--submit {arguments.submit}: the file must end in .zip")
     return arguments
+
+
+def parse_predict(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa predict`, as that of `hmsa eval --images`."""
+    parser = _parser("predict", PREDICT, program)
+    parser.add_argument("checkpoint", type=Path, metavar="MODEL", help="what to predict with")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="PATH",
+        help="folders, files, globs, .txt lists or videos",
+    )
+    parser.add_argument(
+        "--config", type=Path, help="YAML configuration, for weights that no tensor tells about"
+    )
+    _add_scales_and_flip(parser, section="eval")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("predictions"),
+        metavar="DIR",
+        help="where the pictures go (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--save",
+        nargs="+",
+        choices=SAVES,
+        metavar="KIND",
+        help=f"pictures to write for every image: {', '.join(SAVES)} (default: "
+        f"{' '.join(SAVED_BY_DEFAULT)}, and video of videos)",
+    )
+    _add_processes(parser)
+    _add_overrides(parser, example="eval.tile=[1024,1024]")
+    arguments = parse_with_overrides(parser, argv)
+
+    # What a split can have and images cannot.
+    nothing = {"split": None, "submit": None, "compare": [], "combine": None, "over": None}
+    return argparse.Namespace(**vars(arguments), **nothing)
 
 
 def parse_autolabel(
@@ -291,6 +457,7 @@ def parse_autolabel(
         action="store_true",
         help="only check the finished labels in --output, to the last pixel",
     )
+    _add_processes(parser)
     _add_overrides(parser, example="data.root=/data/cityscapes")
     arguments = parse_with_overrides(parser, argv)
 
@@ -362,6 +529,46 @@ def parse_attach(
     return parse_with_overrides(parser, argv)
 
 
+def parse_benchmark(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa benchmark`."""
+    parser = _parser("benchmark", BENCHMARK, program)
+    parser.add_argument("config", help="YAML configuration file")
+    _add_overrides(parser, example="runtime.precision=bf16")
+    parser.add_argument(
+        "--steps", type=at_least(1), default=20, help="steps to time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--data", action="store_true", help="read images of the data set instead of noise"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    return parse_with_overrides(parser, argv)
+
+
+def read_ignored(text: str) -> int | tuple[int, int, int]:
+    """An argparse type: an id such as 0, or a colour such as 0,0,0."""
+    parts = text.split(",")
+    if len(parts) in (1, 3) and all(part.isdecimal() and int(part) <= 255 for part in parts):
+        if len(parts) == 1:
+            return int(text)
+        return int(parts[0]), int(parts[1]), int(parts[2])
+    raise argparse.ArgumentTypeError(
+        f"'{text}' is neither an id such as 0 nor a colour such as 0,0,0"
+    )
+
+
+def read_share(text: str) -> float:
+    """An argparse type: a part of a whole, above 0 and below 1."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no share between 0 and 1, such as 0.2")
+    return share
+
+
 def read_scale(text: str) -> float:
     """An argparse type: a scale of inference, above 0 and at most 16 as in a configuration."""
     try:
@@ -378,8 +585,53 @@ def read_scale(text: str) -> float:
     return scale
 
 
+def read_scales(text: str) -> tuple[float, ...]:
+    """A list of scales: 0.5,1,2 or [0.5,1,2] or, in quotes, 0.5 1 2.
+
+    Raises:
+        ArgumentTypeError: a word of it is not a scale, or there is none.
+    """
+    scales = tuple(read_scale(word) for word in words_of_list(text))
+    if not scales:
+        raise argparse.ArgumentTypeError(f"'{text}' names no scale; write e.g. 0.5,1,2")
+    return scales
+
+
+class ScalesAction(argparse.Action):
+    """Takes the words of an option with `nargs="+"` together as one list of scales."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        try:
+            scales = list(read_scales(" ".join(values)))
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentError(self, str(error)) from error
+        setattr(namespace, self.dest, scales)
+
+
+def read_refine(text: str) -> float | str:
+    """An argparse type: a share of the image from 0 to 1, or auto."""
+    if text == "auto":
+        return text
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no share of the image; give a number from 0 to 1, e.g. 0.3, or auto"
+        )
+    return share
+
+
 def _parser(command: str, description: str, program: str | None) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    return CommandParser(
         prog=program or f"hmsa {command}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -390,7 +642,7 @@ def _add_scales(parser: argparse.ArgumentParser, *, default: str) -> None:
     parser.add_argument(
         "--scales",
         nargs="+",
-        type=read_scale,
+        action=ScalesAction,
         metavar="S",
         help=f"scales of inference (default: {default})",
     )
@@ -403,6 +655,23 @@ def _add_scales_and_flip(parser: argparse.ArgumentParser, *, section: str) -> No
         action=argparse.BooleanOptionalAction,
         default=None,
         help=f"average with the mirrored image (default: {section}.flip)",
+    )
+    parser.add_argument(
+        "--refine",
+        type=read_refine,
+        metavar="SHARE",
+        help="compute scales above 1 only on this share of each image, 0 to 1, where the attention "
+        f"leaves most to them; auto: as much as it asks for (default: {section}.refine)",
+    )
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--processes",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="run as N processes of this machine, one for each GPU (torchrun, too, starts it)",
     )
 
 
@@ -417,11 +686,14 @@ def _add_overrides(parser: argparse.ArgumentParser, *, example: str) -> None:
 
 # The commands by name, each with one phrase for the usage of `hmsa`.
 COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
+    "init": (init_command, "look at a folder of images and masks, write a configuration for it"),
     "train": (train_command, "train a network as a YAML configuration says"),
     "eval": (eval_command, "score a checkpoint, hand a split in, or predict any images"),
+    "predict": (predict_command, "predict images and videos with any model"),
     "autolabel": (autolabel_command, "label images with a trained network"),
     "calibrate": (calibrate_command, "fit the attention to a list of scales, in a minute or two"),
     "attach": (attach_command, "give a trained single-scale model hierarchical attention"),
+    "benchmark": (benchmark_command, "time a configuration's training steps on this machine"),
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +20,12 @@ from torch import Tensor
 
 from hmsa.datasets import DataError, Files, LabelPolicy, image_files, normalise
 from hmsa.network import InferenceOptions, ModelError
-from hmsa.network.inference import predict_label
+from hmsa.network.inference import predict_label, prepare_for_inference, require_refinable
 from hmsa.utils.files.image_writer import ImageWriter
 from hmsa.utils.files.outputs import inside, require_apart
 from hmsa.utils.files.prefetch import prefetch
 from hmsa.utils.files.writing import write_file
+from hmsa.utils.labelling.answers import KeptAnswer, answers_of, read_answer, write_answer
 from hmsa.utils.labelling.autolabel_check import problems_of
 from hmsa.utils.labelling.autolabels import (
     AutolabelError,
@@ -33,6 +35,7 @@ from hmsa.utils.labelling.autolabels import (
     encode_label,
     failure_path,
     fingerprint,
+    starved_classes,
     write_failure,
 )
 from hmsa.utils.labelling.thresholds import (
@@ -45,6 +48,7 @@ from hmsa.utils.labelling.thresholds import (
 from hmsa.utils.labelling.work_tree import (
     alone,
     claim,
+    forget_thresholds,
     one_at_a_time,
     read_thresholds,
     require_not_drawn,
@@ -53,15 +57,15 @@ from hmsa.utils.labelling.work_tree import (
 )
 from hmsa.utils.processes import Processes, join
 from hmsa.utils.report.report import write_report
-from hmsa.utils.runtime import prepare_runtime
+from hmsa.utils.runtime import kernel_search, prepare_runtime
 from hmsa.utils.training.logbook import logger, start_logging
 from hmsa.utils.training.progress import progress_bar
 from hmsa.utils.training.run_folder import make_writable
-from hmsa.utils.words import UserError
+from hmsa.utils.words import UserError, command
 
 from . import build
 from .build import Loaded, OpenedCheckpoint
-from .label_images import LabellingJob, human_label, labelling_report
+from .label_images import THRESHOLD_SETTINGS, LabellingJob, human_label, labelling_report
 
 # How long the processes of a job wait for the slowest, which may have large images.
 WAIT_MINUTES = 24 * 60.0
@@ -71,8 +75,9 @@ class ImageLabel(NamedTuple):
     """What the network says of one image, on the device."""
 
     label: Tensor  # uint8 [H, W]
-    confidence: Tensor  # float [H, W]
+    confidence: Tensor  # float32 [H, W]
     image_sha256: str  # of the file that was read
+    is_kept: bool = False  # the answer was read from its file
 
 
 LabelOrError = ImageLabel | Exception
@@ -104,7 +109,8 @@ def main(arguments: argparse.Namespace) -> int:
         with processes.agreement(UserError):
             if processes.is_main:
                 labels = (job.output / entry.label for entry in job.entries())
-                claim(job.output, job.settings, labels)
+                may_change = THRESHOLD_SETTINGS if job.keeps_answers else ()
+                claim(job.output, job.settings, labels, may_change=may_change)
                 held.enter_context(alone(job.output, shard, shards))
 
         # What is not done yet is shared out anew over all ranks, so that they end together.
@@ -184,7 +190,10 @@ def prepare_labelling(
     for name in section.policy:
         loaded.spec.index_of(name)
     files = find_files(arguments, split, loaded, policy)
-    options = build.inference_options(section, scales=arguments.scales, flip=arguments.flip)
+    options = build.inference_options(
+        section, scales=arguments.scales, flip=arguments.flip, refine=arguments.refine
+    )
+    require_refinable(loaded.model, options)
 
     threshold = section.threshold if arguments.threshold is None else arguments.threshold
     if not 0 <= threshold <= 1:
@@ -192,14 +201,20 @@ def prepare_labelling(
             f"--threshold: {threshold:g} is no probability; choose one from 0 to 1, e.g. 0.9"
         )
 
+    # The settings name the teacher as it was trained. What labels is a copy with its batch norms
+    # folded, as that of `hmsa eval`.
+    settings = settings_of(loaded, files, options, threshold)
+    teacher = prepare_for_inference(loaded.model, autocast_dtype=options.autocast_dtype)
+
     job = LabellingJob(
-        loaded=loaded,
+        loaded=replace(loaded, model=teacher),
         files=files,
         options=options,
         policy=policy,
         output=arguments.output,
         thresholds=np.zeros(0),
-        settings=settings_of(loaded, files, options, threshold),
+        settings=settings,
+        keeps_answers=section.keep_answers or answers_of(arguments.output).is_dir(),
     )
     require_distinct(job, arguments.images or ())
     return job.with_thresholds(np.full(loaded.spec.num_classes, threshold))
@@ -210,12 +225,16 @@ def settings_of(
 ) -> dict[str, Any]:
     """Everything that the labels depend on, but for the thresholds of the classes."""
     section = loaded.config.autolabel
-    # Only where there is one, so that labels made without a calibration stay valid.
+    # Only where there are any, so that labels made without them stay valid.
     calibrated = {}
     if bias := build.used_attention_bias(loaded.model, options):
         calibrated["attention_bias"] = bias
+    refined = {}
+    if options.refined_scales:
+        refined["refine"] = options.refine
     return {
         **calibrated,
+        **refined,
         "checkpoint_sha256": loaded.sha256,
         "scales": list(options.scales),
         "flip": options.flip,
@@ -324,6 +343,8 @@ def measured_thresholds(job: LabellingJob, processes: Processes) -> np.ndarray:
 
     # Rank 0 looks for all: a job beside this one may write the file at any moment.
     path = job.output / "thresholds.json"
+    if job.keeps_answers and processes.is_main:
+        forget_thresholds(path, made_with=made_with)
     if not processes.gather(path.is_file())[0]:
         measure_thresholds(job, sample, path, made_with, processes)
 
@@ -365,13 +386,27 @@ def labels_of(
     """(index, label with its confidence) of every image, on the device.
 
     A user error stands in the place of what could not be predicted. Images are decoded ahead, and
-    nothing waits for a GPU: its results are on their way while the next image is sent there.
+    nothing waits for a GPU: its results are on their way while the next image is sent there. An
+    answer that was kept is read instead.
     """
     model = job.loaded.model
     parameter = next(model.parameters())
+    answers_made_with = job.answers_fingerprint
+    # Weights may be kept in half precision, images never are.
+    dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
-    def read(index: int) -> tuple[Tensor, str]:
+    def read(index: int) -> tuple[Tensor | KeptAnswer, str]:
         before = job.image_sha256(index)
+        if job.keeps_answers:
+            answer = read_answer(
+                job.answer_path(index),
+                made_with=answers_made_with,
+                image=job.entry(index).image,
+                image_sha256=before,
+            )
+            if answer is not None:
+                return answer, before
+
         image = torch.from_numpy(job.files.read_image(index))[None]
         if job.image_sha256(index) != before:
             raise DataError(f"{job.files.image_path(index)}: was replaced while it was read")
@@ -384,11 +419,18 @@ def labels_of(
                 if isinstance(found, Exception):
                     raise found
                 image, image_sha256 = found
+                if isinstance(image, KeptAnswer):
+                    kept = image.label.to(parameter.device), image.confidence.to(parameter.device)
+                    yield index, ImageLabel(*kept, image_sha256, is_kept=True)
+                    bar.update()
+                    continue
+
                 on_device = image.to(parameter.device, non_blocking=True)
-                normalised = normalise(on_device, dtype=parameter.dtype)
-                label, confidence = predict_label(
-                    model, normalised, job.options, with_confidence=True, on_fallback=warn
-                )
+                normalised = normalise(on_device, dtype=dtype)
+                with kernel_search.for_size(image.shape):
+                    label, confidence = predict_label(
+                        model, normalised, job.options, with_confidence=True, on_fallback=warn
+                    )
                 assert confidence is not None
                 yield index, ImageLabel(label[0], confidence[0], image_sha256)
             except (DataError, ModelError) as error:
@@ -415,6 +457,13 @@ def label_images(job: LabellingJob, indices: Sequence[int], *, show: bool) -> in
                 failed.append(index)
                 note_failure(job, index, str(found))
                 continue
+            answer = None
+            if job.keeps_answers and not found.is_kept:
+                # On its way to the host before the label is, whose arrival is waited for.
+                answer = KeptAnswer(
+                    found.label.to("cpu", non_blocking=True),
+                    found.confidence.to("cpu", non_blocking=True),
+                )
             hard = hard_label(
                 found.label,
                 found.confidence,
@@ -422,7 +471,9 @@ def label_images(job: LabellingJob, indices: Sequence[int], *, show: bool) -> in
                 ignore_label=job.loaded.spec.ignore_label,
             )
             image_sha256 = found.image_sha256
-            writer.call(write_label, job, index, hard.to_host(), image_sha256, failed.append)
+            writer.call(
+                write_label, job, index, hard.to_host(), image_sha256, failed.append, answer
+            )
     return len(failed)
 
 
@@ -432,10 +483,12 @@ def write_label(
     hard: HardLabel,
     image_sha256: str,
     on_failure: Callable[[int], None],
+    answer: KeptAnswer | None,
 ) -> None:
-    """Write one label and its confidence image. Runs in a thread of the writer.
+    """Write one label, its confidence image, and the answer that it is made of where it is to stay.
 
-    The confidence image goes first, since the label file is what says that an image is done.
+    Runs in a thread of the writer. The label goes last, since it is what says that an image is
+    done.
     """
     hard.wait()
     spec, entry, label = job.loaded.spec, job.entry(index), hard.label.numpy()
@@ -461,6 +514,15 @@ def write_label(
         "image_sha256": image_sha256,
         **label_record(job, index, hard, merged=merged, human=human),
     }
+
+    if answer is not None:
+        write_answer(
+            job.answer_path(index),
+            answer,
+            made_with=job.answers_fingerprint,
+            image=entry.image,
+            image_sha256=image_sha256,
+        )
 
     # Somebody may have corrected a label by hand since the folder was claimed.
     for name in (entry.confidence, entry.label):
@@ -536,10 +598,8 @@ def finish(job: LabellingJob) -> bool:
         tree = compile_tree(job.output, job.settings, job.entries(), job.loaded.spec.names)
         if tree.manifest["complete"]:
             sweep(job.output)
-        paths = {
-            entry.image: job.files.image_path(index) for index, entry in enumerate(job.entries())
-        }
-        tree.write(job.output, image_paths=paths)
+        images = {entry.image: job.image_place(index) for index, entry in enumerate(job.entries())}
+        tree.write(job.output, images=images)
         write_report(job.output / "report.html", labelling_report(job, tree))
 
     content = tree.manifest
@@ -555,8 +615,23 @@ def finish(job: LabellingJob) -> bool:
     for (name, row), threshold in zip(content["per_class"].items(), job.thresholds, strict=True):
         share = "-" if row["kept_share"] is None else f"{100 * row['kept_share']:.1f}"
         logger.info("%-22s%12.3g%14d%10s", name, threshold, row["kept"], share)
-    for sentence in empty_classes(content):
+    for sentence in [*empty_classes(content), *starved_classes(content)]:
         warn(sentence)
     for failure in content["failures"][:10]:
         logger.warning("not labelled: %s (%s)", failure["image"], failure["why"])
+    if content["complete"]:
+        logger.info("%s", next_commands(job))
     return bool(content["complete"])
+
+
+def next_commands(job: LabellingJob) -> str:
+    """What to do with finished labels, as commands to copy."""
+    lines = [f"train on them: {command('train')} CONFIG.yaml data.extra.root={job.output}"]
+    if job.keeps_answers:
+        paths = answers_of(job.output).rglob("*.png")
+        size = sum(path.stat().st_size for path in paths) / 2**20
+        lines.append(
+            f"another threshold: the same command with --threshold, which infers nothing again "
+            f"({size:.1f} MiB in {answers_of(job.output)})"
+        )
+    return "\n".join(lines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from hmsa.datasets import (
+    CITYSCAPES,
     Augmentation,
     ClassUniform,
     DataError,
@@ -40,21 +41,41 @@ from hmsa.network import (
     MultiScaleModel,
     Prediction,
     build_model,
+    load_trunk_weights,
     load_weights,
 )
 from hmsa.network.inference import out_of_memory
 from hmsa.network.model import Hierarchical, ScalePair, adjacent_pairs
+from hmsa.network.weights.files import numpy_scalars, read_file
+from hmsa.network.weights.pretrained import find_weights
+from hmsa.network.weights.recognition import recognise_model
 from hmsa.utils.config import Config, load_config
-from hmsa.utils.processes import Processes, synchronise_batch_norm
+from hmsa.utils.imported import is_reference
+from hmsa.utils.processes import Processes
 from hmsa.utils.runtime import autocast_dtype, parameter_dtype
-from hmsa.utils.training.checkpoint import CheckpointError, load_checkpoint, sha256_of
+from hmsa.utils.synchronised_norm import synchronise_batch_norm
+from hmsa.utils.training.checkpoint import (
+    CheckpointError,
+    ForeignCheckpointError,
+    load_checkpoint,
+    sha256_of,
+)
 from hmsa.utils.training.cost import MemoryShortage
 from hmsa.utils.training.ema import WeightAverage
 from hmsa.utils.training.logbook import logger
+from hmsa.utils.training.loggers import LOGGERS, RunLogger
 from hmsa.utils.training.optimizer import build_optimizer, parameter_groups, scaled_learning_rate
 from hmsa.utils.training.schedule import build_schedule
 from hmsa.utils.training.training_state import TrainingState
 
+from .model_source import (
+    carried_description,
+    classes_by_number,
+    configuration_of,
+    is_safetensors,
+    model_file,
+)
+from .plugins import OwnAugmentation, OwnLogger, OwnLoss, own_decoder, own_trunk
 from .wrapped import wrapped_model
 
 VERIFIED_SAMPLE = 64  # files of a split whose label values are looked at with data.verify: sample
@@ -165,8 +186,15 @@ def augmentation(config: Config) -> Augmentation:
 
 
 def train_loader(config: Config, files: Files, processes: Processes) -> TrainLoader:
-    """The training batches of the data section, for this rank."""
+    """The training batches of the data section, for this rank.
+
+    Raises:
+        UserError: files are missing, or data.augment names no function.
+    """
     data = config.data
+    augment = None
+    if data.augment is not None:
+        augment = OwnAugmentation(data.augment)
     uniform = ClassUniform(**data.class_uniform.model_dump())
     return build_train_loader(
         files,
@@ -182,6 +210,7 @@ def train_loader(config: Config, files: Files, processes: Processes) -> TrainLoa
         cache=data.cache,
         cache_dir=data.cache_dir,
         photometric=not data.augment_on_device,
+        augment=augment,
     )
 
 
@@ -227,7 +256,7 @@ def prepared(
 
     image = augment_on_device(
         image,
-        region=batch["region"].to(device),
+        region=batch["region"].to(device, non_blocking=True),
         position=batch["position"],
         augmentation=augmentation(config),
         seed=config.experiment.seed,
@@ -245,6 +274,9 @@ def model_from(config: Config, *, num_classes: int, trunk_weights: bool) -> Mult
     """The network of the model section.
 
     With `trunk_weights` false the trunk stays random, for weights that other weights will replace.
+
+    Raises:
+        UserError: a part of the user's own cannot be made, or weights of the trunk not be had.
     """
     if config.model.wrap is not None:
         return wrapped_model(config, num_classes=num_classes)
@@ -252,10 +284,16 @@ def model_from(config: Config, *, num_classes: int, trunk_weights: bool) -> Mult
     excluded = {"init_from", "freeze", "wrap"}
     if not trunk_weights:
         excluded.add("trunk_weights")
+    values = config.model.model_dump(exclude=excluded)
+
+    # Parts of the user's own are named by module:name and handed over as functions.
+    for part, own in (("trunk", own_trunk), ("decoder", own_decoder)):
+        if is_reference(values[part]):
+            values[part] = own(values[part])
     return build_model(
         num_classes=num_classes,
         activation_checkpointing=config.runtime.activation_checkpointing,
-        **config.model.model_dump(exclude=excluded),
+        **values,
     )
 
 
@@ -269,13 +307,24 @@ def place(model: MultiScaleModel, config: Config, device: torch.device) -> Multi
 def initial_model(config: Config, *, num_classes: int) -> MultiScaleModel:
     """The network that a training begins with.
 
-    Its weights come from model.init_from when given, else from model.trunk_weights; the report of
-    the loading is logged.
+    Its weights come from model.init_from when given, else from model.trunk_weights; where they
+    came from is logged.
     """
-    source = config.model.init_from
-    model = model_from(config, num_classes=num_classes, trunk_weights=source is None)
+    source, of_trunk = config.model.init_from, config.model.trunk_weights
+    model = model_from(config, num_classes=num_classes, trunk_weights=False)
     if source is not None:
-        load_weights(model, source, strict=False, say=lambda text: logger.info("%s", text))
+        file = model_file(source)
+        load_weights(model, file, strict=False, say=lambda text: logger.info("%s", text))
+    elif of_trunk == "auto" and is_reference(config.model.trunk):
+        # Nobody publishes weights for it, and to say so would be no news to whoever wrote it.
+        logger.info("the trunk %s starts as it makes itself", config.model.trunk)
+    elif of_trunk is not None:
+        found = find_weights(of_trunk, trunk=config.model.trunk)
+        if found.path is None:
+            logger.warning("%s", found.sentence)
+        else:
+            load_trunk_weights(model.trunk, found.path, mean=found.mean, std=found.std)
+            logger.info("%s", found.sentence)
     return model
 
 
@@ -299,12 +348,18 @@ def criterion(config: Config, files: Files) -> Any:
         counts = torch.from_numpy(count_pixels(files, workers=max(1, config.data.workers)))
         weights = class_weights_from_counts(counts, weighting=weighting)
 
+    num_classes = files.spec.num_classes
+    values = config.loss.model_dump(exclude={"class_weights"})
+    for role in ("main", "aux", "scale_loss"):
+        name = values[role]
+        if name is not None and is_reference(name):
+            values[role] = OwnLoss(name, key=f"loss.{role}", num_classes=num_classes)
     return build_criterion(
-        num_classes=files.spec.num_classes,
+        num_classes=num_classes,
         ignore_label=files.spec.ignore_label,
         class_weights=weights,
         align_corners=config.model.align_corners,
-        **config.loss.model_dump(exclude={"class_weights"}),
+        **values,
     )
 
 
@@ -382,6 +437,15 @@ def optimizer(
 def schedule(config: Config, *, steps_per_epoch: int) -> Callable[[int], float]:
     """Factor of the learning rate at each step, as the optim section says."""
     return build_schedule(steps_per_epoch=steps_per_epoch, **config.optim.schedule_arguments())
+
+
+def loggers(names: Sequence[str]) -> list[RunLogger]:
+    """The loggers that runtime.loggers names, not begun yet.
+
+    Raises:
+        UserError: the package of one is not installed, or there is no such class.
+    """
+    return [OwnLogger(name) if is_reference(name) else LOGGERS[name]() for name in names]
 
 
 def checkpoint_identity(config: Config, files: Files) -> dict[str, Any]:
@@ -493,6 +557,7 @@ def inference_options(
     flip: bool | None = None,
     combine: str | None = None,
     over: str | None = None,
+    refine: Any = None,
 ) -> InferenceOptions:
     """How to infer, from the eval or autolabel section; what a command line says comes first."""
     tile = None
@@ -505,6 +570,7 @@ def inference_options(
         over=over or section.over,
         tile=tile,
         overlap=section.overlap,
+        refine=section.refine if refine is None else refine,
         autocast_dtype=autocast_dtype(section.precision),
     )
 
@@ -518,10 +584,15 @@ class Loaded:
     spec: DatasetSpec
     sha256: str  # of the checkpoint's file
     path: Path = Path()  # of that file
+    validation: Mapping[str, Any] = field(default_factory=dict)  # its scores, where it carries any
 
 
 def load_model(
-    checkpoint: Path, *, config_file: Path | None, overrides: Sequence[str], device: torch.device
+    checkpoint: str | Path,
+    *,
+    config_file: Path | None,
+    overrides: Sequence[str],
+    device: torch.device,
 ) -> Loaded:
     """Build and load the network of a checkpoint.
 
@@ -538,34 +609,48 @@ class OpenedCheckpoint:
 
     path: Path
     config: Config
-    spec: DatasetSpec | None  # None for weights from elsewhere, which carry no classes
+    spec: DatasetSpec | None  # None where the configuration file names the data set
     weights: Mapping[str, Any] | None  # None for weights from elsewhere, not read yet
     sha256: str  # of the bytes that the weights were read from
+    recognised: str = ""  # what weights without a configuration were taken for
 
 
 def open_checkpoint(
-    checkpoint: Path, *, config_file: Path | None, overrides: Sequence[str]
+    checkpoint: str | Path, *, config_file: Path | None, overrides: Sequence[str]
 ) -> OpenedCheckpoint:
     """Read a checkpoint and its configuration.
 
-    A checkpoint of ours carries its configuration and classes. For weights from elsewhere
-    `config_file` describes the network, and its validation split the classes. A folder of a run
-    stands for its checkpoints/best.pt.
+    `checkpoint` is anything that `model_file` knows: a run folder, a file, a folder of
+    `save_pretrained`, a name of published weights or hf:owner/name. Ours carry their configuration
+    and classes. Of the authors' and HRNet-OCR's files the network follows from names and shapes,
+    and the classes from their number. With `config_file` that file describes the network, and its
+    data set the classes.
 
     Raises:
         UserError: a file cannot be read or is damaged.
     """
-    path = Path(checkpoint).expanduser()
-    if path.is_dir():
-        path = best_of_run(path)
+    path = model_file(checkpoint)
     if config_file is not None:
         config = load_config(config_file, overrides)
         if not path.is_file():
             raise CheckpointError(f"{path}: no such checkpoint file")
         return OpenedCheckpoint(path, config, spec=None, weights=None, sha256=sha256_of(path))
 
-    # The bytes are read once, so that the hash is that of the weights that are used.
-    content, sha256 = load_checkpoint(path)
+    carried = carried_description(path)
+    if carried is not None:
+        sha256 = sha256_of(path)
+        content: Mapping[str, Any] = {**carried, "model": read_file(path)}
+    elif is_safetensors(path):
+        return _recognised(path, overrides)
+    else:
+        # The bytes are read once, so that the hash is that of the weights that are used. NumPy
+        # numbers are let in because the authors' files hold some.
+        try:
+            with numpy_scalars():
+                content, sha256 = load_checkpoint(path)
+        except ForeignCheckpointError as error:
+            return _recognised(path, overrides, otherwise=error)
+
     config = Config.from_dict(content["config"], overrides, source=f"{path}: configuration")
     config = _trusted(config, overrides, path=path)
     try:
@@ -606,20 +691,42 @@ def _trusted(config: Config, overrides: Sequence[str], *, path: Path) -> Config:
     return config.model_copy(update={"model": config.model.model_copy(update={"wrap": wrap})})
 
 
-def best_of_run(folder: Path) -> Path:
-    """The checkpoint to use of a run folder, or of its folder of checkpoints.
+def _recognised(
+    path: Path, overrides: Sequence[str], *, otherwise: CheckpointError | None = None
+) -> OpenedCheckpoint:
+    """Weights without a configuration, whose network their names and shapes tell.
 
     Raises:
-        CheckpointError: there is no best.pt in it.
+        CheckpointError: they do not; `otherwise` says what to do about it.
     """
-    candidates = (folder / "checkpoints" / "best.pt", folder / "best.pt")
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise CheckpointError(
-        f"{folder}: is a folder without checkpoints/best.pt; name a run whose training has been "
-        "validated once, or a checkpoint file"
+    sha256 = sha256_of(path)
+    try:
+        found = recognise_model(path)
+        spec = classes_by_number(found.num_classes)
+    except ModelError as error:
+        hint = "name the configuration it was trained with by --config"
+        if otherwise is not None:
+            hint = str(otherwise).removeprefix(f"{path}: ")
+        raise CheckpointError(f"{str(error).rstrip('.')}; {hint}") from error
+
+    config = configuration_of(found, overrides, source=f"{path}: recognised network")
+    model = config.model
+    described = f"{model.trunk}, {model.decoder}, {model.multiscale}, {spec.name}"
+    return OpenedCheckpoint(
+        path,
+        config,
+        spec=spec,
+        weights=found.tensors,
+        sha256=sha256,
+        recognised=f"{path} has no configuration; by its tensors it is {described}",
     )
+
+
+def _classes_of(config: Config) -> DatasetSpec:
+    """The classes of the data set that a configuration names; Cityscapes' need no data."""
+    if config.data.dataset == "cityscapes":
+        return CITYSCAPES
+    return split_files(config, config.data.val_split, labels="none").spec
 
 
 def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
@@ -629,8 +736,10 @@ def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
         UserError: the weights do not fit the network, or are not finite.
     """
     config, spec, path = opened.config, opened.spec, opened.path
+    if opened.recognised:
+        logger.info("%s", opened.recognised)
     if spec is None:
-        spec = split_files(config, config.data.val_split).spec
+        spec = _classes_of(config)
 
     # Weights of the trunk alone would be replaced at once.
     model = model_from(config, num_classes=spec.num_classes, trunk_weights=False)
@@ -654,4 +763,24 @@ def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
     model = place(model, config, device).eval()
     if isinstance(model, Hierarchical) and config.eval.calibration == "auto":
         model.attention_bias = attention_bias_of(opened.weights or {})
-    return Loaded(model=model, config=config, spec=spec, sha256=opened.sha256, path=path)
+    return Loaded(
+        model=model,
+        config=config,
+        spec=spec,
+        sha256=opened.sha256,
+        path=path,
+        validation=validation_of(opened.weights or {}),
+    )
+
+
+def validation_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of the validation that chose a checkpoint: "miou", and "iou" by class."""
+    scores: dict[str, Any] = {}
+    if isinstance(content.get("miou"), float):
+        scores["miou"] = content["miou"]
+    by_class = content.get("iou")
+    if isinstance(by_class, Mapping):
+        scores["iou"] = {
+            name: iou for name, iou in by_class.items() if isinstance(iou, int | float)
+        }
+    return scores

@@ -16,12 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
-from hmsa.utils.words import UserError
+from hmsa.utils.config import option_named
+from hmsa.utils.words import UserError, did_you_mean
 
 GRACE_SECONDS = 25.0
 SAME_SIGNAL_SECONDS = 5.0
+SAME_KEY_SECONDS = 0.5
 FIRST_RANK_SECONDS = 3.0
 OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)+=")
 
@@ -37,8 +39,10 @@ def run_command(main: Callable[[], int]) -> int:
     with lasting_streams():
         try:
             return main()
-        except KeyboardInterrupt:
-            say("interrupted")
+        except KeyboardInterrupt as stop:
+            # Ctrl-C at a terminal reaches all ranks.
+            if int(os.environ.get("RANK", "0")) == 0:
+                say(str(stop) or "interrupted")
             return 130
         except UserError as error:
             _say_once(error)
@@ -142,6 +146,30 @@ def lasting_streams() -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose sentences say what was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, with what was meant; end with status 2."""
+        # argparse counts what may be left out among the arguments that are required.
+        message = message.replace(
+            "arguments are required: config, section.key=value",
+            "argument is required: config, a YAML file such as configs/demo.yaml",
+        )
+        _, _, words = message.partition("unrecognized arguments: ")
+        if words.startswith("--"):
+            message += self._meant_by(*words.replace("=", " ").split())
+        super().error(message)
+
+    def _meant_by(self, option: str, *values: str) -> str:
+        """What an unknown option stands for: one of ours, or a setting of the configuration."""
+        setting = option_named(option.removeprefix("--").replace("-", "_"))
+        if setting is None:
+            return did_you_mean(option, self._option_string_actions)
+        value = values[0] if values else "VALUE"
+        return f"; a setting of the configuration is written {setting}={value}"
+
+
 def parse_with_overrides(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> argparse.Namespace:
@@ -180,36 +208,75 @@ def _leave(status: int) -> None:
 
 
 class StopSignal:
-    """SIGTERM and SIGUSR1 ask a training to stop after its present step.
+    """SIGTERM, SIGUSR1 and Ctrl-C ask a training to stop after its present step.
 
     torchrun sends SIGTERM and kills 30 seconds later, so a rank that waits in a collective for a
     rank that is gone must leave by itself before that: after the grace time, or at a second
     SIGTERM, the process ends at once. A second signal within seconds of the first is the same
     request, since SLURM signals every process and torchrun hands its own signal on to its ranks.
+    Alone at a terminal nobody is killed, so that Ctrl-C waits for the step, however long it takes;
+    a second one ends the process at once.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.received_at = 0.0
         self._timer: threading.Timer | None = None
+        self._replaced: dict[int, Any] = {}
+        self._message_at_once: str | None = None
 
     def listen(self) -> StopSignal:
         """Install the handlers (main thread only)."""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._handle)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            # Started with `nohup` or in the background, a program ignores Ctrl-C.
+            if number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            self._replaced[number] = signal.signal(number, self._handle)
         return self
 
+    def close(self) -> None:
+        """Put back the handlers of before."""
+        for number, handler in self._replaced.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        self._replaced = {}
+
+    @contextlib.contextmanager
+    def at_once(self, message: str) -> Iterator[None]:
+        """Within the block, in which nothing can be lost, Ctrl-C ends the command with `message`.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed.
+        """
+        self._message_at_once = message
+        try:
+            yield
+        finally:
+            self._message_at_once = None
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        is_interrupt = number == signal.SIGINT
+        if is_interrupt and self._message_at_once is not None:
+            raise KeyboardInterrupt(self._message_at_once)
+
+        is_alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
         if self.received is None:
             self.received, self.received_at = number, time.monotonic()
-            self._timer = threading.Timer(GRACE_SECONDS, _leave, args=(128 + number,))
-            self._timer.daemon = True
-            self._timer.start()
+            if is_interrupt:
+                _write_at_once(
+                    "\nsaving after this step; Ctrl-C again ends at once without saving\n"
+                )
+            if not (is_interrupt and is_alone):
+                self._timer = threading.Timer(GRACE_SECONDS, _leave, args=(128 + number,))
+                self._timer.daemon = True
+                self._timer.start()
             return
 
         # A second request counts only when it is a new one.
-        is_new = time.monotonic() - self.received_at > SAME_SIGNAL_SECONDS
-        if number == signal.SIGTERM and is_new:
+        wait = SAME_SIGNAL_SECONDS
+        if is_interrupt and is_alone:
+            wait = SAME_KEY_SECONDS
+        is_new = time.monotonic() - self.received_at > wait
+        if number in (signal.SIGTERM, signal.SIGINT) and is_new:
             _leave(128 + number)
 
     @property
@@ -218,6 +285,18 @@ class StopSignal:
         return self.received is not None
 
     @property
+    def what(self) -> str:
+        """What came, in words."""
+        return "Ctrl-C" if self.received == signal.SIGINT else "a signal"
+
+    @property
     def status(self) -> int:
         """The exit status to leave with: 128 + the signal's number."""
         return 128 + (self.received or signal.SIGTERM)
+
+
+def _write_at_once(text: str) -> None:
+    """Write to stderr from a signal handler, which may have interrupted a `print` there."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode())

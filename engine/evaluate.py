@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,11 @@ from torch import Tensor
 
 from hmsa.datasets import DataError, DatasetSpec, Files, image_files, resize_long_edge
 from hmsa.network import InferenceOptions, ModelError, MultiScaleModel
-from hmsa.network.inference import out_of_memory, prepare_for_inference
+from hmsa.network.inference import (
+    out_of_memory,
+    prepare_for_inference,
+    require_refinable,
+)
 from hmsa.network.inference.labels import NonFiniteError
 from hmsa.utils.files.image_writer import ImageWriter
 from hmsa.utils.files.outputs import OutputFolder, output_folder, require_apart
@@ -30,6 +34,7 @@ from hmsa.utils.metrics.confusion import ConfusionMatrix, ImageScores
 from hmsa.utils.metrics.instance_iou import instances_path
 from hmsa.utils.metrics.scores import divide
 from hmsa.utils.processes import Processes, join
+from hmsa.utils.report.contact_page import contact_page
 from hmsa.utils.report.visualise import attention_share
 from hmsa.utils.runtime import prepare_runtime
 from hmsa.utils.training.logbook import logger, start_logging
@@ -38,8 +43,11 @@ from hmsa.utils.training.run_folder import make_writable
 from hmsa.utils.words import UserError
 
 from . import build
-from .arguments import COMBINE, OVER, SAVED_BY_DEFAULT, read_scale
+from .arguments import COMBINE, OVER, SAVED_BY_DEFAULT, read_refine, read_scales
 from .build import Loaded, OpenedCheckpoint
+from .contact_sheet import ContactSheet
+from .costs import InferenceMeter, joined_cost
+from .examples import ExampleWriter, example_files
 from .pictures import (
     LABELS_ONLY,
     ImageResult,
@@ -55,6 +63,7 @@ from .pictures import (
     share_maps,
 )
 from .reporting import Evaluation, per_class, print_results, write_results
+from .video_output import VideoError, VideoOutput, frames_of, video_names, video_suffix
 
 __all__ = ["Evaluation", "evaluate", "example_panel", "main", "per_class"]
 
@@ -107,6 +116,7 @@ class EvaluationJob:
     kinds: Sequence[str]  # of the pictures to write
     output: OutputFolder | None
     submission: SubmissionWriter | None
+    video_suffix: str | None = None  # of the videos to write, None: none
 
     @property
     def own_size(self) -> bool:
@@ -181,6 +191,7 @@ def prepare_evaluation(
         if processes.is_main:
             submission.clear()
 
+    kinds, suffix = video_to_write(arguments, files, kinds, processes)
     output = None
     if arguments.output is not None:
         require_apart(arguments.output, inputs_of(arguments, files))
@@ -191,6 +202,10 @@ def prepare_evaluation(
         if processes.is_main:
             scales = {scale for way in ways[:1] for scale in way.scales}
             output.require_free(result_files(files, kinds, scales=sorted(scales)))
+            output.require_free(example_files(files))
+            if suffix is not None:
+                named = video_names(files).items()
+                output.require_free((f"{name}{suffix}", video) for name, video in named)
     return EvaluationJob(
         loaded=loaded,
         files=files,
@@ -199,7 +214,41 @@ def prepare_evaluation(
         kinds=kinds,
         output=output,
         submission=submission,
+        video_suffix=suffix,
     )
+
+
+def video_to_write(
+    arguments: argparse.Namespace, files: Files, kinds: Sequence[str], processes: Processes
+) -> tuple[Sequence[str], str | None]:
+    """The kinds of results, and the ending of the videos among them; None for none.
+
+    Raises:
+        UserError: a video was asked for, and there is none to be made.
+    """
+    asked = "video" in kinds
+    has_frames = next(frames_of(files), None) is not None
+    if asked and not has_frames:
+        raise DataError("--save video: no video is among the images; name one with --images")
+    if asked and processes.world_size > 1:
+        raise DataError(
+            "--save video: frames of several processes cannot be put into one video; start one "
+            "process, or use --save overlay"
+        )
+    if not (asked or (has_frames and arguments.output and not arguments.save)):
+        return kinds, None
+
+    # What nobody asked for is left out where it cannot be written.
+    if processes.world_size > 1:
+        return kinds, None
+    try:
+        suffix = video_suffix()
+    except VideoError as error:
+        if asked:
+            raise
+        logger.warning("no video is written: %s", error)
+        return kinds, None
+    return [*kinds, "video"] if not asked else kinds, suffix
 
 
 def inputs_of(arguments: argparse.Namespace, files: Files) -> Iterator[Path]:
@@ -253,6 +302,7 @@ def ways_to_infer(arguments: argparse.Namespace, loaded: Loaded) -> list[Inferen
         flip=arguments.flip,
         combine=arguments.combine,
         over=arguments.over,
+        refine=arguments.refine,
     )
     ways = [first, *(compared_way(text, first) for text in arguments.compare)]
 
@@ -262,20 +312,22 @@ def ways_to_infer(arguments: argparse.Namespace, loaded: Loaded) -> list[Inferen
             f"a maximum over scales is for single-scale models, and this one is {multiscale}: "
             "leave max out"
         )
+    for way in ways:
+        require_refinable(loaded.model, way)
     return ways
 
 
 def compared_way(text: str, first: InferenceOptions) -> InferenceOptions:
     """A --compare item: scales, then what else differs from the first way.
 
-    Examples are 0.5,1,2 or 0.5,1,2+flip or 1,2+max+probabilities.
+    Examples are 0.5,1,2 or 0.5,1,2+flip or 0.5,1,2+refine=0.3 or 1,2+max+probabilities.
 
     Raises:
         DataError: it cannot be read so.
     """
     listed, *words = text.split("+")
     try:
-        scales = tuple(read_scale(part) for part in listed.split(","))
+        scales = read_scales(listed)
     except argparse.ArgumentTypeError as error:
         raise DataError(
             f"--compare: '{listed}' is not a list of scales ({error}); write e.g. 0.5,1,2"
@@ -289,8 +341,13 @@ def compared_way(text: str, first: InferenceOptions) -> InferenceOptions:
             changes["combine"] = word
         elif word in OVER:
             changes["over"] = word
+        elif word.startswith("refine="):
+            try:
+                changes["refine"] = read_refine(word.removeprefix("refine="))
+            except argparse.ArgumentTypeError as error:
+                raise DataError(f"--compare: '{word}' in '{text}': {error}") from error
         else:
-            known = ", ".join((*COMBINE, *OVER))
+            known = ", ".join((*COMBINE, *OVER, "refine=SHARE"))
             raise DataError(f"--compare: '{word}' in '{text}' is none of flip, noflip, {known}")
     return replace(first, scales=scales, **changes)
 
@@ -305,12 +362,20 @@ def predict_and_report(job: EvaluationJob, processes: Processes, *, of_split: bo
     """
     if of_split and processes.is_main:
         logger.warning("split '%s' has no labels: predictions only, no metrics", job.split)
-    own_failures = predict_images(job, processes)
+    own_failures, sheet, videos = predict_images(job, processes)
     failures = [line for of_rank in processes.gather(own_failures) for line in of_rank]
+    page = sheet.report(
+        processes,
+        title=f"Predictions: {job.split}",
+        way=job.ways[0].describe(),
+        videos=videos,
+        failures=failures,
+    )
     if not processes.is_main:
         return len(failures)
 
     if job.output is not None:
+        job.output.write("index.html", contact_page(page))
         legend = json.dumps(legend_of(job.files.spec), indent=2) + "\n"
         job.output.write("classes.json", legend)
         logger.info(
@@ -321,6 +386,7 @@ def predict_and_report(job: EvaluationJob, processes: Processes, *, of_split: bo
             ", ".join(job.kinds),
             job.output.folder,
         )
+        logger.info("look at them: %s", job.output.folder / "index.html")
     for line in failures[:FAILURES_SHOWN]:
         logger.warning("not predicted: %s", line)
     if len(failures) > FAILURES_SHOWN:
@@ -331,10 +397,14 @@ def predict_and_report(job: EvaluationJob, processes: Processes, *, of_split: bo
 
 
 @torch.inference_mode()
-def predict_images(job: EvaluationJob, processes: Processes) -> list[str]:
-    """Predict this rank's images; returns a sentence for each that could not be predicted.
+def predict_images(
+    job: EvaluationJob, processes: Processes
+) -> tuple[list[str], ContactSheet, dict[str, str]]:
+    """Predict this rank's images.
 
-    One damaged image of thousands ends nothing. Images are decoded ahead in threads.
+    Returns a sentence for each that could not be predicted, small pictures of the others, and the
+    videos that were written. One damaged image of thousands ends nothing. Images are decoded ahead
+    in threads.
     """
     config, files, options = job.loaded.config, job.files, job.ways[0]
 
@@ -349,6 +419,7 @@ def predict_images(job: EvaluationJob, processes: Processes) -> list[str]:
     failures = []
     with (
         ImageWriter() as writer,
+        opened_video(job) as video,
         progress_bar(
             total=len(own),
             desc=options.describe(),
@@ -358,6 +429,7 @@ def predict_images(job: EvaluationJob, processes: Processes) -> list[str]:
         ) as bar,
     ):
         add = job.image_writer(writer)
+        sheet = ContactSheet(files, job.kinds, writer)
         for index, image in prefetch(read, own, workers=workers):
             try:
                 if isinstance(image, Exception):
@@ -367,11 +439,22 @@ def predict_images(job: EvaluationJob, processes: Processes) -> list[str]:
                 with named_images([files.name(index)]):
                     result = infer(job.loaded.model, tensor[None], options, job.needs, size=size)
                 add(index, tensor, result)
+                if job.output is not None:
+                    sheet.add(index, tensor, result)
+                if video is not None:
+                    video.add(index, tensor, result)
             except (DataError, ModelError) as error:
                 logger.warning("%s", error)
                 failures.append(str(error))
             bar.update()
-    return failures
+    return failures, sheet, {} if video is None else video.written
+
+
+def opened_video(job: EvaluationJob) -> VideoOutput | nullcontext[None]:
+    """The videos to write, or nothing."""
+    if job.video_suffix is None or job.output is None:
+        return nullcontext()
+    return VideoOutput(job.output, job.files, suffix=job.video_suffix)
 
 
 def image_results(
@@ -384,13 +467,16 @@ def image_results(
     needs: Needs = LABELS_ONLY,
     image_by_image: bool = False,
     show: bool = True,
+    cost: InferenceMeter | None = None,
 ) -> Iterator[tuple[dict[str, Any], int, ImageResult]]:
     """(batch, position in it, result [1, ...]) of every image this rank is given.
 
-    Where a batch has labels, results have their size. `image_by_image` infers each image of a
+    Where a batch has labels, results have their size. What inference takes is added to `cost`.
+    `image_by_image` infers each image of a
     batch alone, so that the size of batches changes no bit. The progress bar counts the `images`
     of all ranks.
     """
+    measured = cost or InferenceMeter(next(model.parameters()).device)
     with progress_bar(
         total=images,
         desc=options.describe(),
@@ -406,12 +492,12 @@ def image_results(
             if image_by_image:
                 for position in range(count):
                     image = batch["image"][position : position + 1]
-                    with named_images([batch["names"][position]]):
-                        result = infer(model, image, options, needs, size=size)
+                    with named_images([batch["names"][position]]), measured.of(1) as area:
+                        result = infer(model, image, options, needs, size=size, area=area)
                     yield batch, position, result
             else:
-                with named_images(batch["names"]):
-                    result = infer(model, batch["image"], options, needs, size=size)
+                with named_images(batch["names"]), measured.of(count) as area:
+                    result = infer(model, batch["image"], options, needs, size=size, area=area)
                 for position in range(count):
                     yield batch, position, result.at(position)
             bar.update(min(count * processes.world_size, images - bar.n))
@@ -462,7 +548,7 @@ def score_and_report(job: EvaluationJob, processes: Processes) -> None:
 def score_split(job: EvaluationJob, processes: Processes) -> list[Evaluation]:
     """Evaluate the first way to infer with all scores and pictures, the others for comparison."""
     config, files, model = job.loaded.config, job.files, job.loaded.model
-    criterion = build.criterion(config, files).main
+    criterion = build.criterion(config, files).to(processes.device).main
     results = []
     for number, options in enumerate(job.ways):
         # A loss needs the logits of a whole image at once, which tiles are there to avoid.
@@ -493,13 +579,30 @@ def score_split(job: EvaluationJob, processes: Processes) -> list[Evaluation]:
                 loader,
                 attention=is_whole and attends(model, options),
                 needs=job.needs,
-                on_image=job.image_writer(writer) if job.writes_images else None,
+                on_image=scored_image_writer(job, writer),
                 on_maps=add_scores,
                 **common,
             )
         scores.load(processes.gather(scores.state()))
         results.append(_with_image_scores(result, scores))
     return results
+
+
+def scored_image_writer(job: EvaluationJob, writer: ImageWriter) -> OnImage | None:
+    """A function that queues what is to be written of an image that is scored."""
+    if job.output is None:
+        return job.image_writer(writer) if job.writes_images else None
+
+    examples = ExampleWriter(job.output, job.files, writer)
+    if not job.writes_images:
+        return examples.add
+    add_pictures = job.image_writer(writer)
+
+    def add(index: int, image: Tensor, result: ImageResult) -> None:
+        examples.add(index, image, result)
+        add_pictures(index, image, result)
+
+    return add
 
 
 def image_scores(job: EvaluationJob, processes: Processes) -> ImageScores:
@@ -587,6 +690,7 @@ def evaluate(
     was_training, start = model.training, time.monotonic()
     model.eval()
     tally = _Tally(_empty_matrix(spec, processes))
+    cost = InferenceMeter(processes.device)
     needs = needs | Needs(logits=criterion is not None, attention=attention)
 
     workers = 2 if on_maps or attention else 0
@@ -600,9 +704,10 @@ def evaluate(
             needs=needs,
             image_by_image=image_by_image,
             show=show,
+            cost=cost,
         ):
             index, host_label = int(batch["index"][position]), batch["label"][position]
-            label = host_label[None].to(processes.device)
+            label = host_label[None].to(processes.device, non_blocking=True)
 
             # A matrix for each image; their sum is that of the split.
             matrix = _empty_matrix(spec, processes)
@@ -626,7 +731,8 @@ def evaluate(
 
     model.train(was_training)
     seconds = time.monotonic() - start
-    return _add_up(tally, processes, images=images, seconds=seconds)
+    evaluation = _add_up(tally, processes, images=images, seconds=seconds)
+    return replace(evaluation, cost=joined_cost(processes.gather(cost.total())))
 
 
 def _empty_matrix(spec: DatasetSpec, processes: Processes) -> ConfusionMatrix:

@@ -14,6 +14,8 @@ import numpy as np
 
 from hmsa.datasets import DataError, Files, LabelPolicy, read_label
 from hmsa.network import InferenceOptions
+from hmsa.utils.files.image_places import STILL_IMAGE, ImagePlace
+from hmsa.utils.labelling.answers import answers_of
 from hmsa.utils.labelling.autolabels import (
     Entry,
     LabelTree,
@@ -25,12 +27,20 @@ from hmsa.utils.labelling.autolabels import (
 )
 from hmsa.utils.labelling.label_record import file_sha256, is_label_of
 from hmsa.utils.report.report import AutolabelReport, Example, Picture
-from hmsa.utils.report.visualise import colorize
+from hmsa.utils.report.visualise import colorize, heat
 
 from .build import Loaded
 
 PANELS = 6  # images shown in the report
 TIMED_READS = 8  # labels read to measure how long one takes
+
+# What decides which pixels of an answer are kept, and so may change where answers are kept.
+THRESHOLD_SETTINGS = ("threshold", "class_thresholds", "keep_share")
+# What an answer does not depend on: how it is cut, joined with other labels and written.
+_AFTER_THE_ANSWER = (
+    *THRESHOLD_SETTINGS,
+    *("label_ids", "confidence", "policy", "compared_with_human", "classes"),
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class LabellingJob:
     output: Path
     thresholds: np.ndarray  # float64 [C]
     settings: dict[str, Any]
+    keeps_answers: bool = False
 
     def with_thresholds(self, thresholds: np.ndarray) -> LabellingJob:
         """The same with these thresholds [C], but for those that the configuration sets."""
@@ -61,6 +72,24 @@ class LabellingJob:
     def fingerprint(self) -> str:
         """A hash of the settings, which every label carries."""
         return fingerprint(self.settings)
+
+    @property
+    def answers_fingerprint(self) -> str:
+        """A hash of all that the network's answers depend on."""
+        return fingerprint(
+            {key: value for key, value in self.settings.items() if key not in _AFTER_THE_ANSWER}
+        )
+
+    def answer_path(self, index: int) -> Path:
+        """Where the answer for an image is kept."""
+        return answers_of(self.output) / f"{self.files.output_name(index)}.png"
+
+    def image_place(self, index: int) -> ImagePlace:
+        """The file of an image, and its frame where that is a video."""
+        frame = STILL_IMAGE
+        if self.files.frames is not None:
+            frame = int(self.files.frames[index])
+        return ImagePlace(self.files.image_path(index), frame)
 
     def entry(self, index: int) -> Entry:
         """The names of one image and its files."""
@@ -89,6 +118,9 @@ class LabellingJob:
         ):
             return False
 
+        # A damaged answer costs no more than its inference, when it is needed.
+        if self.keeps_answers and not self.answer_path(index).is_file():
+            return False
         if entry.confidence is None:
             return True
         beside = read_record(self.output / entry.confidence)
@@ -133,6 +165,16 @@ def labelling_report(job: LabellingJob, tree: LabelTree) -> AutolabelReport:
         agreement = 100 * np.trace(tree.agreement) / tree.agreement.sum()
         facts["agrees with people %"] = f"{agreement:.1f}"
 
+    # What the page shows beside the labels is read from what the job has left.
+    from .label_curve import threshold_curve
+
+    miou = job.loaded.validation.get("miou")
+    by_class = job.loaded.validation.get("iou")
+    teacher_iou = None
+    if isinstance(by_class, dict):
+        scores = [by_class.get(name) for name in spec.names]
+        teacher_iou = np.array([math.nan if iou is None else iou for iou in scores], dtype=float)
+
     return AutolabelReport(
         title=f"Automatic labels: {job.files.split}",
         names=spec.names,
@@ -152,15 +194,21 @@ def labelling_report(job: LabellingJob, tree: LabelTree) -> AutolabelReport:
         confidence_bytes=content["bytes"]["confidence"],
         reading_seconds=reading_seconds(job, tree),
         panels=label_panels(job, tree),
+        panels_rule="The images are evenly spread over all that have a label.",
+        teacher_iou=teacher_iou,
+        teacher_miou=miou,
+        curve=threshold_curve(job, tree),
         failed=[(failure["image"], failure["why"]) for failure in content["failures"]],
     )
 
 
 def label_panels(job: LabellingJob, tree: LabelTree) -> list[Example]:
-    """image | drawn by people | automatic label, as in figure 4 of the paper.
+    """image | drawn by people | automatic label | confidence, as in figure 4 of the paper.
 
     The images are evenly spread over those that have a label.
     """
+    from .label_curve import sureness_of
+
     palette, lines = job.loaded.spec.palette, {line["image"]: line for line in tree.lines}
     labelled = [
         (index, lines[entry.image])
@@ -183,7 +231,13 @@ def label_panels(job: LabellingJob, tree: LabelTree) -> list[Example]:
             pictures.append(Picture.drawing("drawn by people", colorize(human, palette)))
         automatic = colorize(read_back(job, line["label"]), palette)
         pictures.append(Picture.drawing("automatic label", automatic))
-        panels.append(Example(line["image"], pictures, f"{100 * line['kept']:.1f} % kept"))
+        sureness = sureness_of(job, index, line)
+        if sureness is not None:
+            caption = "confidence, 0.3 (dark) to 1 (bright)"
+            pictures.append(Picture.drawing(caption, heat(sureness[1], low=0.3)))
+        path = str(job.files.image_path(index))
+        remark = f"{100 * line['kept']:.1f} % kept"
+        panels.append(Example(line["image"], pictures, remark, path=path))
     return panels
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hmsa.datasets import DatasetSpec, Files, normalise, resize_long_edge
 from hmsa.network import InferenceOptions, MultiScaleModel, Prediction
-from hmsa.network.inference import predict, predict_label
+from hmsa.network.inference import RefinedArea, predict, predict_label
 from hmsa.network.inference.labels import (
     NonFiniteError,
     label_and_confidence,
@@ -35,6 +35,7 @@ from hmsa.utils.report.visualise import (
     scale_map,
     scale_shares,
 )
+from hmsa.utils.runtime import kernel_search
 from hmsa.utils.training.logbook import logger
 
 # Folders of Mapillary Vistas, by the names of its benchmark.
@@ -110,12 +111,14 @@ def infer(
     needs: Needs,
     *,
     size: tuple[int, int],
+    area: RefinedArea | None = None,
 ) -> ImageResult:
     """Labels of images, and what else is needed.
 
     Args:
         image: uint8 [N, 3, h, w].
         size: (H, W) of the result; that of the images, unless they were resized for the network.
+        area: counts how much is computed of scales above 1.
     """
     parameter = next(model.parameters())
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
@@ -123,15 +126,24 @@ def infer(
 
     is_resized = tuple(image.shape[-2:]) != size
     if not (needs.logits or needs.scales or needs.attention or is_resized):
-        label, confidence = predict_label(
-            model, tensor, options, with_confidence=needs.confidence, on_fallback=_warn
-        )
+        with kernel_search.for_size(image.shape):
+            label, confidence = predict_label(
+                model,
+                tensor,
+                options,
+                with_confidence=needs.confidence,
+                on_fallback=_warn,
+                area=area,
+            )
         return ImageResult(*_of_numbers(label, confidence))
 
     keep_scales: bool | Literal["attention"] = needs.scales
     if needs.attention and not needs.scales:
         keep_scales = "attention"
-    prediction = predict(model, tensor, options, keep_scales=keep_scales, on_fallback=_warn)
+    with kernel_search.for_size(image.shape):
+        prediction = predict(
+            model, tensor, options, keep_scales=keep_scales, on_fallback=_warn, area=area
+        )
     return _labelled(prediction, size, with_confidence=needs.confidence)
 
 
@@ -311,6 +323,8 @@ def result_files(
         if files.frames is not None:
             image = f"{image} ({name})"
         for kind in kinds:
+            if kind == "video":
+                continue
             if kind in ("scales", "attention"):
                 for scale in scales:
                     yield f"{kind}/{name}_{scale:g}x.png", image
@@ -318,7 +332,7 @@ def result_files(
                 yield f"{kind}/{name}.npy", image
             else:
                 yield f"{kind}/{name}.png", image
-    for summary in ("metrics.json", "report.html", "classes.json"):
+    for summary in ("metrics.json", "report.html", "classes.json", "index.html"):
         yield summary, f"the evaluation's {summary}"
 
 
@@ -423,7 +437,7 @@ def pictures_of(
     """Caption -> uint8 RGB picture [H, W, 3] of one image of a split.
 
     They are image, label, prediction and error; for a model with attention also what each scale
-    says alone, which scale counts where, and the attention maps.
+    says alone, which scale counts most where, and how much each counts, which sums to one.
 
     Args:
         long_edge: resize image and label as evaluation does (data.long_edge).
@@ -462,9 +476,10 @@ def pictures_of(
     for scale, inner in sorted((result.prediction.scales or {}).items()):
         own = predicted_label(inner.logits)[0].cpu().numpy()
         shown[f"{scale:g}x alone"] = colorize(own, palette)
-    shown["scale trusted"] = scale_map(share_maps(result.prediction))
-    for scale, attention in attention_maps(result.prediction).items():
-        shown[f"attention {scale:g}x"] = heat(attention)
+    shares = share_maps(result.prediction)
+    shown["scale trusted"] = scale_map(shares)
+    for scale, share in sorted(shares.items()):
+        shown[f"attention {scale:g}x"] = heat(share)
     return shown
 
 

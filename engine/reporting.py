@@ -5,23 +5,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from hmsa.datasets import DatasetSpec, Files
 from hmsa.network import InferenceOptions
 from hmsa.utils.files.outputs import OutputFolder
-from hmsa.utils.metrics.confusion import ConfusionMatrix, category_iou, iou_of, mean_of
-from hmsa.utils.report.report import ComparedRow, EvaluationReport, Example, Picture, report_text
+from hmsa.utils.metrics.bootstrap import LEAST_IMAGES, Bootstrap, Interval, recommended
+from hmsa.utils.metrics.confusion import ConfusionMatrix, category_iou, mean_of
+from hmsa.utils.report.report import report_text
 
 from .build import Loaded, describe_inference, used_attention_bias
-from .pictures import pictures_of
-
-WORST_SHOWN = 4  # images shown as the worst
-ATTENTION_SHOWN = 4  # images shown with their attention
-PICTURE_WIDTH = 480  # pixels, on the page
+from .costs import CostTotal, relative_flops
+from .examples import example_indices, example_names
+from .inference_cost import InferenceCost, inference_costs
 
 
 @dataclass
@@ -42,6 +42,8 @@ class Evaluation:
     category_iiou: dict[str, float] | None = None
     """The same by category."""
     seconds: float = 0.0
+    cost: CostTotal = field(default_factory=CostTotal)
+    """What inference took, and how much of scales above 1 was computed."""
 
 
 def per_class(spec: DatasetSpec, matrix: ConfusionMatrix) -> dict[str, float | None]:
@@ -64,7 +66,8 @@ def _without_nan(value: Any) -> Any:
     return value
 
 
-def _categories(spec: DatasetSpec) -> list[str | None]:
+def categories_of(spec: DatasetSpec) -> list[str | None]:
+    """The category of each class."""
     return [item.category for item in spec.classes]
 
 
@@ -119,7 +122,7 @@ def score_table(spec: DatasetSpec, evaluation: Evaluation) -> str:
 
     # Scores of the whole split in one line.
     parts = [f"pixel accuracy {100 * matrix.pixel_accuracy():.1f} %"]
-    by_category = category_iou(matrix.numpy(), _categories(spec))
+    by_category = category_iou(matrix.numpy(), categories_of(spec))
     for name, value in (
         ("category IoU", _mean(by_category)),
         ("category iIoU", _mean(evaluation.category_iiou)),
@@ -153,11 +156,12 @@ def metrics_content(
     split: str,
     ways: Sequence[InferenceOptions],
     results: Sequence[Evaluation],
+    files: Files,
 ) -> dict[str, Any]:
     """What metrics.json holds; scores are fractions, null where there is nothing to score."""
     options, evaluation, spec = ways[0], results[0], loaded.spec
     matrix = evaluation.matrix
-    categories = category_iou(matrix.numpy(), _categories(spec))
+    categories = category_iou(matrix.numpy(), categories_of(spec))
     boundary_f = evaluation.boundary_f
     if boundary_f is None:
         boundary_f = np.full(spec.num_classes, math.nan)
@@ -175,6 +179,13 @@ def metrics_content(
     for index, name in enumerate(spec.names):
         scores = {key: float(values[index]) for key, values in columns.items()}
         classes[name] = {**scores, "pixels": int(matrix.counts[index])}
+
+    compared = [
+        compared_content(loaded, way, result) for way, result in zip(ways, results, strict=True)
+    ]
+    size = counted_size(loaded, files)
+    _add_costs(compared, loaded, ways, size=size)
+    _add_intervals(compared, classes, results)
 
     content = {
         "miou": matrix.miou(),
@@ -201,8 +212,12 @@ def metrics_content(
         "dataset": spec.name,
         "checkpoint": str(loaded.path),
         "checkpoint_sha256": loaded.sha256,
-        "compared": [
-            compared_content(loaded, way, result) for way, result in zip(ways, results, strict=True)
+        "device": device_name(next(loaded.model.parameters()).device),
+        "counted_size": list(size),
+        "compared": compared,
+        "examples": [
+            {"name": files.name(index), **example_names(files, index)}
+            for index in example_indices(files)
         ],
     }
     plain: dict[str, Any] = _without_nan(content)
@@ -215,6 +230,7 @@ def _way_content(loaded: Loaded, options: InferenceOptions) -> dict[str, Any]:
         "flip": options.flip,
         "combine": options.combine,
         "over": options.over,
+        "refine": options.refine,
         "attention_bias": used_attention_bias(loaded.model, options),
     }
 
@@ -231,7 +247,101 @@ def compared_content(
         "per_class": per_class(loaded.spec, evaluation.matrix),
         "loss": evaluation.loss,
         "seconds": round(evaluation.seconds, 3),
+        **measured_content(loaded, options, evaluation),
     }
+
+
+def measured_content(
+    loaded: Loaded, options: InferenceOptions, evaluation: Evaluation
+) -> dict[str, float | None]:
+    """What a way to infer took: seconds of inference an image, and what refining saved.
+
+    "refined_share" is the share of the images where scales above 1 were computed, None where they
+    are computed everywhere; how many operations were left out is then known from it alone.
+    """
+    area = evaluation.cost.area
+    content = {
+        "seconds_per_image": evaluation.cost.seconds_per_image,
+        "refined_share": area.share,
+    }
+    if area.share is not None:
+        content["flops_relative"] = relative_flops(loaded.model, options, area)
+    return content
+
+
+def device_name(device: torch.device) -> str:
+    """What the seconds of a run belong to, such as "the CPU with 1 thread"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    threads = torch.get_num_threads()
+    return f"the CPU with {threads} thread{'s' if threads > 1 else ''}"
+
+
+def counted_size(loaded: Loaded, files: Files) -> tuple[int, int]:
+    """(height, width) at which the network sees the first image, for which costs are counted."""
+    height, width = files.image_size(0)
+    long_edge = loaded.config.data.long_edge
+    if long_edge is None:
+        return height, width
+    factor = long_edge / max(height, width)
+    return round(factor * height), round(factor * width)
+
+
+def _add_costs(
+    compared: Sequence[dict[str, Any]],
+    loaded: Loaded,
+    ways: Sequence[InferenceOptions],
+    *,
+    size: tuple[int, int],
+) -> None:
+    """Add what an image takes at each way to infer: FLOPs and memory.
+
+    Where only a part of a scale was computed the FLOPs are there already, from that part.
+    """
+    alone = replace(ways[0], scales=(1.0,), flip=False, refine=1.0)
+    whole = [replace(way, refine=1.0) for way in ways]
+    reference, *costs = inference_costs(loaded.model, [alone, *whole], size=size)
+    for entry, cost in zip(compared, costs, strict=True):
+        entry |= _cost_content(cost, reference) | entry
+
+
+def _cost_content(cost: InferenceCost | None, reference: InferenceCost | None) -> dict[str, Any]:
+    if cost is None or reference is None:
+        return {"flops_relative": None, "peak_bytes": None}
+    return {"flops_relative": cost.flops / reference.flops, "peak_bytes": cost.peak_bytes}
+
+
+def _add_intervals(
+    compared: Sequence[dict[str, Any]],
+    classes: Mapping[str, dict[str, Any]],
+    results: Sequence[Evaluation],
+) -> None:
+    """Add the 95 % intervals of scores, and which way to infer is advised."""
+    if results[0].images < LEAST_IMAGES:
+        return
+
+    drawn = [
+        Bootstrap([result.per_image[index] for index in sorted(result.per_image)])
+        for result in results
+    ]
+    mious = [entry["miou"] for entry in compared]
+    best = drawn[int(np.nanargmax(mious))] if not np.isnan(mious).all() else drawn[0]
+    for entry, bootstrap in zip(compared, drawn, strict=True):
+        entry["miou_interval"] = _ends(bootstrap.miou_interval())
+        entry["difference_interval"] = _ends(bootstrap.difference_to(drawn[0]))
+        entry["behind_best_interval"] = _ends(bootstrap.difference_to(best))
+    for row, interval in zip(classes.values(), drawn[0].iou_intervals(), strict=True):
+        row["iou_interval"] = _ends(interval)
+
+    if len(results) > 1:
+        costs = [entry["flops_relative"] or entry["seconds_per_image"] for entry in compared]
+        compared[recommended(mious, drawn, costs)]["recommended"] = True
+
+
+def _ends(interval: Interval) -> list[float]:
+    return [interval.low, interval.high]
 
 
 def shares_by_scale(
@@ -258,167 +368,7 @@ def _method(loaded: Loaded, options: InferenceOptions) -> str:
     return "single scale"
 
 
-# --- report.html ---
-
-
-def worst_images(evaluation: Evaluation, *, of_class: int | None = None) -> list[int]:
-    """Indices of the images with the lowest IoU, the worst first.
-
-    The IoU is the mean over the classes in an image, or that of `of_class` where its label has it.
-    """
-    scores = {}
-    for index, matrix in evaluation.per_image.items():
-        is_labelled = matrix.sum(1) > 0
-        if is_labelled.any() and (of_class is None or is_labelled[of_class]):
-            scores[index] = _image_score(matrix, of_class)
-    return sorted(scores, key=lambda index: (scores[index], index))
-
-
-def _image_score(matrix: np.ndarray, of_class: int | None) -> float:
-    iou = iou_of(matrix)
-    if of_class is not None:
-        return float(iou[of_class])
-    return mean_of(iou[matrix.sum(1) > 0])
-
-
-class _Examples:
-    """Images of the split as panels of the page; each is inferred once, however often shown."""
-
-    def __init__(
-        self, loaded: Loaded, files: Files, options: InferenceOptions, evaluation: Evaluation
-    ) -> None:
-        self.loaded = loaded
-        self.files = files
-        self.options = options
-        self.evaluation = evaluation
-        self.drawn: dict[int, dict[str, Picture]] = {}
-
-    def compared(self, index: int, *, of_class: int | None = None) -> Example:
-        """image | label | prediction | error, with the score of the image or of a class in it."""
-        score = _image_score(self.evaluation.per_image[index], of_class)
-        name = "mIoU" if of_class is None else f"{self.loaded.spec.names[of_class]} IoU"
-        shown = self._pictures(index)
-        return Example(
-            self.files.name(index),
-            [shown[caption] for caption in ("image", "label", "prediction", "error")],
-            f"{name} {100 * score:.1f} %",
-        )
-
-    def attended(self, index: int) -> Example:
-        """Two rows as in figure 3 of the paper.
-
-        The first has the image and what each scale says alone; the second which scale is trusted,
-        the attention maps, and the prediction that comes of them.
-        """
-        shown = self._pictures(index)
-        above = ["image", *(caption for caption in shown if caption.endswith("alone"))]
-        attention = [caption for caption in shown if caption.startswith("attention")]
-        below = ["scale trusted", *attention, "prediction"]
-
-        score = _image_score(self.evaluation.per_image[index], None)
-        return Example(
-            self.files.name(index),
-            [shown[caption] for caption in above + below],
-            f"mIoU {100 * score:.1f} %",
-            columns=len(above),
-        )
-
-    def _pictures(self, index: int) -> dict[str, Picture]:
-        if index not in self.drawn:
-            shown = pictures_of(
-                self.loaded.model,
-                self.files,
-                self.options,
-                index,
-                long_edge=self.loaded.config.data.long_edge,
-            )
-            self.drawn[index] = {
-                caption: _as_picture(caption, array) for caption, array in shown.items()
-            }
-        return self.drawn[index]
-
-
-def _as_picture(caption: str, array: np.ndarray) -> Picture:
-    # A photograph is compressed with losses, a drawing of labels without.
-    if caption == "image":
-        return Picture.photo(caption, array, width=PICTURE_WIDTH)
-    return Picture.drawing(caption, array, width=PICTURE_WIDTH)
-
-
-def evaluation_report(
-    loaded: Loaded,
-    files: Files,
-    content: dict[str, Any],
-    ways: Sequence[InferenceOptions],
-    results: Sequence[Evaluation],
-) -> EvaluationReport:
-    """The page of an evaluation.
-
-    It shows the numbers of the first way to infer, the others beside it, the worst images, and
-    what the scales attend to. `content` is that of metrics.json.
-    """
-    evaluation, options, spec = results[0], ways[0], loaded.spec
-    examples = _Examples(loaded, files, options, evaluation)
-
-    # The worst images of all, and the worst one of each class.
-    ranking = worst_images(evaluation)
-    worst_per_class = {}
-    for number, name in enumerate(spec.names):
-        worst = worst_images(evaluation, of_class=number)[:1]
-        if worst:
-            worst_per_class[name] = [examples.compared(worst[0], of_class=number)]
-
-    # Attention on images evenly spread from the worst to the best.
-    attended = []
-    if evaluation.shares is not None:
-        step = max(1, len(ranking) // ATTENTION_SHOWN)
-        attended = ranking[::step][:ATTENTION_SHOWN]
-
-    facts = {}
-    if evaluation.loss is not None:
-        facts["validation loss"] = f"{evaluation.loss:.3f}"
-    if evaluation.seconds:
-        facts["seconds per image"] = f"{evaluation.seconds / max(evaluation.images, 1):.2g}"
-
-    compared = [
-        ComparedRow(
-            _method(loaded, way), way.scales, way.flip, result.matrix.miou(), result.matrix.iou()
-        )
-        for way, result in zip(ways, results, strict=True)
-    ]
-    return EvaluationReport(
-        title=loaded.config.experiment.name,
-        names=spec.names,
-        colors=spec.palette,
-        matrix=evaluation.matrix.numpy(),
-        images=evaluation.images,
-        split=content["split"],
-        checkpoint=content["checkpoint"],
-        checkpoint_sha256=loaded.sha256,
-        settings={
-            "inference": _settings(loaded, options),
-            "configuration": loaded.config.to_dict(),
-        },
-        facts=facts,
-        compared=compared,
-        categories=category_iou(evaluation.matrix.numpy(), _categories(spec)),
-        instance_iou=evaluation.iiou or {},
-        category_instance_iou=evaluation.category_iiou or {},
-        boundary_f=evaluation.boundary_f,
-        worst=[examples.compared(index) for index in ranking[:WORST_SHOWN]],
-        worst_per_class=worst_per_class,
-        attention=[examples.attended(index) for index in attended],
-        shares=evaluation.shares,
-        share_scales=options.scales,
-    )
-
-
-def _settings(loaded: Loaded, options: InferenceOptions) -> dict[str, Any]:
-    """The options of inference as plain values; the precision stands for its dtype."""
-    settings = asdict(options)
-    del settings["autocast_dtype"]
-    bias = used_attention_bias(loaded.model, options)
-    return {**settings, "attention_bias": bias, "precision": loaded.config.eval.precision}
+# --- files ---
 
 
 def write_results(
@@ -435,7 +385,10 @@ def write_results(
     Raises:
         WriteError: a file cannot be written.
     """
-    content = metrics_content(loaded, split=split, ways=ways, results=results)
+    # The page builds on what stands here.
+    from .evaluation_report import evaluation_report
+
+    content = metrics_content(loaded, split=split, ways=ways, results=results, files=files)
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     output.write("metrics.json", text, durable=True)
     page = evaluation_report(loaded, files, content, ways, results)

@@ -9,32 +9,44 @@ and the few places where all ranks must come to the same decision say so.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hmsa.datasets import Files
+from hmsa.network.inference import prepare_for_inference
 from hmsa.utils.config import Config, dump
 from hmsa.utils.processes import Processes, join, no_sync, restarted
-from hmsa.utils.runtime import autocast_dtype, parameter_dtype, prepare_runtime, seed_step
+from hmsa.utils.runtime import (
+    autocast_dtype,
+    autocast_to,
+    parameter_dtype,
+    prepare_runtime,
+    seed_step,
+)
 from hmsa.utils.training.checkpoint import CheckpointFolder
-from hmsa.utils.training.cost import describe_network, describe_step
+from hmsa.utils.training.cost import Outlook, describe_network, describe_step
 from hmsa.utils.training.logbook import Logbook, logger, start_logging
 from hmsa.utils.training.meter import Meter
 from hmsa.utils.training.nonfinite import SkippedSteps
 from hmsa.utils.training.optimizer import set_learning_rate
 from hmsa.utils.training.run_folder import RunFolder
 from hmsa.utils.training.trace import Trace
-from hmsa.utils.training.training_state import TrainingState, restore
+from hmsa.utils.training.training_state import Progress, TrainingState, restore
 from hmsa.utils.words import UserError
 
 from . import build
 from .calibrate import calibrate_run
 from .command_line import StopSignal
 from .evaluate import Evaluation, evaluate, example_panel, per_class
+from .run_summary import Forecast, cost_of_validation, log_run, validation_every
+
+DRY_STEPS = 3  # that a dry run takes after the first one, which is slower
 
 
 def main(config: Config, *, resume: bool = False, dry_run: bool = False) -> int:
@@ -48,8 +60,9 @@ def main(config: Config, *, resume: bool = False, dry_run: bool = False) -> int:
         join(device=runtime.device, timeout_minutes=runtime.timeout_minutes) as processes,
         build.explained(config, "training"),
         Trace(folder, enabled=traces and processes.is_main) as trace,
+        closing(StopSignal()) as stop_signal,
     ):
-        status = train(config, processes, trace, resume=resume, dry_run=dry_run)
+        status = train(config, processes, trace, stop_signal, resume=resume, dry_run=dry_run)
 
     # All ranks are done. One of them calibrates, as a command of its own would.
     if runtime.calibrate and status == 0 and not dry_run and processes.is_main:
@@ -58,12 +71,18 @@ def main(config: Config, *, resume: bool = False, dry_run: bool = False) -> int:
 
 
 def train(
-    config: Config, processes: Processes, trace: Trace, *, resume: bool, dry_run: bool
+    config: Config,
+    processes: Processes,
+    trace: Trace,
+    stop_signal: StopSignal,
+    *,
+    resume: bool,
+    dry_run: bool,
 ) -> int:
     """Train on this rank; returns the exit status.
 
     With `resume` the training goes on from the newest valid checkpoint of experiment.output. A dry
-    run takes one step, says what it costs and writes nothing.
+    run takes a few steps, says what they cost and writes nothing.
 
     Raises:
         UserError: files, configuration, memory or disk do not allow it; the same on all ranks.
@@ -93,7 +112,11 @@ def train(
             build.verify(config, files, validation_files)
         loader = build.train_loader(config, files, processes)
         state = build.training_state(config, files, processes)
-        criterion = build.criterion(config, files)
+        criterion = build.criterion(config, files).to(device)
+        loggers = build.loggers(runtime.loggers if writes else ())
+        epoch_images = len(loader) * config.data.batch_size * processes.world_size
+        val_cost = cost_of_validation(config, validation_files, epoch_images=epoch_images)
+        val_every = validation_every(config, val_cost)
 
     # With several ranks the wrapped network averages gradients over them during backward. Where it
     # is compiled as a whole, every backward must exchange the same ones (a static graph).
@@ -101,20 +124,34 @@ def train(
     model = processes.wrap(state.model, static_graph=static_graph)
     train_scales = config.model.train_scales
     half = autocast_dtype(runtime.precision)
-    validation = Validation(config, validation_files, criterion, processes)
+    validation = Validation(config, validation_files, criterion, processes, every=val_every)
     skipped = SkippedSteps(processes, run.folder, limit=runtime.max_bad_steps)
 
     # 2. Where the training begins: at its start, or where a checkpoint says that it stood.
-    if resume:
-        names = validation_files.spec.names
-        restore(state, run.checkpoints, processes, class_names=names)
+    logbook = Logbook(run.folder, write=writes, loggers=loggers, name=experiment.name)
+    is_finished = resume and go_on(state, run, validation, logbook)
     progress = state.progress
     # With another number of ranks or images a step, the place within the epoch is found anew.
     progress.fit_batch(config.data.batch_size * processes.world_size * optim.accumulate)
     steps_per_epoch = len(loader) // optim.accumulate
     rate_at = build.schedule(config, steps_per_epoch=steps_per_epoch)
 
-    logbook = Logbook(run.folder, write=writes)
+    if is_finished:
+        logger.info("%s\n%s", progress.summary(), run.next_commands())
+        return 0
+
+    log_run(
+        config,
+        files,
+        validation_files,
+        state,
+        processes,
+        steps_per_epoch=steps_per_epoch,
+        val_every=val_every,
+        cost=val_cost,
+        writes=not dry_run,
+    )
+    forecast = Forecast(Outlook(optim.epochs, steps_per_epoch, val_every, val_cost))
     logbook.begin(dump(config), first_step=progress.step, to_validate=progress.to_validate)
     meter = Meter(
         processes,
@@ -122,14 +159,15 @@ def train(
         first_step=progress.step,
         every=runtime.log_every,
     )
-    stop_signal = StopSignal().listen()
+    stop_signal.listen()
     saved_at = time.monotonic()
 
     # What validation lacks, memory above all, shows now and not after an epoch.
     # A dry run scores nothing, since that would write.
-    validation.rehearse(state)
-    progress.to_validate &= not dry_run
-    validation.run_if_due(state, logbook, run.checkpoints)
+    with meter.paused(), stop_signal.at_once("interrupted before the first step"):
+        validation.rehearse(state)
+        progress.to_validate &= not dry_run
+        validation.run_if_due(state, logbook, run.checkpoints)
 
     # 3. Epochs of steps. To begin in the middle of an epoch is arithmetic: which images a step
     #    takes follows from the seed, the epoch and the number of the step.
@@ -138,7 +176,6 @@ def train(
             progress.epoch, start_step=progress.step_in_epoch * optim.accumulate
         )
         for batches in meter.timed(groups_of(batches_left, optim.accumulate)):
-            began = time.monotonic()
             step_of_schedule = progress.epoch * steps_per_epoch + progress.step_in_epoch
             lr = set_learning_rate(state.optimizer, rate_at(step_of_schedule))
 
@@ -151,7 +188,7 @@ def train(
             # number of labelled pixels of the whole step. The criterion multiplies by `parts`,
             # since backward averages over ranks, and `loss` over batches.
             labelled = count_labelled(batches, ignore_label=files.spec.ignore_label)
-            valid_pixels = processes.sum(labelled.to(device))
+            valid_pixels = processes.sum(torch.full((), labelled, dtype=torch.int64, device=device))
 
             # Forward and backward for each of the batches whose gradients add up to this step.
             # The ranks exchange gradients in the last backward only.
@@ -159,7 +196,7 @@ def train(
             for number, batch in enumerate(batches, start=1):
                 image, label = build.prepared(config, batch, epoch=progress.epoch, device=device)
                 with no_sync(model, last=number == len(batches)):
-                    with torch.autocast(device.type, dtype=half, enabled=half is not None):
+                    with autocast_to(device, half):
                         prediction = model(image, keep_scales=criterion.needs_scales)
                     terms = criterion(
                         prediction,
@@ -199,20 +236,28 @@ def train(
             progress.step_in_epoch += 1
             trace.step()
 
-            # A dry run ends before anything is written.
+            # Epochs are counted from 1 wherever somebody reads their numbers.
+            epoch = progress.epoch + 1
             images = len(batches) * config.data.batch_size
             attention = build.attention_means(prediction, train_scales)
-            reading = meter.step(terms, attention, images=images, lr=lr, epoch=progress.epoch)
-            if dry_run:
-                return report_costs(config, state, processes, meter, terms, began=began)
+            reading = meter.step(terms, attention, images=images, lr=lr, epoch=epoch)
+
+            # A dry run writes nothing. All ranks end it after the same step.
+            is_last = progress.step_in_epoch == steps_per_epoch
+            if dry_run and processes.any(stop or is_last or meter.has_tried(DRY_STEPS))[0]:
+                return report_costs(config, state, processes, meter, terms, forecast.outlook)
             if reading is not None:
-                logbook.row("train", progress.step, {"epoch": progress.epoch, **reading})
+                logbook.row("train", progress.step, {"epoch": epoch, **reading})
+            forecast.after_step(meter, progress)
             if stop or save_now:
                 save(state, run.checkpoints, config, validation_files, processes)
                 saved_at = time.monotonic()
             if stop:
-                step = progress.step
-                logger.warning("stopped by a signal after step %d; go on with --resume", step)
+                logger.warning(
+                    "stopped by %s after step %d; go on with --resume",
+                    stop_signal.what,
+                    progress.step,
+                )
                 logbook.close()
                 return stop_signal.status
 
@@ -224,7 +269,11 @@ def train(
         with meter.paused():
             save(state, run.checkpoints, config, validation_files, processes)
             saved_at = time.monotonic()
-            validation.run_if_due(state, logbook, run.checkpoints)
+            # A signal is answered in the next step, and Ctrl-C, which somebody waits for, now.
+            message = f"stopped by Ctrl-C after step {progress.step}; go on with --resume"
+            with stop_signal.at_once(message):
+                validation.run_if_due(state, logbook, run.checkpoints)
+        forecast.after_epoch(meter, progress, validation.seconds)
 
     logger.info(
         "%s\n%s\n%s", meter.close(), progress.summary(), run.next_commands(*build.trust_of(config))
@@ -243,9 +292,11 @@ def groups_of(batches: Iterable[dict[str, Any]], size: int) -> Iterator[tuple[di
             group = []
 
 
-def count_labelled(batches: Sequence[dict[str, Any]], *, ignore_label: int) -> Tensor:
-    """Pixels of all batches that have a label, int64 scalar on the host."""
-    return torch.stack([(batch["label"] != ignore_label).sum() for batch in batches]).sum()
+def count_labelled(batches: Sequence[dict[str, Any]], *, ignore_label: int) -> int:
+    """Pixels of all batches that have a label."""
+    # By NumPy: on one thread torch takes some hundred times as long for a batch of crops.
+    labels = [batch["label"].numpy() for batch in batches]
+    return sum(int(np.count_nonzero(label != ignore_label)) for label in labels)
 
 
 def mean_terms(terms_of_batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -264,14 +315,37 @@ def clip_gradients(model: nn.Module, norm: Tensor, *, largest: float | None) -> 
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
 
 
+def go_on(state: TrainingState, run: RunFolder, validation: Validation, logbook: Logbook) -> bool:
+    """Take up the training where its newest valid checkpoint stands.
+
+    Returns whether nothing is left to do.
+    """
+    names = validation.files.spec.names
+    restore(state, run.checkpoints, validation.processes, class_names=names)
+    if not validation.leaves_nothing_to_do(state.progress, logbook):
+        return False
+    logger.info("%s: this training is finished; a larger optim.epochs goes on with it", run.folder)
+    return True
+
+
 class Validation:
     """Scores the validation split during a training.
 
     With optim.ema_decay the averaged weights are scored, and kept as the best.
     """
 
-    def __init__(self, config: Config, files: Files, criterion: Any, processes: Processes) -> None:
+    def __init__(
+        self,
+        config: Config,
+        files: Files,
+        criterion: Any,
+        processes: Processes,
+        *,
+        every: int,
+    ) -> None:
         self.config = config
+        self.every = every
+        self.seconds: float | None = None  # that the last one took
         self.files = files
         self.criterion = criterion
         self.processes = processes
@@ -280,7 +354,29 @@ class Validation:
     def is_due_after(self, epoch: int) -> bool:
         """Whether the split is scored when `epoch` epochs are done; at the end it always is."""
         is_last = epoch == self.config.optim.epochs
-        return is_last or epoch % self.config.runtime.val_every == 0
+        return is_last or epoch % self.every == 0
+
+    def leaves_nothing_to_do(self, progress: Progress, logbook: Logbook) -> bool:
+        """Whether a training that goes on has done all of its epochs, the last score included.
+
+        The checkpoint of an epoch is older than its validation, and does not know of it.
+        """
+        if progress.epoch < self.config.optim.epochs:
+            return False
+        # One rank has the rows, and answers for all.
+        is_scored = not progress.to_validate or self._was_done(progress, logbook)
+        answer: bool = self.processes.gather(is_scored)[0]
+        return answer
+
+    def _was_done(self, progress: Progress, logbook: Logbook) -> bool:
+        """Whether the split was scored where the training stands, and the best weights are kept."""
+        row = logbook.last_row("val")
+        if row is None or row["step"] != progress.step:
+            return False
+        # The row is written before the weights, which a kill in between has left out.
+        if self.config.runtime.best_weights == "last":
+            return bool(row["epoch"] == progress.best_epoch)
+        return (row["miou"] or 0.0) <= progress.best_miou
 
     def rehearse(self, state: TrainingState) -> None:
         """Evaluate one batch on each rank and forget the result."""
@@ -302,13 +398,16 @@ class Validation:
         if not progress.to_validate:
             return
 
+        began = time.monotonic()
         loader = build.split_loader(config, self.files, self.processes)
         result = self._score(state, loader, images=len(self.files), show=True)
         miou = result.matrix.miou()
         progress.to_validate = False
 
+        # A picture at the first validation in every `image_every` epochs, and at the last one.
         is_last = progress.epoch == config.optim.epochs
-        if is_last or progress.epoch % config.runtime.image_every == 0:
+        pictured = (progress.epoch - self.every) // config.runtime.image_every
+        if is_last or progress.epoch // config.runtime.image_every > pictured:
             with state.evaluated_weights():
                 logbook.picture(
                     "val",
@@ -330,6 +429,7 @@ class Validation:
             "iou": per_class(self.files.spec, result.matrix),
         }
         logbook.row("val", progress.step, row)
+        self.seconds = time.monotonic() - began
         # A score that is no number is not better, either.
         is_better = miou > progress.best_miou
         if not is_better and config.runtime.best_weights == "miou":
@@ -346,11 +446,14 @@ class Validation:
     def _score(
         self, state: TrainingState, loader: Iterable[dict[str, Any]], *, images: int, show: bool
     ) -> Evaluation:
-        """Evaluate `images` images, counted over all ranks."""
+        """Evaluate `images` images, counted over all ranks.
+
+        A copy with its batch norms folded is scored, as `hmsa eval` scores a checkpoint.
+        """
         network: Any = state.model
         with state.evaluated_weights(), build.explained(self.config, "validation"):
             return evaluate(
-                network,
+                prepare_for_inference(network, autocast_dtype=self.options.autocast_dtype),
                 loader,
                 spec=self.files.spec,
                 options=self.options,
@@ -382,11 +485,10 @@ def report_costs(
     processes: Processes,
     meter: Meter,
     terms: dict[str, Tensor],
-    *,
-    began: float,
+    outlook: Outlook,
 ) -> int:
-    """Say what the step of a dry run cost, which began at `began`; returns the exit status."""
-    seconds = time.monotonic() - began
+    """Say what the steps of a dry run cost and what the training would; returns the exit status."""
+    step_s = meter.step_seconds
     meter.close()
 
     device = processes.device
@@ -396,10 +498,30 @@ def report_costs(
     lines = describe_network(state.model, crop)
     lines += describe_step(
         terms,
-        seconds=seconds,
+        step_s=step_s,
+        steps=meter.steps_timed,
         images=config.data.batch_size * config.optim.accumulate * processes.world_size,
         loading_s=meter.waited_in_all,
         device=device,
     )
+
+    # What is in a checkpoint is known now that the optimiser has taken a step.
+    size = sum(tensor.nbytes for tensor in tensors_in(state.content())) / 2**20
+    kept = config.runtime.keep_checkpoints
+    lines.append(f"checkpoints   {size:.0f} MiB each; the last {kept} are kept, and the best")
+    whole = outlook.describe(step_s=step_s, epoch=0, step_in_epoch=0, validation_s=None)
+    lines.append(f"time          {whole}")
     logger.info("%s", "\n".join(lines))
     return 0
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested mappings and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from tensors_in(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from tensors_in(inner)

@@ -6,7 +6,10 @@ from .binary import binary_cross_entropy
 from .boundary import relaxed_boundary_loss
 from .criterion import LOSSES, Criterion, build_criterion
 from .cross_entropy import class_weights_from_counts, cross_entropy
+from .dice import dice_loss
+from .focal import focal_loss
 from .hard_pixels import bootstrapped_cross_entropy, ohem_cross_entropy
+from .lovasz import lovasz_loss
 from .pixels import LossError
 from .rmi import rmi_loss, weighted_rmi_loss
 
@@ -19,6 +22,9 @@ __all__ = [
     "build_criterion",
     "class_weights_from_counts",
     "cross_entropy",
+    "dice_loss",
+    "focal_loss",
+    "lovasz_loss",
     "ohem_cross_entropy",
     "relaxed_boundary_loss",
     "rmi_loss",

@@ -14,10 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hmsa.utils.words import did_you_mean
+
 from .binary import binary_cross_entropy
 from .boundary import relaxed_boundary_loss
 from .cross_entropy import cross_entropy
+from .dice import dice_loss
+from .focal import focal_loss
 from .hard_pixels import bootstrapped_cross_entropy, ohem_cross_entropy
+from .lovasz import lovasz_loss
 from .pixels import LossError, computing_dtype, valid_mask
 from .rmi import check_rmi_settings, rmi_loss, weighted_rmi_loss
 
@@ -31,6 +36,9 @@ LOSSES: dict[str, Loss] = {
     "ohem": ohem_cross_entropy,
     "bce": binary_cross_entropy,
     "relaxed_boundary": relaxed_boundary_loss,
+    "dice": dice_loss,
+    "focal": focal_loss,
+    "lovasz": lovasz_loss,
 }
 
 # What the criterion itself hands to a loss; the remaining keywords of a loss are its options.
@@ -54,17 +62,17 @@ class Criterion(nn.Module):
     def __init__(
         self,
         *,
-        main: str,
-        aux: str,
+        main: str | Loss,
+        aux: str | Loss,
         aux_weight: float,
         scale_weight: float,
-        scale_loss: str,
+        scale_loss: str | Loss,
         options: Mapping[str, Mapping[str, Any]],
         ignore_label: int,
         align_corners: bool,
         class_weights: Tensor | None,
     ) -> None:
-        """Names of losses in `LOSSES`, and the options of each loss by name."""
+        """Losses by name in `LOSSES` or as functions, and the options of each loss by name."""
         super().__init__()
         self.main_loss, self.aux_loss, self.scale_loss = main, aux, scale_loss
         self.aux_weight, self.scale_weight = aux_weight, scale_weight
@@ -133,13 +141,20 @@ class Criterion(nn.Module):
         """The terms of the main loss alone, as validation reports them."""
         return self._terms(self.main_loss, logits, label, valid_pixels=valid_pixels, parts=parts)
 
-    def _terms(self, name: str, logits: Tensor, label: Tensor, **counts: Any) -> dict[str, Tensor]:
+    def _terms(
+        self, loss: str | Loss, logits: Tensor, label: Tensor, **counts: Any
+    ) -> dict[str, Tensor]:
         """The terms of one loss; a loss of one term is called by its own name."""
-        options = dict(self.options[name], ignore_label=self.ignore_label, **counts)
-        if name == "cross_entropy":
+        options: dict[str, Any] = {"ignore_label": self.ignore_label, **counts}
+        if isinstance(loss, str):
+            name, function = loss, LOSSES[loss]
+            options |= self.options[name]
+        else:
+            name, function = str(getattr(loss, "__name__", "loss")), loss
+        if name == "cross_entropy" and function is not loss:
             options["class_weights"] = self.class_weights
 
-        result = LOSSES[name](self._resized(logits, label.shape[1:]), label, **options)
+        result = function(self._resized(logits, label.shape[1:]), label, **options)
         if isinstance(result, Tensor):
             return {name: result}
         return result
@@ -184,11 +199,11 @@ class Criterion(nn.Module):
 def build_criterion(
     *,
     num_classes: int,
-    main: str = "rmi",
-    aux: str = "cross_entropy",
+    main: str | Loss = "rmi",
+    aux: str | Loss = "cross_entropy",
     aux_weight: float = 0.4,
     scale_weight: float = 0.0,
-    scale_loss: str | None = None,
+    scale_loss: str | Loss | None = None,
     ignore_label: int = 255,
     class_weights: Tensor | Sequence[float] | None = None,
     image_weights: str | None = None,
@@ -196,23 +211,27 @@ def build_criterion(
     bootstrapped: Mapping[str, Any] | None = None,
     ohem: Mapping[str, Any] | None = None,
     relaxed_boundary: Mapping[str, Any] | None = None,
+    dice: Mapping[str, Any] | None = None,
+    focal: Mapping[str, Any] | None = None,
     align_corners: bool = False,
 ) -> Criterion:
     """Make the criterion; defaults are those of the `loss` section of a configuration.
 
     Args:
         num_classes: C.
-        main: loss of the fused prediction, a name in `LOSSES`.
-        aux: loss of the auxiliary output, a name in `LOSSES`.
+        main: loss of the fused prediction, a name in `LOSSES` or a function of logits, label and
+            the keywords ignore_label, valid_pixels and parts, as those in `LOSSES`.
+        aux: loss of the auxiliary output, likewise.
         aux_weight: weight of the auxiliary loss (0.4 in the authors' code).
         scale_weight: weight of each scale's own loss (0.05 in the authors' recipes, 0 in the
             paper).
-        scale_loss: loss of each scale's own prediction, a name in `LOSSES`. None is the main loss
+        scale_loss: loss of each scale's own prediction, likewise. None is the main loss
             if that is a soft-max loss and binary cross-entropy otherwise, as in the authors' code.
         ignore_label: pixels of this label do not count.
         class_weights: [num_classes], for cross-entropy wherever it is used.
         image_weights: see `cross_entropy`.
-        rmi: options of that loss; so are `bootstrapped`, `ohem` and `relaxed_boundary`.
+        rmi: options of that loss; so are `bootstrapped`, `ohem`, `relaxed_boundary`, `dice` and
+            `focal`.
         align_corners: how logits of another size than the label are resized, which is the model's
             own way.
 
@@ -224,8 +243,9 @@ def build_criterion(
         if main == "rmi":
             scale_loss = "bce"
     for role, name in (("main", main), ("aux", aux), ("scale_loss", scale_loss)):
-        if name not in LOSSES:
-            raise LossError(f"{role} must be one of {', '.join(LOSSES)}, not {name!r}.")
+        if not callable(name) and name not in LOSSES:
+            hint = did_you_mean(str(name), LOSSES)
+            raise LossError(f"{role} must be one of {', '.join(LOSSES)}, not {name!r}{hint}.")
 
     options: dict[str, Mapping[str, Any]] = {
         "cross_entropy": {"image_weights": image_weights},
@@ -234,6 +254,9 @@ def build_criterion(
         "ohem": ohem or {},
         "bce": {},
         "relaxed_boundary": relaxed_boundary or {},
+        "dice": dice or {},
+        "focal": focal or {},
+        "lovasz": {},
     }
     for name, keywords in options.items():
         _check_keywords(name, keywords)

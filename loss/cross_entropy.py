@@ -17,6 +17,7 @@ from .pixels import (
     LossError,
     check_shapes,
     class_index,
+    exact_device,
     mean_over_pixels,
     valid_mask,
     without_autocast,
@@ -67,7 +68,8 @@ def cross_entropy(
 
     if image_weights is not None:
         counts = _count_labels(label, valid, num_classes=logits.shape[1])
-        weights = class_weights_from_counts(counts, weighting=image_weights).to(pixel_loss)
+        weights = class_weights_from_counts(counts, weighting=image_weights)
+        weights = weights.to(pixel_loss.dtype).to(pixel_loss.device)
         pixel_loss = pixel_loss * _weight_of_pixels(weights, label, valid)
 
     return mean_over_pixels(pixel_loss.sum(), valid, valid_pixels=valid_pixels, parts=parts)
@@ -110,7 +112,7 @@ def class_weights_from_counts(
     Returns:
         fp64 [..., C].
     """
-    counts = counts.double()
+    counts = counts.to(exact_device(counts.device)).double()
     share = counts / counts.sum(-1, keepdim=True).clamp(min=1)
 
     if weighting == "linear":

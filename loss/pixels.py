@@ -94,9 +94,35 @@ def mean_over_pixels(
     return parts * total / max(valid_pixels + added, 1)
 
 
+def mean_over_images(
+    image_loss: Tensor, valid: Tensor, *, valid_pixels: Tensor | int | None, parts: int
+) -> Tensor:
+    """The mean of one loss per image, in which an image counts by its valid pixels.
+
+    Such a mean is the same however a batch is divided; see `mean_over_pixels`, whose arguments
+    these are.
+
+    Args:
+        image_loss: [N], of any value where an image has no valid pixel.
+        valid: bool [N, H, W].
+        valid_pixels: number of valid pixels of the whole batch, or None.
+        parts: into how many equal parts the batch was divided.
+    """
+    total = (image_loss * valid.flatten(1).sum(1)).sum()
+    return mean_over_pixels(total, valid, valid_pixels=valid_pixels, parts=parts)
+
+
 def computing_dtype(logits: Tensor) -> torch.dtype:
     """The dtype that losses compute in: fp64 for fp64 logits, fp32 for all others."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Where fp64 is computed for tensors on `device`: there, or on the CPU for GPUs of Apple's.
+
+    These have no fp64. What needs it is small beside the logits.
+    """
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[None]:

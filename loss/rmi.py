@@ -48,6 +48,7 @@ from .pixels import (
     check_shapes,
     class_index,
     computing_dtype,
+    exact_device,
     mean_over_pixels,
     valid_mask,
     without_autocast,
@@ -106,13 +107,17 @@ def rmi_loss(
     with without_autocast(logits.device):
         # The first term, and the pooled maps of label and probability. With averages, one pass
         # over the logits gives both. Instead of the probability p the error p - y is kept: near
-        # p = 1 the small difference is exact in fp32, while p itself has been rounded.
+        # p = 1 the small difference is exact in fp32, while p itself has been rounded. From the
+        # maps on everything is fp64.
+        exact = exact_device(logits.device)
         if pool == "avg":
             total, error = binary_terms(logits, label, valid, pool_size=pool_size)
             bce = mean_over_pixels(total, valid, added=1, **counts)
+            error, label, valid = error.to(exact), label.to(exact), valid.to(exact)
             maps = _averaged_maps(error, label, valid, pool_size, probability_epsilon)
         else:
             bce = binary_cross_entropy(logits, label, ignore_label=ignore_label, **counts)
+            logits, label, valid = logits.to(exact), label.to(exact), valid.to(exact)
             maps = _pooled_maps(logits, label, valid, pool, pool_size, probability_epsilon)
 
         # The second term: 0.5 logdet(M) of each image and class, [N, C].
@@ -123,7 +128,7 @@ def rmi_loss(
             log_epsilon=log_epsilon,
         )
         rmi = half_logdet.mean(0).sum() / radius**2
-        return {"bce": bce, "rmi": rmi.to(bce.dtype)}
+        return {"bce": bce, "rmi": rmi.to(bce.dtype).to(bce.device)}
 
 
 def weighted_rmi_loss(

@@ -129,14 +129,11 @@ class AttachedAttention(Hierarchical):
         """As every model's, but the attached model is always frozen."""
         super().freeze(tuple(dict.fromkeys(("trunk", *parts))))
 
-    def predict_scales(
-        self, image: Tensor, scales: Sequence[float], *, keep_scales: bool = False
-    ) -> dict[float, Prediction]:
-        extended = super().predict_scales(image, scales, keep_scales=keep_scales)
-        return {
-            scale: self._cut_back(part, scaled_size(image.shape[-2:], scale))
-            for scale, part in extended.items()
-        }
+    def predict_scale(
+        self, image: Tensor, scale: float, *, attended: bool, bias: float | None = None
+    ) -> Prediction:
+        extended = super().predict_scale(image, scale, attended=attended, bias=bias)
+        return self._cut_back(extended, scaled_size(image.shape[-2:], scale))
 
     def decode_at(self, image: Tensor, scale: float) -> Decoded:
         """Logits and features of the image resized by `scale`; both cover the extended image."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from torch import nn
 
@@ -15,6 +17,7 @@ from .heads import ConvHead
 from .layers import ModelError
 from .model import Hierarchical, HierarchicalDual, MultiScaleModel, Single, checked_scales
 from .trunks import build_trunk
+from .trunks.trunk import Trunk
 
 FUSE_AT = ("image", "features")
 HEADS = ("release", "paper")
@@ -25,6 +28,8 @@ MULTISCALE: dict[str, Callable[..., MultiScaleModel]] = {
     "hierarchical_dual": HierarchicalDual,
     "explicit": Explicit,
 }
+# Keywords that say how a network is made or run, and not which one it is.
+_NOT_OF_THE_NETWORK = {"num_classes", "trunk_weights", "activation_checkpointing"}
 DEFAULT_SCALES = {
     "single": (1.0,),
     "hierarchical": (0.5, 1.0),
@@ -36,8 +41,8 @@ DEFAULT_SCALES = {
 def build_model(
     *,
     num_classes: int,
-    trunk: str = "hrnet_w48",
-    decoder: str = "ocr",
+    trunk: str | Callable[..., Trunk] = "hrnet_w48",
+    decoder: str | Callable[..., Decoder] = "ocr",
     multiscale: str = "hierarchical",
     output_stride: int | None = None,
     align_corners: bool = False,
@@ -45,6 +50,8 @@ def build_model(
     train_scales: Sequence[float] | None = None,
     trunk_weights: str | None = None,
     decoder_channels: int | None = None,
+    aspp_rates: Sequence[int] = (6, 12, 18),
+    aspp_pooling: bool = True,
     attention_channels: int = 256,
     attention_dropout: float = 0.0,
     head: str = "release",
@@ -57,8 +64,9 @@ def build_model(
 
     Args:
         num_classes: number of classes, the channels of the logits.
-        trunk: one of TRUNKS, or `timm:<name>`.
-        decoder: one of DECODERS.
+        trunk: one of TRUNKS, `timm:<name>`, or a function that makes a `Trunk` of the keywords
+            output_stride, align_corners and activation_checkpointing, as those in TRUNKS.
+        decoder: one of DECODERS, or a function that makes a `Decoder` of the keywords of those.
         multiscale: one of MULTISCALE, the way of combining scales.
         output_stride: 8 (default) or 16, of trunks that can be dilated; HRNet has its own.
         align_corners: of every interpolation in the model; the authors' weights need False,
@@ -67,9 +75,14 @@ def build_model(
             "features" at the resolution of the features and upsamples once, as the paper says.
         train_scales: default (0.5, 1.0), for explicit (0.5, 1.0, 2.0); a single-scale model always
             trains at 1.0.
-        trunk_weights: "imagenet", another name that `weights/pretrained.py` knows, or a file.
+        trunk_weights: "auto" (pre-trained where such weights can be had, else random with a
+            warning), "imagenet", another name that `weights/pretrained.py` knows, or a file.
         decoder_channels: width of the decoder; default the published ones, 256, and for OCR 512, of
             which keys, and the paper's semantic head, have half.
+        aspp_rates: dilations of deeplabv3plus's 3x3 branches at stride 16; smaller ones for crops
+            of less than 300 pixels.
+        aspp_pooling: whether deeplabv3plus has the branch of image pooling, whose batch norm has
+            one value per image only.
         attention_channels: width of the attention head.
         attention_dropout: before the last layer of the attention head.
         head: "release" is the architecture of the published weights; "paper" follows the text of
@@ -85,8 +98,15 @@ def build_model(
 
     Raises:
         ModelError: a name or value is not known, with what to do.
+
+    Example:
+        >>> model = build_model(num_classes=5, trunk="resnet18", decoder="fcn", multiscale="single")
+        >>> model
+        Single(ResNet + FCN, 5 classes, 12.9 M parameters)
     """
-    _check_choice("decoder", decoder, DECODERS)
+    given = {name: value for name, value in locals().items() if name not in _NOT_OF_THE_NETWORK}
+    if isinstance(decoder, str):
+        _check_choice("decoder", decoder, DECODERS)
     _check_choice("multiscale", multiscale, MULTISCALE)
     _check_choice("fuse_at", fuse_at, FUSE_AT)
     _check_choice("head", head, HEADS)
@@ -99,19 +119,22 @@ def build_model(
         )
 
     # Trunk and decoder, which every way of combining scales shares.
-    built_trunk = build_trunk(
-        trunk,
+    make_trunk = partial(build_trunk, trunk) if isinstance(trunk, str) else trunk
+    built_trunk = make_trunk(
         output_stride=output_stride,
         align_corners=align_corners,
         activation_checkpointing=activation_checkpointing,
     )
-    built_decoder = DECODERS[decoder](
+    make_decoder = DECODERS[decoder] if isinstance(decoder, str) else decoder
+    built_decoder = make_decoder(
         trunk=built_trunk,
         num_classes=num_classes,
         align_corners=align_corners,
         head=head,
         dropout=dropout,
         channels=decoder_channels,
+        rates=aspp_rates,
+        pooling=aspp_pooling,
     )
 
     # The scales of training, and the head that weighs them.
@@ -151,9 +174,18 @@ def build_model(
     if trunk_weights is not None:
         # Imported here, because most models are built without them.
         from .weights.loading import load_trunk_weights
-        from .weights.pretrained import resolve_weights
+        from .weights.pretrained import find_weights
 
-        load_trunk_weights(model.trunk, resolve_weights(trunk_weights, trunk=trunk))
+        trunk_name = trunk if isinstance(trunk, str) else type(model.trunk).__name__
+        found = find_weights(trunk_weights, trunk=trunk_name)
+        if found.path is None:
+            warnings.warn(found.sentence, stacklevel=2)
+        else:
+            load_trunk_weights(model.trunk, found.path, mean=found.mean, std=found.std)
+
+    # What its parts were named by, so that a saved model can be built again.
+    if isinstance(trunk, str) and isinstance(decoder, str):
+        model.built_with = {name: value for name, value in given.items() if value is not None}
     return model
 
 

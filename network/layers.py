@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,16 @@ def row_by_row(*, halo: int, overwrites: bool = False) -> Callable[[Method], Met
         return method
 
     return mark
+
+
+def over_image(method: Method) -> Method:
+    """Mark a method of a module whose result depends on all of the image, as a global mean does.
+
+    The mark changes nothing in training. Where inference runs a network on parts of an image
+    (`inference/refinement.py`), a marked method gives what it gave for the whole image.
+    """
+    method.over_image = True  # type: ignore[attr-defined]
+    return method
 
 
 def resize(tensor: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
@@ -92,11 +102,30 @@ class BatchNorm(nn.BatchNorm2d):
 
     Its input is the output of the convolution before it, which nobody else reads. The copy that
     `nn.BatchNorm2d` makes is half the memory of a trunk's largest layers.
+
+    In training off the CPU batches are counted here: to add 1 to `num_batches_tracked` is a kernel
+    of its own in each of some hundred layers. `batches_to_count` is what is still to be added, by
+    the training for all layers at once, or by `state_dict`.
     """
+
+    batches_to_count = 0
 
     def forward(self, tensor: Tensor) -> Tensor:
         # A compiler and the exporters want operations that leave their inputs alone.
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if self.training and not traced and self._counts_later(tensor):
+            self.batches_to_count += 1
+            return F.batch_norm(
+                tensor,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                training=True,
+                momentum=self.momentum,  # type: ignore[arg-type]
+                eps=self.eps,
+            )
+
         differentiated = self.training or torch.is_grad_enabled()
         if traced or differentiated or tensor.dtype != self.weight.dtype:
             return super().forward(tensor)
@@ -105,6 +134,17 @@ class BatchNorm(nn.BatchNorm2d):
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         shift = torch.addcmul(self.bias, self.running_mean, scale, value=-1)
         return torch.addcmul(shift.view(1, -1, 1, 1), tensor, scale.view(1, -1, 1, 1), out=tensor)
+
+    def _counts_later(self, tensor: Tensor) -> bool:
+        """Whether nothing of this batch depends on how many there were before it."""
+        counted = self.num_batches_tracked is not None and self.momentum is not None
+        return counted and tensor.device.type != "cpu"
+
+    def _save_to_state_dict(self, *arguments: Any) -> None:
+        if self.batches_to_count and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(self.batches_to_count)
+            self.batches_to_count = 0
+        super()._save_to_state_dict(*arguments)
 
 
 class ConvNorm(nn.Module):
@@ -179,6 +219,7 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """
     norms = [part for part in module.modules() if isinstance(part, BATCH_NORMS)]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    to_count = [getattr(norm, "batches_to_count", None) for norm in norms]
 
     # They count batches in a tensor that is thrown away: synchronised batch norms need one.
     counts = [count for _, count in kept if count is not None]
@@ -191,6 +232,9 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, count) in zip(norms, kept, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, count
+        for norm, later in zip(norms, to_count, strict=True):
+            if later is not None:
+                norm.batches_to_count = later  # type: ignore[assignment]
 
 
 def run_stage(stage: nn.Module, *inputs: Tensor, save_memory: bool) -> Tensor | list[Tensor]:

@@ -127,6 +127,17 @@ class MultiScaleModel(nn.Module):
         self.train_scales = train_scales
         self.fuse_at = fuse_at
         self.frozen_parts: tuple[str, ...] = ()
+        # Keywords of `build_model`; None for a model that was put together otherwise.
+        self.built_with: dict[str, object] | None = None
+
+    def __repr__(self) -> str:
+        # The tree of all layers is that of the parts: print(model.trunk), print(model.decoder).
+        millions = sum(parameter.numel() for parameter in self.parameters()) / 1e6
+        parts = f"{type(self.trunk).__name__} + {type(self.decoder).__name__}"
+        return (
+            f"{type(self).__name__}({parts}, {self.num_classes} classes, "
+            f"{millions:.1f} M parameters)"
+        )
 
     def freeze(self, parts: Sequence[str]) -> None:
         """Train no parameter of `parts`, such as "trunk" and "decoder", from now on.
@@ -259,14 +270,25 @@ class Hierarchical(MultiScaleModel):
 
         # In training from low to high as the authors do, for the running statistics of batch norm.
         biases = self.biases_of(scales)
-        result = {}
-        for scale in sorted(scales, reverse=not self.training):
-            decoded = self.decode_at(image, scale)
-            attention = None
-            if scale in attended:
-                attention = self.attend(decoded.features, decoded.logits, bias=biases.get(scale))
-            result[scale] = as_prediction(decoded, attention)
-        return result
+        return {
+            scale: self.predict_scale(
+                image, scale, attended=scale in attended, bias=biases.get(scale)
+            )
+            for scale in sorted(scales, reverse=not self.training)
+        }
+
+    def predict_scale(
+        self, image: Tensor, scale: float, *, attended: bool, bias: float | None = None
+    ) -> Prediction:
+        """One scale's prediction at the resolution of its features; with attention if `attended`.
+
+        `bias` is added to the attention's scores.
+        """
+        decoded = self.decode_at(image, scale)
+        attention = None
+        if attended:
+            attention = self.attend(decoded.features, decoded.logits, bias=bias)
+        return as_prediction(decoded, attention)
 
     def biases_of(self, scales: Sequence[float]) -> dict[float, float]:
         """The attention bias of each scale that has one for its next higher scale in `scales`."""

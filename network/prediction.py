@@ -8,7 +8,13 @@ from torch import Tensor
 
 
 class Prediction(NamedTuple):
-    """What a model says about a batch of images, for one scale or after fusion."""
+    """What a model says about a batch of images, for one scale or after fusion.
+
+    Example:
+        >>> import torch
+        >>> Prediction(torch.zeros(1, 19, 8, 16))
+        Prediction(logits [1, 19, 8, 16] float32 cpu)
+    """
 
     # [N, C, H, W]
     logits: Tensor
@@ -19,3 +25,14 @@ class Prediction(NamedTuple):
     # On request, each scale's own prediction. A model gives it at the resolution of its features,
     # `inference.predict` at the size of the scaled image.
     scales: dict[float, Prediction] | None = None
+
+    def __repr__(self) -> str:
+        dtype = str(self.logits.dtype).removeprefix("torch.")
+        parts = [f"logits {list(self.logits.shape)} {dtype} {self.logits.device}"]
+        for name, maps in (("aux", self.aux), ("attention", self.attention)):
+            if maps is not None:
+                parts.append(f"{name} {list(maps.shape)}")
+        if self.scales is not None:
+            scales = ", ".join(f"{scale:g}" for scale in sorted(self.scales))
+            parts.append(f"scales {{{scales}}}")
+        return f"Prediction({', '.join(parts)})"

@@ -4,8 +4,9 @@
     python scripts/benchmark.py NAME --help
 
 Each benchmark is a file of scripts/benchmarks/ with `add_arguments(parser)` and
-`run(arguments) -> list of rows` (measuring.harness.ROW_KEYS). A row may carry a "note", which is
-printed below the table and not written to the JSON file.
+`run(arguments) -> list of rows` (measuring.harness.ROW_KEYS, and MORE_KEYS of the benchmark where
+it has any). A row may carry a "note", which is printed below the table and not written to the JSON
+file.
 """
 
 from __future__ import annotations
@@ -61,14 +62,16 @@ def measure(arguments: argparse.Namespace) -> int:
     # A benchmark may take an hour: whether the file can be written is found out before.
     if arguments.json is not None:
         require_place_for_rows(arguments.json)
+    benchmark = importlib.import_module(f"scripts.benchmarks.{arguments.name}")
     try:
-        rows = importlib.import_module(f"scripts.benchmarks.{arguments.name}").run(arguments)
+        rows = benchmark.run(arguments)
     except Disagreement as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
     if arguments.json is not None:
-        write_rows(arguments.json, [{key: row[key] for key in ROW_KEYS} for row in rows])
+        keys = (*ROW_KEYS, *getattr(benchmark, "MORE_KEYS", ()))
+        write_rows(arguments.json, [{key: row[key] for key in keys} for row in rows])
     print(table(rows))
     for row in rows:
         if row.get("note"):

@@ -83,7 +83,7 @@ def splits_of(config: Config) -> dict[str, str]:
     """What is to be checked: role -> name of its split."""
     splits = {"training": config.data.train_split, "validation": config.data.val_split}
     if config.data.extra is not None:
-        splits["extra"] = config.data.extra.split
+        splits["extra"] = config.data.extra.split or "images of the automatic labels"
     return splits
 
 
@@ -222,6 +222,11 @@ def check(arguments: argparse.Namespace) -> int:
         )
         found.append(verification)
         problems += verification.problems
+        if role == "training" and listed[role].labels is None:
+            problems.append(
+                f"split '{listed[role].split}' is to be trained on and has no labels; list files "
+                "hold 'image label' lines"
+            )
         print(describe_dataset(verification))
         for note in verification.notes:
             print(f"  note: {note}")
@@ -231,15 +236,19 @@ def check(arguments: argparse.Namespace) -> int:
     if labelled:
         print(f"\n{class_table(labelled)}\n")
         _save(draw_chart(labelled), arguments.output)
-    if found and found[0].sizes:
+    problems = list(dict.fromkeys(problems))
+    if found and found[0].sizes and not problems:
         values = {"data": suggest_data(found[0])}
         print("a configuration to start from:")
         print(yaml.safe_dump(values, sort_keys=False, default_flow_style=None), end="")
 
+    # A class list that cannot be read is the fault of every split; it is said once.
+    problems = list(dict.fromkeys(problems))
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if problems:
-        print(f"{len(problems)} kinds of faults", flush=True)
+        kinds = "kind" + "s" * (len(problems) > 1)
+        print(f"{len(problems)} {kinds} of faults", flush=True)
         return 2
     print("no faults", flush=True)
     return 0

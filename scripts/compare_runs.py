@@ -5,7 +5,7 @@
 Each argument is a metrics.json of eval.py or a folder that holds one (in itself or in eval/). The
 first is the reference of all differences. Scores are printed in percent. With --every-way each list
 of scales that eval.py --compare scored is a column of its own: the paper's Table 1 out of one
-metrics.json for each network.
+metrics.json for each network. The page also has pictures of the same images by every run.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import cv2
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hmsa.utils.files.outputs import printable
+from hmsa.utils.files.regular import read_regular
 from hmsa.utils.files.writing import WriteError, write_file
-from hmsa.utils.report.page import Section, page
+from hmsa.utils.report.page import Example, Picture, Section, page
 from hmsa.utils.words import UserError
 
 PLACES = ("metrics.json", "eval/metrics.json")
@@ -36,6 +40,15 @@ OTHER_SCORES = {
     "category iIoU": "category_iiou",
     "boundary F": "boundary_f",
 }
+
+
+# What an image takes: name in the table -> key in metrics.json, factor, format.
+COSTS = {
+    "seconds per image": ("seconds_per_image", 1.0, ".3g"),
+    "FLOPs, times those of {1}": ("flops_relative", 1.0, ".2f"),
+    "memory, MiB": ("peak_bytes", 1 / 2**20, ",.0f"),
+}
+IMAGE_TYPES = {".jpg": "image/jpeg", ".png": "image/png"}
 
 
 class CompareError(UserError, ValueError):
@@ -61,6 +74,12 @@ class ComparedRun:
     others: dict[str, float]
     """Further scores by name, those that the file has."""
     method: str = ""
+    costs: dict[str, str] = field(default_factory=dict)
+    """What an image takes, ready to print, by the names of COSTS."""
+    interval: tuple[float, float] | None = None
+    """Of the mIoU."""
+    examples: tuple[dict[str, str], ...] = ()
+    """Files of pictures: the image's name, and what they show -> path beside metrics.json."""
 
 
 def load_run(path: Path, *, every_way: bool = False) -> list[ComparedRun]:
@@ -93,8 +112,10 @@ def load_run(path: Path, *, every_way: bool = False) -> list[ComparedRun]:
         return [first]
 
     # The first way is the file's own; of the others only these scores are known.
-    others = [_run_of(file, {**content, **way}) for way in content["compared"][1:]]
-    return [first, *(replace(run, others={}) for run in others)]
+    others = [
+        _run_of(file, {**content, **way, "compared": [way]}) for way in content["compared"][1:]
+    ]
+    return [first, *(replace(run, others={}, examples=()) for run in others)]
 
 
 def _run_of(file: Path, content: Any) -> ComparedRun:
@@ -125,6 +146,12 @@ def _run_of(file: Path, content: Any) -> ComparedRun:
             sha256=str(content["checkpoint_sha256"]),
             method=str(content.get("method", ways[0].get("method", ""))),
             others=others,
+            costs=_costs_of(ways[0]),
+            interval=_interval_of(ways[0]),
+            examples=tuple(
+                {str(key): str(value) for key, value in example.items()}
+                for example in content.get("examples", ())
+            ),
         )
     except KeyError as error:
         raise CompareError(
@@ -132,6 +159,22 @@ def _run_of(file: Path, content: Any) -> ComparedRun:
         ) from error
     except (TypeError, ValueError, AttributeError) as error:
         raise CompareError(f"{file}: is no metrics.json of eval.py ({error})") from error
+
+
+def _costs_of(way: Any) -> dict[str, str]:
+    """What an image takes, as far as the file says it."""
+    costs = {}
+    for name, (key, factor, form) in COSTS.items():
+        if way.get(key) is not None:
+            costs[name] = format(factor * float(way[key]), form)
+    return costs
+
+
+def _interval_of(way: Any) -> tuple[float, float] | None:
+    ends = way.get("miou_interval")
+    if ends is None or None in ends:
+        return None
+    return float(ends[0]), float(ends[1])
 
 
 def _score_or_none(value: Any) -> float | None:
@@ -174,7 +217,16 @@ def load_runs(paths: Sequence[Path], *, every_way: bool = False) -> list[Compare
             if any(other[depth : depth + 1] != (part,) for other in paths_in_parts)
         ]
         telling = [part for part in different if part not in ("metrics.json", "eval")]
-        named.append(replace(run, name="/".join(telling or different) or own[-2]))
+
+        # A folder of results such as eval or eval_flip says nothing without that of its run.
+        results = own[-2]
+        holder = results
+        if results.startswith("eval") and len(own) > 2:
+            holder = own[-3]
+        only_results = bool(telling) and all(part.startswith("eval") for part in telling)
+        if not telling or only_results:
+            telling = [holder, *telling]
+        named.append(replace(run, name="/".join(telling)))
     return named
 
 
@@ -204,7 +256,18 @@ def rows(runs: Sequence[ComparedRun]) -> list[list[str]]:
     lines.append(["scales", *(_scales_and_flip(run) for run in runs)])
     lines.append(["checkpoint", *(run.sha256[:12] for run in runs)])
     lines.append(["images", *(f"{run.images} ({run.split})" for run in runs)])
+    for name in COSTS:
+        if any(name in run.costs for run in runs):
+            lines.append([name, *(run.costs.get(name, "-") for run in runs)])
+    if any(run.interval for run in runs):
+        lines.append(["mIoU, 95 % interval", *(_interval_text(run) for run in runs)])
     return lines + [[name, *_score_texts(values)] for name, values in scores(runs).items()]
+
+
+def _interval_text(run: ComparedRun) -> str:
+    if run.interval is None:
+        return "-"
+    return f"{100 * run.interval[0]:.1f} to {100 * run.interval[1]:.1f}"
 
 
 def _scales_and_flip(run: ComparedRun) -> str:
@@ -261,26 +324,104 @@ def as_text(lines: Sequence[Sequence[str]]) -> str:
 
 def as_page(runs: Sequence[ComparedRun]) -> str:
     """A page of the table, with a bar for each score, and where every figure comes from."""
-    heading, *lines = rows(runs)
+    _, *lines = rows(runs)
     found = scores(runs)
     shown = []
     for name, *texts in lines:
         # Lines that are no score, such as the scales, have no bar and no sign.
         values = found.get(name, [math.nan] * len(runs))
-        cells = [
-            {"text": text, "score": value, "sign": _sign(value, values[0])}
-            for text, value in zip(texts, values, strict=True)
-        ]
+        cells = []
+        for text, value in zip(texts, values, strict=True):
+            sign = _sign(value, values[0])
+            if name == "mIoU" and sign and _may_be_chance(value, runs[0]):
+                sign = "soft"
+            cells.append({"text": text, "score": value, "sign": sign})
         shown.append({"name": name, "cells": cells})
 
-    lead = " ".join(["IoU in percent; differences are to the first run.", *differences(runs)])
+    lead = ["IoU in percent; differences are to the first run."]
+    if runs[0].interval is not None:
+        lead.append("An mIoU within the first run's interval is not coloured.")
+    names = headings(runs)
     sections = [
         Section(
-            "runs", "Runs", "comparison/runs.html", {"names": heading[1:], "rows": shown}, lead
+            "runs",
+            "Runs",
+            "comparison/runs.html",
+            {"names": names, "rows": shown},
+            " ".join([*lead, *differences(runs)]),
         ),
         Section("sources", "Sources", "comparison/sources.html", {"runs": runs}),
     ]
-    return page("Runs side by side", ", ".join(run.name for run in runs), sections)
+    examples = pictures_side_by_side(runs)
+    if examples:
+        section = Section(
+            "pictures",
+            "Pictures",
+            "comparison/pictures.html",
+            {"examples": examples},
+            "The same images by every run: evenly spread over the split, so neither the best nor "
+            "the worst.",
+        )
+        sections.insert(1, section)
+    return page("Runs side by side", ", ".join(dict.fromkeys(run.name for run in runs)), sections)
+
+
+def headings(runs: Sequence[ComparedRun]) -> list[str]:
+    """A heading for each column: the run's name, with its scales where several share a name."""
+    names = [run.name for run in runs]
+    return [
+        f"{run.name} {{{_scales_and_flip(run)}}}" if names.count(run.name) > 1 else run.name
+        for run in runs
+    ]
+
+
+def _may_be_chance(value: float, reference: ComparedRun) -> bool:
+    """Whether a score lies within what other images would have given the reference."""
+    if reference.interval is None:
+        return False
+    return reference.interval[0] <= value <= reference.interval[1]
+
+
+def pictures_side_by_side(runs: Sequence[ComparedRun]) -> list[Example]:
+    """image | label | what each run predicts, of the images of which all runs have pictures."""
+    files = {run.path: run for run in reversed(runs) if run.examples}
+    drawn = [files[path] for path in dict.fromkeys(run.path for run in runs) if path in files]
+    if not drawn:
+        return []
+
+    by_name = [{example.get("name", ""): example for example in run.examples} for run in drawn]
+    shown = []
+    for name, first in by_name[0].items():
+        if not all(name in of_run for of_run in by_name):
+            continue
+        pictures = [
+            _picture(drawn[0], first.get("image"), "image"),
+            _picture(drawn[0], first.get("label"), "label"),
+        ]
+        for run, of_run in zip(drawn, by_name, strict=True):
+            pictures.append(_picture(run, of_run[name].get("prediction"), run.name))
+        there = [picture for picture in pictures if picture is not None]
+        if there:
+            shown.append(Example(name, there))
+    return shown
+
+
+def _picture(run: ComparedRun, file: str | None, caption: str) -> Picture | None:
+    """A picture beside a metrics.json; None where it is gone, damaged or leads elsewhere."""
+    if file is None or ".." in Path(file).parts or Path(file).is_absolute():
+        return None
+    path = run.path.parent / file
+    mime = IMAGE_TYPES.get(path.suffix)
+    if mime is None:
+        return None
+    try:
+        data = read_regular(path)
+    except OSError:
+        return None
+    array = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
+    if array is None:
+        return None
+    return Picture(caption, data, mime, array.shape[1], array.shape[0])
 
 
 def _sign(value: float, reference: float) -> str:

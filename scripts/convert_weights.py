@@ -1,23 +1,25 @@
-"""Convert weights to files of plain tensors by our names: the authors', HRNet-OCR's, or our own.
+"""Convert weights to files by our names: the authors', HRNet-OCR's, or our own.
 
-    python scripts/convert_weights.py INPUT OUTPUT
-                                      [--trunk hrnet_w48 --decoder ocr --multiscale hierarchical]
-                                      [--trunk-only]
+    python scripts/convert_weights.py INPUT OUTPUT [--classes classes.yaml] [--trunk-only]
 
-OUTPUT ends in .safetensors or .pth; INPUT is the folder of a run, or anything that
-`hmsa.network.load_weights` reads. A checkpoint of train.py says itself which model it belongs to.
-Of other files, trunk, decoder and multiscale say so (the defaults are the paper's), and the number
-of classes is read from the file. With `--trunk-only` the trunk's tensors are written, by the names
-of its ImageNet files.
+INPUT is a run folder, a checkpoint, a name of published weights, hf:owner/name, or any file of
+weights that `hmsa.network.load_weights` reads. A checkpoint of ours says itself which model it
+belongs to; of other files names and shapes do, and --trunk, --decoder and --multiscale say
+otherwise. OUTPUT is usable alone, with network, classes, mean and standard deviation inside, when
+it ends in .safetensors (under "hmsa" in its metadata) or in .pt (a checkpoint); .pth holds plain
+tensors. With `--trunk-only` the trunk's tensors are written, by the names of its ImageNet files.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,21 +27,26 @@ from torch import Tensor
 # A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hmsa.engine.build import load_model
+from hmsa.datasets.layouts.class_list import load_class_list
+from hmsa.engine.build import attention_bias_of, build_loaded, model_from, open_checkpoint
 from hmsa.engine.command_line import run_command
+from hmsa.engine.model_source import (
+    KEY,
+    carried_description,
+    classes_by_number,
+    configuration_of,
+    description,
+    is_safetensors,
+    model_file,
+)
 from hmsa.network import DECODERS, MULTISCALE, ModelError, build_model, load_weights
 from hmsa.network.weights.files import read_file, read_tensors
 from hmsa.network.weights.loading import recognise
+from hmsa.network.weights.recognition import recognise_model
 from hmsa.utils.files.writing import write_file_with
-from hmsa.utils.training.checkpoint import FORMAT
+from hmsa.utils.training.checkpoint import FORMAT, save_checkpoint
 
-SUFFIXES = (".safetensors", ".pth")
-# The last layer of each decoder, whose rows are the classes.
-CLASS_LAYERS = (
-    "decoder.classifier.weight",
-    "decoder.classifier.output.weight",
-    "decoder.head.output.weight",
-)
+SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,10 +68,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("input", type=Path, metavar="INPUT")
     parser.add_argument("output", type=_output, metavar="OUTPUT")
-    parser.add_argument("--trunk", default="hrnet_w48", help="(default: %(default)s)")
-    parser.add_argument("--decoder", choices=DECODERS, default="ocr", help="(default: %(default)s)")
+    parser.add_argument("--trunk", help="(default: by names and shapes of the tensors)")
+    parser.add_argument("--decoder", choices=DECODERS, help="(default: the same way)")
+    parser.add_argument("--multiscale", choices=MULTISCALE, help="(default: the same way)")
     parser.add_argument(
-        "--multiscale", choices=MULTISCALE, default="hierarchical", help="(default: %(default)s)"
+        "--classes",
+        type=Path,
+        metavar="YAML",
+        help="class list of weights that carry none (default: Cityscapes for 19 classes, Mapillary "
+        "Vistas for 65)",
     )
     parser.add_argument("--trunk-only", action="store_true", help="leave the heads out")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is there")
@@ -81,83 +93,109 @@ def _output(text: str) -> Path:
     return path
 
 
+@dataclass(frozen=True)
+class Converted:
+    """Tensors by our names, and what makes them usable alone; None for a trunk."""
+
+    tensors: dict[str, Tensor]
+    description: dict[str, Any] | None
+
+
 def convert_file(options: argparse.Namespace) -> int:
     """Read, convert and write as the command line says; returns the exit status."""
-    tensors = convert(
+    named = {name: getattr(options, name) for name in ("trunk", "decoder", "multiscale")}
+    converted = convert(
         options.input,
-        trunk=options.trunk,
-        decoder=options.decoder,
-        multiscale=options.multiscale,
+        known={name: value for name, value in named.items() if value is not None},
+        classes=options.classes,
         trunk_only=options.trunk_only,
     )
-    write(tensors, options.output)
+    write(converted, options.output)
 
+    tensors = converted.tensors
     count = sum(tensor.numel() for tensor in tensors.values())
     print(f"{options.output}: {len(tensors)} tensors, {count / 1e6:.2f} million numbers")
     return 0
 
 
 def convert(
-    source: Path, *, trunk: str, decoder: str, multiscale: str, trunk_only: bool = False
-) -> dict[str, Tensor]:
-    """The tensors of `source` by our names, complete for that model.
+    source: Path,
+    *,
+    known: Mapping[str, str] | None = None,
+    classes: Path | None = None,
+    trunk_only: bool = False,
+) -> Converted:
+    """The tensors of `source` by our names, complete for their model, and its description.
+
+    Args:
+        source: anything that `model_file` knows.
+        known: trunk, decoder and multiscale, where names and shapes shall not decide.
+        classes: class list of weights that carry none.
+        trunk_only: leave the heads out.
 
     Raises:
-        ModelError: the file cannot be read, or its tensors are not those of this model.
+        UserError: the file cannot be read, or its tensors are not those of this model.
     """
-    # A checkpoint of train.py carries its configuration, and its model is built from that. What is
-    # damaged in such a file is said, and never passed over by reading only its tensors.
-    if source.is_dir() or read_file(source).get("format") == FORMAT:
-        model = load_model(source, config_file=None, overrides=(), device=torch.device("cpu")).model
-        return _named_tensors(model, trunk_only=trunk_only)
+    path, known = model_file(source), dict(known or {})
 
-    kind, tensors = recognise(read_tensors(source), name=str(source))
+    # What describes itself is built from that. What is damaged in such a file is said, and never
+    # passed over by reading only its tensors.
+    ours = not is_safetensors(path) and read_file(path).get("format") == FORMAT
+    if ours or carried_description(path) is not None:
+        opened = open_checkpoint(path, config_file=None, overrides=())
+        loaded = build_loaded(opened, device=torch.device("cpu"))
+        biases = attention_bias_of(opened.weights or {})
+        rows = [[*pair, bias] for pair, bias in biases.items()]
+        values = description(loaded.config, loaded.spec, rows)
+        return _converted(loaded.model, values, trunk_only=trunk_only)
+
+    kind, _ = recognise(read_tensors(path), name=str(path))
     if kind == "trunk":
         # Any decoder will do: only the trunk of this model is written.
+        trunk = known.get("trunk", "hrnet_w48")
         model = build_model(trunk=trunk, decoder="fcn", multiscale="single", num_classes=1)
-        trunk_only = True
-    else:
-        # HRNet-OCR's own weights were trained with aligned corners, all others without.
-        model = build_model(
-            trunk=trunk,
-            decoder=decoder,
-            multiscale=multiscale,
-            num_classes=_classes(tensors, decoder, source),
-            align_corners=kind == "hrnet_ocr",
-        )
+        load_weights(model, path)
+        return _converted(model, None, trunk_only=True)
 
-    load_weights(model, source)
-    return _named_tensors(model, trunk_only=trunk_only)
+    found = recognise_model(path, known=known)
+    config = configuration_of(found, (), source=str(path))
+    spec = classes_by_number(found.num_classes)
+    if classes is not None:
+        spec, _ = load_class_list(classes)
+        if spec.num_classes != found.num_classes:
+            raise ModelError(
+                f"{classes} lists {spec.num_classes} classes and {path} was trained for "
+                f"{found.num_classes}: give the class list it was trained with."
+            )
+    whole = model_from(config, num_classes=found.num_classes, trunk_weights=False)
+    load_weights(whole, path)
+    return _converted(whole, description(config, spec), trunk_only=trunk_only)
 
 
-def _named_tensors(model: torch.nn.Module, *, trunk_only: bool) -> dict[str, Tensor]:
-    """The state dict of the model or of its trunk."""
+def _converted(
+    model: torch.nn.Module, values: dict[str, Any] | None, *, trunk_only: bool
+) -> Converted:
+    """The state dict of the model with its description, or that of its trunk."""
     if trunk_only:
-        return dict(model.get_submodule("trunk").state_dict())
-    return dict(model.state_dict())
+        return Converted(dict(model.get_submodule("trunk").state_dict()), None)
+    return Converted(dict(model.state_dict()), values)
 
 
-def _classes(tensors: Mapping[str, Tensor], decoder: str, source: Path) -> int:
-    """The number of classes, from the last layer of the decoder."""
-    for name in CLASS_LAYERS:
-        if name in tensors and tensors[name].ndim > 0:
-            return tensors[name].shape[0]
-    raise ModelError(
-        f"{source} has no class layer of the decoder {decoder}; name the decoder it was trained "
-        "with by --decoder"
-    )
-
-
-def write(tensors: Mapping[str, Tensor], output: Path) -> None:
-    """Write tensors whole or not at all, in the format that the ending of `output` names.
+def write(converted: Converted, output: Path) -> None:
+    """Write whole or not at all, in the format that the ending of `output` names.
 
     Raises:
         WriteError: the file cannot be written.
-        ModelError: safetensors is not installed.
+        ModelError: safetensors is not installed, or a trunk was to become a checkpoint.
     """
-    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    plain = {name: tensor.detach().contiguous() for name, tensor in converted.tensors.items()}
     if output.suffix == ".pth":
         write_file_with(output, lambda temporary: torch.save(plain, temporary))
+        return
+    if output.suffix == ".pt":
+        if converted.description is None:
+            raise ModelError(f"{output}: a trunk alone is no checkpoint: write .pth.")
+        save_checkpoint(output, {**converted.description, "model": plain}, sidecar=False)
         return
 
     try:
@@ -166,9 +204,10 @@ def write(tensors: Mapping[str, Tensor], output: Path) -> None:
         raise ModelError(
             f"{output} needs the safetensors library: pip install safetensors, or write .pth"
         ) from error
-    write_file_with(
-        output, lambda temporary: save_file(plain, temporary, metadata={"format": "pt"})
-    )
+    metadata = {"format": "pt"}
+    if converted.description is not None:
+        metadata[KEY] = json.dumps(converted.description)
+    write_file_with(output, lambda temporary: save_file(plain, temporary, metadata=metadata))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,17 @@
 # The main job end to end on an embedded mini data set: draw it, train, evaluate at several lists of
 # scales, auto-label, report. `make demo` calls it with the virtual environment's python first on
 # the PATH. Everything lands in data/demo and runs/demo.
+#
+#   scripts/demo.sh        takes no arguments
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [ "$#" -gt 0 ]; then
+  case "$1" in
+    -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' scripts/demo.sh; exit 0 ;;
+  esac
+  echo "error: '$1': scripts/demo.sh takes no arguments" >&2
+  exit 2
+fi
 run=runs/demo
 start=$SECONDS
 

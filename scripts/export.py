@@ -2,22 +2,26 @@
 
     python scripts/export.py --checkpoint best.pt --size 512 1024 --output model.onnx
                              [--output model.pt2] [--scales 0.5 1 2] [--batch 1] [--dynamic]
+                             [--combine average]
                              [--config FILE] [section.key=value ...]
 
 Input `image`: float32 [N, 3, H, W], RGB in 0..1, normalised by ImageNet's mean and deviation
 (`hmsa.datasets.normalise`). Output `logits`: float32 [N, C, H, W], at the size of the image, all
-scales fused. Scales are fixed in the file; so is the size, unless `--dynamic` leaves height and
-width open. The exit status is 1 when file and model differ by more than 1e-3.
+scales fused. Scales are fixed in the file; so is the size, unless `--dynamic` leaves batch, height
+and width open. The file carries its classes, their colours, mean, deviation and scales as JSON
+under "hmsa": `session.get_modelmeta().custom_metadata_map` in onnxruntime, `extra_files` of
+`torch.export.load`. The exit status is 1 when file and model differ by more than 1e-3.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +32,9 @@ from torch import Tensor, nn
 # A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hmsa.engine.arguments import read_scale
+from hmsa.datasets import DatasetSpec
+from hmsa.datasets.augment.normalisation import MEAN, STD
+from hmsa.engine.arguments import COMBINE, ScalesAction
 from hmsa.engine.build import load_model
 from hmsa.engine.command_line import at_least, parse_with_overrides, run_command
 from hmsa.network import ModelError
@@ -41,17 +47,29 @@ SUFFIXES = (".onnx", ".pt2")
 
 
 class FusedLogits(nn.Module):
-    """A model with its scales fixed: image [N, 3, H, W] to logits [N, C, H, W]."""
+    """A model with its scales fixed: image [N, 3, H, W] to logits [N, C, H, W].
 
-    def __init__(self, model: nn.Module, scales: Sequence[float] | None) -> None:
+    `combine`, for a model of one scale, is how those of several are combined: average or max.
+    """
+
+    def __init__(
+        self, model: nn.Module, scales: Sequence[float] | None, *, combine: str | None = None
+    ) -> None:
         super().__init__()
         self.model = model
+        self.combine = combine
         self.scales = None
         if scales is not None:
             self.scales = tuple(scales)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.model(image, scales=self.scales).logits
+        if self.combine is None or self.scales is None or len(self.scales) == 1:
+            return self.model(image, scales=self.scales).logits
+
+        logits = torch.stack([self.model(image, scales=(one,)).logits for one in self.scales])
+        if self.combine == "max":
+            return logits.amax(0)
+        return logits.mean(0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -103,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--scales",
-        type=read_scale,
+        action=ScalesAction,
         nargs="+",
         metavar="S",
         help="default: those of the checkpoint's eval section",
@@ -111,7 +129,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch", type=at_least(1), default=1, help="images per call (default: %(default)s)"
     )
-    parser.add_argument("--dynamic", action="store_true", help="leave height and width open")
+    parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width open")
+    parser.add_argument(
+        "--combine",
+        choices=COMBINE,
+        help="how the scales of a single-scale model are combined (default: eval.combine)",
+    )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace files of --output that are there"
     )
@@ -142,6 +165,13 @@ def export_files(options: argparse.Namespace) -> int:
     scales = options.scales or loaded.config.eval.scales
     listed = " ".join(f"{scale:g}" for scale in scales)
 
+    # Only a model of one scale leaves open how several are combined.
+    combine = None
+    if getattr(loaded.model, "multiscale", None) == "single":
+        combine = options.combine or loaded.config.eval.combine
+    elif options.combine is not None:
+        raise ModelError("--combine is for single-scale models; this one fuses its scales itself")
+
     worst = 0.0
     for output in options.output:
         difference = export_model(
@@ -151,6 +181,8 @@ def export_files(options: argparse.Namespace) -> int:
             scales=scales,
             batch=options.batch,
             dynamic=options.dynamic,
+            combine=combine,
+            description=described(loaded.spec, scales),
         )
         mebibytes = output.stat().st_size / 2**20
         print(
@@ -172,6 +204,17 @@ def export_files(options: argparse.Namespace) -> int:
     return 0
 
 
+def described(spec: DatasetSpec, scales: Sequence[float]) -> dict[str, Any]:
+    """What a program needs beside the file, as plain values."""
+    return {
+        "classes": list(spec.names),
+        "colours": [list(item.color) for item in spec.classes],
+        "mean": list(MEAN),
+        "std": list(STD),
+        "scales": list(scales),
+    }
+
+
 def export_model(
     model: nn.Module,
     *,
@@ -180,29 +223,34 @@ def export_model(
     scales: Sequence[float] | None = None,
     batch: int = 1,
     dynamic: bool = False,
+    combine: str | None = None,
+    description: Mapping[str, Any] | None = None,
 ) -> float:
     """Write `output`, whole or not at all; batch norms are folded first.
 
     Returns:
         The largest absolute difference between the logits of the file and those of the model, on
-        noise. With `dynamic`, another size is compared as well.
+        noise. With `dynamic`, another size of one image is compared as well.
 
     Raises:
         ModelError: the model does not take these scales, or a library is missing.
         WriteError: the file cannot be written.
     """
-    fused = FusedLogits(prepare_for_inference(model), scales).eval()
+    fused = FusedLogits(prepare_for_inference(model), scales, combine=combine).eval()
+    if dynamic:
+        # From a batch of one torch would take it for fixed.
+        batch = max(batch, 2)
     image = torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
 
     images = [image]
     if dynamic:
         # Neither side is a multiple of the first size or of a stride.
         other = (size[0] + 40, size[1] + 72)
-        images.append(torch.randn(batch, 3, *other, generator=torch.Generator().manual_seed(1)))
+        images.append(torch.randn(1, 3, *other, generator=torch.Generator().manual_seed(1)))
 
     # What the model refuses, it refuses here with its own sentence, not inside the exporter. The
     # reference is the model itself, whose batch norms are not folded.
-    reference = FusedLogits(model, scales).eval()
+    reference = FusedLogits(model, scales, combine=combine).eval()
     with _explained(output), torch.no_grad():
         fused(image)
         expected = [reference(one) for one in images]
@@ -215,7 +263,7 @@ def export_model(
 
     # A file that cannot be run never takes the name.
     with written_whole(output) as temporary, _explained(output), torch.no_grad():
-        run = write(fused, image, temporary, dynamic)
+        run = write(fused, image, temporary, dynamic, json.dumps(description or {}))
         differences = [
             (run(one) - logits).abs().max() for one, logits in zip(images, expected, strict=True)
         ]
@@ -242,14 +290,14 @@ def _explained(output: Path) -> Iterator[None]:
 
 
 def _dimensions(dynamic: bool) -> dict[str, dict[int, Any]] | None:
-    """Height and width left open, except that no map may shrink to one pixel or to another's."""
+    """Batch, height and width left open, but no map may shrink to one pixel or to another's."""
     if not dynamic:
         return None
-    return {"image": {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}}
+    return {"image": dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)}
 
 
 def _write_program(
-    fused: FusedLogits, image: Tensor, output: Path, dynamic: bool
+    fused: FusedLogits, image: Tensor, output: Path, dynamic: bool, description: str
 ) -> Callable[[Tensor], Tensor]:
     """Write a .pt2 file; returns a function that runs what was written."""
     program = torch.export.export(
@@ -258,13 +306,13 @@ def _write_program(
 
     # An open file, because torch warns of names that do not end in .pt2.
     with open(output, "wb") as file:
-        torch.export.save(program, file)
+        torch.export.save(program, file, extra_files={"hmsa": description})
     with open(output, "rb") as file:
         return torch.export.load(file).module()
 
 
 def _write_onnx(
-    fused: FusedLogits, image: Tensor, output: Path, dynamic: bool
+    fused: FusedLogits, image: Tensor, output: Path, dynamic: bool, description: str
 ) -> Callable[[Tensor], Tensor]:
     """Write an .onnx file; returns a function that runs what was written."""
     try:
@@ -276,6 +324,10 @@ def _write_onnx(
             "pip install onnx onnxscript onnxruntime"
         ) from error
 
+    # Here the open axes get names, which the exporter would else make up.
+    axes = None
+    if dynamic:
+        axes = {"image": {0: "batch", 2: "height", 3: "width"}}
     with warnings.catch_warnings():
         # The exporter warns about its own future.
         warnings.simplefilter("ignore")
@@ -283,13 +335,14 @@ def _write_onnx(
             fused,
             (image,),
             dynamo=True,
-            dynamic_shapes=_dimensions(dynamic),
+            dynamic_shapes=axes,
             input_names=["image"],
             output_names=["logits"],
             external_data=False,
             verbose=False,
         )
     assert program is not None
+    program.model.metadata_props["hmsa"] = description
     program.save(output)
 
     session = onnxruntime.InferenceSession(output, providers=["CPUExecutionProvider"])

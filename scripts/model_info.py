@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 # A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hmsa.engine.arguments import read_scale
+from hmsa.engine.arguments import read_scales
 from hmsa.engine.command_line import at_least, run_command
 from hmsa.network import (
     DECODERS,
@@ -40,8 +40,8 @@ from hmsa.network import (
     build_model,
 )
 from hmsa.network.inference import predict
+from hmsa.utils.training.live_memory import LiveMemory
 from scripts.measuring.harness import require_place_for_rows, write_rows
-from scripts.measuring.live_memory import LiveMemory
 
 EVALUATED = ((1.0,), (0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0))
 AUX_WEIGHT = 0.4  # of the auxiliary loss, as in the paper's recipes
@@ -82,7 +82,12 @@ class NetworkParts:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Count and print; returns the exit status."""
-    options = build_parser().parse_args(argv)
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    try:
+        options.scales = [read_scales(" ".join(words)) for words in options.scales or ()]
+    except argparse.ArgumentTypeError as error:
+        parser.error(f"argument --scales: {error}")
     return run_command(lambda: count_models(options))
 
 
@@ -128,7 +133,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scales",
         nargs="+",
-        type=read_scale,
         action="append",
         metavar="S",
         help="a scale list to evaluate; may be repeated",
@@ -150,7 +154,7 @@ def count_models(options: argparse.Namespace) -> int:
     """Count every combination that the command line names, print and write the rows."""
     if options.json is not None:
         require_place_for_rows(options.json)
-    scale_lists = [tuple(scales) for scales in options.scales or EVALUATED]
+    scale_lists = options.scales or [tuple(scales) for scales in EVALUATED]
     rows = []
     for trunk in options.trunks:
         for decoder in options.decoders:

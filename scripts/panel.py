@@ -2,8 +2,8 @@
 
     python scripts/panel.py --checkpoint best.pt --index 4 --output panel.png
 
-Image, label, prediction, error, the attention of each scale, and the scale that counts most where
-(figure 3 of the paper).
+Image, label, prediction, error, what each scale says alone, how much it counts, and which scale
+counts most (figure 3 of the paper), with the colours of classes and scales below.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from pathlib import Path
 # A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hmsa.engine.arguments import read_scale
+from hmsa.engine.arguments import ScalesAction
 from hmsa.engine.command_line import at_least, parse_with_overrides, run_command
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     # How it is inferred and drawn.
     parser.add_argument(
-        "--scales", nargs="+", type=read_scale, metavar="S", help="default: eval.scales"
+        "--scales", nargs="+", action=ScalesAction, metavar="S", help="default: eval.scales"
     )
     parser.add_argument(
         "--width",
@@ -56,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=420,
         help="of each picture in pixels (default: %(default)s)",
     )
-    parser.add_argument("--output", type=_output, required=True, help="PNG file to write")
+    parser.add_argument("--output", type=_output, required=True, help="file to write, .png or .jpg")
     parser.add_argument("--overwrite", action="store_true", help="replace it if it is there")
     parser.add_argument(
         "overrides",
@@ -68,10 +70,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _output(text: str) -> Path:
-    """An argparse type: the name of a PNG file."""
+    """An argparse type: the name of a PNG or JPEG file."""
     path = Path(text)
-    if path.suffix.lower() != ".png":
-        raise argparse.ArgumentTypeError(f"{text} must end in .png")
+    if path.suffix.lower() not in SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{text} must end in {' or '.join(SUFFIXES)}")
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text} is a folder; name a file")
     return path
@@ -85,7 +87,10 @@ def draw_panel(options: argparse.Namespace) -> int:
     from hmsa.datasets import DataError
     from hmsa.engine.build import inference_options, load_model, split_files
     from hmsa.engine.pictures import pictures_of
-    from hmsa.utils.files.png import write_png
+    from hmsa.utils.files.png import encode_png
+    from hmsa.utils.files.writing import write_file
+    from hmsa.utils.report.colours import scale_colours
+    from hmsa.utils.report.page import Picture
     from hmsa.utils.report.panels import panel
 
     loaded = load_model(
@@ -111,7 +116,19 @@ def draw_panel(options: argparse.Namespace) -> int:
 
     inference = inference_options(loaded.config.eval, scales=options.scales)
     pictures = pictures_of(loaded.model, files, inference, options.index)
-    write_png(options.output, panel(list(pictures.items()), columns=5, width=options.width))
+
+    # What the colours mean: a palette may have more of them than there are classes.
+    legends = [list(zip(loaded.spec.names, loaded.spec.palette, strict=False))]
+    if "scale trusted" in pictures:
+        scales = sorted(inference.scales)
+        names = [f"scale trusted: {scale:g}x" for scale in scales]
+        legends.append(list(zip(names, scale_colours(len(scales)), strict=True)))
+    picture = panel(list(pictures.items()), columns=4, width=options.width, legends=legends)
+
+    data = encode_png(picture)
+    if options.output.suffix.lower() != ".png":
+        data = Picture.photo("", picture, width=picture.shape[1]).data
+    write_file(options.output, data)
     print(f"wrote {options.output}")
     return 0
 

@@ -16,7 +16,11 @@
 #SBATCH --open-mode append
 set -uo pipefail
 
-if [ "$#" -eq 0 ] || [ "$1" = --help ]; then
+if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then
+  sed -n '2,/^#SBATCH/{/^#SBATCH/d;s/^# \{0,1\}//;p}' "$0"
+  exit 0
+fi
+if [ "$#" -eq 0 ]; then
   echo "usage: sbatch --nodes N --gpus-per-node G scripts/slurm_train.sh CONFIG.yaml" \
     "[section.key=value ...]" >&2
   exit 2

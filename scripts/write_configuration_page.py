@@ -55,7 +55,7 @@ value is chosen as described.
 """
 
 
-def page() -> str:
+def configuration_page() -> str:
     """The whole page as it should be."""
     parts = [_INTRODUCTION]
     for name, info in Config.model_fields.items():
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
 
-    wanted = page()
+    wanted = configuration_page()
     if PAGE.exists() and PAGE.read_text(encoding="utf-8") == wanted:
         return 0
 

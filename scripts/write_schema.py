@@ -23,18 +23,19 @@ ROOT = Path(__file__).resolve().parents[1]
 
 _BYTE = {"type": "integer", "minimum": 0, "maximum": 255}
 _TEXT = {"type": "string", "minLength": 1}
+_COLOR = {"type": "array", "items": _BYTE, "minItems": 3, "maxItems": 3}
 _CLASS = {
     "type": "object",
     "additionalProperties": False,
     "required": ["name"],
     "properties": {
         "name": _TEXT,
-        "color": {
+        "color": {**_COLOR, "description": "[red, green, blue]"},
+        "colors": {
             "type": "array",
-            "items": _BYTE,
-            "minItems": 3,
-            "maxItems": 3,
-            "description": "[red, green, blue]",
+            "items": _COLOR,
+            "minItems": 1,
+            "description": "Several colours that stand for this class in labels of colours",
         },
         "id": {
             **_BYTE,
@@ -65,8 +66,23 @@ CLASSES_SCHEMA: dict[str, Any] = {
     "properties": {
         "name": {**_TEXT, "description": "Name of the data set"},
         "ignore": {
-            "anyOf": [_IGNORED, {"type": "array", "items": _IGNORED, "minItems": 1}],
-            "description": "Values in the label files that are no class",
+            "anyOf": [
+                {"type": "null"},
+                _IGNORED,
+                {"type": "array", "items": {"anyOf": [_IGNORED, _COLOR]}},
+            ],
+            "description": "Values and colours in the label files that are no class",
+        },
+        "labels": {
+            "enum": ["auto", "ids", "colors"],
+            "description": (
+                "auto: pictures of three channels are read by the colours of the classes, all "
+                "others by their ids; colors: palette pictures by their colours, too"
+            ),
+        },
+        "unknown": {
+            "enum": ["error", "ignore"],
+            "description": "What a value or colour is that stands for nothing: a fault, or ignored",
         },
         "classes": {"type": "array", "items": _CLASS, "minItems": 1, "maxItems": 255},
         "layout": {

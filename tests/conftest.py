@@ -9,6 +9,10 @@ os.environ.setdefault(
 )  # before torch and numpy are imported; subprocesses inherit it
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # tensorboard
+# A training looks for pre-trained weights by itself: not on the network, and not in the cache of
+# whoever runs the tests.
+os.environ["HMSA_OFFLINE"] = "1"
+os.environ["HMSA_CACHE"] = os.path.join(os.path.dirname(__file__), "no_cache")
 
 from pathlib import Path
 

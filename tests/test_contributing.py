@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from hmsa.datasets import ClassInfo, DataError, DatasetSpec
 from hmsa.loss import LOSSES, build_criterion
 from hmsa.network import DECODERS, TRUNKS, build_model
-from hmsa.utils.config.models import LossName
+from hmsa.utils.config.models import LOSSES as KNOWN_LOSSES
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def test_every_example_is_used_here() -> None:
         "network/trunks/plain.py",
         "network/decoders/linear.py",
         "datasets/layouts/flat.py",
-        "loss/focal.py",
+        "loss/poly.py",
     }
     assert not [file for file in EXAMPLES if (ROOT / file).exists()]
 
@@ -108,27 +108,27 @@ def test_a_data_set_of_ones_own(example: Callable[[str], Any], tmp_path: Path) -
 
 
 def test_a_loss_of_ones_own(example: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    focal = example("loss/focal.py").focal_loss
+    poly = example("loss/poly.py").poly_loss
     logits = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     label = torch.randint(0, 3, (2, 4, 5))
     label[0, 0] = 255
     torch.testing.assert_close(
-        focal(logits, label, gamma=0.0), cross_entropy(logits, label, ignore_index=255)
+        poly(logits, label, epsilon=0.0), cross_entropy(logits, label, ignore_index=255)
     )
-    assert focal(logits, label) < focal(logits, label, gamma=0.0)
-    assert torch.autograd.gradcheck(lambda values: focal(values, label), logits)
-    assert focal(logits, torch.full_like(label, 255)) == 0
+    assert poly(logits, label) > poly(logits, label, epsilon=0.0)
+    assert torch.autograd.gradcheck(lambda values: poly(values, label), logits)
+    assert poly(logits, torch.full_like(label, 255)) == 0
     halves = [
-        focal(part, own, valid_pixels=(label != 255).sum(), parts=2)
+        poly(part, own, valid_pixels=(label != 255).sum(), parts=2)
         for part, own in zip(logits.split(1), label.split(1), strict=True)
     ]
-    torch.testing.assert_close(torch.stack(halves).mean(), focal(logits, label))
-    assert set(LOSSES) == set(LossName.__args__)
+    torch.testing.assert_close(torch.stack(halves).mean(), poly(logits, label))
+    assert set(LOSSES) == set(KNOWN_LOSSES)
     monkeypatch.setitem(
         LOSSES,
         "cross_entropy",
-        lambda *arguments, class_weights, image_weights, **rest: focal(*arguments, **rest),
+        lambda *arguments, class_weights, image_weights, **rest: poly(*arguments, **rest),
     )
     prediction = types.SimpleNamespace(logits=logits, aux=None, scales=None)
     terms = build_criterion(main="cross_entropy", num_classes=3)(prediction, label)
-    torch.testing.assert_close(sum(terms.values()), focal(logits, label))
+    torch.testing.assert_close(sum(terms.values()), poly(logits, label))

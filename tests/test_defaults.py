@@ -39,6 +39,8 @@ BUILDERS: list[tuple[Callable[..., Any], str]] = [
     (ohem_cross_entropy, "loss.ohem"),
     (bootstrapped_cross_entropy, "loss.bootstrapped"),
     (LOSSES["relaxed_boundary"], "loss.relaxed_boundary"),
+    (LOSSES["dice"], "loss.dice"),
+    (LOSSES["focal"], "loss.focal"),
     (Augmentation, "data"),
     (build_files, "data"),
     (build_train_loader, "data"),

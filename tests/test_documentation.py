@@ -7,16 +7,21 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from PIL import Image
 
+import hmsa
 from hmsa.engine import arguments
+from hmsa.network import build_model
 from hmsa.utils.config import Config, iter_fields
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 FENCED = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-INLINE = re.compile(r"`(hmsa (?:train|eval|autolabel|calibrate|attach) [^`]+)`")
+INLINE = re.compile(r"`(hmsa (?:train|eval|autolabel|calibrate|attach|benchmark) [^`]+)`")
 COMMAND = re.compile(r"^(?:torchrun .*?-m )?hmsa (\w+) (.+)$")
 SECTIONS = "|".join(Config.model_fields)
 OPTION = re.compile(rf"`((?:{SECTIONS})\.[a-z_.]+)(?:[:=][^`]*)?`")
@@ -27,6 +32,7 @@ PARSERS = {
     "autolabel": arguments.parse_autolabel,
     "calibrate": arguments.parse_calibrate,
     "attach": arguments.parse_attach,
+    "benchmark": arguments.parse_benchmark,
 }
 
 
@@ -73,11 +79,33 @@ def test_every_option_that_a_page_names_exists(page: Path) -> None:
     assert named <= known
 
 
-def test_python_of_the_api_page_runs() -> None:
-    (code,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "python_api.md").read_text(), re.S
-    )
+def test_python_of_the_api_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every block, in the order of the page, in a folder with a run, a photo and a data set."""
+    monkeypatch.chdir(tmp_path)
+    network = build_model(trunk="resnet18", decoder="fcn", num_classes=2, attention_channels=8)
+    classes = ["sky", "road"]
+    hmsa.Segmenter.from_model(network, classes=classes).save_pretrained("runs/mine")
+    image = np.zeros((64, 96, 3), np.uint8)
+    for name in ("photo.jpg", "mine/images/train/a.png", "mine/images/train/b.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(name)
+        label = Path(name.replace("images", "labels"))
+        label.parent.mkdir(parents=True, exist_ok=True)
+        if label != Path(name):
+            Image.fromarray(image[..., 0] + 1).save(label)
+    infos = [{"name": name, "id": number} for number, name in enumerate(classes)]
+    Path("mine/classes.yaml").write_text(yaml.safe_dump({"name": "mine", "classes": infos}))
+
+    page = (ROOT / "docs" / "python_api.md").read_text(encoding="utf-8")
     names: dict[str, object] = {"image": torch.rand(1, 3, 96, 128)}
-    exec(code, names)
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    for code in blocks:
+        exec(code, names)
+    assert hmsa.load("network").classes == ("sky", "road")
+    assert Path("overlay.png").is_file()
+
+    # As short as the same loop with segmentation_models.pytorch, which takes 15 lines.
+    (loop,) = [code for code in blocks if "for batch in loader" in code]
+    assert len([line for line in loop.splitlines() if line.strip()]) <= 16
     prediction = names["prediction"]
     assert prediction.logits.shape == (1, 19, 96, 128)  # type: ignore[attr-defined]

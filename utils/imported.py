@@ -73,8 +73,8 @@ def imported_callable(reference: str, *, key: str) -> Callable[..., Any]:
     found = imported(reference, key=key)
     if not callable(found):
         raise ImportedError(
-            f"{key}: {reference!r} is a {type(found).__name__} and cannot be called; name a "
-            "function or a class"
+            f"{key}: {reference!r} is of type {type(found).__name__} and cannot be called; name "
+            "a function or a class"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""The one file that knows torch.distributed: joining processes, agreeing, reducing, batch norm.
+"""The one file that knows torch.distributed: joining processes, agreeing, reducing.
 
 Without torchrun there is a single process, and every method works without a process group: the
 same code runs on a laptop and on a cluster.
@@ -16,18 +16,18 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.nn.parallel import DistributedDataParallel
 
 from .words import UserError
 
-Network = TypeVar("Network", bound=nn.Module)
+# Process groups beside the default one, by what they are for.
+_groups: dict[str, Any] = {}
 
 
 class ProcessError(UserError, RuntimeError):
@@ -74,9 +74,12 @@ class Processes:
         flags whether to skip a step, save or stop: if each decided for itself, one would wait in a
         collective that the others never enter, until the timeout.
         """
-        scalars = [
-            torch.as_tensor(flag, device=self.device).to(torch.uint8).reshape(()) for flag in flags
-        ]
+        # A flag of the host is filled in, for to copy one would be a wait of its own.
+        scalars = []
+        for flag in flags:
+            if not isinstance(flag, Tensor):
+                flag = torch.full((), flag, dtype=torch.bool, device=self.device)
+            scalars.append(flag.to(torch.uint8).reshape(()))
         stacked = torch.stack(scalars)
         if self.world_size > 1:
             dist.all_reduce(stacked, op=dist.ReduceOp.MAX)
@@ -169,6 +172,7 @@ class Processes:
     def close(self) -> None:
         """Leave the group."""
         if self.world_size > 1 and dist.is_initialized():
+            _groups.clear()
             dist.destroy_process_group()
 
 
@@ -180,45 +184,91 @@ def launched_rank() -> int:
 def join(*, device: str = "auto", timeout_minutes: float = 30.0) -> Processes:
     """Join the processes that torchrun started, or be a single one.
 
-    `device` is auto, cpu or cuda. nccl is used on CUDA, gloo elsewhere.
+    `device` is auto, cpu, cuda or mps. nccl is used on CUDA, gloo elsewhere.
 
     Raises:
-        ProcessError: CUDA is asked for and absent, this process has no GPU of its own, or the
-            other processes cannot be reached in time.
+        ProcessError: CUDA or MPS is asked for and absent, this process has no GPU of its own, or
+            the other processes cannot be reached in time.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
 
-    use_cuda = device != "cpu" and torch.cuda.is_available()
-    if device != "cpu" and not use_cuda:
-        # A training on the CPU that was meant for a GPU would take months without a word.
-        problem = _cuda_problem()
-        if problem is not None:
-            raise ProcessError(
-                f"torch cannot use this machine's GPU ({problem}); update its driver, install a "
-                "torch built for it (https://pytorch.org/get-started), or set runtime.device=cpu"
-            )
-        if device == "cuda":
-            raise ProcessError(
-                "runtime.device: 'cuda' was asked for but torch sees no CUDA device; use "
-                "runtime.device=cpu or auto"
-            )
-    if use_cuda and local_rank >= torch.cuda.device_count():
-        raise ProcessError(
-            f"process {local_rank} of this node has no GPU of its own "
-            f"({torch.cuda.device_count()} visible); start torchrun with --nproc-per-node "
-            f"{torch.cuda.device_count()} or fewer"
-        )
-
-    own_device, backend = torch.device("cpu"), "gloo"
-    if use_cuda:
-        own_device, backend = torch.device("cuda", local_rank), "nccl"
+    own_device = _own_device(device, local_rank=local_rank, world_size=world_size)
+    if own_device.type == "cuda":
+        _let_segments_grow()
         torch.cuda.set_device(own_device)
     if world_size > 1:
-        _initialise(backend, timeout_minutes)
+        _initialise(own_device, timeout_minutes)
     return Processes(
         rank=launched_rank(), world_size=world_size, local_rank=local_rank, device=own_device
     )
+
+
+def _own_device(device: str, *, local_rank: int, world_size: int) -> torch.device:
+    """The device of this process.
+
+    Raises:
+        ProcessError: there is none of the kind that was asked for.
+    """
+    if device == "cpu":
+        return torch.device("cpu")
+    if device == "mps":
+        return _mps_device(world_size)
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise ProcessError(
+                f"process {local_rank} of this node has no GPU of its own "
+                f"({torch.cuda.device_count()} visible); start torchrun with --nproc-per-node "
+                f"{torch.cuda.device_count()} or fewer"
+            )
+        return torch.device("cuda", local_rank)
+
+    # A training on the CPU that was meant for a GPU would take months without a word.
+    problem = _cuda_problem()
+    if problem is not None:
+        raise ProcessError(
+            f"torch cannot use this machine's GPU ({problem}); update its driver, install a "
+            "torch built for it (https://pytorch.org/get-started), or set runtime.device=cpu"
+        )
+    if device == "cuda":
+        raise ProcessError(
+            "runtime.device: 'cuda' was asked for but torch sees no CUDA device; use "
+            "runtime.device=cpu or auto"
+        )
+    return torch.device("cpu")
+
+
+def _mps_device(world_size: int) -> torch.device:
+    """The GPU of a Mac.
+
+    Raises:
+        ProcessError: there is none, or several processes would share it.
+    """
+    if not torch.backends.mps.is_available():
+        raise ProcessError(
+            "runtime.device: 'mps' was asked for but torch sees no GPU of Apple's (it needs macOS "
+            "on Apple silicon and a torch built for it); use runtime.device=cpu or auto"
+        )
+    if world_size > 1:
+        raise ProcessError(
+            "runtime.device: 'mps' is one GPU and works in one process; start without torchrun, or "
+            "use runtime.device=cpu"
+        )
+    return torch.device("mps")
+
+
+def _let_segments_grow() -> None:
+    """Let CUDA's allocator enlarge what it holds, unless the user has set it up.
+
+    Images of many sizes otherwise leave holes that nothing fits into. torch reads the variable when
+    it first allocates on a GPU.
+    """
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+    if any(name in os.environ for name in names) or sys.platform != "linux":
+        return
+    # torch 2.9 has renamed the variable.
+    is_new = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 9)
+    os.environ[names[0] if is_new else names[1]] = "expandable_segments:True"
 
 
 def _cuda_problem() -> str | None:
@@ -235,8 +285,13 @@ def _cuda_problem() -> str | None:
     return None
 
 
-def _initialise(backend: str, timeout_minutes: float) -> None:
-    """Make the default process group from the environment that torchrun has set."""
+def _initialise(device: torch.device, timeout_minutes: float) -> None:
+    """Make the process groups from the environment that torchrun has set."""
+    # With its device nccl connects now, where a failure is told, and not in the first step.
+    options: dict[str, Any] = {"backend": "gloo"}
+    if device.type == "cuda":
+        options = {"backend": "nccl", "device_id": device}
+
     address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
     timeout = timedelta(minutes=timeout_minutes)
     try:
@@ -248,8 +303,11 @@ def _initialise(backend: str, timeout_minutes: float) -> None:
             prefix = agreed_round(store, rank, world_size, timeout_s=timeout.total_seconds())
             store = dist.PrefixStore(prefix, store)
         dist.init_process_group(
-            backend, store=store, rank=rank, world_size=world_size, timeout=timeout
+            store=store, rank=rank, world_size=world_size, timeout=timeout, **options
         )
+        # The few bytes of a batch norm must not queue behind megabytes of gradients.
+        if device.type == "cuda":
+            _groups["batch norm"] = dist.new_group(timeout=timeout)
     except (ValueError, RuntimeError, OSError) as error:
         raise ProcessError(
             f"the other processes could not be reached at {address} ({first_line(error)}); check "
@@ -300,6 +358,29 @@ def agreed_round(store: dist.Store, rank: int, world_size: int, *, timeout_s: fl
     return own
 
 
+def ranks_in_group() -> int:
+    """How many ranks have joined; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather_rows(own: Tensor) -> Tensor:
+    """`own` [n] of every rank, `[ranks, n]`, for batch norm; all ranks must call it."""
+    group, ranks = _groups.get("batch norm"), dist.get_world_size()
+    # nccl fills one tensor in one operation; gloo of older torch has none for it.
+    if own.is_cuda:
+        rows = own.new_empty(ranks * own.numel())
+        dist.all_gather_into_tensor(rows, own, group=group)
+        return rows.view(ranks, -1)
+    gathered = [torch.empty_like(own) for _ in range(ranks)]
+    dist.all_gather(gathered, own, group=group)
+    return torch.stack(gathered)
+
+
+def add_over_ranks(values: Tensor) -> None:
+    """Replace `values` by their sum over all ranks, for batch norm; all ranks must call it."""
+    dist.all_reduce(values, group=_groups.get("batch norm"))
+
+
 def copy_from_main(tensors: Iterable[Tensor]) -> None:
     """Give every rank the values that rank 0 has, in place; nothing to do in a single process.
 
@@ -343,127 +424,6 @@ def no_sync(model: nn.Module, *, last: bool) -> Any:
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return nullcontext()
-
-
-class _SynchronisedNorm(torch.autograd.Function):
-    """Batch normalisation over the batches of all ranks, without making the host wait.
-
-    One gather forward, one all-reduce backward. Statistics travel as (mean, sum of squared
-    deviations, count) and are merged after Chan, Golub and LeVeque (1979), "Updating formulae and a
-    pairwise algorithm for computing sample variances". This does not cancel as E[x^2] - E[x]^2
-    does, and allows ranks of unequal size.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, image: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        # Statistics in at least fp32, whatever autocast has made of the image [N, C, H, W].
-        channels = image.shape[1]
-        wide = image.to(torch.promote_types(image.dtype, torch.float32))
-        count = wide.new_tensor(image.numel() // max(channels, 1)).reshape(1)
-        variance, mean = torch.var_mean(wide, dim=(0, 2, 3), correction=0)
-
-        # A rank without pixels has nan here, and a count of 0 that makes it weigh nothing.
-        own = torch.cat([torch.nan_to_num(mean), torch.nan_to_num(variance) * count, count])
-        gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, own)
-        means, squares, counts = torch.stack(gathered).split([channels, channels, 1], dim=1)
-
-        total = counts.sum()
-        mean = (means * counts).sum(0) / total
-        variance = (squares + counts * (means - mean) ** 2).sum(0) / total
-
-        ctx.save_for_backward(image, weight, mean, variance, total)
-        ctx.eps = eps
-        ctx.mark_non_differentiable(mean, variance, total)
-
-        scale = weight.to(wide.dtype)
-        result = nn.functional.batch_norm(
-            wide, mean, variance, scale, bias.to(wide.dtype), training=False, eps=eps
-        )
-        return result.to(image.dtype), mean, variance, total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
-        image, weight, mean, variance, total = ctx.saved_tensors
-        wide = gradient.to(mean.dtype)
-        inverse = torch.rsqrt(variance + ctx.eps)
-        shape = (1, -1, 1, 1)
-        normalised = (image.to(mean.dtype) - mean.view(shape)) * inverse.view(shape)
-
-        # Gradients of weight and bias stay this rank's own: DistributedDataParallel averages them.
-        bias_gradient = wide.sum((0, 2, 3))
-        weight_gradient = (wide * normalised).sum((0, 2, 3))
-
-        # The image's gradient runs through mean and variance, hence through every rank's images.
-        sums = torch.cat([bias_gradient, weight_gradient])
-        dist.all_reduce(sums)
-        mean_gradient, mean_product = (sums / total).chunk(2)
-        inner = wide - mean_gradient.view(shape) - normalised * mean_product.view(shape)
-        result = inner * (inverse * weight.to(mean.dtype)).view(shape)
-        return (
-            result.to(gradient.dtype),
-            weight_gradient.to(weight.dtype),
-            bias_gradient.to(weight.dtype),
-            None,
-        )
-
-
-class SynchronisedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm2d over the images of all ranks, on any backend; state-dict keys are BatchNorm2d's.
-
-    torch's SyncBatchNorm refuses CPU tensors, and DistributedDataParallel refuses its subclasses on
-    the CPU. `synchronised` tells layers that treat a batch of one image differently that there are
-    more images on other ranks.
-    """
-
-    synchronised = True
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
-            return super().forward(input)
-        result, mean, variance, total = _SynchronisedNorm.apply(
-            input, self.weight, self.bias, self.eps
-        )
-        if self.track_running_stats:
-            self._update(mean.detach(), variance.detach(), total.detach())
-        return result
-
-    @torch.no_grad()
-    def _update(self, mean: Tensor, variance: Tensor, total: Tensor) -> None:
-        """Move the running statistics towards those of this batch, as nn.BatchNorm2d does."""
-        # Without a counter the statistics stay as they are: activation checkpointing may take it
-        # away while it runs a layer for the second time on images that have moved them already.
-        if self.num_batches_tracked is None:
-            return
-        assert self.running_mean is not None and self.running_var is not None
-        self.num_batches_tracked.add_(1)
-        momentum = self.momentum
-        if momentum is None:
-            momentum = 1.0 / float(self.num_batches_tracked)
-
-        # Running variances are unbiased ones, the batch is normalised by the biased one.
-        unbiased = variance * (total / (total - 1).clamp(min=1))
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
-
-
-def synchronise_batch_norm(model: Network, processes: Processes) -> Network:
-    """`model` with every BatchNorm2d synchronised over the ranks; state-dict keys do not change.
-
-    On CUDA this is torch's own SyncBatchNorm (fused kernels), elsewhere ours.
-    """
-    if processes.world_size == 1:
-        return model
-    if processes.device.type == "cuda":
-        return cast(Network, nn.SyncBatchNorm.convert_sync_batchnorm(model))
-    # Changing the class keeps the parameters, which optimiser and averaged weights may hold.
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.__class__ = SynchronisedBatchNorm
-    return model
 
 
 def restarted() -> bool:

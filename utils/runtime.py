@@ -6,8 +6,9 @@ import os
 import signal
 import threading
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -87,6 +88,45 @@ def parameter_dtype(precision: str) -> torch.dtype:
     if precision == "fp64":
         return torch.float64
     return torch.float32
+
+
+def autocast_to(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    """A context that autocasts to `dtype` on `device`; None autocasts nothing."""
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+class KernelSearch:
+    """Lets cuDNN search for the fastest kernels where images of one size come again and again.
+
+    A search runs every convolution of a network in all ways that there are. That pays in a
+    training, whose crops have one size, and in an evaluation of images of one size. Where each
+    image has its own it would take longer than the inference.
+    """
+
+    PAYS_FROM = 3  # images of a size
+
+    def __init__(self) -> None:
+        self.seen: Counter[tuple[int, ...]] = Counter()
+
+    @contextmanager
+    def for_size(self, size: Sequence[int]) -> Iterator[None]:
+        """Inside, images of `size` are computed; a training's own setting is back afterwards."""
+        setting = torch.backends.cudnn
+        before = setting.benchmark
+        self.seen[tuple(size)] += 1
+        often = self.seen[tuple(size)] >= self.PAYS_FROM
+
+        # `prepare_runtime` has it on where it is wanted: on CUDA, unless a run is deterministic.
+        setting.benchmark = before and often
+        try:
+            yield
+        finally:
+            setting.benchmark = before
+
+
+kernel_search = KernelSearch()
 
 
 def seed_step(*, seed: int, step: int, rank: int) -> None:

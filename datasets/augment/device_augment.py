@@ -75,6 +75,14 @@ def augment_on_device(
     return standardise_(values).to(dtype, memory_format=memory_format)
 
 
+def _sent(numbers: Tensor | Sequence[float], device: torch.device) -> Tensor:
+    """Numbers of the host on the device, float32, without waiting for what it is doing."""
+    host = torch.as_tensor(numbers, dtype=torch.float32)
+    if device.type == "cuda":
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
+
+
 def _inside(region: Tensor, size: tuple[int, int]) -> Tensor:
     """1 where a crop shows its image, 0 where it is padded, float32 [N, 1, h, w]."""
     top, bottom, left, right = region.view(-1, 4, 1, 1, 1).unbind(1)
@@ -92,10 +100,10 @@ def _mix_colors(values: Tensor, inside: Tensor, strengths: list[Photometric]) ->
         matrix = torch.from_numpy(color_matrix(item, mean_grey=1.0)).float()
         linear.append(matrix[:, :3])
         offset.append(matrix[0, 3])
-    weights = torch.stack(linear).to(values.device)
-    offsets = torch.stack(offset).to(values.device).view(-1, 1, 1, 1)
+    weights = _sent(torch.stack(linear), values.device)
+    offsets = _sent(torch.stack(offset), values.device).view(-1, 1, 1, 1)
 
-    grey = (values * values.new_tensor(GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    grey = (values * _sent(GREY, values.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
     mean = (grey * inside).sum((2, 3), keepdim=True) / inside.sum((2, 3), keepdim=True)
     mixed = torch.einsum("nij,njhw->nihw", weights, values) + mean * offsets
     return mixed.clamp_(0, 255)
@@ -103,7 +111,7 @@ def _mix_colors(values: Tensor, inside: Tensor, strengths: list[Photometric]) ->
 
 def _shift_hue(values: Tensor, strengths: list[Photometric]) -> Tensor:
     """Turn the hue circle, [N, 3, h, w] from 0 to 255: RGB to HSV and back in closed form."""
-    turns = values.new_tensor([item.hue for item in strengths]).view(-1, 1, 1, 1)
+    turns = _sent([item.hue for item in strengths], values.device).view(-1, 1, 1, 1)
     red, green, blue = values.split(1, dim=1)
     value = values.amax(1, keepdim=True)
     chroma = value - values.amin(1, keepdim=True)
@@ -117,7 +125,7 @@ def _shift_hue(values: Tensor, strengths: list[Photometric]) -> Tensor:
     )
 
     # Where red, green and blue stand on the turned circle gives their new shares of the chroma.
-    standing = values.new_tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1)
+    standing = _sent([5.0, 3.0, 1.0], values.device).view(1, 3, 1, 1)
     angles = (sixths + 6 * turns + standing) % 6
     return value - chroma * torch.minimum(angles, 4 - angles).clamp(0, 1)
 
@@ -129,7 +137,8 @@ def _gaussian(values: Tensor, inside: Tensor, strengths: list[Photometric]) -> T
     """
     radius = max(blur_size(item.sigma) for item in strengths if item.sigma > 0) // 2
     steps = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    kernels = torch.stack([_kernel(steps, item.sigma) for item in strengths]).to(values.device)
+    kernels = torch.stack([_kernel(steps, item.sigma) for item in strengths])
+    kernels = _sent(kernels, values.device)
     samples = len(values)
 
     def blurred(planes: Tensor) -> Tensor:
@@ -162,7 +171,8 @@ def _bilateral(values: Tensor, inside: Tensor, strengths: list[Photometric]) -> 
     The window is round, the distance in colour is summed over the channels, and the tolerance is
     the image's standard deviation.
     """
-    sigma = values.new_tensor([max(item.sigma, 1e-6) for item in strengths]).view(-1, 1, 1, 1)
+    sigmas = [max(item.sigma, 1e-6) for item in strengths]
+    sigma = _sent(sigmas, values.device).view(-1, 1, 1, 1)
     pixels = inside.sum((2, 3), keepdim=True)
     mean = (values * inside).sum((2, 3), keepdim=True) / pixels
     variance = ((values - mean).square() * inside).sum((2, 3), keepdim=True) / pixels
@@ -171,7 +181,7 @@ def _bilateral(values: Tensor, inside: Tensor, strengths: list[Photometric]) -> 
     # Samples have windows of different sizes; the largest is walked over, and each takes its own.
     reach = [max(5, blur_size(item.sigma)) // 2 for item in strengths]
     radius = max(reach)
-    own_reach = values.new_tensor(reach).view(-1, 1, 1, 1)
+    own_reach = _sent(reach, values.device).view(-1, 1, 1, 1)
     framed, framed_inside = (functional.pad(planes, (radius,) * 4) for planes in (values, inside))
 
     height, width = values.shape[2:]
@@ -195,5 +205,6 @@ def _bilateral(values: Tensor, inside: Tensor, strengths: list[Photometric]) -> 
             total += weight * neighbour
             weight_sum += weight
 
-    is_blurred = values.new_tensor([item.sigma > 0 for item in strengths]).view(-1, 1, 1, 1) > 0
+    blurred = [item.sigma > 0 for item in strengths]
+    is_blurred = _sent(blurred, values.device).view(-1, 1, 1, 1) > 0
     return torch.where(is_blurred, total / weight_sum.clamp_min(1e-6), values)

@@ -272,8 +272,8 @@ def _judge_whole(files: Files, result: Verification) -> None:
         other = files.spec.classes[1]
         result.problems.append(
             f"{where} {result.checked} labels looked at hold only 0 and 255, and 255 means ignore "
-            f"here: binary masks? save their 255 as the id of the class ({other.raw_ids[0]} is "
-            f"'{other.name}'), or list 255 among its ids"
+            f"here: binary masks? write 'id: 255' for '{other.name}' into the class list, in the "
+            f"place of {other.raw_ids[0]}"
         )
     elif result.checked and not pixels and not result.problems:
         result.problems.append(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hmsa.utils.files.image_places import IMAGE_PLACES, ImagePlaces, read_image_places
 from hmsa.utils.files.label_format import (
     CITYSCAPES_SUFFIX,
     CONFIDENCE_SUFFIX,
@@ -86,6 +87,39 @@ def find_auto_labels(
     if os.path.isdir(place / split):
         place = place / split
     return _from_folder(place, names)
+
+
+def known_images(place: Path) -> ImagePlaces | None:
+    """Where the images lie that the labels in a folder, or of a manifest, were made from.
+
+    None where the labels do not say so.
+    """
+    folder = place
+    if os.path.isfile(place):
+        folder = place.parent
+    if not os.path.isfile(folder / MANIFEST):
+        return None
+    return read_image_places(folder)
+
+
+def require_images(place: Path, known: ImagePlaces) -> None:
+    """Refuse labels whose images are gone.
+
+    Raises:
+        DataError: names the first of them, and how to say where they are now.
+    """
+    if not known.missing:
+        return
+    folder = place
+    if os.path.isfile(place):
+        folder = place.parent
+    raise DataError(
+        f"{place}: {len(known.missing)} of its images are gone "
+        f"({some([str(path) for path in known.missing])}); move images and labels together, write "
+        f'the images\' new place as "folder" into {folder / IMAGE_PLACES}, or name the split that '
+        "holds them with data.extra.split",
+        kind="missing",
+    )
 
 
 def _from_folder(place: Path, names: Sequence[str]) -> AutoLabels:

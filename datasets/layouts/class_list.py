@@ -7,9 +7,13 @@ Example:
     classes:
       - {name: Sky, color: [128, 128, 128], id: 0}
       - {name: Building, ids: [1, 21]}      # without id or ids, the position in the list counts
+      - {name: Tree, colors: [[128, 128, 0], [192, 192, 0]]}
     layout: {images: "images/{split}", labels: "labels/{split}"}
 
-`layout` is optional. Its values are folders, globs, or `{list: "{split}.txt"}`.
+All but `classes` is optional. Labels of three channels are read by the colours of the classes;
+`labels: colors` reads palette pictures by their colours too. `ignore` names colours beside ids, and
+`unknown: ignore` ignores whatever stands for nothing. The values of `layout` are folders, globs, or
+`{list: "{split}.txt"}`.
 """
 
 from __future__ import annotations
@@ -22,9 +26,12 @@ from hmsa.utils.files.yaml_loader import read_yaml
 from hmsa.utils.words import UserError, did_you_mean
 
 from ..errors import DataError
-from ..spec import ClassInfo, DatasetSpec, spread_color
+from ..spec import ClassInfo, Color, DatasetSpec, LabelForm, spread_color
 
 _DEFAULT_IGNORE = 255
+_KEYS = ("name", "ignore", "classes", "layout", "labels", "unknown")
+_FORMS: tuple[LabelForm, ...] = ("auto", "ids", "colors")
+_UNKNOWN = ("error", "ignore")
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ def load_class_list(path: Path) -> tuple[DatasetSpec, Layout]:
 
 
 def _spec(content: Any, *, default_name: str) -> DatasetSpec:
-    values = _mapping(content, "the class list", ("name", "ignore", "classes", "layout"))
+    values = _mapping(content, "the class list", _KEYS)
     name = values.get("name", default_name)
     if not isinstance(name, str):
         raise DataError(f"name: must be text, not {_shown(name)}")
@@ -79,9 +86,36 @@ def _spec(content: Any, *, default_name: str) -> DatasetSpec:
 
     classes = tuple(_class(entry, position) for position, entry in enumerate(entries))
     used = {value for item in classes for value in item.raw_ids}
-    ignored = _ignored(values.get("ignore", _DEFAULT_IGNORE), used, given="ignore" in values)
+    ids, colors = _ids_and_colors(values.get("ignore", _DEFAULT_IGNORE))
+    ignored = _ignored(ids, used, given="ignore" in values)
+
     # The first ignored value is the one that this project writes.
-    return DatasetSpec(name=name, classes=classes, raw_ignore=ignored[0], known_raw_ids=ignored)
+    return DatasetSpec(
+        name=name,
+        classes=classes,
+        raw_ignore=ignored[0],
+        known_raw_ids=ignored,
+        ignored_colors=colors,
+        label_form=_choice(values, "labels", _FORMS),
+        ignore_unknown=_choice(values, "unknown", _UNKNOWN) == "ignore",
+    )
+
+
+def _ids_and_colors(value: Any) -> tuple[Any, tuple[Color, ...]]:
+    """What `ignore` names: ids as they were given, and the colours among them."""
+    if not isinstance(value, list):
+        return value, ()
+    colors = tuple(_color(item, "ignore") for item in value if isinstance(item, list))
+    return [item for item in value if not isinstance(item, list)], colors
+
+
+def _choice(values: dict[str, Any], key: str, choices: tuple[Any, ...]) -> Any:
+    """The value of `key`, which must be one of `choices`; the first where it is left out."""
+    value = values.get(key, choices[0])
+    if value not in choices:
+        near = did_you_mean(str(value), choices)
+        raise DataError(f"{key}: {_shown(value)} is none of {', '.join(choices)}{near}")
+    return value
 
 
 def _ignored(value: Any, used: set[int], *, given: bool) -> tuple[int, ...]:
@@ -108,7 +142,8 @@ def _ignored(value: Any, used: set[int], *, given: bool) -> tuple[int, ...]:
 
 def _class(entry: Any, position: int) -> ClassInfo:
     where = f"classes[{position}]"
-    values = _mapping(entry, where, ("name", "color", "id", "ids", "category", "has_instances"))
+    known = ("name", "color", "colors", "id", "ids", "category", "has_instances")
+    values = _mapping(entry, where, known)
 
     name = values.get("name")
     if not isinstance(name, str) or not name:
@@ -116,11 +151,7 @@ def _class(entry: Any, position: int) -> ClassInfo:
             f"{where}.name: must be text, not {_shown(name)} (put numbers, true and false in "
             "quotes)"
         )
-    color = values.get("color", list(spread_color(position)))
-    if not (isinstance(color, list) and len(color) == 3 and all(_is_id(part) for part in color)):
-        raise DataError(
-            f"{where}.color: must be [red, green, blue] from 0 to 255, not {_shown(color)}"
-        )
+    colors = _colors(values, where, position)
     category = values.get("category")
     if not (category is None or isinstance(category, str)):
         raise DataError(f"{where}.category: must be text, not {_shown(category)}")
@@ -139,11 +170,33 @@ def _class(entry: Any, position: int) -> ClassInfo:
 
     return ClassInfo(
         name=name,
-        color=(color[0], color[1], color[2]),
+        color=colors[0],
         raw_ids=raw_ids,
         category=category,
         has_instances=has_instances,
+        other_colors=colors[1:],
     )
+
+
+def _colors(values: dict[str, Any], where: str, position: int) -> tuple[Color, ...]:
+    """The colours of a class: the first is drawn, all are read."""
+    if "color" in values and "colors" in values:
+        raise DataError(f"{where}: give color or colors, not both")
+    if "colors" not in values:
+        return (_color(values.get("color", list(spread_color(position))), f"{where}.color"),)
+
+    several = values["colors"]
+    if not isinstance(several, list) or not several:
+        raise DataError(
+            f"{where}.colors: must be a list of [red, green, blue], not {_shown(several)}"
+        )
+    return tuple(_color(item, f"{where}.colors") for item in several)
+
+
+def _color(value: Any, where: str) -> Color:
+    if not (isinstance(value, list) and len(value) == 3 and all(_is_id(part) for part in value)):
+        raise DataError(f"{where}: must be [red, green, blue] from 0 to 255, not {_shown(value)}")
+    return value[0], value[1], value[2]
 
 
 def _layout(content: Any) -> Layout:

@@ -1,7 +1,8 @@
 """One's own images and labels below one root, with classes from a `classes.yaml`.
 
-Format: images in any of `IMAGE_SUFFIXES`, labels as single-channel pictures of class ids in any of
-`LABEL_SUFFIXES`. They lie in split folders, are matched by globs, or are named by list files.
+Format: images in any of `IMAGE_SUFFIXES`, labels as pictures of class ids or of the colours of the
+classes in any of `LABEL_SUFFIXES`. They lie in split folders, are matched by globs, or are named by
+list files: "image label" lines, or names alone as Pascal VOC lists them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from .listing import (
     stem,
 )
 
+# Folders of images and labels that a list of names alone may mean: ours, and those of Pascal VOC.
+NAME_FOLDERS = (("images", "labels"), ("JPEGImages", "SegmentationClass"))
+
 
 def find_folder(
     root: Path,
@@ -60,7 +64,7 @@ def find_folder(
 
     list_file = _list_file(root, split, layout, place)
     if list_file is not None:
-        return _from_list(spec, root, list_file, with_labels)
+        return _from_list(spec, root, list_file, layout, with_labels)
 
     images = _listed(root, place, scan_images)
     if not images:
@@ -75,8 +79,24 @@ def find_folder(
         keys = sorted(images)
         return ListedSplit(spec, [images[key] for key in keys], None, keys)
 
-    keys = pair(images, labels, image_place=str(root / place), label_place=str(root / label_place))
+    try:
+        keys = pair(
+            images, labels, image_place=str(root / place), label_place=str(root / label_place)
+        )
+    except DataError as error:
+        hint = _pairing_hint(images, root, label_place, template=layout.labels)
+        raise DataError(f"{error}{hint}", kind=error.kind) from None
     return ListedSplit(spec, [images[key] for key in keys], [labels[key] for key in keys], keys)
+
+
+def folder_spec(root: Path, classes: Path | None) -> DatasetSpec:
+    """The classes of a folder data set.
+
+    Raises:
+        DataError: it has no class list, or one that cannot be read.
+    """
+    spec, _ = load_class_list(_class_file(root, classes))
+    return spec
 
 
 def _list_file(root: Path, split: str, layout: Layout, image_place: str) -> Path | None:
@@ -129,6 +149,37 @@ def _listed(
     return {key: f"{place}/{path}" for key, path in found.items()}
 
 
+def _pairing_hint(images: dict[str, str], root: Path, label_place: str, *, template: str) -> str:
+    """What to do about images and labels that do not pair; empty where nothing tells."""
+    if _is_glob(label_place):
+        return ""
+    files = scan(root / label_place, accept=has_suffix((*LABEL_SUFFIXES, ".jpg", ".jpeg")))
+
+    # A JPEG of the image's name is a label in a format that cannot hold ids.
+    jpegs = [path for path in files if path.lower().endswith((".jpg", ".jpeg"))]
+    if any(stem(path) in images for path in jpegs):
+        return (
+            f"; {jpegs[0]} there is a JPEG, whose compression changes ids: export labels as PNG "
+            "from where they were drawn"
+        )
+
+    # NAME_mask.png and the like: the ending that most labels have behind an image's name.
+    endings: Counter[str] = Counter()
+    for path in files:
+        name, suffix = os.path.splitext(path)
+        for length in range(len(name) - 1, 0, -1):
+            if name[:length] in images:
+                endings[name[length:] + suffix] += 1
+                break
+    if not endings:
+        return ""
+    ending, _ = endings.most_common(1)[0]
+    return (
+        f"; labels there end in {ending}: write 'layout: {{labels: \"{template}/*{ending}\"}}' "
+        "into the class list, or let `hmsa init` write it"
+    )
+
+
 def _is_glob(place: str) -> bool:
     return any(sign in place for sign in "*?")
 
@@ -153,8 +204,14 @@ def _no_images(root: Path, place: str, split: str) -> DataError:
     )
 
 
-def _from_list(spec: DatasetSpec, root: Path, path: Path, with_labels: bool) -> ListedSplit:
-    images, labels = read_list(path, root=root)
+def _from_list(
+    spec: DatasetSpec, root: Path, path: Path, layout: Layout, with_labels: bool
+) -> ListedSplit:
+    # A list of names alone is of files in the folders of the layout, or in the usual ones.
+    folders: tuple[tuple[str, str], ...] = NAME_FOLDERS
+    if not (_is_glob(layout.images) or "{split}" in layout.images):
+        folders = ((layout.images, layout.labels), *folders)
+    images, labels = read_list(path, root=root, folders=folders)
     if not images:
         raise DataError(f"{path}: list file names no image", kind="empty split")
     if not with_labels:
@@ -162,8 +219,13 @@ def _from_list(spec: DatasetSpec, root: Path, path: Path, with_labels: bool) -> 
     return ListedSplit(spec, images, labels, relative_names(images))
 
 
-def read_list(path: Path, *, root: Path) -> tuple[list[str], list[str] | None]:
+def read_list(
+    path: Path, *, root: Path, folders: Sequence[tuple[str, str]] = ()
+) -> tuple[list[str], list[str] | None]:
     """Images and labels of a list file: lines "image label" or "image", relative to `root`.
+
+    Lines may also be names alone, without suffix: of files in the first of `folders`, pairs of one
+    for images and one for labels, that holds the first of them.
 
     Spaces, a tab or a comma separate; `#` starts a line of comment. A byte-order mark is left out,
     `~/` is the user's folder, and names that are not UTF-8 are those of the file system.
@@ -193,11 +255,18 @@ def read_list(path: Path, *, root: Path) -> tuple[list[str], list[str] | None]:
             )
         rows.append(row)
 
+    rows = _by_name(rows, root, folders)
     missing = [name for row in rows for name in row if not os.path.exists(root / name)]
     if missing:
+        hint = ""
+        if not any(os.path.splitext(name)[1] for name in missing):
+            hint = (
+                "; lines are 'image label' with the paths of two files, or names of files in "
+                "images and labels, or in JPEGImages and SegmentationClass"
+            )
         raise DataError(
             f"{path}: {len(missing)} of the files listed do not exist below {root}: "
-            f"{some(missing)}",
+            f"{some(missing)}{hint}",
             kind="missing",
         )
     images = [row[0] for row in rows]
@@ -208,6 +277,35 @@ def read_list(path: Path, *, root: Path) -> tuple[list[str], list[str] | None]:
     if not rows or len(rows[0]) == 1:
         return images, None
     return images, [row[1] for row in rows]
+
+
+def _by_name(
+    rows: list[list[str]], root: Path, folders: Sequence[tuple[str, str]]
+) -> list[list[str]]:
+    """Rows of a single name without suffix as rows of files; other rows stay as they are."""
+    if not rows or len(rows[0]) != 1 or os.path.exists(root / rows[0][0]):
+        return rows
+
+    for image_folder, label_folder in folders:
+        images = _suffixes_of(root / image_folder, IMAGE_SUFFIXES)
+        labels = _suffixes_of(root / label_folder, LABEL_SUFFIXES)
+        if rows[0][0] not in images:
+            continue
+        found = []
+        for (name,) in rows:
+            row = [f"{image_folder}/{name}{images.get(name, '')}"]
+            if rows[0][0] in labels:
+                row.append(f"{label_folder}/{name}{labels.get(name, '.png')}")
+            found.append(row)
+        return found
+    return rows
+
+
+def _suffixes_of(folder: Path, suffixes: Sequence[str]) -> dict[str, str]:
+    """Name without suffix of each file in a folder, and its suffix; empty where there is none."""
+    if not os.path.isdir(folder):
+        return {}
+    return dict(os.path.splitext(path) for path in scan(folder, accept=has_suffix(suffixes)))
 
 
 def _at_home(name: str) -> str:

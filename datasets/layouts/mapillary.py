@@ -108,6 +108,16 @@ def find_mapillary(
     return ListedSplit(spec, images, labels, names)
 
 
+def mapillary_spec(root: Path, config: Path | None) -> DatasetSpec:
+    """The classes of Mapillary Vistas, as its configuration says.
+
+    Raises:
+        DataError: it has no configuration, or one that cannot be read.
+    """
+    spec, _ = load_mapillary_spec(_config_file(root, config))
+    return spec
+
+
 def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
     """Files of a folder under their names without suffix."""
     return by_key(scan(folder, accept=has_suffix(suffixes)), stem, place=str(folder))

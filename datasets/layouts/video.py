@@ -94,6 +94,17 @@ def frame_size(path: str) -> tuple[int, int]:
     return height, width
 
 
+@lru_cache(maxsize=64)
+def frame_rate(path: str) -> float | None:
+    """Frames per second as the video's header says; None where it says nothing of use."""
+    capture = _opened(path)
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    capture.release()
+    if not 0 < rate <= 1000:
+        return None
+    return float(rate)
+
+
 class _VideoReader:
     """A video that is being decoded, and the last few frames of it."""
 

@@ -6,7 +6,7 @@ after a resume.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +29,8 @@ from ..reading.cache import DecodedCache, build_cache
 from ..sampling.class_uniform import ClassIndex, build_class_index
 from ..sampling.plan import EXTRA, EpochPlan, ExtraPlan, global_batches, plan_length
 from .workers import Batch, WorkerProcesses, batches, start_loader
+
+Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,13 @@ class TrainReader:
         augmentation: Augmentation,
         seed: int,
         photometric: bool,
+        augment: Augment | None = None,
     ) -> None:
         self.sources = sources
         self.augmentation = augmentation
         self.seed = seed
         self.photometric = photometric
+        self.augment = augment
         self.fine_count = len(sources[0].files)
 
     def read(self, requests: list[Request]) -> Batch:
@@ -167,6 +171,12 @@ class TrainReader:
             augmentation=self.augmentation,
             ignore_label=source.files.spec.ignore_label,
         )
+
+        # The caller's own changes come last, and draw from the same generator after its ten draws.
+        if self.augment is not None:
+            changed = self.augment(results[0], results[1], rng)
+            for result, part in zip(results, changed, strict=True):
+                result[...] = part
         return geometry.region(self.augmentation.crop)
 
     def describe(self, requests: list[Request]) -> str:
@@ -194,6 +204,11 @@ class TrainLoader:
         self._reader = reader
         self._processes = processes
         self._loader: DataLoader[Any] | None = None
+        self._next_epoch = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches of the next epoch: 0 in the first loop over the loader, 1 in the second."""
+        return self.epoch(self._next_epoch)
 
     def __len__(self) -> int:
         """Steps of an epoch, the same on every rank and in every epoch."""
@@ -215,6 +230,7 @@ class TrainLoader:
         self._steps.epoch, self._steps.start_step = epoch, start_step
         if self._loader is None:
             self._loader = start_loader(self._reader, self._steps, self._processes)
+        self._next_epoch = epoch + 1
         yield from batches(self._loader)
 
     def close(self) -> None:
@@ -270,6 +286,7 @@ def build_train_loader(
     cache: str = "none",
     cache_dir: str | Path | None = None,
     photometric: bool = True,
+    augment: Augment | None = None,
     prefetch: int = 2,
     pin_memory: bool | None = None,
 ) -> TrainLoader:
@@ -293,6 +310,8 @@ def build_train_loader(
         cache_dir: where index and cache lie.
         photometric: whether workers change colour and blur; False leaves both to
             `augment_on_device`.
+        augment: a function of (image uint8 [h, w, 3], label uint8 [h, w], generator) that returns
+            both of the same size, applied to each finished crop; the generator is the sample's own.
         prefetch: batches that each worker prepares ahead.
         pin_memory: whether batches lie in pinned memory; None: where there is a GPU.
 
@@ -326,7 +345,9 @@ def build_train_loader(
         )
         sources.append(SampleSource(part, decoded))
 
-    reader = TrainReader(sources, augmentation=augmentation, seed=seed, photometric=photometric)
+    reader = TrainReader(
+        sources, augmentation=augmentation, seed=seed, photometric=photometric, augment=augment
+    )
     processes = WorkerProcesses(
         workers=workers, prefetch=prefetch, persistent=True, pin_memory=pin_memory
     )

@@ -19,8 +19,6 @@ _CITYSCAPES_SCORED = frozenset(
 )
 _SHOWN_VALUES = 4
 _MANY_VALUES = 24
-_MANY_COLORS = 1000
-_LOOKED_AT = 4_000_000  # pixels of a large label that are enough to judge it
 
 
 def explain_values(counts: np.ndarray, *, spec: DatasetSpec, label_ids: LabelIds = "raw") -> str:
@@ -83,7 +81,10 @@ def _likely_cause(
 
     # From the most telling to the least: the first that applies is said.
     checks = (
-        (present <= {0, 255}, "a binary mask of 0 and 255? save its 255 as the id of the class"),
+        (
+            present <= {0, 255},
+            "a binary mask of 0 and 255? write 'id: 255' for that class into the class list",
+        ),
         (
             len(wrong) > _MANY_VALUES,
             "a grey photograph, or a label that was resized with interpolation? resize labels by "
@@ -130,27 +131,6 @@ def explain_channels(picture: Image.Image, *, spec: DatasetSpec | None) -> str:
     if picture.mode == "CMYK":
         return f"{size}: a photograph? labels are single-channel PNG files of class ids"
 
-    pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)[:_LOOKED_AT]
-    if (pixels[:, 0] == pixels[:, 1]).all() and (pixels[:, 0] == pixels[:, 2]).all():
-        return (
-            f"{size} that are all equal: save one of them as 8-bit PNG, e.g. "
-            "Image.open(path).split()[0]"
-        )
-
-    # Each colour as one number, so that those of the classes can be looked for.
-    as_number = np.array([65536, 256, 1])
-    colors = np.unique(pixels @ as_number)
-    known: set[int] = set()
-    if spec is not None:
-        known = {int(np.dot(item.color, as_number)) for item in spec.classes}
-    if known & set(colors.tolist()):
-        return (
-            f"{size}: it shows the colours of the classes, not their ids; convert each colour to "
-            "its id and save as 8-bit PNG"
-        )
-    if len(colors) > _MANY_COLORS:
-        return f"{size} and {len(colors)} colours: a photograph? are images and labels swapped"
-    return (
-        f"{size}: an RGB mask? labels are single-channel PNG files of class ids; convert each "
-        "colour to its id"
-    )
+    if spec is not None and spec.label_form == "ids":
+        return f"{size} and the class list says 'labels: ids': write 'labels: colors' there"
+    return f"{size}: labels are PNG files of class ids, or of the colours of the classes"

@@ -20,6 +20,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from ..errors import DataError
 from .causes import explain_channels, explain_values
+from .colors import holds_colors, is_grey, train_ids_of_colors
 from .headers import HEAD_BYTES, Header, HeaderError, parse_header, require_complete
 from .regular import open_data_file, unreadable
 
@@ -148,6 +149,8 @@ def read_label(
 ) -> np.ndarray:
     """A label file as train ids, uint8 [H, W], `spec.ignore_label` where ignored.
 
+    The file holds ids, or the colours of the classes (`DatasetSpec.label_form`).
+
     Args:
         path: the file.
         spec: classes of the data set.
@@ -156,10 +159,15 @@ def read_label(
         label_ids: whether the file holds raw or train ids.
 
     Raises:
-        DataError: every fault of `decode_label`, another size, or a value that is neither a class
-            nor a known ignore id.
+        DataError: every fault of `decode_label`, another size, or a value or colour that is neither
+            a class nor known to be ignored.
     """
-    raw = decode_label(path, spec=spec, max_pixels=max_pixels)
+    picture, header = _open_label(path, max_pixels)
+    if label_ids == "raw" and holds_colors(path, picture, spec):
+        require_same_size(path, (picture.height, picture.width), image_size)
+        return train_ids_of_colors(path, picture, spec)
+
+    raw = _label_values(path, picture, header, spec)
     require_same_size(path, (raw.shape[0], raw.shape[1]), image_size)
 
     # One look-up finds faulty values, a second maps the others.
@@ -203,8 +211,32 @@ def decode_label(
     cause that an error names.
 
     Raises:
-        DataError: missing, empty, too large, truncated, JPEG, more than 8 bits, or several
+        DataError: missing, empty, too large, truncated, JPEG, a value above 255, or several
             channels.
+    """
+    picture, header = _open_label(path, max_pixels)
+    return _label_values(path, picture, header, spec)
+
+
+def open_label(
+    path: str | Path, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> tuple[Image.Image, np.ndarray | None]:
+    """A label file as a picture, and its ids, uint8 [H, W]; None where it holds colours.
+
+    Raises:
+        DataError: every fault of `decode_label` but colours.
+    """
+    picture, header = _open_label(path, max_pixels)
+    if picture.mode in ("RGB", "RGBA") and not is_grey(picture):
+        return picture, None
+    return picture, _label_values(path, picture, header, None)
+
+
+def _open_label(path: str | Path, max_pixels: int) -> tuple[Image.Image, Header | None]:
+    """A label file decoded and turned upright, and the header of a PNG.
+
+    Raises:
+        DataError: missing, empty, too large, truncated, or JPEG.
     """
     data = _read_bytes(path, "label", max_pixels)
     header = _checked_header(path, data, "label", max_pixels)
@@ -213,7 +245,8 @@ def decode_label(
         if header.channels > 1:
             what = "of colours (are images and labels swapped?)"
         raise DataError(
-            f"{path}: label is a JPEG {what}; labels are single-channel PNG files of class ids",
+            f"{path}: label is a JPEG {what}; labels are PNG files of class ids or of the colours "
+            "of the classes: export them as PNG from where they were drawn",
             kind="format",
         )
 
@@ -236,7 +269,7 @@ def decode_label(
             f"{path}: label cannot be decoded ({error}); it is damaged or not a PNG file",
             kind="unreadable",
         ) from error
-    return _label_values(path, picture, header, spec)
+    return picture, header
 
 
 def _upright(picture: Image.Image, orientation: int) -> Image.Image:
@@ -261,16 +294,23 @@ def _label_values(
             values //= 255 // (2**header.bit_depth - 1)
         return values
 
-    # More bits than a class id needs: most often instance ids, which are class * 1000 + number.
+    # Ids fit into 8 bits, however many a file has for them. Larger values are most often instance
+    # ids, which are class * 1000 + number.
     if picture.mode.startswith("I") or picture.mode == "F":
-        largest = np.asarray(picture).max()
-        hint = "save it as 8-bit grey or palette PNG"
-        if largest > 255:
-            hint = "instance ids? take the labelIds files instead"
+        wide = np.asarray(picture)
+        ids = wide.clip(0, 255).astype(np.uint8)
+        if (ids == wide).all():
+            return ids
+        odd = wide[ids != wide]
         raise DataError(
-            f"{path}: label has 16 or more bits per pixel (largest value {largest:g}); {hint}",
+            f"{path}: label has 16 or more bits per pixel and the value {odd.max():g}, where ids "
+            "are whole numbers from 0 to 255; instance ids? take the labelIds files instead",
             kind="depth",
         )
+
+    # Grey that was saved three times: each channel holds the ids.
+    if picture.mode in ("RGB", "RGBA") and is_grey(picture):
+        return np.asarray(picture)[..., 0].copy()
     raise DataError(f"{path}: label {explain_channels(picture, spec=spec)}", kind="channels")
 
 

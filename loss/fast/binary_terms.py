@@ -57,8 +57,8 @@ class _BinaryTerms(torch.autograd.Function):
         if pool_size:
             rows, columns = pooled_size(height, pool_size), pooled_size(width, pool_size)
 
-        # A sum of millions of fp32 numbers is kept in fp64.
-        total = label.new_zeros((), dtype=torch.float64)
+        # A sum of millions of fp32 numbers is kept in fp64, where there is fp64.
+        total = label.new_zeros((), dtype=_sum_dtype(label.device))
         pooled = label.new_empty((number, classes, rows, columns), dtype=dtype)
         for block in _blocks(logits, label, valid, pool_size):
             total += block.cross_entropy()
@@ -84,6 +84,11 @@ class _BinaryTerms(torch.autograd.Function):
                     grad_pooled=grad_pooled[block.images, :, block.pooled_rows],
                 )
         return gradient, None, None, None
+
+
+def _sum_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of long sums on a device; GPUs of Apple's have no fp64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _blocks(logits: Tensor, label: Tensor, valid: Tensor, pool_size: int) -> Iterator[_Block]:
@@ -182,7 +187,7 @@ class _Block:
         self.error[:, :, self.inside].scatter_(1, index, at_label[:, None])
 
     def cross_entropy(self) -> Tensor:
-        """Sum over classes and valid pixels of softplus(z) - z * onehot, a scalar in fp64.
+        """Sum over classes and valid pixels of softplus(z) - z * onehot, a scalar of `_sum_dtype`.
 
         An element's cross-entropy is -log(1 - |error|), which is max(x, 0) - log(1 - p) with
         p = min(|error|, 1 - |error|) and x = z, or -z at the label. The first part is summed as it
@@ -191,7 +196,8 @@ class _Block:
         """
         work = self.buffers.take("work", *self.logits.shape)
         positive = torch.clamp_min(self.logits, 0, out=work).sum(1)
-        linear = (positive - self.logits_at_label).mul_(self.mask).sum(dtype=torch.float64)
+        linear = (positive - self.logits_at_label).mul_(self.mask)
+        linear = linear.sum(dtype=_sum_dtype(linear.device))
 
         # p of all elements, filled up with zeros to a multiple of 8 x 32.
         size = self.error.numel()
@@ -210,6 +216,8 @@ class _Block:
             product.addcmul_(first, second, value=-1)
             work, other = product, work
 
+        if linear.dtype == torch.float32:
+            return linear - torch.log1p(-work).sum()
         products = work.double().neg_().add_(1).view(32, -1).prod(0)
         return linear - products.log_().sum()
 

@@ -1,12 +1,13 @@
 """Decoders by name.
 
 Each entry of DECODERS is a function of the trunk, the number of classes and the options of
-`build_model` that concern decoders; `channels` None means the published width.
+`build_model` that concern decoders; `channels` None means the published width, and `rates`
+and `pooling` are deeplabv3plus's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..trunks.trunk import Trunk
 from .decoder import Decoded, Decoder
@@ -25,6 +26,8 @@ def _ocr(
     head: str,
     dropout: float,
     channels: int | None,
+    rates: Sequence[int],
+    pooling: bool,
 ) -> Decoder:
     width = channels or 512
     return OCR(
@@ -45,6 +48,8 @@ def _deeplabv3plus(
     head: str,
     dropout: float,
     channels: int | None,
+    rates: Sequence[int],
+    pooling: bool,
 ) -> Decoder:
     width = channels or 256
     return DeepLabV3Plus(
@@ -56,6 +61,8 @@ def _deeplabv3plus(
         head=head,
         channels=width,
         bottleneck_channels=max(1, 48 * width // 256),
+        rates=rates,
+        pooling=pooling,
     )
 
 
@@ -67,6 +74,8 @@ def _fcn(
     head: str,
     dropout: float,
     channels: int | None,
+    rates: Sequence[int],
+    pooling: bool,
 ) -> Decoder:
     return FCN(trunk_channels=trunk.channels, num_classes=num_classes, channels=channels or 256)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..heads import ConvHead
-from ..layers import ConvNorm, at_least_float32, full_precision, row_by_row
+from ..layers import ConvNorm, at_least_float32, full_precision, over_image, row_by_row
 from ..trunks.trunk import Features
 from .decoder import Decoded, Decoder
 
@@ -109,13 +109,18 @@ class OCR(Decoder):
         # Soft object regions, the features of each, and what they say about every pixel.
         regions = self.aux_head(features.semantic)
         pixels = self.embed(features.semantic)
-        keys, values = self.object_attention.keys_and_values(gather_regions(regions, pixels))
+        keys, values = self.object_attention.keys_and_values(self.gather(regions, pixels))
         enriched = self.dropout(self.enrich(pixels, keys, values))
 
         aux: Tensor | None = None
         if with_aux:
             aux = regions
         return Decoded(logits=self.classifier(enriched), aux=aux, features=enriched)
+
+    @over_image
+    def gather(self, regions: Tensor, pixels: Tensor) -> Tensor:
+        """The features of each object region of the image, `[N, D, C, 1]`."""
+        return gather_regions(regions, pixels)
 
     @row_by_row(halo=1)
     def embed(self, features: Tensor) -> Tensor:

@@ -60,8 +60,11 @@ def _frozen_copy(model: Model) -> Model:
 
 def _require_finite(model: nn.Module) -> None:
     """An infinite variance alone would give finite logits, of a layer that is switched off."""
-    for name, tensor in model.state_dict().items():
-        if not tensor.isfinite().all():
+    state = model.state_dict()
+    # One copy for all tensors, since the host waits for a GPU in each.
+    finite = torch.stack([tensor.isfinite().all() for tensor in state.values()]).tolist()
+    for name, is_finite in zip(state, finite, strict=True):
+        if not is_finite:
             raise ModelError(
                 f"{name} holds values that are no finite numbers: use another checkpoint."
             )
@@ -129,15 +132,22 @@ def _fold(convolution: nn.Conv2d, norm: nn.Module) -> None:
     assert isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
     assert norm.running_mean is not None and norm.running_var is not None
 
-    gain = (norm.running_var.double() + norm.eps).rsqrt()
+    gain = (_exact(norm.running_var) + norm.eps).rsqrt()
     if norm.weight is not None:
-        gain = gain * norm.weight.double()
-    bias = -norm.running_mean.double() * gain
+        gain = gain * _exact(norm.weight)
+    bias = -_exact(norm.running_mean) * gain
     if convolution.bias is not None:
-        bias = bias + convolution.bias.double() * gain
+        bias = bias + _exact(convolution.bias) * gain
     if norm.bias is not None:
-        bias = bias + norm.bias.double()
+        bias = bias + _exact(norm.bias)
 
     weight = convolution.weight
-    convolution.bias = nn.Parameter(bias.to(weight.dtype), requires_grad=False)
-    weight.copy_(weight.double() * gain.view(-1, 1, 1, 1))
+    convolution.bias = nn.Parameter(bias.to(weight.dtype).to(weight.device), requires_grad=False)
+    weight.copy_((_exact(weight) * gain.view(-1, 1, 1, 1)).to(weight.dtype))
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """A tensor in float64, on the CPU where its device has none."""
+    if tensor.device.type == "mps":
+        tensor = tensor.cpu()
+    return tensor.double()

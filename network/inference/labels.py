@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..layers import ModelError
-from .tiling import STRIP, Piece
+from .tiling import Piece, strip_rows
 
 
 class NonFiniteError(ModelError):
@@ -24,7 +24,7 @@ def label_and_confidence(logits: Tensor) -> tuple[Tensor, Tensor]:
     the largest logit is NaN or infinite the label is of no meaning and the confidence is NaN.
     """
     canvas = LabelCanvas(logits, size=(logits.shape[-2], logits.shape[-1]), with_confidence=True)
-    for rows in _row_strips(logits.shape[-2]):
+    for rows in _row_strips(logits):
         canvas.paint(Piece(rows, slice(None), logits[:, :, rows]))
     assert canvas.confidence is not None
     return canvas.label, canvas.confidence
@@ -38,14 +38,15 @@ def predicted_label(logits: Tensor) -> Tensor:
         NonFiniteError: the largest logit of a pixel is NaN or infinite.
     """
     canvas = LabelCanvas(logits, size=(logits.shape[-2], logits.shape[-1]), with_confidence=False)
-    for rows in _row_strips(logits.shape[-2]):
+    for rows in _row_strips(logits):
         canvas.paint(Piece(rows, slice(None), logits[:, :, rows]))
     canvas.require_finite()
     return canvas.label
 
 
-def _row_strips(height: int) -> Iterator[slice]:
-    return (slice(start, min(start + STRIP, height)) for start in range(0, height, STRIP))
+def _row_strips(logits: Tensor) -> Iterator[slice]:
+    height, step = logits.shape[-2], strip_rows(logits.device)
+    return (slice(start, min(start + step, height)) for start in range(0, height, step))
 
 
 class LabelCanvas:
@@ -77,8 +78,11 @@ class LabelCanvas:
 
     def require_finite(self) -> None:
         """Raise NonFiniteError where a pixel has no label and no confidence would say so."""
+        # With a confidence nothing is counted, and there is nothing to wait for.
+        if self.confidence is not None:
+            return
         count = int(self.without_label)
-        if self.confidence is None and count:
+        if count:
             raise NonFiniteError(
                 f"the largest logit of {count} of {self.label.numel()} pixels is not a finite "
                 "number (NaN or infinite), so that they have no label: the weights, the image or "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -28,6 +29,9 @@ class InferenceOptions:
         tile: (height, width) in pixels above which an image is cut into overlapping tiles.
         overlap: of tiles, in pixels, or as a share of the tile when below 1. Tiles are blended in
             the middle of their overlap by weights that sum to one.
+        refine: share of the image, 0 to 1, on which scales above 1 are computed, where the
+            attention leaves most to them; 1 computes them everywhere. "auto" takes as much of each
+            image as the attention asks for. For hierarchical models (`refinement`).
         autocast_dtype: run the network under autocast, e.g. torch.bfloat16; combining and logits
             stay in float32.
 
@@ -42,6 +46,7 @@ class InferenceOptions:
     tile: tuple[int, int] | None = None
     overlap: float = 0.25
     autocast_dtype: torch.dtype | None = None
+    refine: float | Literal["auto"] = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", checked_scales(self.scales))
@@ -57,6 +62,24 @@ class InferenceOptions:
             )
         if self.tile is not None:
             self._check_tile(self.tile)
+        # A comparison with NaN is false, so that NaN is refused as well.
+        if self.refine != "auto" and not (
+            isinstance(self.refine, (int, float)) and 0 <= self.refine <= 1
+        ):
+            raise ModelError(
+                f"refine {self.refine!r} is not known: give a share of the image from 0 to 1, such "
+                "as 0.3, or auto."
+            )
+
+    @property
+    def refined_scales(self) -> tuple[float, ...]:
+        """The scales that are computed on a part of the image, ascending: those above 1.
+
+        The lowest scale of all is computed whole, whatever it is.
+        """
+        if self.refine == 1:
+            return ()
+        return tuple(scale for scale in sorted(self.scales)[1:] if scale > 1)
 
     def _check_tile(self, tile: tuple[int, int]) -> None:
         if len(tile) != 2 or min(tile) < 1:
@@ -77,6 +100,12 @@ class InferenceOptions:
         text = "{" + ", ".join(f"{scale:g}" for scale in self.scales) + "}"
         if self.flip:
             text += " + flip"
+        if self.refined_scales:
+            above = " and ".join(f"{scale:g}x" for scale in self.refined_scales)
+            where = "where attention asks"
+            if self.refine != "auto":
+                where = f"on {100 * self.refine:g} %"
+            text += f", {above} {where}"
         if (self.combine, self.over) != ("average", "logits"):
             text += f", {self.combine} of {self.over}"
         return text

@@ -17,6 +17,7 @@ from ..prediction import Prediction
 from .kept_scales import KeptScales
 from .labels import LabelCanvas, label_and_confidence, predicted_label
 from .options import InferenceOptions
+from .refinement import RefinedArea
 from .scales import KeepScales, describe_logits, is_chained
 from .strips import StripMap
 from .tiling import Piece, Span, alignment, overlap_pixels, spans, stitch
@@ -36,13 +37,15 @@ def predict(
     *,
     keep_scales: KeepScales = False,
     on_fallback: Callable[[str], None] | None = None,
+    area: RefinedArea | None = None,
 ) -> Prediction:
     """Logits `[N, C, H, W]` of normalised images `[N, 3, H, W]`.
 
     They are in float32, or float64 for a model in float64. With `keep_scales` the result also holds
     the attention, and the maps of each scale at the size of its scaled image: with `flip` means of
     both ways; from tiles joined without blending. With "attention" the logits of the scales are
-    left out (they have no channels), which saves most of that memory.
+    left out (they have no channels), which saves most of that memory. How much of the images is
+    computed at scales above 1, where the options ask for a part, is added to `area`.
 
     When memory runs out it tries again with smaller and smaller tiles; `on_fallback` is told so in
     a sentence (default: a Python warning). The model is in evaluation mode meanwhile and must not
@@ -52,7 +55,7 @@ def predict(
     Raises:
         ModelError: the model does not take these scales, or not even a tile of 64 pixels fits.
     """
-    run = partial(_whole_logits, model, image, options, keep_scales)
+    run = partial(_whole_logits, model, image, options, keep_scales, area)
     with _evaluating(model):
         return _with_fallback(run, _first_tile(image, options), image.device, on_fallback)
 
@@ -65,18 +68,19 @@ def predict_label(
     *,
     with_confidence: bool = False,
     on_fallback: Callable[[str], None] | None = None,
+    area: RefinedArea | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Label uint8 `[N, H, W]` and confidence float32 `[N, H, W]` (or None) of normalised images.
 
     They are what `label_and_confidence` makes of the logits of `predict`, but logits never exist
     at full size. Where the largest logit of a pixel is NaN or infinite, the label is of no meaning
-    and the confidence is NaN. `on_fallback` is that of `predict`.
+    and the confidence is NaN. `on_fallback` and `area` are those of `predict`.
 
     Raises:
         ModelError: as `predict`.
         NonFiniteError: (a ModelError) without confidence, where a pixel's would be NaN.
     """
-    run = partial(_whole_label, model, image, options, with_confidence)
+    run = partial(_whole_label, model, image, options, with_confidence, area)
     with _evaluating(model):
         return _with_fallback(run, _first_tile(image, options), image.device, on_fallback)
 
@@ -92,7 +96,12 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _whole_logits(
-    model: nn.Module, image: Tensor, options: InferenceOptions, keep_scales: KeepScales, tile: Size
+    model: nn.Module,
+    image: Tensor,
+    options: InferenceOptions,
+    keep_scales: KeepScales,
+    area: RefinedArea | None,
+    tile: Size,
 ) -> Prediction:
     # A model that fuses scales rounds their sizes down; averaging rounds to the nearest pixel.
     rounded: Callable[[float], int] = math.floor if is_chained(model) else round
@@ -101,29 +110,40 @@ def _whole_logits(
         kept = KeptScales(_size(image), rounded)
 
     logits: Tensor | None = None
-    for piece in _pieces(model, image, options, tile, kept, keep_scales):
+    counted = RefinedArea()
+    for piece in _pieces(model, image, options, tile, counted, kept, keep_scales):
         if logits is None:
             logits = piece.logits.new_empty((*piece.logits.shape[:2], *_size(image)))
         logits[:, :, piece.rows, piece.columns] = piece.logits
         del piece  # it may be a view of a whole tile
 
     assert logits is not None
+    if area is not None:
+        area.add(counted)
     if kept is None:
         return Prediction(logits)
     return Prediction(logits, attention=kept.attention, scales=kept.scales)
 
 
 def _whole_label(
-    model: nn.Module, image: Tensor, options: InferenceOptions, with_confidence: bool, tile: Size
+    model: nn.Module,
+    image: Tensor,
+    options: InferenceOptions,
+    with_confidence: bool,
+    area: RefinedArea | None,
+    tile: Size,
 ) -> tuple[Tensor, Tensor | None]:
     canvas: LabelCanvas | None = None
-    for piece in _pieces(model, image, options, tile):
+    counted = RefinedArea()
+    for piece in _pieces(model, image, options, tile, counted):
         if canvas is None:
             canvas = LabelCanvas(piece.logits, size=_size(image), with_confidence=with_confidence)
         canvas.paint(piece)
         del piece  # it may be a view of a whole tile
 
     assert canvas is not None
+    if area is not None:
+        area.add(counted)
     canvas.require_finite()
     return canvas.label, canvas.confidence
 
@@ -133,6 +153,7 @@ def _pieces(
     image: Tensor,
     options: InferenceOptions,
     tile: Size,
+    area: RefinedArea,
     kept: KeptScales | None = None,
     keep_scales: KeepScales = False,
 ) -> Iterator[Piece]:
@@ -146,7 +167,7 @@ def _pieces(
     def logits_of_tile(row: Span, column: Span) -> StripMap:
         part = image[:, :, row.start : row.stop, column.start : column.stop]
         with _autocast(image.device, options.autocast_dtype):
-            maps = describe_logits(model, part, options, keep_scales=keep_scales)
+            maps = describe_logits(model, part, options, keep_scales=keep_scales, area=area)
         if kept is not None:
             kept.add(maps, row, column)
         return maps.logits

@@ -6,7 +6,9 @@ maximum is taken, as the authors' evaluation does (docs/release_notes.md, evalua
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,6 +18,7 @@ from ..layers import at_least_float32, resize
 from ..model import MultiScaleModel, resized, scaled_size
 from ..prediction import Prediction
 from .options import InferenceOptions
+from .refinement import RefinedArea, predict_refined, require_refinable
 from .strips import RowByRow, StripMap, as_strip_map, held, in_strips
 
 KeepScales = bool | Literal["attention"]  # "attention" keeps the attention maps alone
@@ -32,16 +35,24 @@ class ImageMaps:
 
 
 def describe_logits(
-    model: nn.Module, image: Tensor, options: InferenceOptions, *, keep_scales: KeepScales
+    model: nn.Module,
+    image: Tensor,
+    options: InferenceOptions,
+    *,
+    keep_scales: KeepScales,
+    area: RefinedArea | None = None,
 ) -> ImageMaps:
     """Run the network on normalised images `[N, 3, H, W]`; full-size logits are described only.
 
     For a model of this package nothing larger than maps at the resolution of the features is held.
-    Any other module that returns a `Prediction` works too; its maps are held at full size.
+    Any other module that returns a `Prediction` works too; its maps are held at full size. What is
+    computed of scales above 1 is added to `area`, where the options ask for a part of them.
     """
-    run, combined = _pooled, len(options.scales)
+    require_refinable(model, options)
+    run: Callable[..., ImageMaps] = _pooled
+    combined = len(options.scales)
     if is_chained(model):
-        run, combined = _fused_by_model, 1
+        run, combined = partial(_fused_by_model, area=area), 1
     if options.flip:
         combined *= 2
     over_probabilities = options.over == "probabilities" and combined > 1
@@ -66,11 +77,22 @@ def _fused_by_model(
     options: InferenceOptions,
     keep_scales: KeepScales,
     over_probabilities: bool,
+    *,
+    area: RefinedArea | None = None,
 ) -> ImageMaps:
     """All scales go into the model's own fusion."""
     size = (image.shape[-2], image.shape[-1])
     own: dict[float, Prediction] = {}
-    if isinstance(model, MultiScaleModel):
+    if isinstance(model, MultiScaleModel) and options.refined_scales:
+        refined = predict_refined(model, image, options, area)
+        own = {scale: held(part) for scale, part in refined.all.items()}
+        fused = model.fuse_scales({scale: own[scale] for scale in refined.computed}, size)
+        align_corners = model.align_corners
+        # A scale alone has no attention to fuse by, but it says so.
+        if fused.attention is None:
+            attended = resized(own[min(own)], size, align_corners=align_corners)
+            fused = fused._replace(attention=attended.attention)
+    elif isinstance(model, MultiScaleModel):
         with in_strips(model):
             small = model.predict_scales(image, options.scales, keep_scales=bool(keep_scales))
         own = {scale: held(part) for scale, part in small.items()}

@@ -13,7 +13,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,18 +22,86 @@ from torch import Tensor, nn
 from ..layers import Concatenate, RowDependence, at_least_float32
 from ..prediction import Prediction
 
-# A map is computed in so many strips: on a CPU such that they stay in its caches, elsewhere fewer,
-# because each strip launches its own kernels.
+# On a CPU a map is computed in so many strips that they stay in its caches. Heads run on fewer and
+# larger ones, because neighbours share `halo` rows.
 CPU_STRIPS = 64
-GPU_STRIPS = 16
 FEWEST_ROWS = 4  # of such a strip
-
-# Heads run on fewer and larger strips, because neighbours share `halo` rows.
 HEAD_STRIPS = 8
 FEWEST_HEAD_ROWS = 16
 
+# Elsewhere each strip launches its own kernels, which takes longer than the arithmetic of few rows.
+GPU_STRIPS = 8
+FEWEST_GPU_ROWS = 256
+
+# Tables of neighbouring rows that are kept, a few kilobytes each.
+KEPT_TABLES = 4096
+CPU = torch.device("cpu")
+
 # Torch's functions that treat every row of a map alone.
 ROW_FUNCTIONS = frozenset({torch.addcmul})
+
+
+class NeighbouringRows(NamedTuple):
+    """The two rows of the source between which each row of an interpolated strip lies.
+
+    They count from the source row `first`; the rows up to and with `last` are needed.
+    """
+
+    above: Tensor  # int64 [rows]
+    below: Tensor  # int64 [rows]
+    weight: Tensor  # of the row below, [rows, 1]
+    first: int
+    last: int
+
+
+@functools.lru_cache(maxsize=KEPT_TABLES)
+def neighbouring_rows(
+    height: int,
+    wanted: int,
+    start: int,
+    stop: int,
+    *,
+    align_corners: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> NeighbouringRows:
+    """The neighbours of rows `[start, stop)` where `height` rows become `wanted` ones.
+
+    The tables are computed where they are used, and kept there for the next image of that size: to
+    copy them from the host would make it wait for the device in every strip.
+    """
+    above, below, weight = _positions(height, wanted, start, stop, align_corners, dtype, device)
+    # Which rows the strip needs is asked of the host's own table, so that nothing waits.
+    ends = above, below
+    if device.type != "cpu":
+        ends = _positions(height, wanted, start, stop, align_corners, dtype, CPU)[:2]
+    first, last = int(ends[0][0]), int(ends[1][-1])
+
+    # Both tables are of the same arithmetic. Should a device round otherwise, then not out of it.
+    above, below = (rows.sub_(first).clamp_(0, last - first) for rows in (above, below))
+    return NeighbouringRows(above, below, weight.unsqueeze(1), first, last)
+
+
+def _positions(
+    height: int,
+    wanted: int,
+    start: int,
+    stop: int,
+    align_corners: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The source rows above and below each row, and the weight of the one below."""
+    # As exact as `interpolate` is for this dtype.
+    position = torch.arange(start, stop, dtype=dtype, device=device)
+    if align_corners:
+        position = position * ((height - 1) / max(wanted - 1, 1))
+    else:
+        position = ((position + 0.5) * (height / wanted) - 0.5).clamp_(min=0)
+
+    above = position.floor().long().clamp_(max=height - 1)
+    below = (above + 1).clamp_(max=height - 1)
+    return above, below, position - above
 
 
 class StripMap:
@@ -169,13 +237,20 @@ class Resized(StripMap):
             self.dtype = torch.float64
 
     def rows(self, start: int, stop: int) -> Tensor:
-        above, below, weight = self._neighbours(start, stop)
-        first, last = int(above[0]), int(below[-1])
-        wide = self._at_full_width(at_least_float32(self.source.rows(first, last + 1)))
+        near = neighbouring_rows(
+            self.source.shape[2],
+            self.shape[2],
+            start,
+            stop,
+            align_corners=self.align_corners,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        wide = self._at_full_width(at_least_float32(self.source.rows(near.first, near.last + 1)))
 
-        upper = wide.index_select(2, (above - first).to(self.device))
-        lower = wide.index_select(2, (below - first).to(self.device))
-        return torch.lerp(upper, lower, weight.to(self.device).unsqueeze(1))
+        upper = wide.index_select(2, near.above)
+        lower = wide.index_select(2, near.below)
+        return torch.lerp(upper, lower, near.weight)
 
     def _at_full_width(self, rows: Tensor) -> Tensor:
         """Rows of the source, interpolated along their width only."""
@@ -186,20 +261,6 @@ class Resized(StripMap):
             rows.flatten(1, 2), width, mode="linear", align_corners=self.align_corners
         )
         return lines.unflatten(1, rows.shape[1:3])
-
-    def _neighbours(self, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor]:
-        """For each row: the source rows above and below it, and the weight of the one below."""
-        height, wanted = self.source.shape[2], self.shape[2]
-        # As exact as `interpolate` is for this dtype.
-        position = torch.arange(start, stop, dtype=self.dtype)
-        if self.align_corners:
-            position = position * ((height - 1) / max(wanted - 1, 1))
-        else:
-            position = ((position + 0.5) * (height / wanted) - 0.5).clamp_(min=0)
-
-        above = position.floor().long().clamp_(max=height - 1)
-        below = (above + 1).clamp_(max=height - 1)
-        return above, below, position - above
 
 
 class Concatenated(StripMap):
@@ -218,8 +279,9 @@ class Concatenated(StripMap):
 
 def strips_of(height: int, device: torch.device) -> Iterator[tuple[int, int]]:
     """(start, stop) of the strips in which a map of that height is computed."""
-    count = CPU_STRIPS if device.type == "cpu" else GPU_STRIPS
-    step = max(FEWEST_ROWS, math.ceil(height / count))
+    step = max(FEWEST_ROWS, math.ceil(height / CPU_STRIPS))
+    if device.type != "cpu":
+        step = max(FEWEST_GPU_ROWS, math.ceil(height / GPU_STRIPS))
     return ((start, min(start + step, height)) for start in range(0, height, step))
 
 
@@ -248,7 +310,7 @@ def in_strips(model: nn.Module) -> Iterator[None]:
         setattr(module, name, method)
         replaced.append((module, name))
 
-    for module in _eager_modules(model):
+    for module in eager_modules(model):
         if isinstance(module, Concatenate):
             replace(module, "forward", functools.partial(_put_off, module.forward))
         for name, dependence in _row_methods(type(module)):  # type: ignore[arg-type]
@@ -262,13 +324,13 @@ def in_strips(model: nn.Module) -> Iterator[None]:
             delattr(module, name)
 
 
-def _eager_modules(module: nn.Module) -> Iterator[nn.Module]:
+def eager_modules(module: nn.Module) -> Iterator[nn.Module]:
     """The module and those inside it, but none that is compiled: its graph wants tensors."""
     if module._compiled_call_impl is not None and not hasattr(module, "predict_scales"):
         return
     yield module
     for child in module.children():
-        yield from _eager_modules(child)
+        yield from eager_modules(child)
 
 
 @functools.cache
@@ -300,6 +362,8 @@ def run_in_strips(
     source = as_strip_map(features)
     height, halo = source.shape[2], dependence.halo
     step = max(FEWEST_HEAD_ROWS, math.ceil(height / HEAD_STRIPS))
+    if source.device.type != "cpu":
+        step = max(FEWEST_GPU_ROWS, step)
     if step >= height:
         return method(source.whole(), *others)
 

@@ -17,7 +17,8 @@ from .strips import StripMap
 # Stride of the coarsest features of a trunk, in pixels: tiles that begin at its multiples see the
 # pixel grid of the whole image.
 STRIDE = 32
-STRIP = 32  # rows that are computed at once
+STRIP = 32  # rows that are computed at once on a CPU, where they stay in its caches
+GPU_STRIP = 256  # and elsewhere, where each strip launches its own kernels
 # Pixels over which neighbouring tiles are blended: so many rows of logits are held.
 LONGEST_RAMP = 32
 
@@ -136,7 +137,7 @@ def _pieces_of(
         height = row.last + row.to_after - row.first
         after = sample.new_empty((*logits.shape[:2], height, column.to_after))
 
-    for start, stop in _strips(row):
+    for start, stop in _strips(row, strip_rows(logits.device)):
         strip = logits.rows(start - row.start, stop - row.start)
         in_ramp = slice(start - row.first, stop - row.first)
         if after is not None:
@@ -155,12 +156,17 @@ def _pieces_of(
     return after
 
 
-def _strips(row: Span) -> Iterator[tuple[int, int]]:
-    """Strips of rows in image coordinates; none crosses the border of a ramp."""
+def strip_rows(device: torch.device) -> int:
+    """How many rows are computed at once on `device`."""
+    return STRIP if device.type == "cpu" else GPU_STRIP
+
+
+def _strips(row: Span, height: int) -> Iterator[tuple[int, int]]:
+    """Strips of `height` rows in image coordinates; none crosses the border of a ramp."""
     borders = (row.first, row.first + row.from_before, row.last, row.last + row.to_after)
     for begin, end in pairwise(borders):
-        for start in range(begin, end, STRIP):
-            yield start, min(start + STRIP, end)
+        for start in range(begin, end, height):
+            yield start, min(start + height, end)
 
 
 def _columns(strip: Tensor, column: Span, begin: int, count: int) -> Tensor:
@@ -169,8 +175,10 @@ def _columns(strip: Tensor, column: Span, begin: int, count: int) -> Tensor:
 
 def ramp(length: int, *, like: Tensor) -> Tensor:
     """Weights `[length]` that rise smoothly from 0 to 1; mirrored, they are the other tile's."""
-    position = (torch.arange(length, device=like.device, dtype=torch.float64) + 0.5) / length
-    return (0.5 - 0.5 * torch.cos(torch.pi * position)).to(like.dtype)
+    # GPUs of Apple's have no float64.
+    device = torch.device("cpu") if like.device.type == "mps" else like.device
+    position = (torch.arange(length, device=device, dtype=torch.float64) + 0.5) / length
+    return (0.5 - 0.5 * torch.cos(torch.pi * position)).to(like.dtype).to(like.device)
 
 
 @dataclass

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import Concatenate, ModelError, run_stage
+from .depthwise import replace_depthwise
 from .trunk import Features, Trunk
 
 Value = TypeVar("Value")
@@ -154,6 +155,7 @@ class TimmFeatures(Trunk):
         self.activation_checkpointing = activation_checkpointing
         self.name = name
         self.net, dilated, self.multiple = create_features(name, output_stride)
+        replace_depthwise(self.net)
 
         info: Any = self.net.feature_info
         self.level_channels, self.level_strides = info.channels(), info.reduction()
@@ -194,9 +196,13 @@ class TimmFeatures(Trunk):
     def own_names(self, tensors: dict[str, Value]) -> dict[str, Value]:
         """Rename the tensors of a file of timm's whole model to ours.
 
-        timm's feature networks flatten one level of the names, or put `model.` before them.
+        timm's feature networks flatten one level of the names, or put `model.` before them. The
+        files of EfficientNet-PyTorch have other names for the same tensors in the same order.
         """
         own = self.state_dict().keys()
+        if "_conv_stem.weight" in tensors:
+            names = [*own, *list(tensors)[len(own) :]]
+            return dict(zip(names, tensors.values(), strict=False))
 
         def name(key: str) -> str:
             candidates = (f"net.{key}", f"net.{key.replace('.', '_', 1)}", f"net.model.{key}", key)

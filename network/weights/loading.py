@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import ModelError
+from ..trunks.input_statistics import IMAGENET_MEAN, IMAGENET_STD, take_imagenet_images
 from ..trunks.timm_features import TimmFeatures
 from .files import read_tensors
 from .key_names import from_authors, without_prefixes
@@ -129,11 +130,24 @@ def load_weights(
     return report
 
 
-def load_trunk_weights(trunk: nn.Module, source: str | Path | Mapping[str, object]) -> LoadReport:
+def load_trunk_weights(
+    trunk: nn.Module,
+    source: str | Path | Mapping[str, object],
+    *,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> LoadReport:
     """Load ImageNet weights into a trunk, completely, and report what was done.
 
     Recognised are official HRNet's, torchvision's and timm's files, and the trunk of a whole model.
     Classifier layers of the file are left out.
+
+    Args:
+        trunk: what to fill.
+        source: path of a torch or safetensors file, or what such a file holds.
+        mean: of the images the weights were trained with. Images come in ImageNet's normalisation
+            everywhere, so weights of another one are changed to give the same features for them.
+        std: their standard deviation.
 
     Raises:
         ModelError: the file cannot be read, or does not hold every tensor of the trunk.
@@ -146,7 +160,9 @@ def load_trunk_weights(trunk: nn.Module, source: str | Path | Mapping[str, objec
             for key, value in tensors.items()
             if key.startswith("trunk.")
         }
-    return _load_trunk(trunk, tensors, name=name)
+    report = _load_trunk(trunk, tensors, name=name)
+    take_imagenet_images(trunk, mean=mean, std=std)
+    return report
 
 
 def load_plain_weights(model: nn.Module, source: str | Path | Mapping[str, object]) -> LoadReport:

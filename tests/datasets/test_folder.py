@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from hmsa.datasets import DataError, Files, build_files, image_files, read_label
 from hmsa.datasets.layouts.class_list import Layout
@@ -365,3 +366,44 @@ def test_labels_outside_the_classes_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"labels/train/a\.png: label value 3 .* one class more"):
         listed(tmp_path).read_label(0)
     assert np.array_equal(read_label(path, spec=toy_spec(4)), label(values=(0, 1, 2, 3)))
+
+
+def test_labels_that_do_not_pair_say_what_to_do(tmp_path: Path) -> None:
+    """Other endings, and JPEG."""
+    root = make_folder(tmp_path, {"train": ["a", "b"]})
+    for name in "ab":
+        path = root / f"labels/train/{name}.png"
+        path.rename(path.with_name(f"{name}_mask.png"))
+    with pytest.raises(
+        DataError, match=r"labels there end in _mask\.png: write 'layout: "
+    ) as caught:
+        listed(root)
+    written = str(caught.value).split("'layout: ")[1].split("' into")[0]
+    layout = Layout(**yaml.safe_load(written))
+    assert len(build_files(dataset="folder", root=root, split="train", layout=layout)) == 2
+
+    for name in "ab":
+        (root / f"labels/train/{name}_mask.png").rename(root / f"labels/train/{name}.jpg")
+    with pytest.raises(DataError, match=r"a\.jpg there is a JPEG, .*export labels as PNG"):
+        listed(root)
+
+
+def test_lists_of_names_as_pascal_voc_has_them(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, {"train": ["a", "b", "c"]})
+    (root / "images/train").rename(root / "JPEGImages")
+    (root / "labels/train").rename(root / "SegmentationClass")
+    save_text(root / "ImageSets/Segmentation/train.txt", "b\na\n")
+    files = listed(root, split="ImageSets/Segmentation/train.txt")
+    assert [files.image_path(index).name for index in range(2)] == ["b.jpg", "a.jpg"]
+    assert files.label_path(0) == root / "SegmentationClass/b.png"
+    assert files.read_label(0).shape == (24, 32)
+
+    # Names that are nowhere say what a line holds.
+    save_text(root / "other.txt", "x\ny\n")
+    with pytest.raises(DataError, match="x, y; lines are 'image label'"):
+        listed(root, split="other.txt")
+
+
+def save_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from PIL import Image
 
 from hmsa.datasets import (
     CITYSCAPES,
+    ClassInfo,
     DataError,
+    DatasetSpec,
     image_size,
     read_image,
     read_label,
@@ -265,20 +268,84 @@ def test_truncated_or_damaged_label(tmp_path: Path, kept: float) -> None:
     refused(write(tmp_path / "damaged.png", bytes(damaged)), "cannot be decoded")
 
 
-def test_rgb_labels_and_their_likely_causes(tmp_path: Path) -> None:
+def test_labels_of_colours_are_read_as_they_are(tmp_path: Path) -> None:
+    """RGB, RGBA and, where the class list says so, palette pictures whose indices mean nothing."""
     spec = toy_spec()
-    refused(
-        save(tmp_path / "palette.png", spec.palette[label()]),
-        "colours of the classes, not their ids",
-    )
-    refused(save(tmp_path / "equal.png", np.dstack([label()] * 3)), "all equal: save one of them")
+    rgb = spec.palette[label()]
+    assert np.array_equal(read_label(save(tmp_path / "rgb.png", rgb), spec=spec), label())
+    opaque = save(tmp_path / "rgba.png", rgb, mode="RGBA")
+    assert np.array_equal(read_label(opaque, spec=spec, image_size=(24, 32)), label())
+    refused(opaque, "label has 24 x 32 pixels", image_size=(48, 64))
+
+    # The colours of classes 0, 1 and 2 at the indices 7, 3 and 5.
+    palette = np.zeros((256, 3), np.uint8)
+    palette[[7, 3, 5]] = spec.palette[:3]
+    indices = np.array([7, 3, 5], np.uint8)[label()]
+    path = save(tmp_path / "palette.png", indices, palette=palette.tobytes())
+    refused(path, "label values 3 .* 5 .* 7")
+    by_color = replace(spec, label_form="colors")
+    assert np.array_equal(read_label(path, spec=by_color), label())
+    # Grey pictures, such as automatic labels, hold ids all the same.
+    assert np.array_equal(read_label(save(tmp_path / "l.png", label()), spec=by_color), label())
+
+
+def test_colours_that_are_ignored_unknown_or_shared(tmp_path: Path) -> None:
+    spec = toy_spec()
+    rgb = spec.palette[label()]
+    rgb[0, :5] = (9, 9, 8)
+    path = save(tmp_path / "a.png", rgb)
+    refused(path, r"label colour \[9, 9, 8\] \(5 of 768 pixels\) .* add it to its class")
+
+    expected = label()
+    expected[0, :5] = 255
+    for changes in ({"ignored_colors": ((9, 9, 8),)}, {"ignore_unknown": True}):
+        assert np.array_equal(read_label(path, spec=replace(spec, **changes)), expected)
+    first = replace(spec.classes[0], other_colors=((9, 9, 8),))
+    expected[0, :5] = 0
+    several = replace(spec, classes=(first, *spec.classes[1:]))
+    assert np.array_equal(read_label(path, spec=several), expected)
+
+    second = replace(spec.classes[1], color=spec.classes[0].color)
+    shared = replace(spec, classes=(spec.classes[0], second, spec.classes[2]))
+    refused(path, "stands for both 'a' and 'b'", spec=shared)
+    assert np.array_equal(read_label(save(tmp_path / "l.png", label()), spec=shared), label())
+
+
+def test_values_that_stand_for_nothing_can_be_ignored(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", label(values=(0, 90)))
+    expected = np.where(label(values=(0, 90)) == 90, 255, 0)
+    assert np.array_equal(read_label(path, spec=replace(toy_spec(), ignore_unknown=True)), expected)
+
+
+def test_grey_in_three_channels_is_ids_or_colours(tmp_path: Path) -> None:
+    equal = save(tmp_path / "equal.png", np.dstack([label()] * 3))
+    assert np.array_equal(read_label(equal, spec=toy_spec()), label())
+
+    # Colours of classes that are grey, as binary masks saved as RGB have them.
+    black, white = ClassInfo("no", (0, 0, 0), (0,)), ClassInfo("yes", (255, 255, 255), (1,))
+    binary = DatasetSpec("binary", (black, white), raw_ignore=9)
+    path = save(tmp_path / "binary.png", np.dstack([label(values=(0, 1)) * 255] * 3))
+    assert np.array_equal(read_label(path, spec=binary), label(values=(0, 1)))
+
+    # Where ids and colours would both fit and differ, neither is taken.
+    classes = (replace(black, raw_ids=(255,)), replace(white, raw_ids=(0,)))
+    turned = DatasetSpec("t", classes, raw_ignore=9)
+    with pytest.raises(DataError, match="write 'labels: ids' or 'labels: colors'"):
+        read_label(path, spec=turned)
+    by_color = replace(turned, label_form="colors")
+    assert np.array_equal(read_label(path, spec=by_color), label(values=(0, 1)))
+
+
+def test_pictures_that_are_no_labels_and_their_likely_causes(tmp_path: Path) -> None:
     refused(save(tmp_path / "photo.png", photo((64, 64))), "images and labels swapped")
-    refused(
-        save(tmp_path / "mask.png", np.dstack([label() * 50, label() * 20, label()])), "an RGB mask"
-    )
+    smooth = toy_spec().palette[label()]
+    smooth[0, :, 0] = np.arange(32)
+    refused(save(tmp_path / "smooth.png", smooth), "and 26 more colours .* without anti-aliasing")
     refused(save(tmp_path / "alpha.png", label(), mode="LA"), r"2 channels \(LA\)")
     refused(save(tmp_path / "photo.jpg", photo()), "JPEG of colours .are images and labels swapped")
-    refused(save(tmp_path / "grey.jpg", label()), "lossy compression changes ids")
+    refused(save(tmp_path / "grey.jpg", label()), "lossy compression changes ids.*export them")
+    only_ids = replace(toy_spec(), label_form="ids")
+    refused(tmp_path / "smooth.png", "write 'labels: colors'", spec=only_ids)
     Image.fromarray(photo()).convert("CMYK").save(tmp_path / "cmyk.tif")
     refused(tmp_path / "cmyk.tif", r"4 channels \(CMYK\)")
 
@@ -286,17 +353,16 @@ def test_rgb_labels_and_their_likely_causes(tmp_path: Path) -> None:
 def test_sixteen_bit_labels(tmp_path: Path) -> None:
     refused(
         save(tmp_path / "instances.png", label().astype(np.uint16) + 24_000),
-        r"largest value 24002.*labelIds",
+        r"the value 24002.*labelIds",
     )
-    refused(
-        save(tmp_path / "wide.png", label().astype(np.uint16)), r"16 or more bits.*save it as 8-bit"
-    )
+    wide = save(tmp_path / "wide.png", label().astype(np.uint16))
+    assert np.array_equal(read_label(wide, spec=toy_spec()), label())
 
 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ((0, 255), r"value 255 \(\d+ of 768 pixels\).*a binary mask of 0 and 255"),
+        ((0, 255), r"value 255 \(\d+ of 768 pixels\).*a binary mask of 0 and 255.*id: 255"),
         ((1, 2, 3), "ids counted from 1 to 3 instead of from 0"),
         ((0, 1, 2, 3), "one class more than the 3 that the class list names"),
         ((0, 7, 8, 11, 26), "raw ids of Cityscapes"),

@@ -190,3 +190,52 @@ def test_class_list_mistakes_are_named_with_file_and_key(
 def test_missing_class_list_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"class list cannot be read: .*absent\.yaml"):
         load_class_list(tmp_path / "absent.yaml")
+
+
+def test_class_list_with_colours(tmp_path: Path) -> None:
+    """Several colours of a class, ignored ones beside ids, and what is unknown."""
+    path = tmp_path / "classes.yaml"
+    path.write_text(
+        "ignore: [254, [1, 2, 3]]\nlabels: colors\nunknown: ignore\n"
+        "classes: [{name: a, colors: [[4, 5, 6], [7, 8, 9]]}, {name: b, color: [0, 0, 0]}]\n"
+    )
+    spec, _ = load_class_list(path)
+    assert spec.classes[0].color == (4, 5, 6)
+    assert (spec.label_form, spec.ignore_unknown, spec.raw_ignore) == ("colors", True, 254)
+    codes, train_ids = spec.color_table
+    assert dict(zip(codes.tolist(), train_ids.tolist(), strict=True)) == {
+        0: 1,
+        0x010203: 255,
+        0x040506: 0,
+        0x070809: 0,
+    }
+    assert DatasetSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_records_of_data_sets_without_colours_to_read_stay_as_they_were() -> None:
+    assert set(toy_spec().to_dict()) == {
+        "name",
+        "classes",
+        "ignore_label",
+        "raw_ignore",
+        "known_raw_ids",
+    }
+    assert "other_colors" not in toy_spec().to_dict()["classes"][0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ignore: [[1, 2]]", "ignore: must be .red, green, blue."),
+        ("labels: colours", "did you mean 'colors'"),
+        ("unknown: ignored", "did you mean 'ignore'"),
+    ],
+)
+def test_mistakes_about_colours_are_named(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "classes.yaml"
+    path.write_text(f"{text}\nclasses: [{{name: a}}]\n")
+    with pytest.raises(DataError, match=said):
+        load_class_list(path)
+    path.write_text("classes: [{name: a, color: [1, 2, 3], colors: [[1, 2, 3]]}]\n")
+    with pytest.raises(DataError, match="give color or colors, not both"):
+        load_class_list(path)

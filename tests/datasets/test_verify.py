@@ -95,11 +95,11 @@ def test_each_kind_of_fault_has_one_sentence(tmp_path: Path) -> None:
     for name in ("value1", "value2"):
         save(labels / f"{name}.png", label(values=(0, 3)))
     save(labels / "size.png", label((12, 16)))
-    save(labels / "rgb.png", toy_spec().palette[label()])
+    save(labels / "rgb.png", toy_spec().palette[label()] + 1)
     (images / "cut.png").write_bytes(encoded(photo(), "PNG")[:300])
     (images / "empty.png").write_bytes(b"")
     (images / "bomb.png").write_bytes(png_with_size(60_000, 60_000))
-    save(labels / "wide.png", label().astype(np.uint16))
+    save(labels / "wide.png", label().astype(np.uint16) + 1000)
     Image.fromarray(photo()).convert("CMYK").save(images / "cmyk.png", "JPEG")
     (labels / "swapped.png").write_bytes(encoded(photo(), "JPEG"))
     found = verify_files(listed(tmp_path), workers=2)
@@ -107,7 +107,7 @@ def test_each_kind_of_fault_has_one_sentence(tmp_path: Path) -> None:
     for said in (
         "value1.png: label value 3",
         "size.png: label has 12 x 16",
-        "rgb.png: label has 3 channels",
+        "rgb.png: label colours",
         "cut.png: image is truncated",
         "empty.png: image is empty",
         "bomb.png: image declares 60000 x 60000",
@@ -153,7 +153,7 @@ def test_binary_masks_whose_255_would_be_ignore(tmp_path: Path) -> None:
     assert (
         "all 2 labels looked at hold only 0 and 255" in problem
         and "binary masks?" in problem
-        and "1 is 'thing'" in problem
+        and "write 'id: 255' for 'thing'" in problem
     )
     save(tmp_path / "labels/train/b.png", label(values=(0, 1, 255)))
     assert verify_files(listed(tmp_path)).problems == []

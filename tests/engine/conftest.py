@@ -74,7 +74,7 @@ def configuration(folder: Path, root: Path, /, **changes: dict[str, object]) -> 
         },
         "loss": {"main": "cross_entropy"},
         "optim": {"lr": 0.02, "epochs": 2, "schedule_per": "step"},
-        "runtime": {"device": "cpu", "threads": 1, "log_every": 1},
+        "runtime": {"device": "cpu", "threads": 1, "log_every": 1, "val_every": 1},
         "eval": {"scales": [0.5, 1.0], "workers": 0},
         "autolabel": {"scales": [0.5, 1.0]},
     }

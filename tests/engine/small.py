@@ -107,6 +107,11 @@ class Faults:
         os.killpg(0, signal.SIGTERM)
 
     @staticmethod
+    def interrupt() -> None:
+        """As Ctrl-C at a terminal does."""
+        os.kill(os.getpid(), signal.SIGINT)
+
+    @staticmethod
     def terminate_all() -> None:
         """As SLURM does: the launcher and every process below it at once."""
         for number in [os.getppid(), *_below(os.getppid())]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hmsa.engine import command_line
+from hmsa.engine.arguments import parse_calibrate, parse_eval, parse_train
 from hmsa.engine.command_line import lasting_streams, run_command
 from hmsa.utils.words import UserError
 from tests.engine.conftest import ROOT
@@ -108,3 +109,37 @@ def test_the_grace_time_waits_for_a_save(monkeypatch: pytest.MonkeyPatch) -> Non
         command_line._leave(143)
         assert ended == []
     assert ended == [143]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "the following argument is required: config, a YAML file"),
+        (["a.yaml", "--lr", "0.1"], "is written optim.lr=0.1"),
+        (["a.yaml", "--num-workers=3"], "is written data.workers=3"),
+        (["a.yaml", "--epochs"], "is written optim.epochs=VALUE"),
+        (["a.yaml", "--rezume"], "did you mean '--resume'?"),
+        (["a.yaml", "--nonsense"], "unrecognized arguments: --nonsense\n"),
+    ],
+)
+def test_a_command_line_says_what_was_meant(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_train(words)
+    assert caught.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["0.5 1 2", "0.5,1,2", "[0.5,1,2]", "[0.5, 1, 2]", "0.5 1,2"])
+def test_a_list_of_scales_may_be_written_in_any_way(words: str) -> None:
+    found = parse_eval(["--checkpoint", "x", "--scales", *words.split(), "data.root=y"])
+    assert found.scales == [0.5, 1.0, 2.0] and found.overrides == ["data.root=y"]
+    found = parse_calibrate(["--checkpoint", "x", "--scales", words, "--images", "8"])
+    assert found.scales == [0.5, 1.0, 2.0] and found.images == 8
+
+
+@pytest.mark.parametrize("words", ["0.5,y", "[]", "0", "1 17"])
+def test_what_is_no_list_of_scales_is_said(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_eval(["--checkpoint", "x", "--scales", *words.split()])
+    assert "scale" in capsys.readouterr().err.splitlines()[-1]

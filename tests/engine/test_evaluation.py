@@ -34,6 +34,7 @@ from hmsa.engine.arguments import parse_eval
 from hmsa.engine.build import Loaded, OpenedCheckpoint
 from hmsa.engine.evaluate import evaluate
 from hmsa.engine.pictures import Needs, infer, pictures_of
+from hmsa.engine.video_output import VideoError
 from hmsa.network import (
     InferenceOptions,
     ModelError,
@@ -777,6 +778,75 @@ def test_a_video_and_a_picture_give_one_output_for_each_image(tmp_path: Path, ru
     )
 
 
+def test_a_video_becomes_a_video_and_predictions_have_an_index(
+    tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 12.5, (64, 48))
+    for number in range(6):
+        colour = CITYSCAPES.palette[(0, 10)[number % 2], ::-1]
+        writer.write(np.full((48, 64, 3), colour, np.uint8))
+    writer.release()
+    photos(tmp_path / "album")
+    (tmp_path / "album" / "damaged.png").write_bytes(b"x")
+
+    images = ("--images", clip, tmp_path / "album")
+    assert run(CITYSCAPES, {}, *images, "--output", tmp_path / "out") == 1
+    written = cv2.VideoCapture(str(tmp_path / "out" / "video" / "clip.mp4"))
+    assert written.get(cv2.CAP_PROP_FPS) == 12.5
+    frames = []
+    while True:
+        done, frame = written.read()
+        if not done:
+            break
+        frames.append(frame.mean(axis=(0, 1)))
+    assert len(frames) == 6
+    drawn = cv2.imread(str(tmp_path / "out" / "overlay" / "clip" / "000001.png"))
+    assert np.abs(frames[1] - drawn.mean(axis=(0, 1))).max() < 12
+    assert np.abs(frames[1] - frames[0]).max() > 40, "frames come in their order"
+
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert 'href="video/clip.mp4"' in page and 'href="overlay/clip/000000.png"' in page
+    assert "damaged.png: image" in page and "9 images" in page
+    assert "road" in page and "vegetation" in page and "bicycle" not in page
+
+    # Instead of the frames; and a sentence where there is nothing to make a video of or with.
+    assert (
+        run(CITYSCAPES, {}, "--images", clip, "--output", tmp_path / "two", "--save", "video") == 0
+    )
+    assert sorted(path.name for path in (tmp_path / "two").iterdir() if path.name[0] != ".") == [
+        "classes.json",
+        "index.html",
+        "video",
+    ]
+    with pytest.raises(DataError, match="no video is among the images"):
+        run(CITYSCAPES, {}, *images[::2], "--output", tmp_path / "three", "--save", "video")
+    monkeypatch.setattr("hmsa.engine.video_output.CODECS", ((".mp4", "????"),))
+    with pytest.raises(VideoError, match="no codec to write a video.*ffmpeg"):
+        run(CITYSCAPES, {}, "--images", clip, "--output", tmp_path / "four", "--save", "video")
+    assert run(CITYSCAPES, {}, "--images", clip, "--output", tmp_path / "five") == 0
+    assert not (tmp_path / "five" / "video").exists()
+
+
+def test_metrics_hold_intervals_costs_and_examples(tmp_path: Path, run: Any) -> None:
+    root = cityscapes_tree(tmp_path / "data", count=6)
+    data = {"dataset": "cityscapes", "root": str(root)}
+    run(CITYSCAPES, data, "--output", tmp_path / "out", "--compare", "0.5,1")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    first, second = metrics["compared"]
+    assert first["miou_interval"][0] <= first["miou"] <= first["miou_interval"][1]
+    assert first["difference_interval"] == [0, 0] and len(second["difference_interval"]) == 2
+    assert sum("recommended" in way for way in metrics["compared"]) == 1
+    assert len(metrics["classes"]["road"]["iou_interval"]) == 2
+    assert [example["name"] for example in metrics["examples"]] and all(
+        (tmp_path / "out" / example[kind]).is_file()
+        for example in metrics["examples"]
+        for kind in ("image", "label", "prediction")
+    )
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "95 % interval" in page and "Typical" in page and str(root) in page
+
+
 # --- what is written where (issue 14, A1) ---
 
 
@@ -927,7 +997,7 @@ def test_shares_of_scales_sum_to_one_for_every_kind_of_attention(
         "attention 0.5x",
         "attention 1x",
     ]
-    assert list(shown) == expected + (["attention 2x"] if multiscale == "explicit" else [])
+    assert list(shown) == [*expected, "attention 2x"]
     shrunk = pictures_of(model, files, inference, 0, long_edge=40)
     assert (
         shrunk["image"].shape == shrunk["prediction"].shape == shrunk["label"].shape == (32, 40, 3)

@@ -263,6 +263,51 @@ def test_sigterm_to_the_process_group_saves_although_workers_get_it_too(
     assert_same_bits(tmp_path / "run", whole)
 
 
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    train: Train, street: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Within a step, and within a validation, before which everything was saved."""
+    config = small(tmp_path, street, runtime={"checkpoint_minutes": 100})
+    for moment, step in (("step:5", 5), ("evaluate:2", 6)):
+        outcome = train(config, "--resume", faults=(f"interrupt:{moment}",), status=130)
+        assert f"stopped by Ctrl-C after step {step}; go on with --resume" in outcome.text
+        assert "Traceback" not in outcome.text
+        assert state_of(tmp_path / "run")["progress"]["step"] == step
+    train(config, "--resume")
+    assert_same_bits(tmp_path / "run", whole)
+
+
+def test_a_finished_run_says_so_and_is_not_scored_again(
+    train: Train, street: Path, tmp_path: Path
+) -> None:
+    config = small(tmp_path, street)
+    text = train(config).text
+    for words in (
+        "6 training and 3 validation images",
+        "3 classes (sky, road, pole)",
+        "hierarchical at {0.5, 1}",
+        "weights     random",
+        "device      CPU",
+        f"run folder  {tmp_path / 'run'}",
+        "an epoch takes about",
+        "of validating and saving",
+    ):
+        assert words in text, words
+    rows = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert {json.loads(row)["epoch"] for row in rows.splitlines()} == {1, 2, 3, 4}
+
+    # Nothing is evaluated: the fault would kill it.
+    outcome = train(config, "--resume", faults=("kill:evaluate:1",))
+    assert "this training is finished" in outcome.text and "hmsa eval" in outcome.text
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == rows
+
+    # Without its last score, or with more epochs, it is not finished.
+    train(config, "--resume", "optim.epochs=5", faults=("kill:evaluate:3",), status=-9)
+    assert "this training is finished" not in train(config, "--resume", "optim.epochs=5").text
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_bytes().splitlines()[-1])
+    assert (last["kind"], last["epoch"], last["step"]) == ("val", 5, 15)
+
+
 def test_an_unreachable_rendezvous_is_one_sentence(
     train: Train, street: Path, tmp_path: Path
 ) -> None:

@@ -44,6 +44,7 @@ class Recorder:
             "count_pixels": np.array([1, 2, 3]),
             "build_model": model,
             "synchronise_batch_norm": model,
+            "find_weights": SimpleNamespace(path=None, sentence="none"),
         }
         for name in (
             "build_files",
@@ -53,6 +54,7 @@ class Recorder:
             "count_pixels",
             "build_model",
             "load_weights",
+            "find_weights",
             "build_criterion",
             "build_optimizer",
             "parameter_groups",
@@ -65,6 +67,7 @@ class Recorder:
             "compile_in_place",
             "WeightAverage",
             "attention_bias_of",
+            "OwnAugmentation",
         ):
             monkeypatch.setattr(build, name, self.stand_in(name, results.get(name, 0.5)))
         monkeypatch.setattr(build, "Hierarchical", torch.nn.Sequential)
@@ -123,6 +126,7 @@ def other_value(field: ConfigField) -> Any:
         "data.class_uniform.tile": [64, 64],
         "data.blur_sigma": [0.5, 0.6],
         "model.train_scales": [0.25, 1.0],
+        "model.aspp_rates": [1, 2, 3],
         "eval.scales": [1.0],
         "autolabel.scales": [1.0],
         "eval.tile": [64, 64],

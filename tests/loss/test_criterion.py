@@ -170,9 +170,9 @@ def test_options_reach_their_losses() -> None:
     ("keywords", "sentence"),
     [
         (
-            {"main": "dice"},
+            {"main": "dise"},
             "main must be one of cross_entropy, rmi, bootstrapped, ohem, bce, relaxed_boundary, "
-            "not 'dice'.",
+            "dice, focal, lovasz, not 'dise' (did you mean 'dice'?).",
         ),
         (
             {"rmi": {"radios": 3}},

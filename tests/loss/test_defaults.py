@@ -14,6 +14,8 @@ from hmsa.loss import (
     binary_cross_entropy,
     bootstrapped_cross_entropy,
     build_criterion,
+    dice_loss,
+    focal_loss,
     ohem_cross_entropy,
     relaxed_boundary_loss,
     rmi_loss,
@@ -37,7 +39,7 @@ def defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 def test_the_criterion_has_the_defaults_of_the_configuration() -> None:
     section = Config.from_dict({}).loss
-    sub_sections = {"rmi", "ohem", "bootstrapped", "relaxed_boundary"}
+    sub_sections = {"rmi", "ohem", "bootstrapped", "relaxed_boundary", "dice", "focal"}
     for name, default in defaults(build_criterion).items():
         # Class weights are counted, and left-out options are those of the loss itself.
         if name != "class_weights" and name not in sub_sections:
@@ -51,6 +53,8 @@ def test_the_criterion_has_the_defaults_of_the_configuration() -> None:
         ("ohem", (ohem_cross_entropy,)),
         ("bootstrapped", (bootstrapped_cross_entropy,)),
         ("relaxed_boundary", (relaxed_boundary_loss,)),
+        ("dice", (dice_loss,)),
+        ("focal", (focal_loss,)),
     ],
 )
 def test_every_loss_has_the_defaults_of_its_section(

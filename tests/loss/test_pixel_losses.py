@@ -20,6 +20,9 @@ from hmsa.loss import (
     bootstrapped_cross_entropy,
     class_weights_from_counts,
     cross_entropy,
+    dice_loss,
+    focal_loss,
+    lovasz_loss,
     ohem_cross_entropy,
     relaxed_boundary_loss,
 )
@@ -34,6 +37,11 @@ LOSSES: dict[str, tuple[Loss, dict[str, Any]]] = {
     "ohem": (ohem_cross_entropy, {"threshold": 0.3, "min_kept": 0.05}),
     "bce": (binary_cross_entropy, {}),
     "relaxed": (relaxed_boundary_loss, {}),
+    "dice": (dice_loss, {}),
+    "dice, smooth": (dice_loss, {"smooth": 1.0}),
+    "focal": (focal_loss, {}),
+    "focal, gamma below 1": (focal_loss, {"gamma": 0.5}),
+    "lovasz": (lovasz_loss, {}),
     "relaxed, wide, strict": (relaxed_boundary_loss, {"window": 5, "strict_classes": (1, 3)}),
 }
 every_loss = pytest.mark.parametrize(("loss", "settings"), LOSSES.values(), ids=LOSSES.keys())

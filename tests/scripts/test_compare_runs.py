@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
-from scripts.compare_runs import CompareError, load_runs, main
+from scripts.compare_runs import CompareError, as_page, load_runs, main
 
 
 def write(path: Path, **changes: Any) -> Path:
@@ -241,3 +243,55 @@ def test_runs_as_a_script_without_torch(tmp_path: Path, root: Path) -> None:
     code = blocked + "runpy.run_path('scripts/compare_runs.py', run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0 and "mIoU" in done.stdout, done.stderr
+
+
+def test_runs_keep_their_names_wherever_their_results_lie(tmp_path: Path) -> None:
+    """`eval` is the name of no run."""
+    ways = [{"scales": [1.0], "miou": 0.5}, {"scales": [0.5, 1.0], "miou": 0.6}]
+    one = write(tmp_path / "runs" / "demo" / "eval" / "metrics.json", compared=ways)
+    assert [run.name for run in load_runs([one], every_way=True)] == ["demo", "demo"]
+    page = as_page(load_runs([one], every_way=True))
+    assert "demo {1}" in page and "demo {0.5, 1}" in page
+    flipped = write(tmp_path / "runs" / "demo" / "eval_flip" / "metrics.json")
+    assert [run.name for run in load_runs([one, flipped])] == ["demo", "demo/eval_flip"]
+    other = write(tmp_path / "runs" / "other" / "eval" / "metrics.json")
+    assert [run.name for run in load_runs([one, other])] == ["demo", "other"]
+
+
+def test_costs_stand_beside_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    way = {
+        "scales": [1.0],
+        "seconds_per_image": 0.125,
+        "flops_relative": 1.0,
+        "peak_bytes": 5 * 2**20,
+        "miou_interval": [0.45, 0.6],
+    }
+    one = write(tmp_path / "a" / "metrics.json", compared=[way])
+    other = write(tmp_path / "b" / "metrics.json", miou=0.55)
+    assert main([str(one), str(other)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["seconds", "per", "image", "0.125", "-"] in lines
+    assert ["memory,", "MiB", "5", "-"] in lines
+    assert ["mIoU,", "95", "%", "interval", "45.0", "to", "60.0", "-"] in lines
+    page = as_page(load_runs([one, other]))
+    assert "number soft" in page, "a difference within the interval is not coloured"
+
+
+def test_pictures_of_the_same_images_stand_side_by_side(tmp_path: Path) -> None:
+    for run, names in (("a", ("x", "y")), ("b", ("y", "z"))):
+        examples = []
+        for name in names:
+            files = {kind: f"examples/{name}_{kind}.png" for kind in ("image", "label")}
+            examples.append({"name": name, **files, "prediction": "../outside.png"})
+            if run == "b":
+                examples[-1]["prediction"] = f"examples/{name}_image.png"
+            for file in files.values():
+                (tmp_path / run / file).parent.mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(tmp_path / run / file), np.full((4, 6, 3), 99, np.uint8))
+        write(tmp_path / run / "metrics.json", examples=examples)
+    (tmp_path / "outside.png").write_bytes((tmp_path / "a/examples/x_image.png").read_bytes())
+
+    page = as_page(load_runs([tmp_path / "a", tmp_path / "b"]))
+    assert "<h4>y</h4>" in page and "<h4>x</h4>" not in page and "<h4>z</h4>" not in page
+    captions = re.findall("<figcaption>(.*?)</figcaption>", page)
+    assert captions == ["image", "label", "b"], "no file outside the results is shown"

@@ -157,10 +157,10 @@ def test_bad_files_and_endings_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(tmp_path / "absent.pth"), str(tmp_path / "out.pth")]) == 2
-    assert "absent.pth is not a file" in capsys.readouterr().err
+    assert "absent.pth: no such checkpoint file" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["a.pth", "b.onnx"])
-    assert "must end in .safetensors or .pth" in capsys.readouterr().err
+    assert "must end in .safetensors or .pt or .pth" in capsys.readouterr().err
 
 
 def test_the_input_is_never_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from hmsa.network import ModelError, build_model
+from hmsa.datasets import ClassInfo, DatasetSpec
+from hmsa.network import InferenceOptions, ModelError, build_model
+from hmsa.network.inference import predict
 from hmsa.utils.words import UserError
-from scripts.export import TOLERANCE, export_model, main
+from scripts.export import TOLERANCE, described, export_model, main
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(
@@ -158,3 +161,43 @@ def test_an_export_that_fails_leaves_the_file_that_was_there(
         export_model(built("resnet18", "fcn", "single"), output=output, size=(64, 64))
     assert output.read_bytes() == b"an earlier export"
     assert [file.name for file in tmp_path.iterdir()] == ["model.pt2"]
+
+
+@needs_onnx
+def test_an_open_onnx_file_names_its_axes_and_describes_itself(tmp_path: Path) -> None:
+    import onnxruntime
+
+    model = built("resnet18", "fcn", "single")
+    spec = DatasetSpec("mine", tuple(ClassInfo(f"class {n}", (n, 2, 3), (n,)) for n in range(5)))
+    difference = export_model(
+        model,
+        output=tmp_path / "model.onnx",
+        size=(64, 96),
+        scales=(0.5, 1.0),
+        dynamic=True,
+        combine="average",
+        description=described(spec, (0.5, 1.0)),
+    )
+    assert difference <= TOLERANCE
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    (image,) = session.get_inputs()
+    assert image.shape == ["batch", 3, "height", "width"]
+    carried = json.loads(session.get_modelmeta().custom_metadata_map["hmsa"])
+    assert carried["classes"][4] == "class 4" and carried["colours"][1] == [1, 2, 3]
+    assert carried["scales"] == [0.5, 1.0] and len(carried["mean"]) == len(carried["std"]) == 3
+
+    # Three images of another size, averaged over both scales as evaluation does.
+    images = torch.randn(3, 3, 80, 112)
+    logits = session.run(["logits"], {"image": images.numpy()})[0]
+    expected = predict(model, images, InferenceOptions(scales=(0.5, 1.0))).logits
+    torch.testing.assert_close(torch.from_numpy(logits), expected, atol=TOLERANCE, rtol=0)
+
+
+def test_a_program_describes_itself(tmp_path: Path) -> None:
+    model, output = built("resnet18", "fcn", "single"), tmp_path / "model.pt2"
+    export_model(model, output=output, size=(64, 64), description={"classes": ["a"]})
+    extra = {"hmsa": ""}
+    torch.export.load(output, extra_files=extra)
+    assert json.loads(extra["hmsa"]) == {"classes": ["a"]}

@@ -11,7 +11,7 @@ from torch import nn
 
 from hmsa.network import InferenceOptions, build_model
 from hmsa.network.inference import predict
-from scripts.measuring.live_memory import LiveMemory
+from hmsa.utils.training.live_memory import LiveMemory
 from scripts.model_info import NetworkParts, information, main, table
 
 SIZE = (64, 128)

@@ -152,6 +152,16 @@ def test_a_panel_never_replaces_what_it_is_drawn_from(folder: Path) -> None:
         assert "is a file to read" in refuses(folder, words)
 
 
+def test_a_panel_is_of_the_kind_that_its_name_says(folder: Path) -> None:
+    words = [word.replace(".png", ".jpg") for word in words_of("panel")]
+    outcome, _, _ = run(folder, *words)
+    assert outcome.status == 0, outcome.text
+    assert (folder / "out" / "file.jpg").read_bytes()[:3] == b"\xff\xd8\xff"
+    assert ".png or .jpg" in refuses(
+        folder, [word.replace(".png", ".bmp") for word in words_of("panel")]
+    )
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_a_command_wrote_it_may_replace_when_told(name: str, folder: Path) -> None:
     """Rows are renewed without being asked: a file of rows is known by its content."""

@@ -8,17 +8,17 @@ import pytest
 
 from hmsa.utils.config import iter_fields
 from scripts import write_configuration_page
-from scripts.write_configuration_page import PAGE, main, page
+from scripts.write_configuration_page import PAGE, configuration_page, main
 
 
 def test_committed_page_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), (
+    assert PAGE.read_text(encoding="utf-8") == configuration_page(), (
         "run python scripts/write_configuration_page.py"
     )
 
 
 def test_every_option_has_one_complete_row() -> None:
-    rows = [line for line in page().splitlines() if line.startswith("| `")]
+    rows = [line for line in configuration_page().splitlines() if line.startswith("| `")]
     cells = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
     assert [row[0].strip("`") for row in cells] == [field.name for field in iter_fields()]
     assert all(len(row) == 4 and all(row) for row in cells)

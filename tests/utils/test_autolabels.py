@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hmsa.network.inference.predict import label_and_confidence
+from hmsa.utils.files.image_places import ImagePlace
 from hmsa.utils.files.png import encode_png
 from hmsa.utils.files.prefetch import prefetch
 from hmsa.utils.files.writing import WriteError
@@ -462,7 +463,9 @@ def test_an_image_that_was_replaced_by_one_of_the_same_size_shows(tmp_path: Path
     entries = fill(folder)
     _rewrite("0.png", [4, 9, 0], image_sha256=hashed)(folder)
     tree = compile_tree(folder, SETTINGS, entries, NAMES)
-    tree.write(folder, image_paths={"0.jpg": image, "1.jpg": tmp_path / "gone.jpg"})
+    tree.write(
+        folder, images={"0.jpg": ImagePlace(image), "1.jpg": ImagePlace(tmp_path / "gone.jpg")}
+    )
     assert problems_of(folder) == (3, []), "images that are elsewhere are no problem"
     assert (
         json.loads((folder / "images.jsonl").read_text().splitlines()[0])["image_sha256"] == hashed
@@ -645,7 +648,7 @@ def test_names_that_are_not_utf8_go_through_all_files(tmp_path: Path) -> None:
     failed = Entry("b.jpg", "b.png", None)
     write_failure(tmp_path / "b.png", made_with=record["made_with"], why=f"{name} is broken")
     tree = compile_tree(tmp_path, SETTINGS, [entry, failed], NAMES)
-    tree.write(tmp_path, image_paths={entry.image: tmp_path / entry.image})
+    tree.write(tmp_path, images={entry.image: ImagePlace(tmp_path / entry.image)})
     assert tree.manifest["failures"] == [{"image": "b.jpg", "why": f"{name} is broken"}]
     count, problems = problems_of(tmp_path)
     assert count == 1 and len(problems) == 2, "not complete, and b.jpg has no label"

@@ -30,8 +30,12 @@ from hmsa.loss.rmi import rmi_loss
 from hmsa.network import DECODERS, MULTISCALE, TRUNKS, build_model
 from hmsa.network.inference import InferenceOptions
 from hmsa.utils.config import Config, ConfigError, iter_fields
+from hmsa.utils.config.models import DECODERS as KNOWN_DECODERS
+from hmsa.utils.config.models import LOGGERS as KNOWN_LOGGERS
+from hmsa.utils.config.models import LOSSES as KNOWN_LOSSES
 from hmsa.utils.config.models import TRAIN_SCALES
 from hmsa.utils.config.models import TRUNKS as KNOWN_TRUNKS
+from hmsa.utils.training.loggers import LOGGERS
 from hmsa.utils.training.optimizer import build_optimizer, parameter_groups, scaled_learning_rate
 from hmsa.utils.training.schedule import build_schedule
 
@@ -70,12 +74,12 @@ def keywords(function: Callable[..., Any]) -> set[str]:
 
 def test_choices_are_the_builders_tables() -> None:
     assert set(KNOWN_TRUNKS) == set(TRUNKS)
-    assert choices("model.decoder") == set(DECODERS)
+    assert set(KNOWN_DECODERS) == set(DECODERS)
+    assert set(KNOWN_LOSSES) == set(LOSSES)
+    assert set(KNOWN_LOGGERS) == set(LOGGERS)
     assert choices("model.multiscale") == set(MULTISCALE) == set(TRAIN_SCALES)
     assert choices("data.dataset") == set(DATASETS)
     assert choices("data.extra.policy") == set(POLICIES)
-    for role in ("loss.main", "loss.aux", "loss.scale_loss"):
-        assert choices(role) == set(LOSSES)
 
 
 def test_fields_of_the_model_are_build_models_keywords() -> None:
@@ -86,7 +90,7 @@ def test_fields_of_the_model_are_build_models_keywords() -> None:
 
 
 def test_fields_of_the_loss_are_build_criterions_keywords() -> None:
-    nested = {"rmi", "ohem", "bootstrapped", "relaxed_boundary"}
+    nested = {"rmi", "ohem", "bootstrapped", "relaxed_boundary", "dice", "focal"}
     assert names_in("loss") | nested == keywords(build_criterion) - {
         "num_classes",
         "ignore_label",
@@ -96,6 +100,8 @@ def test_fields_of_the_loss_are_build_criterions_keywords() -> None:
     assert names_in("loss.rmi") - {"weight", "lambda_way"} == keywords(rmi_loss) - common
     assert names_in("loss.ohem") == keywords(ohem_cross_entropy) - common
     assert names_in("loss.bootstrapped") == keywords(bootstrapped_cross_entropy) - common
+    assert names_in("loss.dice") == keywords(LOSSES["dice"]) - common
+    assert names_in("loss.focal") == keywords(LOSSES["focal"]) - common
     assert names_in("loss.relaxed_boundary") == keywords(LOSSES["relaxed_boundary"]) - common
 
 

@@ -415,3 +415,19 @@ def test_the_same_in_a_fresh_process_far_away(tmp_path: Path) -> None:
         timeout=60,
     )
     assert result.stdout.strip() == "data/demo"
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("runtime.precision=fp16", "device 'mps' does not train in fp16; set it to fp32 or bf16"),
+        ("runtime.precision=fp64", "device 'mps' does not train in fp64; set it to fp32 or bf16"),
+        ("runtime.compile=trunk", "device 'mps' runs uncompiled networks only; set it to off"),
+        ("runtime.deterministic=true", "no deterministic kernels for device 'mps'"),
+    ],
+)
+def test_what_a_mac_does_not_do_is_a_sentence(override: str, sentence: str) -> None:
+    on_mac = ["runtime.device=mps"]
+    assert Config.from_dict({}, on_mac).runtime.device == "mps"
+    with pytest.raises(ConfigError, match=sentence):
+        Config.from_dict({}, [*on_mac, override])

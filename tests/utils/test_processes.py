@@ -18,18 +18,20 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from hmsa.network.layers import BatchNorm, run_stage
 from hmsa.utils.processes import (
     AgreedError,
     ProcessError,
     Processes,
-    SynchronisedBatchNorm,
     agreed_round,
     join,
     lost_contact,
-    synchronise_batch_norm,
+    no_sync,
 )
+from hmsa.utils.synchronised_norm import SynchronisedBatchNorm, synchronise_batch_norm
 from hmsa.utils.training.ema import WeightAverage
 from hmsa.utils.training.training_state import TrainingState
+from tests.utils.norm_kernels import as_norm_kernels
 
 
 def _free_port() -> int:
@@ -176,12 +178,101 @@ def test_conversion_keeps_the_state_dict_and_evaluation() -> None:
     assert torch.equal(converted(image), before)
 
 
-def test_on_cuda_torchs_own_is_taken_with_the_same_keys() -> None:
-    keys = list(_network().state_dict())
-    converted = synchronise_batch_norm(
-        _network(), Processes(rank=0, world_size=2, local_rank=0, device=torch.device("cuda"))
-    )
-    assert isinstance(converted[1], nn.SyncBatchNorm) and list(converted.state_dict()) == keys
+class _Stages(nn.Module):
+    """A frozen part, a part that may be recomputed, and a last one."""
+
+    def __init__(self, *, save_memory: bool) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.save_memory = save_memory
+        norms = [BatchNorm(5), BatchNorm(6), BatchNorm(4)]
+        self.frozen = nn.Sequential(nn.Conv2d(3, 5, 3), norms[0])
+        self.middle = nn.Sequential(nn.Conv2d(5, 6, 1), norms[1], nn.ReLU())
+        self.last = nn.Sequential(nn.Conv2d(6, 4, 1), norms[2])
+        self.frozen.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> _Stages:
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        middle = run_stage(self.middle, self.frozen(image), save_memory=self.save_memory)
+        assert isinstance(middle, torch.Tensor)
+        return self.last(middle)
+
+
+def _counts_collectives(calls: list[str]) -> None:
+    """Note every collective of this process; it ends with the test."""
+    import torch.distributed as dist
+
+    for name in ("all_gather", "all_reduce"):
+        inner = getattr(dist, name)
+
+        def noted(*arguments: Any, inner: Any = inner, name: str = name, **keywords: Any) -> Any:
+            calls.append(name)
+            return inner(*arguments, **keywords)
+
+        setattr(dist, name, noted)
+
+
+def _accumulates(processes: Processes, *, save_memory: bool) -> dict[str, list[float]]:
+    """Two batches of accumulated gradients, each of half the images over all ranks."""
+    inner = synchronise_batch_norm(_Stages(save_memory=save_memory).double().train(), processes)
+    network = processes.wrap(inner)
+    images, weights = _batch()
+    share = 3 // processes.world_size + 1
+    for number in range(2):
+        # Ranks of unequal size: two images and one.
+        image = images[number * 3 : number * 3 + 3].split(share)[processes.rank]
+        weight = weights[number * 3 : number * 3 + 3, :, 1:-1, 1:-1].split(share)[processes.rank]
+        with no_sync(network, last=number == 1):
+            (network(image) * weight).sum().mul(processes.world_size).backward()
+
+    # What a training adds at the end of the step.
+    values = dict(inner.state_dict())
+    values |= {name: p.grad for name, p in inner.named_parameters() if p.grad is not None}
+    return {name: value.double().reshape(-1).tolist() for name, value in values.items()}
+
+
+def _both_norms(processes: Processes) -> list[tuple[dict[str, list[float]], list[str]]]:
+    calls: list[str] = []
+    _counts_collectives(calls)
+    found = []
+    for kernels in (False, True):
+        if kernels:
+            as_norm_kernels()
+        for save_memory in (False, True):
+            calls.clear()
+            values = _accumulates(processes, save_memory=save_memory)
+            found.append((values, list(calls)))
+    return found
+
+
+def test_kernels_of_cuda_give_the_whole_batch() -> None:
+    """With accumulation, frozen parts and recomputed stages; on stand-ins for the kernels.
+
+    The kernels themselves are on CUDA alone: what is tested is what is made of them.
+    """
+    expected = _accumulates(ALONE, save_memory=False)
+    assert not any(name.startswith("frozen") and name.endswith("grad") for name in expected)
+    (plain, saving, fused, fused_saving), _ = run(_both_norms, 2)
+
+    for values, calls in (plain, saving, fused, fused_saving):
+        assert values.keys() == expected.keys()
+        for name, numbers in expected.items():
+            torch.testing.assert_close(
+                torch.tensor(values[name], dtype=torch.float64),
+                torch.tensor(numbers, dtype=torch.float64),
+                rtol=1e-9,
+                atol=1e-9,
+                msg=name,
+            )
+        # Two batches and two layers that train; a recomputed layer gathers once more.
+        assert calls.count("all_reduce") == 4
+        recomputed = 2 if calls in (saving[1], fused_saving[1]) else 0
+        assert calls.count("all_gather") == 4 + recomputed
+    assert plain[1] == fused[1] and saving[1] == fused_saving[1]
 
 
 def test_only_transport_errors_are_taken_for_a_lost_peer() -> None:
@@ -349,3 +440,42 @@ def test_a_machine_without_a_gpu_uses_the_cpu(monkeypatch: pytest.MonkeyPatch) -
     assert join(device="auto").device.type == "cpu"
     with pytest.raises(ProcessError, match="sees no CUDA device"):
         join(device="cuda")
+
+
+def test_a_mac_without_a_gpu_and_torchrun_on_one_are_a_sentence_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ProcessError, match="sees no GPU of Apple's.*runtime.device=cpu"):
+        join(device="mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert join(device="mps").device == torch.device("mps")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ProcessError, match="one GPU and works in one process"):
+        join(device="mps")
+
+
+@pytest.mark.parametrize("chosen", [None, "PYTORCH_CUDA_ALLOC_CONF"])
+def test_cudas_memory_may_grow_unless_the_user_has_set_it_up(
+    chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+    for name in (*names, "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    if chosen is not None:
+        monkeypatch.setenv(chosen, "backend:cudaMallocAsync")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert join().device == torch.device("cuda", 0)
+
+    found = {name: os.environ[name] for name in names if name in os.environ}
+    expected = {chosen: "backend:cudaMallocAsync"}
+    if chosen is None:
+        (name,) = found
+        expected = {name: "expandable_segments:True"}
+    assert found == expected
+    for name in found:
+        monkeypatch.delenv(name)

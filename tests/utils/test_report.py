@@ -16,6 +16,10 @@ import numpy as np
 import pytest
 
 from hmsa.utils.files.writing import WriteError
+from hmsa.utils.metrics.bootstrap import Interval
+from hmsa.utils.report.charts import CostRow, cost_chart, nice_steps
+from hmsa.utils.report.contact_page import SheetReport, SheetTile, contact_page
+from hmsa.utils.report.contents import ThresholdCurve
 from hmsa.utils.report.page import Example, Picture
 from hmsa.utils.report.report import AutolabelReport, ComparedRow, EvaluationReport, write_report
 
@@ -404,3 +408,168 @@ def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match=r"report\.html: cannot be written"):
         write_report(tmp_path / "file" / "report.html", full_autolabel())
+
+
+# --- scales: which to use, and what they cost ---
+
+
+def with_costs(*, better_by_chance: bool) -> EvaluationReport:
+    """{1} is asked for; {0.5, 1} has more, by chance or not, at 1.3 times the cost."""
+    report = full_evaluation()
+    low = -0.01 if better_by_chance else 0.01
+    report.compared = [
+        ComparedRow(
+            *("hierarchical", [1], False, 0.5),
+            interval=Interval(0.45, 0.55),
+            difference=Interval(0, 0),
+            behind_best=Interval(-0.03, -low),
+            seconds=0.25,
+            flops=1.0,
+            memory_bytes=3 * 2**20,
+            recommended=better_by_chance,
+        ),
+        ComparedRow(
+            *("hierarchical", [0.5, 1], False, 0.52),
+            interval=Interval(0.46, 0.56),
+            difference=Interval(low, 0.03),
+            behind_best=Interval(0, 0),
+            seconds=0.3125,
+            flops=1.3,
+            memory_bytes=4 * 2**20,
+            recommended=not better_by_chance,
+        ),
+    ]
+    return report
+
+
+def test_a_difference_that_chance_explains_is_not_coloured_and_not_paid_for(
+    tmp_path: Path,
+) -> None:
+    page, text = read(tmp_path, with_costs(better_by_chance=True))
+    assert [*page.row("hierarchical")[4:]] == ["50.0", "45.0 to 55.0", "", "0.25", "1.00", "3"]
+    assert '<td class="number soft">+2.0</td>' in text
+    assert "Use {1}:" in page.text and "cheapest that cannot be told from the best" in page.text
+    assert "-1.0 to +3.0" in page.text and "at 1.3 times the cost" in page.text
+
+    page, text = read(tmp_path, with_costs(better_by_chance=False))
+    assert '<td class="number good">+2.0</td>' in text
+    assert "Use {0.5, 1}:" in page.text and "lower by more than chance explains" in page.text
+    assert "mIoU % at 0.5, 1, advised below" in page.text
+
+
+def test_a_chart_for_each_cost_with_the_advised_way_marked(tmp_path: Path) -> None:
+    page, text = read(tmp_path, with_costs(better_by_chance=True))
+    charts = [tag for tag in page.tags if tag[0] == "svg" and "mIoU" in str(tag[1])]
+    assert [attributes["aria-label"] for _, attributes in charts] == [
+        "mIoU against seconds per image",
+        "mIoU against FLOPs, times those of {1}",
+        "mIoU against memory, MiB",
+    ]
+    assert text.count('class="ring"') == 3
+    report = with_costs(better_by_chance=True)
+    report.compared = [dataclasses.replace(row, seconds=None) for row in report.compared]
+    assert "mIoU against seconds" not in read(tmp_path, report)[1]
+
+
+def test_points_of_a_chart_lie_where_their_numbers_say() -> None:
+    rows = [
+        CostRow(f"way {n}", 1.0 + n, 50 + n, 49 + n, 51 + n, recommended=n == 1) for n in range(4)
+    ]
+    chart = cost_chart("cost", rows)
+    points = sorted(chart.points, key=lambda point: point.name)
+    assert np.ptp(np.diff([point.x for point in points])) < 1e-9
+    assert np.ptp(np.diff([point.y for point in points])) < 1e-9
+    for point in points:
+        assert chart.frame.left < point.x < chart.frame.right
+        assert chart.frame.top <= point.high < point.y < point.low <= chart.frame.bottom
+    places = {(point.text_x, point.text_y) for point in points}
+    assert len(places) == 4
+    assert nice_steps(0.1, 0.34) == [0.1, 0.15, 0.2, 0.25, 0.3, 0.35]
+    assert nice_steps(5, 5)[0] <= 5 <= nice_steps(5, 5)[-1]
+
+
+def test_classes_have_intervals_and_settings_at_their_defaults_stand_apart(
+    tmp_path: Path,
+) -> None:
+    report = full_evaluation()
+    nothing = Interval(float("nan"), float("nan"))
+    report.intervals = [Interval(0.8, 0.9), Interval(0.2, 0.75), nothing]
+    report.defaults = {"optim.lr": 0.01, "eval.flip": False}
+    report.typical, report.notes = [example("typical/0007")], ["The loss may be negative."]
+    page, text = read(tmp_path, report)
+    assert page.row(NAMES[1])[-2:] == ["20.0 to 75.0", "16.67"]
+    assert page.row("sky")[-2:] == ["–", "0.00"]
+    assert "5 settings that differ from their defaults" in page.text
+    assert "1 settings at their defaults" in page.text
+    assert text.index("<td>lr</td>") > text.index("at their defaults") > text.index("<td>flip</td>")
+    assert "typical/0007" in page.text and "nearest to the median" in page.text
+    assert "The loss may be negative." in page.text
+
+
+# --- automatic labels: a verdict ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"kept": np.array([70, 30, 5])}, "Good to train on."),
+        ({"kept": np.array([70, 7, 5])}, "autolabel.keep_share=0.5"),
+        ({"teacher_iou": np.array([0.9, 0.2, 0.8])}, "The teacher is weak on"),
+        ({"teacher_miou": 0.31}, "Do not train on these yet."),
+        ({"agreement": np.array([[5, 5, 0], [0, 0, 0], [0, 0, 0]])}, "Only 50.0 %"),
+        ({"kept": np.array([0, 0, 0])}, "No pixel has a label"),
+        ({"failed": [("a", "b")]}, "1 images have no label"),
+    ],
+)
+def test_the_page_begins_with_a_verdict(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    report = full_autolabel()
+    report.kept, report.predicted = np.array([70, 30, 5]), np.array([80, 40, 10])
+    report.agreement, report.failed, report.warnings = None, [], []
+    report.teacher_miou, report.teacher_iou = 0.7, np.array([0.9, 0.5, 0.8])
+    assert said not in read(tmp_path, report)[0].text or said == "Good to train on."
+    for name, value in changes.items():
+        setattr(report, name, value)
+    page, text = read(tmp_path, report)
+    assert said in page.text
+    if said == "autolabel.keep_share=0.5":
+        assert '<td class="number bad">17.5</td>' in text, "and its row is marked"
+    assert ("Good to train on." in page.text) == (said == "Good to train on.")
+    assert page.row("sky")[-1] in ("80.0",), "the teacher's IoU of the class"
+
+
+def test_a_curve_says_what_other_thresholds_keep(tmp_path: Path) -> None:
+    report = full_autolabel()
+    report.curve = ThresholdCurve(
+        [0.0, 0.5, 1.0], [1.0, 0.6, 0.0], [None, 0.9, None], "of 3 images"
+    )
+    page, text = read(tmp_path, report)
+    assert "threshold" in page.sections() and "of 3 images" in page.text
+    lines = [dict(attributes)["points"] for tag, attributes in page.tags if tag == "polyline"]
+    assert [len(str(points).split()) for points in lines] == [3, 1]
+    assert "used: 0.9" in page.text
+
+
+# --- predictions ---
+
+
+def test_a_contact_sheet_leads_to_every_file(tmp_path: Path) -> None:
+    picture_of = Picture.photo("overlay", picture(1))
+    links = {"labels": "labels/a b#1.png", "overlay": "overlay/a b#1.png"}
+    report = SheetReport(
+        title="t",
+        way="{0.5, 1}",
+        names=NAMES,
+        colors=COLORS,
+        pixels=np.array([30, 10, 0]),
+        images=3,
+        tiles=[SheetTile("<b>a", picture_of, links)],
+        videos={"/x/film.mp4": "video/film.mp4"},
+        failures=["<broken>.jpg: is damaged"],
+    )
+    text = contact_page(report)
+    page = Page(text)
+    targets = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert "overlay/a%20b%231.png" in targets and "labels/a%20b%231.png" in targets
+    assert "video/film.mp4" in targets and "<b>a" not in text
+    assert page.row("road") == ["road", "", "75.00"] and "sky" not in page.text
+    assert "Shown are 1 of 3 images" in page.text and "<broken>.jpg: is damaged" in page.text

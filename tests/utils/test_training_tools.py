@@ -19,6 +19,7 @@ from hmsa.utils.processes import Processes
 from hmsa.utils.runtime import RuntimeSettingError, prepare_runtime
 from hmsa.utils.training.ema import WeightAverage
 from hmsa.utils.training.logbook import Logbook
+from hmsa.utils.training.loggers import TensorBoard
 from hmsa.utils.training.meter import Meter
 from hmsa.utils.training.optimizer import (
     OptimizerError,
@@ -406,11 +407,13 @@ def test_tensorboard_may_fail_and_training_goes_on(
         def add_scalar(self, *_: object) -> None:
             raise OSError("No space left on device")
 
-    book = Logbook(tmp_path)
-    book.board = Broken()
+    board = TensorBoard()
+    book = Logbook(tmp_path, loggers=[board])
+    board.board = Broken()
     for step in (1, 2):
         book.row("train", step, {"loss": 1.0})
-    assert book.board is None and len(book.path.read_text().splitlines()) == 2
+    assert book.shown.loggers == [] and len(book.path.read_text().splitlines()) == 2
+    assert caplog.text.count("TensorBoard is off from here on (No space left on device)") == 1
 
 
 def test_one_request_to_stop_may_come_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,9 +474,9 @@ def test_a_summary_tells_what_was_done_and_what_comes_next(tmp_path: Path) -> No
     run = RunFolder(tmp_path)
     assert run.next_commands() == ""
     newest = run.checkpoints.save(3, {})
-    assert f"eval.py --checkpoint {newest} " in run.next_commands()
+    assert f"hmsa eval --checkpoint {newest} " in run.next_commands()
     run.checkpoints.save_best({})
-    assert f"eval.py --checkpoint {run.checkpoints.best} " in run.next_commands()
+    assert f"hmsa eval --checkpoint {run.checkpoints.best} " in run.next_commands()
 
 
 def test_an_overflow_of_a_running_statistic_makes_its_step_one_to_skip() -> None:

@@ -131,13 +131,14 @@ def test_attention_share_per_class() -> None:
     assert pixels.tolist() == [2, 0, 1]
 
 
-def test_scale_map_is_the_scales_own_colour_where_it_rules() -> None:
+def test_scale_map_has_the_colour_of_the_scale_that_counts_most() -> None:
     ones, zeros = np.ones((2, 2), dtype=np.float32), np.zeros((2, 2), dtype=np.float32)
     colours = scale_colours(2)
     np.testing.assert_array_equal(scale_map({1.0: ones, 0.5: zeros})[0, 0], colours[1])
     np.testing.assert_array_equal(scale_map({1.0: zeros, 0.5: ones})[0, 0], colours[0])
-    between = scale_map({1.0: ones / 2, 0.5: ones / 2})[0, 0].astype(int)
-    assert np.abs(between - colours.astype(int).mean(axis=0)).max() <= 1
+    for ahead, colour in ((0.45, colours[0]), (0.55, colours[1])):
+        mixed = scale_map({0.5: 1 - ahead * ones, 1.0: ahead * ones})
+        np.testing.assert_array_equal(mixed[0, 0], colour)
 
 
 def test_panel_lays_out_rows_and_writes_captions() -> None:
@@ -168,3 +169,14 @@ def test_to_width_averages_down_and_repeats_up() -> None:
     np.testing.assert_array_equal(
         to_width(picture, 16), np.kron(picture, np.ones((2, 2, 1), dtype=np.uint8))
     )
+
+
+def test_a_panel_says_what_its_colours_mean() -> None:
+    red = np.full((40, 80, 3), (200, 0, 0), dtype=np.uint8)
+    entries = [("road", (1, 2, 250)), ("a class with a long name", (3, 250, 4))]
+    without = panel([("first", red)], width=80)
+    picture = panel([("first", red)], width=80, legends=[entries])
+    np.testing.assert_array_equal(picture[: len(without)], without)
+    below = picture[len(without) :]
+    for _, colour in entries:
+        assert (below == colour).all(axis=2).any(), colour

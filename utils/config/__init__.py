@@ -20,7 +20,7 @@ from ..files.yaml_loader import MAX_DEPTH, MAX_VALUES, KeyPath, Mistake, dotted,
 from .checks import check_sections
 from .errors import ConfigError
 from .lookup import find_config
-from .messages import describe
+from .messages import describe, named_option
 from .models import Sections
 from .sources import ConfigTree, Origin, read_overrides, read_tree, with_class_list
 
@@ -33,6 +33,7 @@ __all__ = [
     "iter_fields",
     "json_schema",
     "load_config",
+    "option_named",
 ]
 
 
@@ -135,6 +136,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: With every mistake: its file, line and dotted path.
     """
     return Config._checked(read_tree(find_config(path)).merged(read_overrides(overrides)))
+
+
+def option_named(word: str) -> str | None:
+    """The dotted name of the option that is called `word`, as in "lr" for "optim.lr"."""
+    return named_option(word, Config)
 
 
 def dump(config: Config) -> str:

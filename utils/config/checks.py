@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .models import DataSection, ExtraSection, ModelSection, OptimSection, Sections
+from .models import (
+    DataSection,
+    ExtraSection,
+    ModelSection,
+    OptimSection,
+    RuntimeSection,
+    Sections,
+)
 
 Finding = tuple[tuple[str, ...], str]
 
@@ -18,6 +25,7 @@ def check_sections(config: Sections) -> Iterator[Finding]:
     yield from _check_data(config.data)
     yield from _check_model(config.model)
     yield from _check_optim(config.optim)
+    yield from _check_runtime(config.runtime)
 
 
 def _check_data(data: DataSection) -> Iterator[Finding]:
@@ -100,6 +108,21 @@ def _check_model(model: ModelSection) -> Iterator[Finding]:
         yield paths, message
     if any(low >= high for low, high in zip(scales, scales[1:], strict=False)):
         yield paths, f"write the scales from small to large: {sorted(scales)}"
+
+
+def _check_runtime(runtime: RuntimeSection) -> Iterator[Finding]:
+    # What GPUs of Apple's, or torch on them, lack.
+    if runtime.device != "mps":
+        return
+    if runtime.precision in ("fp16", "fp64"):
+        message = f"device 'mps' does not train in {runtime.precision}; set it to fp32 or bf16"
+        yield ("runtime.precision", "runtime.device"), message
+    if runtime.compile != "off":
+        message = "device 'mps' runs uncompiled networks only; set it to off"
+        yield ("runtime.compile", "runtime.device"), message
+    if runtime.deterministic:
+        message = "torch knows no deterministic kernels for device 'mps'; set it to false"
+        yield ("runtime.deterministic", "runtime.device"), message
 
 
 def _check_wrap(model: ModelSection) -> Iterator[Finding]:

@@ -63,7 +63,7 @@ def describe(error: Mapping[str, Any], root: type[BaseModel]) -> str:
     path = tuple(error["loc"])
 
     if kind == "extra_forbidden":
-        return _unknown_key(path, root)
+        return _unknown_key(path, root, is_section=isinstance(value, dict))
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind]}, got {shown(value)}{_hint(kind, value)}"
     if kind == "literal_error":
@@ -156,7 +156,7 @@ def _not_a_choice(value: Any, choices: tuple[Any, ...]) -> str:
     return f"{shown(value)} is none of {', '.join(words)}{near}"
 
 
-def _unknown_key(path: tuple[str | int, ...], root: type[BaseModel]) -> str:
+def _unknown_key(path: tuple[str | int, ...], root: type[BaseModel], *, is_section: bool) -> str:
     """The sentence for a key that is none, with the option that was probably meant."""
     key, section_path = str(path[-1]), ".".join(str(part) for part in path[:-1])
     section = _model_at(path[:-1], root)
@@ -164,9 +164,10 @@ def _unknown_key(path: tuple[str | int, ...], root: type[BaseModel]) -> str:
     if section is not None:
         known = list(section.model_fields)
 
-    # First a like word in this section, then the same word elsewhere, then a like word anywhere.
+    # First a like word in this section, then the same word elsewhere, then a like word anywhere. A
+    # section that does not exist is no option.
     meant = nearest(key, known)
-    if meant is None:
+    if meant is None and not (is_section and not section_path):
         everywhere = list(_names(root))
         same = [name for name in everywhere if name.rpartition(".")[2] == key]
         words = {name.rpartition(".")[2]: name for name in reversed(everywhere)} | _OTHER_WORDS
@@ -176,11 +177,22 @@ def _unknown_key(path: tuple[str | int, ...], root: type[BaseModel]) -> str:
         elif near is not None:
             meant = words[near]
 
+    if meant is None and not section_path:
+        kind = "section" if is_section else "key"
+        return f"unknown {kind}; the sections of a configuration are {', '.join(known)}"
     if meant is None:
-        return f"unknown key; {section_path or 'a configuration'} has {', '.join(known)}"
+        return f"unknown key; {section_path} has {', '.join(known)}"
     if section_path:
         meant = meant.removeprefix(f"{section_path}.")
     return f"unknown key (did you mean '{meant}'?)"
+
+
+def named_option(word: str, root: type[BaseModel]) -> str | None:
+    """The dotted name of the option that is called `word` here or elsewhere; None without one."""
+    for name in _names(root):
+        if name.rpartition(".")[2] == word and "." in name:
+            return name
+    return _OTHER_WORDS.get(word)
 
 
 def _names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

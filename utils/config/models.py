@@ -22,6 +22,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ..imported import is_reference
+from ..words import words_of_list
+
 TRUNKS = (
     "hrnet_w48",
     "hrnet_w32",
@@ -32,6 +35,22 @@ TRUNKS = (
     "resnet50",
     "resnet101",
 )
+
+DECODERS = ("ocr", "deeplabv3plus", "fcn")
+LOSSES = (
+    "cross_entropy",
+    "rmi",
+    "ohem",
+    "bootstrapped",
+    "bce",
+    "relaxed_boundary",
+    "dice",
+    "focal",
+    "lovasz",
+)
+LOGGERS = ("tensorboard", "wandb", "mlflow")
+# What the user's own functions and classes are named by; see utils/imported.py.
+REFERENCE = "module:name"
 
 # The scales of a training step where model.train_scales is left out.
 TRAIN_SCALES = {
@@ -56,7 +75,6 @@ Precision = Literal["fp32", "bf16", "fp16", "fp64"]
 Combine = Literal["average", "max"]
 Over = Literal["logits", "probabilities"]
 Policy = Literal["auto", "human", "union", "drop"]
-LossName = Literal["cross_entropy", "rmi", "ohem", "bootstrapped", "bce", "relaxed_boundary"]
 Positive = Annotated[float, Field(gt=0)]
 Minutes = Annotated[float, Field(gt=0, le=100_000)]  # a time limit must fit into a timedelta
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -79,13 +97,30 @@ def _once_each(scales: tuple[float, ...]) -> tuple[float, ...]:
     return scales
 
 
+def _scale_list(value: Any) -> Any:
+    """A list of scales, which may also be written as text, 0.5,1,2 or 0.5 1 2."""
+    if not isinstance(value, str):
+        return _tuple(value)
+    try:
+        return tuple(float(word) for word in words_of_list(value))
+    except ValueError:
+        return value
+
+
 _SCALE = {"type": "number", "minimum": 0.01, "maximum": 16}
 Scales = Annotated[
     tuple[Annotated[float, Field(ge=0.01, le=16)], ...],
     Field(min_length=1, max_length=16),
     AfterValidator(_once_each),
-    Listed,
-    WithJsonSchema({"type": "array", "items": _SCALE, "minItems": 1, "maxItems": 16}),
+    BeforeValidator(_scale_list),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": _SCALE, "minItems": 1, "maxItems": 16},
+                {"type": "string", "pattern": r"^[0-9.,\s]+$"},
+            ]
+        }
+    ),
 ]
 
 
@@ -125,15 +160,46 @@ class UnknownChoice(ValueError):
 
 def _known_trunk(name: str) -> str:
     is_of_timm = name.startswith("timm:") and len(name) > len("timm:")
-    if name not in TRUNKS and not is_of_timm:
-        raise UnknownChoice(name, (*TRUNKS, "timm:NAME"))
+    if name not in TRUNKS and not is_of_timm and not is_reference(name):
+        raise UnknownChoice(name, (*TRUNKS, "timm:NAME", REFERENCE))
     return name
 
 
+def _one_of(choices: tuple[str, ...]) -> AfterValidator:
+    """A check that a text is one of `choices` or names something of the user's own."""
+
+    def check(name: str) -> str:
+        if name not in choices and not is_reference(name):
+            raise UnknownChoice(name, (*choices, REFERENCE))
+        return name
+
+    return AfterValidator(check)
+
+
+def _reference(name: str) -> str:
+    if not is_reference(name):
+        raise ValueError(f"expected module:name, such as my_parts:make, got '{name}'")
+    return name
+
+
+# Choices by name, to which the user's own parts join.
+_OWN = {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*$"}
+Reference = Annotated[str, AfterValidator(_reference), WithJsonSchema(_OWN)]
 Trunk = Annotated[
     str,
     AfterValidator(_known_trunk),
-    WithJsonSchema({"anyOf": [{"enum": list(TRUNKS)}, {"type": "string", "pattern": "^timm:.+"}]}),
+    WithJsonSchema(
+        {"anyOf": [{"enum": list(TRUNKS)}, {"type": "string", "pattern": "^timm:.+"}, _OWN]}
+    ),
+]
+DecoderName = Annotated[
+    str, _one_of(DECODERS), WithJsonSchema({"anyOf": [{"enum": list(DECODERS)}, _OWN]})
+]
+LossName = Annotated[
+    str, _one_of(LOSSES), WithJsonSchema({"anyOf": [{"enum": list(LOSSES)}, _OWN]})
+]
+LoggerName = Annotated[
+    str, _one_of(LOGGERS), WithJsonSchema({"anyOf": [{"enum": list(LOGGERS)}, _OWN]})
 ]
 
 
@@ -196,14 +262,15 @@ class ClassUniformSection(ConfigSection):
 class ExtraSection(ConfigSection):
     """A second, larger source of training images with coarse or automatic labels."""
 
-    split: str = Field(default="train_extra", min_length=1)
-    """Split its images come from"""
+    split: str | None = Field(default=None, min_length=1)
+    """Split its images come from; null: the images that the automatic labels were made from, for
+    coarse labels train_extra"""
 
     labels: Literal["coarse", "auto"] = "auto"
     """Labels drawn coarsely by people, or automatic ones"""
 
     root: str | None = None
-    """Folder or manifest of automatic labels, as autolabel.py wrote it"""
+    """Folder or manifest of automatic labels, as `hmsa autolabel` wrote it"""
 
     probability: Fraction = 0.5
     """Share of an epoch drawn from the fine images, the rest from here (mode mixture; 0.5 in the
@@ -286,6 +353,10 @@ class DataSection(ConfigSection):
     augment_on_device: bool = False
     """Colour and blur on the training device, in the batch"""
 
+    augment: Reference | None = None
+    """module:name of a function or an albumentations Compose that changes each crop at the end; it
+    draws from the sample's own random numbers"""
+
     # How images and labels are read.
     batch_size: Count = 1
     """Images per process and forward pass"""
@@ -358,10 +429,10 @@ class ModelSection(ConfigSection):
     """The network: trunk x decoder x multiscale."""
 
     trunk: Trunk = "hrnet_w48"
-    """Feature network: HRNet, ResNet, or timm:NAME"""
+    """Feature network: HRNet, ResNet, timm:NAME, or module:name of one's own"""
 
-    decoder: Literal["ocr", "deeplabv3plus", "fcn"] = "ocr"
-    """Head that turns features into logits"""
+    decoder: DecoderName = "ocr"
+    """Head that turns features into logits, or module:name of one's own"""
 
     multiscale: Literal["single", "hierarchical", "hierarchical_dual", "explicit"] = "hierarchical"
     """How scales are combined: hierarchical attention is the paper's"""
@@ -381,8 +452,9 @@ class ModelSection(ConfigSection):
     for explicit"""
 
     # Weights to start from.
-    trunk_weights: str | None = Field(default=None, min_length=1)
-    """Weights the trunk starts from: imagenet, a name, a file; null: random"""
+    trunk_weights: str | None = Field(default="auto", min_length=1)
+    """Weights the trunk starts from: auto (pre-trained where they can be had, from a package, the
+    cache or the network), imagenet (the same, or an error), a name, a file; null: random"""
 
     init_from: str | None = Field(default=None, min_length=1)
     """Checkpoint of a whole model to start from; what fits is taken and reported"""
@@ -399,6 +471,16 @@ class ModelSection(ConfigSection):
     decoder_channels: Channels | None = None
     """Width of the decoder; null: that of the published weights, 256, and for ocr 512 with keys of
     half that"""
+
+    aspp_rates: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=256)], ...], Field(min_length=1, max_length=8), Listed
+    ] = (6, 12, 18)
+    """Dilations of deeplabv3plus's 3x3 branches at stride 16. Those wider than the features of a
+    training crop (its side / 16) are never trained at their ends and harm larger images"""
+
+    aspp_pooling: bool = True
+    """Whether deeplabv3plus has its branch of image pooling, whose batch norm sees one value per
+    image: small batches of crops teach it what does not hold for whole images"""
 
     attention_channels: Channels = 256
     """Width of the attention head (256 in the release; the paper does not say)"""
@@ -486,14 +568,28 @@ class RelaxedBoundarySection(ConfigSection):
     """Train ids of classes that are not relaxed"""
 
 
+class DiceSection(ConfigSection):
+    """One minus the Dice coefficient of each class (Milletari et al. 2016)."""
+
+    smooth: float = Field(default=0.0, ge=0)
+    """Added above and below the line of the coefficient"""
+
+
+class FocalSection(ConfigSection):
+    """Cross-entropy in which easy pixels count little (Lin et al. 2017)."""
+
+    gamma: float = Field(default=2.0, ge=0)
+    """How much less they count; 0 is cross-entropy"""
+
+
 class LossSection(ConfigSection):
     """What is minimised."""
 
     main: LossName = "rmi"
-    """Loss of the fused prediction"""
+    """Loss of the fused prediction, or module:name of one's own"""
 
     aux: LossName = "cross_entropy"
-    """Loss of the auxiliary output"""
+    """Loss of the auxiliary output, or module:name of one's own"""
 
     aux_weight: float = Field(default=0.4, ge=0)
     """Weight of the auxiliary loss (0.4 in the release; the paper does not say)"""
@@ -526,6 +622,12 @@ class LossSection(ConfigSection):
     relaxed_boundary: RelaxedBoundarySection = Field(default_factory=RelaxedBoundarySection)
     """Constants of the relaxed_boundary loss"""
 
+    dice: DiceSection = Field(default_factory=DiceSection)
+    """Constants of the dice loss"""
+
+    focal: FocalSection = Field(default_factory=FocalSection)
+    """Constants of the focal loss"""
+
 
 # The training.
 
@@ -533,7 +635,7 @@ class LossSection(ConfigSection):
 class OptimSection(ConfigSection):
     """Optimiser, learning rate and length of training."""
 
-    optimizer: Literal["sgd", "adamw", "lamb"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw", "lamb"] = "sgd"
     """Optimiser; lamb exists in NVIDIA apex only"""
 
     backend: Literal["auto", "torch", "foreach", "fused", "apex"] = "auto"
@@ -558,7 +660,7 @@ class OptimSection(ConfigSection):
     epochs: Count = 175
     """Epochs"""
 
-    schedule: Literal["poly", "poly2", "scl_poly", "constant"] = "poly"
+    schedule: Literal["poly", "poly2", "scl_poly", "cosine", "constant"] = "poly"
     """How the learning rate falls"""
 
     poly_exponent: Positive = 2.0
@@ -619,8 +721,8 @@ class RuntimeSection(ConfigSection):
     """Where and how a training computes, and what it reports."""
 
     # Where and how it computes.
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is one"""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: CUDA where there is one, else the CPU; mps: the GPU of a Mac, in one process"""
 
     precision: Precision = "fp32"
     """Autocast to bf16 or fp16, or compute in fp32 or fp64"""
@@ -662,11 +764,16 @@ class RuntimeSection(ConfigSection):
     calibrate` does; nothing without hierarchical attention"""
 
     # What is reported, and when it gives up.
-    val_every: Count = 1
-    """Epochs between validations"""
+    loggers: Annotated[tuple[LoggerName, ...], Listed] = ("tensorboard",)
+    """Where numbers and pictures of the run are shown beside metrics.jsonl: tensorboard, wandb,
+    mlflow, or module:name of one's own"""
+
+    val_every: Count | Literal["auto"] = "auto"
+    """Epochs between validations; auto: as often as costs at most 5 % of the training's computing.
+    The last epoch is always validated"""
 
     image_every: Count = 5
-    """Epochs between pictures"""
+    """Epochs between pictures, which are drawn after validations"""
 
     log_every: Count = 10
     """Steps between lines of the log"""
@@ -704,6 +811,10 @@ class InferenceSection(ConfigSection):
 
     overlap: float = Field(default=0.25, ge=0, lt=1)
     """Overlap of neighbouring tiles as a fraction of a tile"""
+
+    refine: Fraction | Literal["auto"] = 1.0
+    """Share of the image on which scales above 1 are computed, where the attention leaves most to
+    them; auto: as much of each image as it asks for"""
 
     precision: Precision = "fp32"
     """Autocast to bf16 or fp16, or compute in fp32 or fp64"""
@@ -756,6 +867,10 @@ class AutolabelSection(InferenceSection):
 
     confidence: bool = False
     """Write 8-bit confidence images too"""
+
+    keep_answers: bool = False
+    """Also keep the network's answer for each image, class and probability of every pixel, so that
+    another threshold needs no inference"""
 
 
 class Sections(BaseModel):

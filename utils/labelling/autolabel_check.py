@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..files.image_places import read_image_places
 from ..files.label_format import IMAGES, MANIFEST
 from ..files.outputs import OutputError, inside
 from ..files.writing import is_temporary
+from .answers import ANSWERS
 from .autolabels import (
-    IMAGE_PATHS,
     AutolabelError,
     Entry,
     compile_tree,
@@ -165,13 +166,10 @@ def _read_lines(folder: Path) -> list[dict[str, Any]]:
 
 def _read_image_paths(folder: Path) -> dict[str, Path]:
     """Where the images lie, as far as is known: labels may be checked on a machine without them."""
-    try:
-        paths = json.loads((folder / IMAGE_PATHS).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    known = read_image_places(folder)
+    if known is None:
         return {}
-    if not isinstance(paths, dict):
-        return {}
-    return {name: Path(path) for name, path in paths.items() if isinstance(path, str)}
+    return {name: place.path for name, place in known.places.items()}
 
 
 def _was_replaced(folder: Path, entry: Entry, image: Path) -> bool:
@@ -290,6 +288,8 @@ def _unlisted(folder: Path, entries: list[Entry]) -> Iterator[str]:
     # Training would take such a file for a label.
     listed = {name for entry in entries for name in (entry.label, entry.confidence)}
     for path in sorted(folder.rglob("*")):
+        if ANSWERS in path.relative_to(folder).parts and not is_temporary(path):
+            continue
         name = path.relative_to(folder).as_posix()
         if is_temporary(path):
             yield f"{name}: left half written by a job that was killed; it is nobody's label"

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files.image_places import ImagePlace, write_image_places
 from ..files.label_format import (
     CITYSCAPES_CONFIDENCE_SUFFIX,
     CITYSCAPES_SUFFIX,
@@ -50,8 +51,8 @@ from ..words import UserError
 from .label_record import is_label_record, is_record
 
 NOT_YET = "not labelled yet"
-# Where the images lie: not for training, which has them anyway, but for checking the labels.
-IMAGE_PATHS = ".image-paths.json"
+# A class that keeps less than this share of its pixels hardly teaches a student.
+STARVED_SHARE = 0.2
 _KEYWORD = FORMAT.encode() + b"\0"
 _LARGEST_LABEL = 1 << 30  # bytes; ids of a gigapixel image compress to far less
 _MOST_VALUES_TIMED = 1 << 24  # 64 MiB of float32
@@ -198,17 +199,16 @@ class LabelTree:
     agreement: np.ndarray | None
     """int64 [C, C], pixels that both have: rows the human class, columns the automatic one."""
 
-    def write(self, folder: Path, *, image_paths: Mapping[str, Path] | None = None) -> None:
+    def write(self, folder: Path, *, images: Mapping[str, ImagePlace] | None = None) -> None:
         """Write images.jsonl, then manifest.json, which so never names lines that are not there.
 
         Args:
             folder: of the labels.
-            image_paths: the files of the images by the names that `Entry.image` gives them. With
-                them a later check finds images that were replaced since.
+            images: where the images lie, by the names that `Entry.image` gives them. With them a
+                training finds the images, and a later check those that were replaced since.
         """
-        if image_paths is not None:
-            paths = {name: str(path.absolute()) for name, path in image_paths.items()}
-            write_file(folder / IMAGE_PATHS, json.dumps(paths, indent=0) + "\n")
+        if images is not None:
+            write_image_places(folder, images)
 
         lines = "".join(json.dumps(line) + "\n" for line in self.lines)
         write_file(folder / IMAGES, lines, durable=True)
@@ -410,6 +410,27 @@ def empty_classes(content: Mapping[str, Any]) -> list[str]:
             "by people, which have none of it"
         )
     return sentences
+
+
+def starved_classes(content: Mapping[str, Any]) -> list[str]:
+    """A sentence about classes of which almost nothing is kept, with the remedy.
+
+    Args:
+        content: of manifest.json.
+    """
+    shares = {
+        name: row["kept_share"]
+        for name, row in content["per_class"].items()
+        if row["kept"] and row["kept_share"] < STARVED_SHARE
+    }
+    if not shares:
+        return []
+    named = ", ".join(f"{name} ({100 * share:.1f} %)" for name, share in shares.items())
+    return [
+        f"little is kept of {named}, of which a student would see hardly anything: keep a share of "
+        "every class with autolabel.keep_share=0.5, or lower the threshold of such a class, e.g. "
+        f"autolabel.class_thresholds={{{next(iter(shares))}: 0.5}}"
+    ]
 
 
 def soft_label_seconds(folder: Path, *, values: int) -> float | None:

@@ -42,8 +42,10 @@ class HardLabel:
 
         Nothing here waits for a GPU.
         """
+        # Of MPS nothing says when an asynchronous copy is complete.
+        later = self.label.device.type != "mps"
         copies = {
-            part.name: getattr(self, part.name).to("cpu", non_blocking=True)
+            part.name: getattr(self, part.name).to("cpu", non_blocking=later)
             for part in fields(self)
             if part.name != "copied"
         }

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import gcd
 from pathlib import Path
@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..files.label_format import FORMAT
+from ..files.label_format import FORMAT, IMAGES, MANIFEST
 from ..files.locking import locked
 from ..files.png_chunks import iterate_chunks
 from ..files.regular import read_regular
-from ..files.writing import WriteError, flush, is_temporary, temporary_beside
+from ..files.writing import WriteError, flush, is_temporary, temporary_beside, write_file
 from .autolabels import AutolabelError, fingerprint, read_record
 
 SETTINGS, THRESHOLDS = "settings.json", "thresholds.json"
@@ -76,7 +76,13 @@ def _written_before(path: Path) -> bytes:
         ) from error
 
 
-def claim(folder: Path, settings: Mapping[str, Any], targets: Iterable[Path]) -> None:
+def claim(
+    folder: Path,
+    settings: Mapping[str, Any],
+    targets: Iterable[Path],
+    *,
+    may_change: Collection[str] = (),
+) -> None:
     """Note in `folder` the settings with which it is filled.
 
     A folder that carries our note is ours: what lies there may be replaced. Without the note, which
@@ -85,6 +91,8 @@ def claim(folder: Path, settings: Mapping[str, Any], targets: Iterable[Path]) ->
 
     Args:
         targets: the label files that are going to be written.
+        may_change: settings that may be others than those the folder was filled with. Its labels
+            are then made anew, and until they are it has no manifest.
 
     Raises:
         AutolabelError: the folder was filled with other settings, its note is damaged, or it was
@@ -113,11 +121,37 @@ def claim(folder: Path, settings: Mapping[str, Any], targets: Iterable[Path]) ->
             "again: labels that were made with its settings are kept"
         )
     keys = sorted(settings.keys() | other.keys())
-    differing = ", ".join(key for key in keys if settings.get(key) != other.get(key))
+    differing = [key for key in keys if settings.get(key) != other.get(key)]
+    if set(differing) <= set(may_change):
+        _change_settings(folder, ours, with_thresholds=settings.get("keep_share") is not None)
+        return
     raise AutolabelError(
-        f"{folder}: holds labels made with other settings ({differing}); choose another --output, "
-        "or delete the folder"
+        f"{folder}: holds labels made with other settings ({', '.join(differing)}); choose another "
+        "--output, or delete the folder"
     )
+
+
+def _change_settings(folder: Path, settings: bytes, *, with_thresholds: bool) -> None:
+    """Put other settings in the place of those that the folder was filled with.
+
+    Raises:
+        AutolabelError: another job is writing here.
+        WriteError: the folder cannot be written to.
+    """
+    # Of several jobs that were started together the first one does it, and the others find it done.
+    path, lock = folder / SETTINGS, folder / ".lock-settings"
+    _require_writable(lock)
+    with locked(lock):
+        if read_regular(path) == settings:
+            return
+        with alone(folder, 0, 1):
+            # Nobody must train on labels of which some are old and some new.
+            outdated = [folder / MANIFEST, folder / IMAGES]
+            if not with_thresholds:
+                outdated.append(folder / THRESHOLDS)
+            for file in outdated:
+                file.unlink(missing_ok=True)
+            write_file(path, settings, durable=True)
 
 
 def _is_ours(target: Path, made_with: str) -> bool:
@@ -171,6 +205,16 @@ def write_thresholds(
     """
     content = {"made_with": made_with, "images": images, "thresholds": dict(thresholds)}
     write_once(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def forget_thresholds(path: Path, *, made_with: str) -> None:
+    """Delete measured thresholds that were made with anything else than `made_with`."""
+    try:
+        content = _json_object(read_regular(path))
+    except OSError:
+        return
+    if content is not None and content.get("made_with") != made_with:
+        path.unlink(missing_ok=True)
 
 
 def read_thresholds(path: Path, *, made_with: str, names: Sequence[str]) -> np.ndarray:

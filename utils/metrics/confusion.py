@@ -81,7 +81,7 @@ class ConfusionMatrix:
     def _count(self, predicted: Tensor, label: Tensor) -> Tensor:
         """The counts for integers of any dtype; ignored pixels get a row of their own."""
         ignored = label == self.ignore_label
-        low, high = (int(value) for value in label.masked_fill(ignored, 0).aminmax())
+        low, high = torch.stack(label.masked_fill(ignored, 0).aminmax()).tolist()
         if low < 0 or high >= self.num_classes:
             raise self._bad_label(low if low < 0 else high)
 
@@ -91,7 +91,8 @@ class ConfusionMatrix:
         return counts.reshape(self.num_classes + 1, self.num_classes)[: self.num_classes]
 
     def _check_predicted(self, predicted: Tensor) -> None:
-        low, high = (int(value) for value in predicted.aminmax())
+        # Both in one copy, for the host waits for each.
+        low, high = torch.stack(predicted.aminmax()).tolist()
         if low < 0 or high >= self.num_classes:
             raise MetricsError(
                 f"predicted value {low if low < 0 else high} is none of the "

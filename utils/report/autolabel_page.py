@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ..metrics.scores import divide, iou_of
-from .charts import confusion_chart
+from .charts import confusion_chart, curve_chart
 from .contents import AutolabelReport
 from .page import Section, percent, settings_section
+from .verdict import RULES, starved, verdict_of
 
 _FLOAT32_BYTES = 4
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
@@ -25,6 +27,7 @@ def sections(report: AutolabelReport) -> list[Section]:
     found = [
         _summary(report),
         _kept(report),
+        _threshold(report),
         _before_and_after(report),
         _agreement(report),
         _panels(report),
@@ -48,13 +51,22 @@ def _summary(report: AutolabelReport) -> Section:
     if report.failed:
         figures["images failed"] = str(len(report.failed))
 
-    values = {"warnings": report.warnings, "figures": {**figures, **report.facts}}
+    if report.teacher_miou is not None:
+        figures["teacher's mIoU %"] = percent(report.teacher_miou)
+
+    values = {
+        "verdict": verdict_of(report),
+        "rules": RULES,
+        "warnings": report.warnings,
+        "figures": {**figures, **report.facts},
+    }
     return Section("summary", "Summary", "autolabel/summary.html", values)
 
 
 def _kept(report: AutolabelReport) -> Section:
     """How much of each class the thresholds kept."""
     shares = divide(report.kept, report.kept.sum())
+    starving = starved(report)
     rows: list[dict[str, Any]] = []
     for index, name in enumerate(report.names):
         threshold = report.thresholds.get(name, report.threshold)
@@ -65,7 +77,11 @@ def _kept(report: AutolabelReport) -> Section:
             "threshold": f"{threshold:.3g}",
             "kept": int(report.kept[index]),
             "share": float(shares[index]),
+            "starved": name in starving,
+            "teacher": None,
         }
+        if report.teacher_iou is not None:
+            row["teacher"] = float(report.teacher_iou[index])
         if report.predicted is not None:
             row |= _share_of(report.kept[index], report.predicted[index])
         rows.append(row)
@@ -77,9 +93,34 @@ def _kept(report: AutolabelReport) -> Section:
         "kept",
         "Kept",
         "autolabel/kept.html",
-        {"with_predicted": report.predicted is not None, "rows": rows, "total": total},
+        {
+            "with_predicted": report.predicted is not None,
+            "with_teacher": report.teacher_iou is not None,
+            "rows": rows,
+            "total": total,
+        },
         lead="A pixel keeps its class where the largest probability reaches the threshold of that "
         "class; the others are ignored in training.",
+    )
+
+
+def _threshold(report: AutolabelReport) -> Section | None:
+    """What other thresholds would keep."""
+    curve = report.curve
+    if curve is None:
+        return None
+
+    lines: dict[str, tuple[str, Sequence[float | None]]] = {"kept": ("first", curve.kept)}
+    if any(share is not None for share in curve.agreement):
+        lines["of these, as people drew them"] = ("second", curve.agreement)
+    chart = curve_chart(curve.thresholds, lines, used=report.threshold)
+    return Section(
+        "threshold",
+        "Threshold",
+        "autolabel/threshold.html",
+        {"chart": chart, "source": curve.source},
+        lead="The share of all pixels that one threshold for all classes would keep. Where answers "
+        "are kept, another --threshold needs no inference.",
     )
 
 
@@ -166,7 +207,7 @@ def _panels(report: AutolabelReport) -> Section | None:
         "Examples",
         "autolabel/panels.html",
         {"classes": classes, "examples": report.panels},
-        lead="Black pixels have no label.",
+        lead=f"Black pixels have no label. {report.panels_rule}",
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..metrics.bootstrap import Interval
 from .page import Example
 
 
@@ -23,6 +24,22 @@ class ComparedRow:
     """A fraction. Differences are shown against the first row."""
     iou: np.ndarray | None = None
     """IoU per class, float64 [C]."""
+    interval: Interval | None = None
+    """Of the mIoU (metrics.bootstrap)."""
+    difference: Interval | None = None
+    """Of the mIoU minus that of the first row, on the same draws of images."""
+    behind_best: Interval | None = None
+    """Of the mIoU minus that of the row with the highest."""
+    seconds: float | None = None
+    """Per image."""
+    flops: float | None = None
+    """Relative to scale 1 alone."""
+    memory_bytes: float | None = None
+    """Largest sum of what lives at once while one image is inferred, without the weights."""
+    refined: float | None = None
+    """Share of the image at which the scales above 1 were computed; None: everywhere."""
+    recommended: bool = False
+    """Whether this is the way that the page advises."""
 
 
 @dataclass
@@ -43,10 +60,18 @@ class EvaluationReport:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Everything that decides the numbers, nested or flat: the options of inference and the
     resolved configuration."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Defaults by dotted key of `settings`: those that were left alone are set apart."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Further headline figures by name, ready to print: {"validation loss": "0.412"}."""
+    notes: Sequence[str] = ()
+    """Sentences that explain a figure."""
     compared: Sequence[ComparedRow] = ()
     """One row per scale list that was scored, the reference first."""
+    cost_note: str = ""
+    """With what the costs of `compared` were found, such as the device and the image's size."""
+    intervals: Sequence[Interval] = ()
+    """Of the IoU of each class."""
     categories: Mapping[str, float] = field(default_factory=dict)
     """IoU by category (metrics.category_iou)."""
     instance_iou: Mapping[str, float] = field(default_factory=dict)
@@ -58,16 +83,34 @@ class EvaluationReport:
     worst: Sequence[Example] = ()
     """The worst images, worst first: image | label | prediction | error, with the score as
     remark."""
+    typical: Sequence[Example] = ()
+    """Those whose score is nearest to the median of all."""
     worst_per_class: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     """The same by class name."""
     attention: Sequence[Example] = ()
-    """Panels as in the paper's figure 3: image | what each scale says, and in a second row which
-    scale counts (visualise.scale_map) | attention per scale | prediction."""
+    """Panels as in the paper's figure 3: image | what each scale says, in a second row label |
+    how much each scale counts, and in a third prediction | error | which scale counts most."""
+    attention_rule: str = ""
+    """Which images these are."""
     shares: np.ndarray | None = None
     """Mean weight of every scale per class, float64 [S, C] (visualise.attention_share, summed and
     divided)."""
     share_scales: Sequence[float] = ()
     """The S scales of `shares`."""
+
+
+@dataclass(frozen=True)
+class ThresholdCurve:
+    """What thresholds keep of the pixels, and how often what they keep agrees with people."""
+
+    thresholds: Sequence[float]
+    kept: Sequence[float]
+    """Share of all pixels, for each threshold."""
+    agreement: Sequence[float | None]
+    """Share of the kept pixels with a label by people that agree with it; None where it is not
+    known."""
+    source: str = ""
+    """Of how many images and which files it was read."""
 
 
 @dataclass
@@ -104,7 +147,14 @@ class AutolabelReport:
     reading_seconds: Mapping[str, float] = field(default_factory=dict)
     """Measured seconds to read one image's label, by kind: {"hard labels (PNG)": 0.004}."""
     panels: Sequence[Example] = ()
-    """Panels as in the paper's figure 4: image | coarse | auto-label."""
+    """Panels as in the paper's figure 4: image | coarse | auto-label | confidence."""
+    panels_rule: str = ""
+    """Which images these are."""
+    teacher_iou: np.ndarray | None = None
+    """IoU per class of the network that labelled, float64 [C], where it is known."""
+    teacher_miou: float | None = None
+    curve: ThresholdCurve | None = None
+    """What other thresholds would keep."""
     failed: Sequence[tuple[str, str]] = ()
     """(name, reason) of the images that could not be labelled."""
     warnings: Sequence[str] = ()

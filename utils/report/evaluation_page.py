@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import numpy as np
 
+from ..metrics.bootstrap import Interval
 from ..metrics.scores import divide, iou_of, mean_of
 from .charts import confusion_chart, heat_ramp
 from .colours import scale_colours
-from .contents import ComparedRow, EvaluationReport
+from .contents import EvaluationReport
 from .page import Section, percent, settings_section
+from .scales_section import scales_and_flip, scales_section
 
 _MISTAKES_SHOWN = 12
-_LEAST_DIFFERENCE = 0.05  # percent points, below which a difference is printed as 0.0
 
 
 def subtitle(report: EvaluationReport) -> str:
@@ -24,20 +25,10 @@ def subtitle(report: EvaluationReport) -> str:
         parts.append(f"split {report.split}")
     parts += [f"{report.images} images", f"{len(report.names)} classes"]
     if report.compared:
-        parts.append(f"{report.compared[0].method} at {_scales_and_flip(report.compared[0])}")
+        parts.append(f"{report.compared[0].method} at {scales_and_flip(report.compared[0])}")
     if report.checkpoint_sha256:
         parts.append(f"checkpoint {report.checkpoint_sha256[:12]}")
     return " · ".join(parts)
-
-
-def _scales(row: ComparedRow) -> str:
-    return ", ".join(f"{scale:g}" for scale in row.scales)
-
-
-def _scales_and_flip(row: ComparedRow) -> str:
-    if row.flip:
-        return f"{_scales(row)} + flip"
-    return _scales(row)
 
 
 def sections(report: EvaluationReport) -> list[Section]:
@@ -45,13 +36,16 @@ def sections(report: EvaluationReport) -> list[Section]:
     found = [
         _summary(report),
         _classes(report),
-        _compared(report),
+        scales_section(report),
         _shares(report),
         _attention(report),
         _confusion(report),
         _worst(report),
         settings_section(
-            report.settings, checkpoint=report.checkpoint, sha256=report.checkpoint_sha256
+            report.settings,
+            checkpoint=report.checkpoint,
+            sha256=report.checkpoint_sha256,
+            defaults=report.defaults,
         ),
     ]
     return [section for section in found if section is not None]
@@ -77,10 +71,19 @@ def _summary(report: EvaluationReport) -> Section:
     if report.boundary_f is not None:
         figures["boundary F %"] = percent(mean_of(report.boundary_f))
 
+    # The way that was asked for need not be the one to use.
+    for row in report.compared[1:]:
+        if row.recommended:
+            figures[f"mIoU % at {scales_and_flip(row)}, advised below"] = percent(row.miou)
+
     figures["images"] = str(report.images)
     # A class without any pixel has no score and is left out of the means: the page names it.
     absent = [name for name, value in zip(report.names, iou, strict=True) if np.isnan(value)]
-    values = {"figures": {**figures, **report.facts}, "absent": absent}
+    values = {
+        "figures": {**figures, **report.facts},
+        "absent": absent,
+        "notes": report.notes,
+    }
     return Section("summary", "Summary", "evaluation/summary.html", values)
 
 
@@ -106,6 +109,7 @@ def _classes(report: EvaluationReport) -> Section:
             "colour": report.colors[index],
             "scores": [values[index] for values in columns.values()],
             "share": shares[index],
+            "interval": _interval_text(report, index),
         }
         for index, name in enumerate(report.names)
     ]
@@ -118,68 +122,23 @@ def _classes(report: EvaluationReport) -> Section:
             "columns": list(columns),
             "rows": rows,
             "means": means,
+            "with_intervals": bool(report.intervals),
             "categories": report.categories,
             "category_iious": report.category_instance_iou,
         },
-        lead="Intersection over union per class; a dash means that there is nothing to score.",
+        lead="Intersection over union per class; a dash means that there is nothing to score. "
+        "A click on a heading sorts by it.",
     )
 
 
-def _compared(report: EvaluationReport) -> Section | None:
-    """The lists of scales beside each other, as in the paper's Table 1."""
-    if not report.compared:
-        return None
-
-    # A difference is coloured only where it can be seen in the printed digits.
-    reference = report.compared[0].miou
-    best = max(row.miou for row in report.compared)
-    rows = []
-    for position, row in enumerate(report.compared):
-        difference = 100 * (row.miou - reference)
-        sign = ""
-        if difference >= _LEAST_DIFFERENCE:
-            sign = "good"
-        elif difference <= -_LEAST_DIFFERENCE:
-            sign = "bad"
-        rows.append(
-            {
-                "method": row.method,
-                "scales": _scales(row),
-                "flip": row.flip,
-                "miou": row.miou,
-                "best": row.miou == best,
-                "sign": sign,
-                "difference": "" if position == 0 else f"{difference:+.1f}",
-            }
-        )
-
-    return Section(
-        "scales",
-        "Scales",
-        "evaluation/scales.html",
-        {"rows": rows, "per_class": _per_class_at_each(report)},
-        lead="The same weights at several scale lists; differences are to the first row.",
-    )
-
-
-def _per_class_at_each(report: EvaluationReport) -> dict[str, Any] | None:
-    """IoU per class at each list of scales; None where fewer than two have it."""
-    scored = [row for row in report.compared if row.iou is not None]
-    if len(scored) < 2:
-        return None
-
-    # The method is named only where it tells two columns apart.
-    headings = [_scales_and_flip(row) for row in scored]
-    if len({row.method for row in scored}) > 1:
-        headings = [
-            f"{row.method}: {heading}" for row, heading in zip(scored, headings, strict=True)
-        ]
-
-    rows = []
-    for index, name in enumerate(report.names):
-        ious = [float(row.iou[index]) for row in scored if row.iou is not None]
-        rows.append((name, report.colors[index], ious))
-    return {"headings": headings, "rows": rows}
+def _interval_text(report: EvaluationReport, index: int) -> str:
+    """The interval of a class's IoU in percent; a dash where there is none."""
+    if not report.intervals:
+        return ""
+    interval: Interval = report.intervals[index]
+    if math.isnan(interval.low):
+        return "–"
+    return f"{percent(interval.low)} to {percent(interval.high)}"
 
 
 def _shares(report: EvaluationReport) -> Section | None:
@@ -229,10 +188,15 @@ def _attention(report: EvaluationReport) -> Section | None:
         "attention",
         "Attention",
         "evaluation/attention.html",
-        {"ramp": heat_ramp(), "scales": list(named), "examples": report.attention},
-        lead="What each scale alone would say, and its attention: bright regions trust it, what "
-        "they leave goes to the larger scales. The map of scales mixes the colours of all by their "
-        "weight.",
+        {
+            "ramp": heat_ramp(),
+            "scales": list(named),
+            "classes": list(zip(report.names, report.colors, strict=False)),
+            "examples": report.attention,
+        },
+        lead="First row: what each scale alone would say. Below it: how much that scale counts "
+        "at each pixel, from 0 (dark) to 1 (bright); over all scales this sums to 1. Last: the "
+        "result, its mistakes, and the scale that counts most. " + report.attention_rule,
     )
 
 
@@ -267,7 +231,7 @@ def _confusion(report: EvaluationReport) -> Section:
 
 
 def _worst(report: EvaluationReport) -> Section | None:
-    if not report.worst and not report.worst_per_class:
+    if not (report.worst or report.typical or report.worst_per_class):
         return None
 
     # A palette may have more colours than there are classes.
@@ -280,9 +244,14 @@ def _worst(report: EvaluationReport) -> Section | None:
     ]
     return Section(
         "worst",
-        "Worst images",
+        "Images",
         "evaluation/worst.html",
-        {"classes": classes, "worst": report.worst, "by_class": by_class},
-        lead="The images with the lowest scores. Error maps: wrong pixels red, ignored pixels "
-        "black.",
+        {
+            "classes": classes,
+            "worst": report.worst,
+            "typical": report.typical,
+            "by_class": by_class,
+        },
+        lead="Scored by the mean IoU of the classes that an image's label has. Error maps: wrong "
+        "pixels red, ignored pixels black. A click enlarges a picture.",
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import cv2
 import jinja2
@@ -85,6 +86,8 @@ class Example:
     """What stands beside the title, such as its score."""
     columns: int | None = None
     """How many pictures stand in a row; None: all of them."""
+    path: str = ""
+    """Of the image's file."""
 
 
 @dataclass(frozen=True)
@@ -101,18 +104,33 @@ class Section:
     """A sentence of explanation under the heading."""
 
 
-def settings_section(settings: Mapping[str, Any], *, checkpoint: str, sha256: str) -> Section:
-    """The checkpoint's hash and every setting, nested ones by group."""
+def settings_section(
+    settings: Mapping[str, Any],
+    *,
+    checkpoint: str,
+    sha256: str,
+    defaults: Mapping[str, Any] | None = None,
+) -> Section:
+    """The checkpoint's hash and every setting, nested ones by group.
+
+    Those that are as in `defaults` (by dotted key) are set apart.
+    """
     named = {"file": checkpoint, "sha256": sha256}
-    groups: dict[str, list[tuple[str, str]]] = {}
+    known = {key: _as_yaml(value) for key, value in (defaults or {}).items()}
+    chosen: dict[str, list[tuple[str, str]]] = {}
+    untouched: dict[str, list[tuple[str, str]]] = {}
     for key, value in _flat(settings):
         group, _, name = key.rpartition(".")
-        groups.setdefault(group, []).append((name, _as_yaml(value)))
+        text = _as_yaml(value)
+        groups = untouched if known.get(key) == text else chosen
+        groups.setdefault(group, []).append((name, text))
 
     # A path and a hash are shown where they are known.
     values = {
         "checkpoint": [(name, value) for name, value in named.items() if value],
-        "groups": groups,
+        "chosen": chosen,
+        "untouched": untouched,
+        "counts": [sum(map(len, groups.values())) for groups in (chosen, untouched)],
     }
     return Section("settings", "Settings", "settings.html", values)
 
@@ -170,6 +188,7 @@ def _templates() -> jinja2.Environment:
     environment.filters["percent"] = percent
     environment.filters["fixed"] = lambda value, digits: f"{value:.{digits}f}"
     environment.filters["thousands"] = lambda count: f"{count:,}"
+    environment.filters["address"] = lambda name: quote(name, errors="surrogateescape")
     environment.tests["known"] = is_known
     return environment
 

@@ -17,6 +17,7 @@ def panel(
     columns: int | None = None,
     width: int | None = None,
     gap: int = 8,
+    legends: Sequence[Sequence[tuple[str, Sequence[int]]]] = (),
 ) -> np.ndarray:
     """Captioned pictures on white, beside and below each other: uint8 RGB [H, W, 3].
 
@@ -26,6 +27,7 @@ def panel(
         width: to which every picture is scaled, keeping its proportions (default: that of the
             widest).
         gap: pixels between two pictures.
+        legends: names with their colours, a line below the pictures for each list of them.
     """
     assert tiles, "a panel needs a picture"
     columns = min(columns or len(tiles), len(tiles))
@@ -51,6 +53,40 @@ def panel(
             brush.text((left, top), _shortened(caption, font, width), fill=_INK, font=font)
             canvas.paste(Image.fromarray(picture), (left, top + strip))
         top += height + gap
+    drawn = np.array(canvas)
+    for entries in legends:
+        below = legend_strip(entries, width=size[1], letters=letters, gap=gap)
+        drawn = np.concatenate([drawn, below])
+    return drawn
+
+
+def legend_strip(
+    entries: Sequence[tuple[str, Sequence[int]]], *, width: int, letters: int, gap: int = 8
+) -> np.ndarray:
+    """Names beside squares of their colours on white, in as many lines as they need.
+
+    Returns uint8 RGB [H, width, 3]. `letters` is the size of the text in pixels.
+    """
+    font = ImageFont.load_default(size=letters)
+    line = round(1.6 * letters)
+
+    # Where each square stands, line by line.
+    places = []
+    left, top = gap, gap // 2
+    for name, colour in entries:
+        taken = round(letters + 6 + font.getlength(name) + 1.2 * letters)
+        if left > gap and left + taken > width:
+            left, top = gap, top + line
+        places.append((left, top, name, colour))
+        left += taken
+
+    canvas = Image.fromarray(np.full((top + line + gap // 2, width, 3), _PAPER, dtype=np.uint8))
+    brush = ImageDraw.Draw(canvas)
+    for left, top, name, colour in places:
+        edge = (left, top + 2, left + letters - 1, top + letters + 1)
+        fill = tuple(int(value) for value in colour)
+        brush.rectangle(edge, fill=fill, outline=(128, 128, 128))
+        brush.text((left + letters + 6, top), name, fill=_INK, font=font)
     return np.array(canvas)
 
 

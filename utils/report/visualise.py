@@ -137,13 +137,10 @@ def attention_share(
 
 
 def scale_map(shares: Mapping[float, np.ndarray]) -> np.ndarray:
-    """Which scale each region trusts: the colours of the scales, mixed by their weights.
+    """Which scale counts most at each pixel, in the colour of that scale.
 
     `shares` are those of `scale_shares`, the colours those of `colours.scale_colours`.
     """
     order = sorted(shares)
-    colours = scale_colours(len(order)).astype(np.float32)
-    mixed = sum(
-        shares[scale][..., None] * colour for scale, colour in zip(order, colours, strict=True)
-    )
-    return np.asarray(mixed).round().clip(0, 255).astype(np.uint8)
+    strongest = np.argmax(np.stack([shares[scale] for scale in order]), axis=0)
+    return scale_colours(len(order))[strongest]

@@ -50,6 +50,10 @@ class CheckpointError(UserError, ValueError):
     """A checkpoint cannot be read or used; the message names the file and what to do."""
 
 
+class ForeignCheckpointError(CheckpointError):
+    """A file can be read and is not one of ours: weights from elsewhere."""
+
+
 class _HashingFile:
     """A file to write to that hashes what it is given, so that the file need not be read again."""
 
@@ -218,9 +222,9 @@ def load_checkpoint(path: Path) -> LoadedCheckpoint:
     _require_plain_tree(path, content)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         # Weights from elsewhere are fine, but they do not say which network they belong to.
-        raise CheckpointError(
-            f"{path}: carries no hmsa configuration; name one with --config so that the network "
-            "can be built for these weights"
+        raise ForeignCheckpointError(
+            f"{path}: carries no hmsa configuration; name the one it was trained with by --config, "
+            "so that the network can be built for these weights"
         )
     _require_known(path, content)
     return LoadedCheckpoint(content, digest)

@@ -1,10 +1,12 @@
-"""What a step costs: floating-point operations counted by torch, and peak memory."""
+"""What a training costs: operations counted by torch, peak memory, time, share of validation."""
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,7 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..words import UserError
+from ..words import UserError, counted, duration
+
+# What validations may cost, as a share of the training's computing (runtime.val_every: auto).
+VALIDATION_SHARE = 0.05
+# A forward and a backward pass together, in forward passes.
+FORWARD_AND_BACKWARD = 3
 
 
 class MemoryShortage(UserError, ValueError):
@@ -66,20 +73,112 @@ def describe_network(model: Any, crop: Tensor) -> list[str]:
 def describe_step(
     terms: Mapping[str, Tensor],
     *,
-    seconds: float,
+    step_s: float,
+    steps: int,
     images: int,
     loading_s: float,
     device: torch.device,
 ) -> list[str]:
-    """Three lines on a first step: speed, peak memory, loss terms.
+    """Three lines on the steps of a dry run: speed, peak memory, loss terms.
 
-    The step took `seconds` for `images` images over all ranks, after `loading_s` of loading.
+    Args:
+        terms: of the last step.
+        step_s: seconds that a step took.
+        steps: how many steps were timed after the first one, which is slower; 0: it alone was.
+        images: of a step, over all ranks.
+        loading_s: seconds waited for images in all steps.
+        device: on which it ran.
     """
     losses = ", ".join(f"{name} {float(term):.4f}" for name, term in terms.items())
+    timed = f"{steps} steps after the first"
+    if not steps:
+        timed = "the first step, which is slower than the others"
     return [
-        f"training      {images / seconds:.2f} images/s in the first step of {images}; "
-        f"its images took {loading_s:.1f} s to load",
+        f"training      {images / step_s:.2f} images/s, {images} in a step of {step_s:.2f} s "
+        f"({timed}); {loading_s:.1f} s were waited for images",
         f"peak memory   {peak_memory_mib(device):.0f} MiB on {device}, "
         "one validation batch included",
         f"loss          {losses}",
     ]
+
+
+def validation_cost(
+    *,
+    images: int,
+    image_pixels: float,
+    scales: Sequence[float],
+    flip: bool,
+    epoch_images: int,
+    crop_pixels: int,
+    train_scales: Sequence[float],
+) -> float:
+    """Computing of one validation as a share of that of an epoch.
+
+    A network computes in proportion to its pixels, and training with its backward pass takes three
+    times as long as prediction.
+
+    Args:
+        images: in the validation split.
+        image_pixels: of one of them, on average.
+        scales: of the validation.
+        flip: whether mirrored images are predicted, too.
+        epoch_images: of an epoch of training, over all ranks.
+        crop_pixels: of a training crop.
+        train_scales: of a training step.
+    """
+    predicted = images * image_pixels * sum(scale**2 for scale in scales)
+    if flip:
+        predicted *= 2
+    trained = epoch_images * crop_pixels * sum(scale**2 for scale in train_scales)
+    return predicted / (FORWARD_AND_BACKWARD * trained)
+
+
+def validation_interval(cost: float, *, epochs: int) -> int:
+    """Epochs between validations, so that these cost at most `VALIDATION_SHARE` of the training.
+
+    The last epoch is validated anyway. `cost` is that of `validation_cost`, from which alone the
+    answer follows: a resumed training validates after the same epochs.
+    """
+    return max(1, min(epochs, math.ceil(cost / VALIDATION_SHARE - 1e-9)))
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a training still has to do, and how long that takes."""
+
+    epochs: int
+    steps_per_epoch: int
+    val_every: int
+    """Epochs between validations."""
+    validation_cost: float
+    """Computing of a validation as a share of that of an epoch."""
+
+    def validations_after(self, epoch: int) -> int:
+        """Validations still to come when `epoch` epochs are done."""
+        regular = self.epochs // self.val_every - epoch // self.val_every
+        # The last epoch is validated whatever its number.
+        is_extra = self.epochs % self.val_every != 0 and epoch < self.epochs
+        return regular + is_extra
+
+    def describe(
+        self, *, step_s: float, epoch: int, step_in_epoch: int, validation_s: float | None
+    ) -> str:
+        """Times of an epoch, of a validation and of all that is left, in one sentence.
+
+        Args:
+            step_s: seconds that a step takes.
+            epoch: epochs done.
+            step_in_epoch: steps done of the present one.
+            validation_s: seconds that a validation took; None before there was one.
+        """
+        epoch_s = step_s * self.steps_per_epoch
+        if validation_s is None:
+            validation_s = epoch_s * self.validation_cost
+        steps = (self.epochs - epoch) * self.steps_per_epoch - step_in_epoch
+        validations = self.validations_after(epoch)
+        left_s = steps * step_s + validations * validation_s
+        return (
+            f"an epoch takes about {duration(epoch_s)} and a validation about "
+            f"{duration(validation_s)}; {counted(steps, 'step')} and "
+            f"{counted(validations, 'validation')} are left, about {duration(left_s)} in all"
+        )

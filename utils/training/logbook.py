@@ -1,6 +1,6 @@
-"""What a run writes about itself: train.log, metrics.jsonl and TensorBoard.
+"""What a run writes about itself: train.log, metrics.jsonl, and what loggers show of it.
 
-metrics.jsonl is the source of truth; TensorBoard is a view of it that may fail without harm.
+metrics.jsonl is the source of truth; TensorBoard and its like are views of it (`loggers.py`).
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ import json
 import logging
 import math
 import os
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from tqdm import tqdm
 
 from ..files.writing import write_file
 from .checkpoint import unused_name
+from .loggers import RunLogger, Shown
 from .run_folder import RunError
 
 logger = logging.getLogger("hmsa")
@@ -77,26 +76,41 @@ def start_logging(*, main: bool, file: Path | None = None) -> None:
 
 
 class Logbook:
-    """Writes metrics.jsonl, config.yaml and TensorBoard; without `write` every call does nothing.
+    """Writes metrics.jsonl and config.yaml, and hands all to loggers.
 
-    One rank writes and the others do not, so that all ranks can run the same code.
+    Without `write` every call does nothing: one rank writes and the others do not, so that all
+    ranks can run the same code.
     """
 
-    def __init__(self, folder: Path, *, write: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        write: bool = True,
+        loggers: Sequence[RunLogger] = (),
+        name: str = "run",
+    ) -> None:
+        """Args:
+        folder: of the run.
+        loggers: who shows it beside; see `loggers.LOGGERS`.
+        name: what the run is called there.
+        """
         self.folder = folder
         self.path = folder / "metrics.jsonl"
         self.write = write
-        self.board: Any = None
+        self.name = name
+        self.shown = Shown(loggers if write else ())
         self.warned_of_lone_scale = False
 
     def begin(self, configuration: str, *, first_step: int = 0, to_validate: bool = False) -> None:
-        """Write the resolved configuration and open TensorBoard.
+        """Write the resolved configuration and begin the loggers.
 
         Rows that a resumed run writes again are dropped: those beyond `first_step` and, with
         `to_validate`, the validation at that step.
 
         Raises:
             RunError: nothing can be written.
+            UserError: a logger that was asked for cannot begin.
         """
         if not self.write:
             return
@@ -104,24 +118,23 @@ class Logbook:
             write_file(self.folder / "config.yaml", configuration, durable=True)
             self._drop_rows_after(first_step, to_validate)
 
-        # TensorBoard is optional: it may be missing, broken or unable to write.
-        try:
-            from torch.utils.tensorboard import SummaryWriter
+        self.shown.begin(
+            self.folder, name=self.name, configuration=configuration, first_step=first_step
+        )
 
-            threading.excepthook = _warn_only_of(OSError, threading.excepthook)
-            # TensorBoard hides what an interrupted run wrote beyond the step it goes on from.
-            purge_step = None
-            if first_step:
-                purge_step = first_step + 1
-            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge_step)
-            self.board.add_text("config", f"```yaml\n{configuration}\n```")
-        except (ImportError, OSError, RuntimeError, AttributeError) as error:
-            logger.warning("TensorBoard is off for this run (%s)", error)
+    def last_row(self, kind: str) -> dict[str, Any] | None:
+        """The last whole row of a kind that metrics.jsonl holds; None without one."""
+        try:
+            lines = self.path.read_bytes().splitlines()
+        except OSError:
+            return None
+        rows = [row for row in map(_row_of, lines) if row is not None and row["kind"] == kind]
+        return rows[-1] if rows else None
 
     def row(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl {"kind", "step", **values}; not-a-number becomes null.
 
-        Numbers go to TensorBoard as KIND/name.
+        Numbers go to the loggers as KIND/name.
         """
         if not self.write:
             return
@@ -133,8 +146,7 @@ class Logbook:
             file.flush()
             os.fsync(file.fileno())
 
-        for name, number in _numbers(kind, plain):
-            self._show(partial(_add_scalar, name=name, number=number, step=step))
+        self.shown.numbers(step, dict(_numbers(kind, plain)))
         self._warn_of_lone_scale(step, plain)
 
     def _warn_of_lone_scale(self, step: int, values: Mapping[str, Any]) -> None:
@@ -158,26 +170,12 @@ class Logbook:
         )
 
     def picture(self, name: str, step: int, draw: Callable[[], np.ndarray]) -> None:
-        """A uint8 RGB picture [H, W, 3] for TensorBoard, drawn only where it is written."""
-        if self.board is not None:
-            picture = draw()
-            self._show(lambda board: board.add_image(name, picture, step, dataformats="HWC"))
+        """A uint8 RGB picture [H, W, 3] for the loggers, drawn only where one shows it."""
+        self.shown.picture(name, step, draw)
 
     def close(self) -> None:
-        """Flush TensorBoard's files."""
-        self._show(lambda board: board.close())
-
-    def _show(self, use: Callable[[Any], None]) -> None:
-        """Call `use` with TensorBoard's writer; when it fails, TensorBoard is off from here on."""
-        if self.board is None:
-            return
-
-        # The writer's thread passes on whatever exception it met, of any kind.
-        try:
-            use(self.board)
-        except Exception as error:
-            self.board = None
-            logger.warning("TensorBoard is off from here on (%s)", error)
+        """Let every logger write what it holds."""
+        self.shown.close()
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:
@@ -231,21 +229,6 @@ class Logbook:
         write_file(self.path, b"".join(line + b"\n" for line in kept), durable=True)
 
 
-def _warn_only_of(kind: type[Exception], other_hook: Callable[[Any], Any]) -> Callable[[Any], None]:
-    """A threading.excepthook that warns of exceptions of `kind` and passes on all others.
-
-    TensorBoard's writer thread ends with such an exception on a full disk.
-    """
-
-    def hook(ended: Any) -> None:
-        if issubclass(ended.exc_type, kind):
-            logger.warning("a writer in the background has ended (%s)", ended.exc_value)
-        else:
-            other_hook(ended)
-
-    return hook
-
-
 def _row_of(line: bytes) -> dict[str, Any] | None:
     """The row in a line of metrics.jsonl, or None when there is none."""
     try:
@@ -262,10 +245,6 @@ def _is_before(row: Mapping[str, Any], step: int, to_validate: bool) -> bool:
     if row["step"] == step:
         return not (to_validate and row["kind"] == "val")
     return row["step"] < step
-
-
-def _add_scalar(board: Any, *, name: str, number: float, step: int) -> None:
-    board.add_scalar(name, number, step)
 
 
 def _numbers(kind: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

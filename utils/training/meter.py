@@ -9,15 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..processes import Processes
+from ..words import duration
 from .cost import peak_memory_mib
 from .progress import progress_bar
+
+TRIED_SECONDS = 20.0
 
 Item = TypeVar("Item")
 
@@ -41,6 +43,9 @@ class Meter:
         self.started_at = time.monotonic()
         self.images_in_all = 0
         self.waited_in_all = 0.0
+        self.paused_s = 0.0
+        self.steps_timed = 0  # after the first one, which is slower than those that follow
+        self.first_step_ended_at: float | None = None
         self._start_reading()
 
     def _start_reading(self) -> None:
@@ -84,6 +89,10 @@ class Meter:
         self.steps_done += 1
         self.images += images
         self.images_in_all += images
+        if self.first_step_ended_at is None:
+            self.first_step_ended_at = time.monotonic()
+        else:
+            self.steps_timed += 1
 
         # Loss terms and others may have equal names, so the former get a prefix, as in the logs.
         losses = {f"loss_{name}": term for name, term in terms.items()}
@@ -99,10 +108,29 @@ class Meter:
         self._start_reading()
         return reading
 
+    @property
+    def step_seconds(self) -> float:
+        """Seconds that a step takes, by those after the first where there are any."""
+        now = time.monotonic()
+        if self.first_step_ended_at is None or not self.steps_timed:
+            return max(now - self.started_at, 1e-9)
+        return max((now - self.first_step_ended_at) / self.steps_timed, 1e-9)
+
+    def has_tried(self, steps: int) -> bool:
+        """Whether so many steps followed the first one, or as many as fit into `TRIED_SECONDS`."""
+        if self.first_step_ended_at is None:
+            return False
+        too_slow = time.monotonic() - self.first_step_ended_at > TRIED_SECONDS
+        return too_slow or self.steps_timed >= steps
+
     def _read(self, loss_names: list[str], *, lr: float) -> dict[str, float]:
         """Means over the steps since the last reading and over all ranks."""
         # In fp64, one sum over ranks and one copy to the host for all terms together.
-        stacked = torch.stack([value.double() for value in self.sums.values()])
+        stacked = torch.stack(list(self.sums.values()))
+        # GPUs of Apple's have no fp64.
+        if stacked.device.type == "mps":
+            stacked = stacked.cpu()
+        stacked = stacked.double()
         summed = self.processes.sum(stacked) / (self.processes.world_size * self.steps)
         means = dict(zip(self.sums, summed.tolist(), strict=True))
 
@@ -134,17 +162,20 @@ class Meter:
         start = time.monotonic()
         yield
         taken = time.monotonic() - start
+        self.paused_s += taken
         self.reading_started_at += taken
         self.started_at += taken
+        if self.first_step_ended_at is not None:
+            self.first_step_ended_at += taken
 
     def close(self) -> str:
-        """End the progress line; returns what the steps of this run took, in one line."""
+        """End the progress line; returns what this run took, validations too, in one line."""
         self.bar.close()
         seconds = max(time.monotonic() - self.started_at, 1e-9)
         speed = self.images_in_all * self.processes.world_size / seconds
         memory_gib = peak_memory_mib(self.processes.device) / 1024
         return (
-            f"trained for {timedelta(seconds=round(seconds))} h at {speed:.1f} images/s, "
-            f"{self.waited_in_all / seconds:.0%} of the time waiting for data, "
-            f"{memory_gib:.1f} GiB at most"
+            f"trained for {duration(seconds + self.paused_s)}: {duration(seconds)} of steps at "
+            f"{speed:.1f} images/s, {self.waited_in_all / seconds:.0%} of it waiting for data, and "
+            f"{duration(self.paused_s)} of validating and saving; {memory_gib:.1f} GiB at most"
         )

@@ -1,4 +1,4 @@
-"""SGD, AdamW and LAMB with a choice of implementation; apex's fused ones only when asked for."""
+"""SGD, Adam, AdamW and LAMB with a choice of implementation; apex's fused ones when asked for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from ..words import UserError
 
-_APEX_CLASS = {"sgd": "FusedSGD", "adamw": "FusedAdam", "lamb": "FusedLAMB"}
+_APEX_CLASS = {"sgd": "FusedSGD", "adam": "FusedAdam", "adamw": "FusedAdam", "lamb": "FusedLAMB"}
 
 
 class OptimizerError(UserError, ValueError):
@@ -82,7 +82,7 @@ def build_optimizer(
         if backend not in ("apex", "auto"):
             raise OptimizerError(
                 "optim.optimizer: 'lamb' exists in NVIDIA apex only; set optim.backend to apex, "
-                "or optim.optimizer to sgd or adamw"
+                "or optim.optimizer to sgd, adam or adamw"
             )
         return _apex_optimizer(groups, optimizer=optimizer, momentum=momentum)
 
@@ -94,6 +94,8 @@ def build_optimizer(
             backend = "fused"
 
     options: dict[str, Any] = {"foreach": backend == "foreach", "fused": backend == "fused"}
+    if optimizer == "adam":
+        return torch.optim.Adam(groups, **options)
     if optimizer == "adamw":
         return torch.optim.AdamW(groups, **options)
 
@@ -167,8 +169,8 @@ def _apex_optimizer(
     kind = getattr(importlib.import_module("apex.optimizers"), _APEX_CLASS[optimizer])
     if optimizer == "sgd":
         return kind(groups, lr=groups[0]["lr"], momentum=momentum)
-    if optimizer == "adamw":
-        return kind(groups, adam_w_mode=True)
+    if optimizer in ("adam", "adamw"):
+        return kind(groups, adam_w_mode=optimizer == "adamw")
     return kind(groups)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..files.locking import locked
 from ..files.writing import write_file
-from ..words import UserError
+from ..words import UserError, command
 from .checkpoint import CheckpointFolder
 
 # How long a resumed training waits for the one before it to end.
@@ -153,7 +153,7 @@ class RunFolder:
         for line in path.read_bytes().splitlines():
             try:
                 row = json.loads(line)
-                if row["kind"] == "val" or row["epoch"] > 0:
+                if row["kind"] == "val" or row["epoch"] > 1:
                     return True
             except (ValueError, KeyError, TypeError):
                 continue
@@ -169,8 +169,9 @@ class RunFolder:
         for weights in candidates:
             if weights.is_file():
                 output = self.folder / "eval"
-                words = ["python eval.py --checkpoint", weights, "--output", output, *options]
-                return "evaluate it: " + " ".join(map(str, words))
+                more = "".join(f" {option}" for option in options)
+                line = f"{command('eval')} --checkpoint {weights} --output {output}{more}"
+                return f"evaluate it: {line}"
         return ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 
@@ -26,14 +27,16 @@ def build_schedule(
     - poly2: the exponent is 2p from epoch `poly_step` on.
     - scl_poly: (1 - t)^p before `rescale_epoch` r, then
       rescale * (1 - (e - r) / (epochs - r))^repoly (docs/release_notes.md, schedules).
+    - cosine: (1 + cos(pi t)) / 2, one half of a wave without restarts, as in Loshchilov and Hutter
+      2017, equation 5 (https://arxiv.org/abs/1608.03983).
     - constant: 1.
 
     During the first `warmup_steps` the factor rises linearly from 1 / `warmup_steps` of its value.
     """
-    if schedule not in ("poly", "poly2", "scl_poly", "constant"):
+    if schedule not in ("poly", "poly2", "scl_poly", "cosine", "constant"):
         raise ValueError(
-            f"optim.schedule: unknown schedule '{schedule}'; choose poly, poly2, scl_poly or "
-            "constant"
+            f"optim.schedule: unknown schedule '{schedule}'; choose poly, poly2, scl_poly, cosine "
+            "or constant"
         )
     total = float(epochs)
 
@@ -50,6 +53,8 @@ def build_schedule(
         remaining = 1.0 - epoch / total
         if schedule == "constant":
             value = 1.0
+        elif schedule == "cosine":
+            value = (1.0 + math.cos(math.pi * (1.0 - remaining))) / 2.0
         elif schedule == "poly":
             value = remaining**poly_exponent
         elif schedule == "poly2":

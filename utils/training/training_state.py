@@ -118,6 +118,7 @@ class TrainingState:
 
         # Made here, once: its copies are as large as the buffers and are used in every step.
         self.guard = BufferGuard(model)
+        self.counting = [part for part in model.modules() if hasattr(part, "batches_to_count")]
 
     def content(self) -> dict[str, Any]:
         """Tensors and plain values for a checkpoint that training can go on from."""
@@ -160,8 +161,20 @@ class TrainingState:
         """Remember the batch-norm statistics in case the coming step must be skipped."""
         self.guard.keep()
 
+    @torch.no_grad()
+    def count_batches(self) -> None:
+        """Add what batch norms have counted by themselves to their `num_batches_tracked`."""
+        norms: list[Any] = [norm for norm in self.counting if norm.batches_to_count]
+        if not norms:
+            return
+        counters = [norm.num_batches_tracked for norm in norms]
+        torch._foreach_add_(counters, [norm.batches_to_count for norm in norms])
+        for norm in norms:
+            norm.batches_to_count = 0
+
     def skip_step(self) -> None:
         """Leave everything as it was before the step, and count it."""
+        self.count_batches()
         self.guard.restore()
 
         # A GradScaler accepts no second unscale_ without an update, which also lowers its factor.
@@ -170,6 +183,7 @@ class TrainingState:
 
     def step(self) -> None:
         """Update the weights from the gradients (through the scaler), then the averaged ones."""
+        self.count_batches()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
@@ -282,9 +296,11 @@ def restore(
     if processes.is_main:
         best = _best_so_far(state.progress, checkpoints)
     state.progress.best_miou, state.progress.best_epoch = processes.gather(best)[0]
-    logger.info(
-        "going on from %s: epoch %d, step %d", path, state.progress.epoch, state.progress.step
-    )
+    progress = state.progress
+    where = f"epoch {progress.epoch}, step {progress.step} done"
+    if progress.step_in_epoch:
+        where = f"within epoch {progress.epoch + 1}, step {progress.step} done"
+    logger.info("going on from %s: %s", path, where)
 
 
 def _choose(checkpoints: CheckpointFolder) -> Path | None:

@@ -1,0 +1,249 @@
+"""How fast a configuration trains on this machine: what `hmsa benchmark` does.
+
+Two loops of steps are timed. The first runs as a training does and gives images/s and the peak of
+memory. The second waits for the device after each part of a step, and gives the share of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import cycle, islice
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hmsa.datasets import CITYSCAPES, DatasetSpec
+from hmsa.loss.criterion import Criterion
+from hmsa.utils.config import Config, load_config
+from hmsa.utils.files.writing import write_file
+from hmsa.utils.processes import Processes, join
+from hmsa.utils.runtime import autocast_dtype, prepare_runtime
+from hmsa.utils.training.cost import peak_memory_mib
+from hmsa.utils.training.logbook import start_logging
+from hmsa.utils.training.training_state import TrainingState
+
+from . import build
+
+WARM_UP = 3  # steps that are not timed: kernels are chosen and memory is taken in them
+PARTS = ("data", "network", "loss", "backward", "optimiser")
+BLOCK = 32  # side of a block of equal labels in drawn images, in pixels
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Time the configuration that the command line names; returns the exit status."""
+    config = load_config(arguments.config, arguments.overrides)
+    runtime = config.runtime
+    with (
+        join(device=runtime.device, timeout_minutes=runtime.timeout_minutes) as processes,
+        build.explained(config, "training"),
+    ):
+        start_logging(main=processes.is_main)
+        prepare_runtime(
+            threads=runtime.threads,
+            deterministic=runtime.deterministic,
+            tf32=runtime.tf32,
+            seed=config.experiment.seed,
+        )
+        figures = measure(config, processes, steps=arguments.steps, reads_data=arguments.data)
+
+        if processes.is_main:
+            print(table_of(figures))
+            if arguments.json is not None:
+                write_file(arguments.json, json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+def measure(
+    config: Config, processes: Processes, *, steps: int, reads_data: bool
+) -> dict[str, Any]:
+    """Figures of `steps` training steps; with `reads_data` of the data set, else of noise."""
+    if reads_data:
+        files: Any = build.split_files(config, config.data.train_split)
+        batches = endless(build.train_loader(config, files, processes))
+    else:
+        files = SimpleNamespace(spec=known_classes(config))
+        batches = cycle([noise(config, files.spec)])
+
+    state = build.training_state(config, files, processes)
+    steps_of = TrainingSteps(config, state, build.criterion(config, files), processes)
+    for batch in islice(batches, WARM_UP):
+        steps_of.take(batch)
+
+    # As a training runs: nothing waits for the device but what a step itself waits for.
+    if processes.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(processes.device)
+    wait_for_device(processes.device)
+    began = time.perf_counter()
+    for batch in islice(batches, steps):
+        steps_of.take(batch)
+    wait_for_device(processes.device)
+    seconds = time.perf_counter() - began
+    peak_mib = peak_memory_mib(processes.device)
+
+    # And once more part by part.
+    clock = PartClock(processes.device)
+    for _ in range(steps):
+        with clock.part("data"):
+            batch = next(batches)
+        steps_of.take(batch, clock)
+
+    images = config.data.batch_size * processes.world_size
+    return {
+        "network": f"{config.model.trunk} {config.model.decoder} {config.model.multiscale}",
+        "loss": config.loss.main,
+        "crop": list(config.data.crop),
+        "images_per_step": images,
+        "processes": processes.world_size,
+        "precision": config.runtime.precision,
+        "device": described_device(processes.device),
+        "torch": str(torch.__version__),
+        "images": "the data set's" if reads_data else "noise",
+        "steps": steps,
+        "images_per_second": steps * images / seconds,
+        "step_s": seconds / steps,
+        "peak_memory_mib": peak_mib,
+        "shares": clock.shares(),
+    }
+
+
+class PartClock:
+    """Adds up the seconds of each part of a step, waiting for the device at its end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count the time within the block to `name`."""
+        began = time.perf_counter()
+        yield
+        wait_for_device(self.device)
+        self.seconds[name] += time.perf_counter() - began
+
+    def shares(self) -> dict[str, float]:
+        """The share of each part; together they are 1."""
+        whole = sum(self.seconds.values())
+        return {name: seconds / whole for name, seconds in self.seconds.items()}
+
+
+class NoClock(PartClock):
+    """Takes the place of a clock where nothing is to be waited for."""
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Do nothing but run the block."""
+        yield
+
+
+class TrainingSteps:
+    """Training steps as `engine.train` takes them, without what follows from their results.
+
+    Each is of one batch, also where optim.accumulate adds up several.
+    """
+
+    def __init__(
+        self, config: Config, state: TrainingState, criterion: Criterion, processes: Processes
+    ) -> None:
+        self.config = config
+        self.state = state
+        self.criterion = criterion
+        self.processes = processes
+        self.model: Any = processes.wrap(state.model)
+        self.model.train()
+        self.dtype = autocast_dtype(config.runtime.precision)
+
+    def take(self, batch: dict[str, Tensor], clock: PartClock | None = None) -> None:
+        """One step on a batch of the loader."""
+        device, state = self.processes.device, self.state
+        clock = clock or NoClock(device)
+
+        with clock.part("data"):
+            image, label = build.prepared(self.config, batch, epoch=0, device=device)
+            labelled = (label != self.criterion.ignore_label).sum()
+            valid_pixels = self.processes.sum(labelled)
+        with (
+            clock.part("network"),
+            torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None),
+        ):
+            prediction = self.model(image, keep_scales=self.criterion.needs_scales)
+
+        with clock.part("loss"):
+            terms = self.criterion(
+                prediction, label, valid_pixels=valid_pixels, parts=self.processes.world_size
+            )
+            loss = torch.stack(list(terms.values())).sum()
+        with clock.part("backward"):
+            state.scaler.scale(loss).backward()
+
+        with clock.part("optimiser"):
+            state.gradient_norm()
+            state.step()
+            state.model.zero_grad(set_to_none=True)
+
+
+def endless(loader: Any) -> Iterator[dict[str, Tensor]]:
+    """The batches of one epoch after the other."""
+    epoch = 0
+    while True:
+        yield from loader.epoch(epoch)
+        epoch += 1
+
+
+def known_classes(config: Config) -> DatasetSpec:
+    """The classes of the data set, for networks that are timed on noise."""
+    if config.data.dataset == "cityscapes":
+        return CITYSCAPES
+    return build.split_files(config, config.data.train_split).spec
+
+
+def noise(config: Config, spec: DatasetSpec) -> dict[str, Any]:
+    """A batch of noise, uint8 [N, 3, H, W], with labels uint8 [N, H, W] in blocks."""
+    count, (height, width) = config.data.batch_size, config.data.crop
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randint(
+        256, (count, height, width, 3), dtype=torch.uint8, generator=generator
+    ).permute(0, 3, 1, 2)
+
+    blocks = (count, math.ceil(height / BLOCK), math.ceil(width / BLOCK))
+    coarse = torch.randint(spec.num_classes, blocks, dtype=torch.uint8, generator=generator)
+    label = coarse.repeat_interleave(BLOCK, 1).repeat_interleave(BLOCK, 2)[:, :height, :width]
+    return {"image": image, "label": label.contiguous()}
+
+
+def described_device(device: torch.device) -> str:
+    """The product name of a GPU, or the device's type with the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def wait_for_device(device: torch.device) -> None:
+    """Wait until the device has done what was queued; nothing on the CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def table_of(figures: dict[str, Any]) -> str:
+    """The figures as lines to read."""
+    height, width = figures["crop"]
+    shares = "  ".join(f"{name} {share:.0%}" for name, share in figures["shares"].items())
+    return "\n".join(
+        [
+            f"network       {figures['network']}, loss {figures['loss']}",
+            f"step          {figures['images_per_step']} images of {height} x {width} "
+            f"({figures['images']}), {figures['precision']}, {figures['processes']} processes",
+            f"device        {figures['device']}, torch {figures['torch']}",
+            f"speed         {figures['images_per_second']:.2f} images/s, "
+            f"{figures['step_s']:.3f} s a step, over {figures['steps']} steps",
+            f"peak memory   {figures['peak_memory_mib']:.0f} MiB",
+            f"of a step     {shares}",
+        ]
+    )

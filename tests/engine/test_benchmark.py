@@ -1,0 +1,66 @@
+"""`hmsa benchmark`: its figures, on noise and on a data set, and what a user can get wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hmsa.engine import benchmark
+from hmsa.engine.arguments import benchmark_command
+
+SMALL = [
+    "model.trunk=hrnet_w18_small",
+    "model.decoder=fcn",
+    "data.crop=[64,128]",
+    "data.batch_size=2",
+    "runtime.device=cpu",
+]
+
+
+def time_configuration(tmp_path: Path, *words: str) -> dict[str, Any]:
+    (tmp_path / "small.yaml").write_text("data:\n  dataset: cityscapes\n")
+    output = tmp_path / "figures.json"
+    line = [str(tmp_path / "small.yaml"), *SMALL, *words, "--json", str(output), "--steps", "2"]
+    assert benchmark_command(line) == 0
+    return dict(json.loads(output.read_text()))
+
+
+def test_figures_of_noise_need_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = time_configuration(tmp_path)
+    assert set(figures["shares"]) == set(benchmark.PARTS)
+    assert sum(figures["shares"].values()) == pytest.approx(1.0)
+    assert all(share > 0 for share in figures["shares"].values())
+    assert figures["images_per_second"] == pytest.approx(2 / figures["step_s"])
+    assert (figures["images"], figures["crop"], figures["steps"]) == ("noise", [64, 128], 2)
+
+    printed = capsys.readouterr().out
+    assert "hrnet_w18_small fcn hierarchical" in printed and "images/s" in printed
+
+
+def test_every_step_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    weights = []
+    take = benchmark.TrainingSteps.take
+
+    def noted(steps: benchmark.TrainingSteps, *words: Any) -> None:
+        take(steps, *words)
+        weights.append(torch.cat([part.flatten() for part in steps.state.model.parameters()]))
+
+    monkeypatch.setattr(benchmark.TrainingSteps, "take", noted)
+    time_configuration(tmp_path)
+    # Three to warm up, two as a training runs, two part by part.
+    assert len(weights) == 7
+    assert all(
+        not torch.equal(one, other) for one, other in zip(weights, weights[1:], strict=False)
+    )
+
+
+def test_with_data_a_missing_data_set_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "small.yaml").write_text(f"data:\n  root: {tmp_path}/none\n")
+    assert benchmark_command([str(tmp_path / "small.yaml"), *SMALL, "--data"]) == 2
+    assert f"{tmp_path}/none" in capsys.readouterr().err

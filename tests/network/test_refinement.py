@@ -1,0 +1,343 @@
+"""High scales on the part of the image that attention asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from hmsa.network import InferenceOptions, ModelError, attach_attention, build_model
+from hmsa.network.decoders.deeplabv3plus import DeepLabV3Plus
+from hmsa.network.decoders.fcn import FCN
+from hmsa.network.decoders.ocr import OCR
+from hmsa.network.heads import ConvHead
+from hmsa.network.inference import RefinedArea, predict, predict_label
+from hmsa.network.inference.blocks import MOST, PRICE, BlockGrid, choose_rectangles
+from hmsa.network.inference.refinement import ImageContext
+from hmsa.network.model import Hierarchical
+from tests.engine.small import Small
+
+THREE = (0.5, 1.0, 2.0)
+CLASSES = 4
+DECODERS = ("fcn", "ocr", "deeplabv3plus")
+
+
+class Everywhere(nn.Module):
+    """Attention with the same score everywhere."""
+
+    def __init__(self, score: float) -> None:
+        super().__init__()
+        self.score = score
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.new_full((features.shape[0], 1, *features.shape[2:]), self.score)
+
+
+def small(decoder: str = "fcn", *, attention: float | None = None, **options: Any) -> Hierarchical:
+    """A model of a few convolutions whose scales disagree, and whose attention varies."""
+    torch.manual_seed(1)
+    trunk = Small()
+    parts: dict[str, nn.Module] = {
+        "fcn": FCN(trunk_channels=8, num_classes=CLASSES, channels=8),
+        "ocr": OCR(trunk_channels=8, num_classes=CLASSES, channels=8, key_channels=8),
+        "deeplabv3plus": DeepLabV3Plus(
+            trunk_channels=8,
+            trunk_stride=8,
+            fine_channels=8,
+            num_classes=CLASSES,
+            align_corners=options.get("align_corners", False),
+            channels=8,
+            bottleneck_channels=8,
+        ),
+    }
+    chosen = parts[decoder]
+    head: nn.Module = ConvHead(inputs=chosen.feature_channels, outputs=1, channels=8)  # type: ignore[arg-type]
+    if attention is not None:
+        head = Everywhere(attention)
+    model = Hierarchical(
+        trunk=trunk,
+        decoder=chosen,
+        attention=head,
+        num_classes=CLASSES,
+        align_corners=options.pop("align_corners", False),
+        train_scales=(0.5, 1.0),
+        **options,
+    ).eval()
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.uniform_(-0.2, 0.2)
+            part.running_var.uniform_(0.8, 1.2)
+    return model
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def logits_of(
+    model: nn.Module, image: Tensor, scales: Sequence[float] = THREE, **options: Any
+) -> tuple[Tensor, RefinedArea]:
+    area = RefinedArea()
+    found = predict(model, image, InferenceOptions(tuple(scales), **options), area=area)
+    return found.logits, area
+
+
+# How much, and where
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("options", [{}, {"flip": True, "over": "probabilities"}])
+def test_everything_and_nothing_are_what_they_were_to_the_last_bit(
+    decoder: str, options: dict[str, Any]
+) -> None:
+    image = noise(2, 3, 90, 150)
+    model = small(decoder)
+    whole, area = logits_of(model, image, **options)
+    assert torch.equal(logits_of(model, image, refine=1, **options)[0], whole)
+    assert area.share is None
+    low, _ = logits_of(model, image, (0.5, 1.0), **options)
+    nothing, area = logits_of(model, image, refine=0.0, **options)
+    assert torch.equal(nothing, low) and area.share == 0
+    assert not torch.allclose(whole, low, atol=1e-3)
+
+    # Attention asks for all or for nothing of it.
+    asking = small(decoder, attention=-30.0)
+    found, area = logits_of(asking, image, refine="auto", **options)
+    assert area.share == 1 and area.computed[2.0] == area.pixels
+    assert torch.equal(found, logits_of(asking, image, **options)[0])
+    content = small(decoder, attention=30.0)
+    for refine in ("auto", 0.5):
+        found, area = logits_of(content, image, refine=refine, **options)
+        assert area.share == 0 and torch.equal(
+            found, logits_of(content, image, (0.5, 1.0), **options)[0]
+        )
+
+
+@pytest.mark.parametrize("size", [(160, 256), (131, 203)])
+@pytest.mark.parametrize("options", [{}, {"flip": True}, {"tile": (96, 128)}])
+@pytest.mark.parametrize("refine", [0.2, 0.5, "auto"])
+def test_the_share_is_respected_and_the_result_lies_between(
+    size: tuple[int, int], options: dict[str, Any], refine: Any
+) -> None:
+    model, image = small(attention=0.0), noise(2, 3, *size)
+    found, area = logits_of(model, image, refine=refine, **options)
+    whole, low = (logits_of(model, image, scales, **options)[0] for scales in (THREE, (0.5, 1.0)))
+    assert found.shape == whole.shape and bool(found.isfinite().all())
+    assert area.share is not None and area.computed[2.0] <= area.pixels
+    if refine == "auto":
+        return
+    assert 0 < area.share <= refine
+
+    # Away from rectangles it is the lower scales' result, inside them the whole one's.
+    is_low = torch.isclose(found, low, atol=1e-5).all(dim=1)
+    is_whole = torch.isclose(found, whole, atol=1e-5).all(dim=1)
+    if not options and refine == 0.2:
+        assert is_low.float().mean() > 0.1
+    if not options and refine == 0.5:
+        assert is_whole.float().mean() > 0.5 * area.share
+
+
+def test_every_image_of_a_batch_has_its_own_blocks() -> None:
+    model = small("ocr")
+    images = torch.cat([noise(1, 3, 128, 192), noise(1, 3, 128, 192).flip(-1) * 0.3])
+    together, area = logits_of(model, images, refine=0.3)
+    each = [logits_of(model, images[index : index + 1], refine=0.3) for index in range(2)]
+    torch.testing.assert_close(together, torch.cat([logits for logits, _ in each]))
+    assert area.computed[2.0] == pytest.approx(sum(own.computed[2.0] for _, own in each))
+
+    label, _ = predict_label(model, images, InferenceOptions(THREE, refine=0.3))
+    assert torch.equal(label.long(), together.argmax(1))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 20), (33, 500)])
+def test_small_and_constant_images(size: tuple[int, int]) -> None:
+    model = small("deeplabv3plus")
+    image = torch.zeros(1, 3, *size)
+    for refine in (0.3, 0.99, "auto"):
+        found, area = logits_of(model, image, refine=refine)
+        assert found.shape[-2:] == size and bool(found.isfinite().all())
+        assert area.share is not None and (refine == "auto" or area.share <= refine)
+
+
+@pytest.mark.parametrize("scales", [(1.5, 2.0), (0.5, 2.0), (0.5, 1.0, 1.5, 2.0), (1.0, 1.3)])
+def test_any_chain(scales: tuple[float, ...]) -> None:
+    model, image = small(attention=0.0), noise(1, 3, 160, 224)
+    found, area = logits_of(model, image, scales, refine=0.3)
+    assert bool(found.isfinite().all()) and area.share is not None and 0 < area.share <= 0.3
+    assert set(area.computed) == {scale for scale in sorted(scales)[1:] if scale > 1}
+
+    # Scales up to 1 have nothing that could be left out.
+    lower = (0.5, 1.0)
+    assert torch.equal(
+        logits_of(model, image, lower, refine=0.3)[0], logits_of(model, image, lower)[0]
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{"fuse_at": "features"}, {"align_corners": True}], ids=["features", "corners"]
+)
+def test_other_ways_to_fuse_and_the_calibration(options: dict[str, Any]) -> None:
+    model, image = small(**options), noise(1, 3, 160, 224)
+    model.attention_bias = {(1.0, 2.0): -3.0, (0.5, 1.0): -3.0}
+    asked, area = logits_of(model, image, refine="auto")
+    assert bool(asked.isfinite().all()) and area.share is not None and area.share > 0.5
+
+    # A bias against the higher scale is heard before that is computed.
+    model.attention_bias = {(1.0, 2.0): 60.0}
+    _, area = logits_of(model, image, refine="auto")
+    assert area.share == 0
+
+
+def test_somebodys_model_with_attention() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, CLASSES, 1)]
+    model = attach_attention(nn.Sequential(*layers), features="1", multiple_of=32)
+    model.eval()
+    image = noise(1, 3, 100, 150)
+    found, area = logits_of(model, image, refine=0.4)
+    assert bool(found.isfinite().all()) and area.share is not None and 0 < area.share <= 0.4
+
+
+def test_kept_scales_say_where_the_higher_one_counts() -> None:
+    model, image = small(attention=0.0), noise(1, 3, 160, 224)
+    kept = predict(model, image, InferenceOptions(THREE, refine=0.3), keep_scales=True)
+    assert kept.scales is not None and set(kept.scales) == set(THREE)
+    sizes = {scale: tuple(part.logits.shape[-2:]) for scale, part in kept.scales.items()}
+    assert sizes == {0.5: (80, 112), 1.0: (160, 224), 2.0: (320, 448)}
+    attention = kept.scales[1.0].attention
+    assert attention is not None and kept.attention is not None
+    left_out = attention == 1
+    assert 0.3 < left_out.float().mean() < 0.75 and attention.min() == pytest.approx(0.5)
+
+    # Nothing computed at all leaves maps of the right size, too.
+    for scales in (THREE, (1.0, 2.0)):
+        kept = predict(model, image, InferenceOptions(scales, refine=0.0), keep_scales=True)
+        assert kept.scales is not None and kept.attention is not None
+        assert kept.scales[2.0].logits.shape == (1, CLASSES, 320, 448)
+        assert bool((kept.scales[1.0].attention == 1).all())  # type: ignore[union-attr]
+
+
+def test_no_seam_at_the_border_of_a_rectangle() -> None:
+    model = small(attention=0.0)
+    rows, columns = torch.meshgrid(
+        torch.linspace(-1, 1, 160), torch.linspace(-2, 2, 256), indexing="ij"
+    )
+    image = torch.stack([rows, columns, rows * columns])[None]
+
+    def steepest(logits: Tensor) -> float:
+        inner = logits[..., 8:-8, 8:-8]  # the network pads with zeros beyond the image
+        return max(float(inner.diff(dim=axis).abs().max()) for axis in (2, 3))
+
+    whole, low = (logits_of(model, image, scales)[0] for scales in (THREE, (0.5, 1.0)))
+    refined, area = logits_of(model, image, refine=0.3)
+    apart = float((whole - low).abs().max())
+    plain = max(steepest(whole), steepest(low))
+    assert area.share is not None and area.share > 0.1 and apart > 2 * plain
+    assert steepest(refined) < plain + 0.3 * apart
+
+
+@pytest.mark.parametrize("multiscale", ["single", "explicit", "hierarchical_dual"])
+def test_models_that_cannot_say_so(multiscale: str) -> None:
+    model = build_model(
+        trunk="hrnet_w18_small", decoder="fcn", multiscale=multiscale, num_classes=CLASSES
+    )
+    with pytest.raises(ModelError, match="leave refine out"):
+        predict(model, noise(1, 3, 32, 32), InferenceOptions(THREE, refine=0.5))
+
+
+@pytest.mark.parametrize("refine", [-0.1, 1.1, float("nan"), "some", None])
+def test_shares_that_are_none(refine: Any) -> None:
+    with pytest.raises(ModelError, match=r"share of the image from 0 to 1"):
+        InferenceOptions(THREE, refine=refine)
+
+
+def test_a_way_to_infer_says_its_share() -> None:
+    assert InferenceOptions(THREE, refine=0.3).describe() == "{0.5, 1, 2}, 2x on 30 %"
+    asked = InferenceOptions(THREE, flip=True, refine="auto").describe()
+    assert asked == "{0.5, 1, 2} + flip, 2x where attention asks"
+    assert InferenceOptions((0.5, 1.0), refine=0.3).describe() == "{0.5, 1}"
+
+
+# Blocks and rectangles
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_rectangles_hold_the_largest_and_cost_less_than_all(data: st.DataObject) -> None:
+    size = data.draw(st.tuples(st.integers(1, 900), st.integers(1, 900)))
+    grid = BlockGrid.of_image(size, least_halo=data.draw(st.sampled_from([20, 32, 50])))
+    seed = data.draw(st.integers(0, 99))
+    priority = np.random.default_rng(seed).random(grid.shape) ** data.draw(st.integers(1, 9))
+    share = data.draw(st.sampled_from([0.0, 0.1, 0.3, 0.7]))
+
+    choice = choose_rectangles(grid, priority, share)
+    assert choice.refined <= share and not choice.is_whole
+    covered = np.zeros(size, dtype=bool)
+    for rectangle in choice.rectangles:
+        rows, columns = rectangle
+        covered[rows.first : rows.last, columns.first : columns.last] = True
+        for extent, length in zip(rectangle, size, strict=True):
+            assert 0 <= extent.start <= extent.first < extent.last <= extent.stop <= length
+            assert extent.start % 32 == 0 and (extent.stop % 32 == 0 or extent.stop == length)
+    assert covered.mean() == pytest.approx(choice.refined)
+    assert sum(rectangle.pixels for rectangle in choice.rectangles) <= size[0] * size[1]
+
+    # No block that "auto" leaves out would be worth its price.
+    asked = choose_rectangles(grid, priority * 3 * PRICE, "auto")
+    if not asked.is_whole and len(asked.rectangles) < MOST:
+        kept = np.zeros(size, dtype=bool)
+        for rows, columns in asked.rectangles:
+            kept[rows.first : rows.last, columns.first : columns.last] = True
+        left = grid.means(1 - kept.astype(np.float64)) * priority * 3 * PRICE * grid.areas()
+        for row, column in np.ndindex(grid.shape):
+            cost = grid.costs(np.array([row, row + 1, column, column + 1]))
+            assert left[row, column] <= PRICE * cost * (1 + 1e-9)
+
+
+def test_what_stands_out_is_what_is_chosen() -> None:
+    grid = BlockGrid((640, 960), side=64, halo=32)
+    priority = np.full(grid.shape, 0.001)
+    priority[2:4, 3:6] = 0.5
+    priority[8, 12] = 0.4
+    for share in (0.05, "auto"):
+        choice = choose_rectangles(grid, priority, share)
+        cores = {
+            (part.rows.first, part.rows.last, part.columns.first, part.columns.last)
+            for part in choice.rectangles
+        }
+        assert {(128, 256, 192, 384), (512, 576, 768, 832)} <= cores
+
+
+def test_means_over_blocks_of_any_resolution() -> None:
+    grid = BlockGrid((128, 200), side=64, halo=32)
+    values = np.arange(32 * 50, dtype=np.float64).reshape(32, 50)
+    means = grid.means(values)
+    assert means.shape == (2, 4)
+    assert means[0, 0] == values[:16, :16].mean() and means[1, 3] == values[16:, 48:].mean()
+    assert grid.means(np.ones((1, 1))).shape == (2, 4)
+
+
+# Context
+
+
+@pytest.mark.parametrize("decoder", ["ocr", "deeplabv3plus"])
+def test_parts_are_lent_the_context_of_their_image(decoder: str) -> None:
+    model, image = small(decoder), noise(2, 3, 64, 96)
+    context = ImageContext(model)
+    with torch.inference_mode():
+        with context.recorded():
+            whole = model.predict_scale(image, 1.0, attended=False).logits
+        part = image[1:, :, :32, :32]
+        own = model.predict_scale(part, 1.0, attended=False).logits
+        with context.lent([1]):
+            lent = model.predict_scale(part, 1.0, attended=False).logits
+
+    # In the corner, which no border of the part has touched, it is what the whole image has.
+    ours, lents, owns = (maps[..., 0, 0] for maps in (whole[1:], lent, own))
+    assert (lents - ours).abs().max() < (owns - ours).abs().max()
