@@ -185,9 +185,9 @@ def test_what_the_hub_has_is_loaded(
     model.save_pretrained(tmp_path)
     asked = []
 
-    def download(repo: str, name: str, **options: Any) -> str:
-        asked.append((repo, name, options["revision"]))
-        return str(tmp_path / name)
+    def download(repo_id: str, filename: str, **options: Any) -> str:
+        asked.append((repo_id, filename, options["revision"]))
+        return str(tmp_path / filename)
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
     monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", download)
