@@ -39,7 +39,9 @@ TEST = [
     "ruff>=0.6",
     "safetensors>=0.4",
     "scipy>=1.11",
+    "segmentation-models-pytorch>=0.5",
     "setuptools>=64",
+    "transformers>=4.44",
     "types-PyYAML",
     "types-tqdm",
 ]

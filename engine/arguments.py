@@ -89,9 +89,9 @@ CALIBRATE = """Calibrate the attention of a checkpoint for a list of scales, in 
 
     hmsa calibrate --checkpoint runs/x [--scales 0.25 0.5 1 2] [--images 100]
 
-Attention is trained on few pairs of scales. For the others one number each is fitted on half of
-some training images, and kept where it helps on the other half; the checkpoint then holds it, and
-its weights stay as they are. Evaluation and auto-labelling use it; eval.calibration=off does not.
+Attention is trained on few pairs of scales. For the others one number each is fitted on some
+training images, and kept where it helps on validation images; the checkpoint then holds it, and its
+weights stay as they are. Evaluation and auto-labelling use it; eval.calibration=off does not.
 """
 
 ATTACH = """Give a trained single-scale model hierarchical attention; its weights stay untouched.
@@ -488,10 +488,16 @@ def parse_calibrate(
         type=at_least(4),
         default=100,
         metavar="N",
-        help="images to use, half to fit and half to judge by (default: %(default)s)",
+        help="images that judge; half as many fit (default: %(default)s)",
     )
     parser.add_argument(
-        "--split", help="split whose labelled images are used (default: data.train_split)"
+        "--split", help="split whose labelled images fit the numbers (default: data.train_split)"
+    )
+    parser.add_argument(
+        "--judge",
+        metavar="SPLIT",
+        help="split whose images judge them (default: data.val_split); that of --split: its other "
+        "half",
     )
     parser.add_argument(
         "--output",

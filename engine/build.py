@@ -76,6 +76,7 @@ from .model_source import (
     model_file,
 )
 from .plugins import OwnAugmentation, OwnLogger, OwnLoss, own_decoder, own_trunk
+from .wrapped import wrapped_model
 
 VERIFIED_SAMPLE = 64  # files of a split whose label values are looked at with data.verify: sample
 
@@ -277,7 +278,10 @@ def model_from(config: Config, *, num_classes: int, trunk_weights: bool) -> Mult
     Raises:
         UserError: a part of the user's own cannot be made, or weights of the trunk not be had.
     """
-    excluded = {"init_from", "freeze"}
+    if config.model.wrap is not None:
+        return wrapped_model(config, num_classes=num_classes)
+
+    excluded = {"init_from", "freeze", "wrap"}
     if not trunk_weights:
         excluded.add("trunk_weights")
     values = config.model.model_dump(exclude=excluded)
@@ -648,6 +652,7 @@ def open_checkpoint(
             return _recognised(path, overrides, otherwise=error)
 
     config = Config.from_dict(content["config"], overrides, source=f"{path}: configuration")
+    config = _trusted(config, overrides, path=path)
     try:
         spec = DatasetSpec.from_dict(content["spec"])
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
@@ -656,6 +661,34 @@ def open_checkpoint(
             "another one of the run's checkpoints"
         ) from error
     return OpenedCheckpoint(path, config, spec=spec, weights=content, sha256=sha256)
+
+
+def trust_of(config: Config) -> list[str]:
+    """The overrides by which a user says that what builds a wrapped model may run."""
+    if config.model.wrap is None:
+        return []
+    return [f"model.wrap.builder={config.model.wrap.builder}"]
+
+
+def _trusted(config: Config, overrides: Sequence[str], *, path: Path) -> Config:
+    """A checkpoint's configuration, whose model.wrap may be built.
+
+    The function that builds a wrapped model is code. A checkpoint may come from anybody, so that
+    the user names the function again. Weights are those of the checkpoint.
+
+    Raises:
+        CheckpointError: it was not named.
+    """
+    wrap = config.model.wrap
+    if wrap is None:
+        return config
+    if not any(text.startswith(("model.wrap.builder=", "model.wrap=")) for text in overrides):
+        raise CheckpointError(
+            f"{path}: its model is built by running {wrap.builder}; where you trust the "
+            f"checkpoint, say so with {trust_of(config)[0]}"
+        )
+    wrap = wrap.model_copy(update={"weights": None})
+    return config.model_copy(update={"model": config.model.model_copy(update={"wrap": wrap})})
 
 
 def _recognised(

@@ -1,8 +1,8 @@
 """Calibrate a checkpoint's attention for a list of scales: what `hmsa calibrate` does.
 
-Biases are fitted on some training images and judged on others. One is kept where leaving it out
-makes the result on the other images worse, and all of them only where together they help by more
-than the error of that difference.
+Biases are fitted on some training images and judged on images of the validation split. One is kept
+where leaving it out makes the result on those worse, and all of them only where together they help
+by more than the error of that difference.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from hmsa.datasets import Files, normalise, resize_long_edge
+from hmsa.datasets import DatasetSpec, Files, normalise, resize_long_edge
 from hmsa.network.calibration import KeptMaps, fit_attention_bias, fuse_kept, keep_maps
 from hmsa.network.model import Hierarchical, ScalePair, adjacent_pairs
+from hmsa.utils.config import Config
 from hmsa.utils.metrics.confusion import ConfusionMatrix, iou_of, mean_of
-from hmsa.utils.processes import Processes, join
+from hmsa.utils.processes import join
 from hmsa.utils.runtime import autocast_dtype, prepare_runtime
 from hmsa.utils.training.checkpoint import save_checkpoint
 from hmsa.utils.training.logbook import logger, start_logging
@@ -30,11 +31,26 @@ from hmsa.utils.words import UserError
 
 from . import build
 
+# So many judge, and half as many fit: a gain of one point is within the error of 50 images.
+IMAGES = 100
 RESAMPLINGS = 200  # of the judging images, for the error of a difference of mIoU
 
 
 class CalibrationError(UserError, ValueError):
     """The checkpoint or the images do not allow a calibration; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class CalibrationImages:
+    """Which images fit the biases, and which judge them.
+
+    `count` images of the split `judge` judge and half as many of `split` fit. Where both are the
+    same split, `count` is the number of all of them, of which half judge.
+    """
+
+    split: str
+    judge: str
+    count: int = IMAGES
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -43,60 +59,90 @@ def main(arguments: argparse.Namespace) -> int:
         start_logging(main=processes.is_main)
         if processes.world_size > 1:
             raise CalibrationError("hmsa calibrate runs in one process; start it without torchrun")
-        return calibrate(arguments, processes)
+
+        opened = build.open_checkpoint(
+            arguments.checkpoint, config_file=None, overrides=arguments.overrides
+        )
+        output = arguments.output or opened.path
+        if output.exists() and not output.samefile(opened.path):
+            raise CalibrationError(f"--output: {output} is there already; name a new file")
+
+        data = opened.config.data
+        calibrate(
+            opened,
+            scales=tuple(arguments.scales or opened.config.eval.scales),
+            images=CalibrationImages(
+                split=arguments.split or data.train_split,
+                judge=arguments.judge or data.val_split,
+                count=arguments.images,
+            ),
+            output=output,
+            device=processes.device,
+        )
+    return 0
 
 
-def calibrate(arguments: argparse.Namespace, processes: Processes) -> int:
-    """Calibrate the checkpoint that the command line names; returns the exit status."""
+def calibrate_run(config: Config, *, device: torch.device) -> None:
+    """Calibrate best.pt of a training that is done for eval.scales, unless that was done before.
+
+    A network without attention between pairs of scales is left as it is.
+
+    Raises:
+        UserError: the images or the disk do not allow it; the checkpoint stays as it is.
+    """
+    if not config.model.multiscale.startswith("hierarchical") or len(config.eval.scales) < 2:
+        return
+
+    # What this very configuration has built may be built again.
     opened = build.open_checkpoint(
-        arguments.checkpoint, config_file=None, overrides=arguments.overrides
+        Path(config.experiment.output), config_file=None, overrides=build.trust_of(config)
     )
+    assert opened.weights is not None
+    if opened.weights.get("calibration"):
+        return
+    images = CalibrationImages(split=config.data.train_split, judge=config.data.val_split)
+    calibrate(opened, scales=config.eval.scales, images=images, output=opened.path, device=device)
+
+
+def calibrate(
+    opened: build.OpenedCheckpoint,
+    *,
+    scales: Sequence[float],
+    images: CalibrationImages,
+    output: Path,
+    device: torch.device,
+) -> None:
+    """Fit biases for `scales`, and write the checkpoint with those that help to `output`.
+
+    Raises:
+        UserError: the network, the scales or the images do not allow it; nothing is written.
+    """
     assert opened.weights is not None, "a checkpoint without --config carries its own weights"
-    loaded = build.build_loaded(opened, device=processes.device)
-    config, model, checkpoint = loaded.config, loaded.model, opened.path
+    loaded = build.build_loaded(opened, device=device)
+    config, model, spec = loaded.config, loaded.model, loaded.spec
     runtime = config.runtime
     prepare_runtime(threads=runtime.threads, deterministic=runtime.deterministic, tf32=runtime.tf32)
     if not isinstance(model, Hierarchical):
         raise CalibrationError(
-            f"{checkpoint}: its network is model.multiscale: {model.multiscale}, which has no "
+            f"{opened.path}: its network is model.multiscale: {model.multiscale}, which has no "
             "attention between pairs of scales; only hierarchical ones can be calibrated"
         )
-    scales = tuple(arguments.scales or config.eval.scales)
     if len(scales) < 2:
         raise CalibrationError("--scales: one scale has no attention; give two or more, e.g. 0.5 1")
 
-    # Images of training, spread over the split, of which some fit and others judge.
-    split = arguments.split or config.data.train_split
-    files = build.split_files(config, split, expected=loaded.spec)
-    files.require_labels()
-    fitting, judging = choose_images(files, count=arguments.images)
-
+    # Images of training fit; those that training did not see judge, where there are any.
     start = time.monotonic()
-    kept: dict[int, KeptMaps] = {}
-    half = autocast_dtype(config.eval.precision)
-    indices = [*fitting, *judging]
-    with progress_bar(total=len(indices), desc="maps", unit="image", show=True, leave=False) as bar:
-        for index in indices:
-            image, label = files.read_image(index), files.read_label(index)
-            if config.data.long_edge is not None:
-                image, resized_label = resize_long_edge(image, label, config.data.long_edge)
-                assert resized_label is not None
-                label = resized_label
-            parameter = next(model.parameters())
-            tensor = torch.from_numpy(image)[None].to(parameter.device)
-            with torch.autocast(parameter.device.type, dtype=half, enabled=half is not None):
-                kept[index] = keep_maps(
-                    model,
-                    normalise(tensor, dtype=parameter.dtype),
-                    torch.from_numpy(label),
-                    scales,
-                )
-            bar.update()
-
-    biases = fit_attention_bias(
-        model.to("cpu"), [kept[index] for index in fitting], ignore_label=loaded.spec.ignore_label
-    )
-    judge = Judge(model, [kept[index] for index in judging], ignore_label=loaded.spec.ignore_label)
+    fitting, judging = labelled_images(config, images, expected=spec)
+    total = len(fitting.indices) + len(judging.indices)
+    with (
+        build.explained(config, "evaluation"),
+        progress_bar(total=total, desc="maps", unit="image", show=True, leave=False) as bar,
+    ):
+        fitted_maps = kept_maps(fitting, model, config, scales=scales, advance=bar.update)
+        judged_maps = kept_maps(judging, model, config, scales=scales, advance=bar.update)
+    model.to("cpu")
+    biases = fit_attention_bias(model, fitted_maps, ignore_label=spec.ignore_label)
+    judge = Judge(model, judged_maps, ignore_label=spec.ignore_label)
     helpful = judge.keep_what_helps(biases)
 
     # What was found, then what becomes of it.
@@ -110,8 +156,8 @@ def calibrate(arguments: argparse.Namespace, processes: Processes) -> int:
         "mIoU at {%s} on %d images of split %s that were not fitted: %.1f %% before, %.1f %% after "
         "(%+.2f, standard error %.2f), in %.0f s",
         listed,
-        len(judging),
-        split,
+        len(judging.indices),
+        images.judge,
         100 * before,
         100 * after,
         100 * gain,
@@ -119,22 +165,22 @@ def calibrate(arguments: argparse.Namespace, processes: Processes) -> int:
         time.monotonic() - start,
     )
     write_calibrated(
-        arguments.output or checkpoint,
+        output,
         opened.weights,
         biases=helpful,
         fitted=biases,
         evidence={
             "scales": sorted(scales),
-            "split": split,
-            "images_fitted": len(fitting),
-            "images_judged": len(judging),
+            "split": images.split,
+            "judged_by": images.judge,
+            "images_fitted": len(fitting.indices),
+            "images_judged": len(judging.indices),
             "miou_before": before,
             "miou_after": after,
             "gain": gain,
             "standard_error": error,
         },
     )
-    return 0
 
 
 def write_calibrated(
@@ -158,6 +204,78 @@ def write_calibrated(
 
 
 # --- images ---
+
+
+@dataclass(frozen=True)
+class ChosenImages:
+    """Some images of a split."""
+
+    files: Files
+    indices: Sequence[int]
+
+
+def labelled_images(
+    config: Config, images: CalibrationImages, *, expected: DatasetSpec
+) -> tuple[ChosenImages, ChosenImages]:
+    """The images that fit, and those that judge.
+
+    Raises:
+        UserError: a split cannot be read, has no labels or too few images.
+    """
+    files = build.split_files(config, images.split, expected=expected)
+    files.require_labels()
+    if images.judge == images.split:
+        fitting, judging = choose_images(files, count=images.count)
+        return ChosenImages(files, fitting), ChosenImages(files, judging)
+
+    judges = build.split_files(config, images.judge, expected=expected)
+    judges.require_labels()
+    return (
+        ChosenImages(files, spread(files, count=images.count // 2, split=images.split)),
+        ChosenImages(judges, spread(judges, count=images.count, split=images.judge)),
+    )
+
+
+def kept_maps(
+    chosen: ChosenImages,
+    model: Hierarchical,
+    config: Config,
+    *,
+    scales: Sequence[float],
+    advance: Callable[[], object],
+) -> list[KeptMaps]:
+    """What fusing needs of each image, without augmentation, at the size that evaluation uses."""
+    half = autocast_dtype(config.eval.precision)
+    parameter = next(model.parameters())
+    kept = []
+    for index in chosen.indices:
+        image, label = chosen.files.read_image(index), chosen.files.read_label(index)
+        if config.data.long_edge is not None:
+            image, resized_label = resize_long_edge(image, label, config.data.long_edge)
+            assert resized_label is not None
+            label = resized_label
+
+        tensor = torch.from_numpy(image)[None].to(parameter.device)
+        with torch.autocast(parameter.device.type, dtype=half, enabled=half is not None):
+            normalised = normalise(tensor, dtype=parameter.dtype)
+            kept.append(keep_maps(model, normalised, torch.from_numpy(label), scales))
+        advance()
+    return kept
+
+
+def spread(files: Files, *, count: int, split: str) -> list[int]:
+    """Indices of at most `count` images of a split, evenly spread.
+
+    Raises:
+        CalibrationError: there are too few.
+    """
+    count = min(count, len(files))
+    if count < 2:
+        raise CalibrationError(
+            f"split {split} has {len(files)} images, too few for a calibration; name a larger one "
+            "with --split or --judge"
+        )
+    return [position * len(files) // count for position in range(count)]
 
 
 def choose_images(files: Files, *, count: int) -> tuple[list[int], list[int]]:

@@ -41,6 +41,7 @@ from hmsa.utils.training.training_state import Progress, TrainingState, restore
 from hmsa.utils.words import UserError
 
 from . import build
+from .calibrate import calibrate_run
 from .command_line import StopSignal
 from .evaluate import Evaluation, evaluate, example_panel, per_class
 from .run_summary import Forecast, cost_of_validation, log_run, validation_every
@@ -61,7 +62,12 @@ def main(config: Config, *, resume: bool = False, dry_run: bool = False) -> int:
         Trace(folder, enabled=traces and processes.is_main) as trace,
         closing(StopSignal()) as stop_signal,
     ):
-        return train(config, processes, trace, stop_signal, resume=resume, dry_run=dry_run)
+        status = train(config, processes, trace, stop_signal, resume=resume, dry_run=dry_run)
+
+    # All ranks are done. One of them calibrates, as a command of its own would.
+    if runtime.calibrate and status == 0 and not dry_run and processes.is_main:
+        calibrate_run(config, device=processes.device)
+    return status
 
 
 def train(
@@ -269,7 +275,9 @@ def train(
                 validation.run_if_due(state, logbook, run.checkpoints)
         forecast.after_epoch(meter, progress, validation.seconds)
 
-    logger.info("%s\n%s\n%s", meter.close(), progress.summary(), run.next_commands())
+    logger.info(
+        "%s\n%s\n%s", meter.close(), progress.summary(), run.next_commands(*build.trust_of(config))
+    )
     logbook.close()
     return 0
 

@@ -10,7 +10,7 @@ from .layers import ModelError
 from .model import MultiScaleModel, fuse, fuse_chain
 from .prediction import Prediction
 from .trunks import TRUNKS
-from .weights.loading import LoadReport, load_trunk_weights, load_weights
+from .weights.loading import LoadReport, load_plain_weights, load_trunk_weights, load_weights
 
 __all__ = [
     "DECODERS",
@@ -26,6 +26,7 @@ __all__ = [
     "build_model",
     "fuse",
     "fuse_chain",
+    "load_plain_weights",
     "load_trunk_weights",
     "load_weights",
 ]

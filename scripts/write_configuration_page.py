@@ -78,6 +78,8 @@ def _table(section: str) -> str:
 
 def _default(field: ConfigField) -> str:
     """The default as a YAML file would say it."""
+    if field.info.is_required():
+        return "to be given"
     default = field.default
     if isinstance(default, str):
         return f"`{default}`"
@@ -131,6 +133,8 @@ def _values(part: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     if kind == "array":
         return _list(part, schema)
     if kind == "object":
+        if part.get("additionalProperties", True) is True:
+            return "any names with values"
         return f"for each class named: {_values(part['additionalProperties'], schema)}"
     words = {
         "boolean": "`true`, `false`",

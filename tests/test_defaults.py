@@ -24,7 +24,7 @@ from hmsa.datasets import (
 from hmsa.loss import LOSSES, build_criterion
 from hmsa.loss.hard_pixels import bootstrapped_cross_entropy, ohem_cross_entropy
 from hmsa.loss.rmi import rmi_loss
-from hmsa.network import build_model
+from hmsa.network import attach_attention, build_model
 from hmsa.network.inference import InferenceOptions
 from hmsa.utils.config import iter_fields
 from hmsa.utils.training.optimizer import build_optimizer, parameter_groups, scaled_learning_rate
@@ -33,6 +33,7 @@ from hmsa.utils.training.schedule import build_schedule
 FIELDS = {field.name: field for field in iter_fields()}
 BUILDERS: list[tuple[Callable[..., Any], str]] = [
     (build_model, "model"),
+    (attach_attention, "model.wrap"),
     (build_criterion, "loss"),
     (rmi_loss, "loss.rmi"),
     (ohem_cross_entropy, "loss.ohem"),

@@ -165,6 +165,28 @@ def load_trunk_weights(
     return report
 
 
+def load_plain_weights(model: nn.Module, source: str | Path | Mapping[str, object]) -> LoadReport:
+    """Fill any module, completely, with a state dict by its own names; prefixes are removed.
+
+    Heads that only training needs (`aux...`) may be in the file alone.
+
+    Raises:
+        ModelError: the file cannot be read, or does not fit the module; nothing is changed.
+    """
+    name = _name_of(source)
+    tensors = read_tensors(source)
+    if not tensors.keys() & model.state_dict().keys():
+        tensors = without_prefixes(tensors, PREFIXES)
+    own = model.state_dict()
+    tensors = {
+        key: value for key, value in tensors.items() if key in own or not key.startswith("aux")
+    }
+    report, copies = _match(model, tensors, kind="plain", name=name)
+    _check_complete(report, advice="name the file of this very model.")
+    _copy(copies, name=name)
+    return report
+
+
 def recognise(
     tensors: Tensors, *, name: str, trunk: nn.Module | None = None
 ) -> tuple[str, Tensors]:
@@ -372,7 +394,12 @@ def _check_classes(model: MultiScaleModel, tensors: Tensors, *, name: str) -> No
             )
 
 
-def _check_complete(report: LoadReport) -> None:
+def _check_complete(
+    report: LoadReport,
+    *,
+    advice: str = "build the model it was trained as, or fine-tune from it (model.init_from, or "
+    "strict=False).",
+) -> None:
     """Raise ModelError unless every tensor of the model and of the file found its place."""
     missing = set(report.missing)
     groups = {
@@ -385,6 +412,5 @@ def _check_complete(report: LoadReport) -> None:
     ]
     if faults:
         raise ModelError(
-            f"{report.source} does not fit the model (tensors: {'; '.join(faults)}): build the "
-            "model it was trained as, or fine-tune from it (model.init_from, or strict=False)."
+            f"{report.source} does not fit the model (tensors: {'; '.join(faults)}): {advice}"
         )

@@ -79,6 +79,16 @@ COMMANDS = {
     "verify": FuzzedCommand(
         "autolabel.py", ("--verify", "--output", "autolabels"), ("autolabels",)
     ),
+    "calibrate": FuzzedCommand(
+        "hmsa/__main__.py",
+        ("calibrate", *CHECKPOINT, "--images", "4", "--output", "out/calibrated.pt"),
+        (DATA, RUN),
+    ),
+    "attach": FuzzedCommand(
+        "hmsa/__main__.py",
+        ("attach", "--checkpoint", "single.pt", "--output", "out", "optim.epochs=1"),
+        (DATA, "single.pt"),
+    ),
     "check": FuzzedCommand(
         "scripts/check_dataset.py",
         (CONFIG, "--output", "out", "--workers", "1"),
@@ -134,6 +144,14 @@ TARGETS = {
         ),
     ),
     "checkpoint content": Target((BEST,), READ_CHECKPOINT, (m.edit_checkpoint,)),
+    "calibrated checkpoint": Target(
+        (BEST,), ("calibrate",), (m.certain(m.flip_bytes), m.certain(m.cut_off), m.edit_checkpoint)
+    ),
+    "single-scale checkpoint": Target(
+        ("single.pt",),
+        ("attach",),
+        (m.certain(m.flip_bytes), m.certain(m.cut_off), m.certain(m.zero_block), m.edit_checkpoint),
+    ),
     "step checkpoint": Target(
         ("run/checkpoints/step-*.pt", "run/checkpoints/step-*.sha256"),
         ("resume",),
@@ -151,7 +169,9 @@ TARGETS = {
         ("data/images/train/*.png",), ("train", "check"), (*IN_PICTURES, m.enormous_header)
     ),
     "validation image": Target(
-        ("data/images/val/*.png",), ("train", "check", "eval"), (*IN_PICTURES, m.enormous_header)
+        ("data/images/val/*.png",),
+        ("train", "check", "eval", "calibrate"),
+        (*IN_PICTURES, m.enormous_header),
     ),
     "training label": Target(
         ("data/labels/train/*.png",), ("train", "check"), (*IN_PICTURES, *IN_LABELS)
@@ -202,7 +222,11 @@ TARGETS = {
 
 # Words that a user may get wrong, each for the commands that know the option.
 ODD_WORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("--scales nan", ("eval", "predict", "autolabel", "export", "panel")),
+    ("--scales nan", ("eval", "predict", "autolabel", "export", "panel", "calibrate")),
+    ("--scales 1", ("calibrate", "attach")),
+    ("--judge nope", ("calibrate",)),
+    ("--images 3", ("calibrate",)),
+    ("--checkpoint run", ("attach",)),
     ("--scales 0.5 inf", ("eval", "predict", "autolabel", "panel")),
     ("--scales 17", ("eval", "predict", "autolabel")),
     ("--scales -1", ("eval", "predict", "autolabel")),

@@ -68,6 +68,11 @@ def make_material(folder: Path) -> None:
     words = ("--checkpoint", "run/checkpoints/best.pt", "--split", "extra")
     command(folder, "autolabel.py", *words, "--output", "autolabels")
 
+    # A single-scale network, to which attention is attached.
+    alone = ("model.multiscale=single", "eval.scales=[1.0]", "autolabel.scales=[1.0]")
+    command(folder, "train.py", "config.yaml", "experiment.output=single", *alone)
+    (folder / "single" / "checkpoints" / "best.pt").rename(folder / "single.pt")
+
 
 def command(folder: Path, program: str, *words: str) -> None:
     """Run a program of the checkout in `folder`; it has to succeed."""

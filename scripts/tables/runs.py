@@ -36,6 +36,10 @@ COSMETIC = {
 }
 
 
+# Calibration is a row of its own: the others are scored as they were trained.
+UNCALIBRATED = "runtime.calibrate=false"
+
+
 class TableError(UserError, RuntimeError):
     """A table cannot be made as asked, or a training or an evaluation ended with an error."""
 
@@ -77,7 +81,7 @@ class Run:
 
         What has its default does not count, so that a new option changes no recipe.
         """
-        config = load_config(self.config, self.overrides)
+        config = load_config(self.config, (*self.overrides, UNCALIBRATED))
         resolved = config.model_dump(mode="json", exclude_defaults=True)
         for section, names in COSMETIC.items():
             for name in names:
@@ -223,7 +227,8 @@ def _training_words(run: Run) -> tuple[str, list[str]]:
     threads = f"runtime.threads={run.threads}"
     if run.parent is None:
         folder = [f"experiment.output={run.folder}", f"experiment.seed={run.seed}"]
-        return "train.py", [str(run.config), "--resume", *run.overrides, *folder, threads]
+        words = [str(run.config), "--resume", *run.overrides, *folder, threads, UNCALIBRATED]
+        return "train.py", words
 
     # Data and seed are those of the parent, whose checkpoint carries them.
     command, *options = run.made_by

@@ -88,11 +88,17 @@ def test_calibrating_writes_biases_and_evaluation_uses_them(
     checkpoint = run / "checkpoints" / "best.pt"
     weights = load_checkpoint(checkpoint).content["model"]
     words = ["-m", "hmsa", "calibrate", "--checkpoint", run, "--scales", "0.5", "1", "--images"]
-    done = command(*words, "6")
+    done = command(*words, "6", "--judge", "train")
     assert "attention bias" in done.stdout and "that were not fitted" in done.stdout
+    evidence = load_checkpoint(checkpoint).content["calibration"]
+    assert evidence["images_fitted"] == evidence["images_judged"] == 3
 
+    # By default images that training did not see judge.
+    command(*words, "4")
     content = load_checkpoint(checkpoint).content
-    assert content["calibration"]["images_fitted"] == content["calibration"]["images_judged"] == 3
+    evidence = content["calibration"]
+    assert evidence["split"] == "train" and evidence["judged_by"] == "val"
+    assert evidence["images_fitted"] == 2 and evidence["images_judged"] == 3
     assert all(torch.equal(content["model"][key], weights[key]) for key in weights)
 
     # A bias that certainly changes the result, as a calibration writes it.
@@ -129,6 +135,9 @@ def test_attaching_trains_attention_alone(command: Command, street: Path, tmp_pa
     assert attention and all(key.startswith("attention.") for key in attention)
     assert content["config"]["model"]["multiscale"] == "hierarchical"
 
+    taken = ["--output", tmp_path / "config.yaml"]
+    refused = command("-m", "hmsa", "calibrate", "--checkpoint", run, *taken, check=2)
+    assert "config.yaml is there already" in refused.stderr
     refused = command("-m", "hmsa", "calibrate", "--checkpoint", run, check=2)
     assert "only hierarchical ones" in refused.stderr and "Traceback" not in refused.stderr
     again = ["-m", "hmsa", "attach", "--checkpoint", tmp_path / "run_attention"]

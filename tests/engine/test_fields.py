@@ -196,7 +196,9 @@ def test_every_field_changes_an_argument_of_its_consumer(
     }
     unread = []
     for field in iter_fields():
-        if field.name == "data.extra":
+        # A wrapped model takes the place of the one whose other fields are looked at here; see
+        # test_wrap.py for its own.
+        if field.name == "data.extra" or field.name.startswith("model.wrap"):
             continue
         changed = (
             recorder.of(changed_copy(base, field.name.split("."), other_value(field))) != before

@@ -82,6 +82,9 @@ def _check_model(model: ModelSection) -> Iterator[Finding]:
         message = "a decoder that is not trained needs weights; set model.init_from"
         yield ("model.freeze", "model.init_from"), message
 
+    if model.wrap is not None:
+        yield from _check_wrap(model)
+
     scales = model.train_scales
     paths = ("model.train_scales", "model.multiscale")
 
@@ -120,6 +123,22 @@ def _check_runtime(runtime: RuntimeSection) -> Iterator[Finding]:
     if runtime.deterministic:
         message = "torch knows no deterministic kernels for device 'mps'; set it to false"
         yield ("runtime.deterministic", "runtime.device"), message
+
+
+def _check_wrap(model: ModelSection) -> Iterator[Finding]:
+    if model.multiscale != "hierarchical":
+        message = (
+            f"attention is attached as multiscale 'hierarchical', not '{model.multiscale}'; "
+            "set model.multiscale"
+        )
+        yield ("model.multiscale", "model.wrap"), message
+
+    # Trunk and decoder of a file that this one inherits from are not used, which does no harm. What
+    # would change the result of the wrapped model must not be asked for in vain.
+    for name in ("trunk_weights", "align_corners", "fuse_at"):
+        if getattr(model, name) != ModelSection.model_fields[name].get_default():
+            message = "does not act on the model of model.wrap; remove it"
+            yield (f"model.{name}", "model.wrap"), message
 
 
 def _check_optim(optim: OptimSection) -> Iterator[Finding]:

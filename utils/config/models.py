@@ -8,6 +8,7 @@ Cityscapes (section 4 of Tao, Sapra, Catanzaro 2020) where it states any, else t
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -385,6 +386,44 @@ class DataSection(ConfigSection):
 
 # The network.
 
+# Names as Python spells them, of a module and of something in it.
+BUILDER = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
+
+
+def _named_function(name: str) -> str:
+    if re.fullmatch(BUILDER, name) is None:
+        raise ValueError(
+            f"'{name}' does not name a function; write module:function, such as "
+            "torchvision.models.segmentation:deeplabv3_resnet50"
+        )
+    return name
+
+
+Builder = Annotated[
+    str, AfterValidator(_named_function), WithJsonSchema({"type": "string", "pattern": BUILDER})
+]
+
+
+class WrapSection(ConfigSection):
+    """A segmentation model of any library that attention is attached to."""
+
+    builder: Builder
+    """Function that returns the model, as module:function; it is imported and called, from the
+    folder of the command too"""
+
+    features: str = Field(min_length=1)
+    """Layer whose maps the attention head reads, as in model.named_modules()"""
+
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the function"""
+
+    weights: str | None = Field(default=None, min_length=1)
+    """File of the model's weights; null: those that the function gives it"""
+
+    multiple_of: Pixels = 32
+    """Images are extended to multiples of so many pixels, by mirroring; 1: the model takes every
+    size"""
+
 
 class ModelSection(ConfigSection):
     """The network: trunk x decoder x multiscale."""
@@ -423,6 +462,10 @@ class ModelSection(ConfigSection):
     freeze: Annotated[tuple[Literal["trunk", "decoder"], ...], Listed] = ()
     """Parts that are not trained, their batch norms neither: [trunk, decoder] trains attention
     alone, for a model that one has"""
+
+    wrap: WrapSection | None = None
+    """A model of any library in the place of trunk and decoder, frozen, with an attention head that
+    is trained; null: none"""
 
     # The heads.
     decoder_channels: Channels | None = None
@@ -715,6 +758,10 @@ class RuntimeSection(ConfigSection):
     best_weights: Literal["miou", "last"] = "miou"
     """What best.pt holds: the weights of the highest validation mIoU, or those of the last
     validation, for trainings on their own validation images"""
+
+    calibrate: bool = False
+    """Calibrate the attention of best.pt for eval.scales when the training is done, as `hmsa
+    calibrate` does; nothing without hierarchical attention"""
 
     # What is reported, and when it gives up.
     loggers: Annotated[tuple[LoggerName, ...], Listed] = ("tensorboard",)

@@ -159,14 +159,19 @@ class RunFolder:
                 continue
         return False
 
-    def next_commands(self) -> str:
-        """What to do with a finished training, as a command to copy; "" without a checkpoint."""
+    def next_commands(self, *options: str) -> str:
+        """What to do with a finished training, as a command to copy; "" without a checkpoint.
+
+        `options` end the command.
+        """
         # The best weights if there was a validation, else the last ones.
         candidates = [self.checkpoints.best, *reversed(self.checkpoints.steps())]
         for weights in candidates:
             if weights.is_file():
                 output = self.folder / "eval"
-                return f"evaluate it: {command('eval')} --checkpoint {weights} --output {output}"
+                more = "".join(f" {option}" for option in options)
+                line = f"{command('eval')} --checkpoint {weights} --output {output}{more}"
+                return f"evaluate it: {line}"
         return ""
 
 

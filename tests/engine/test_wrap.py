@@ -1,0 +1,165 @@
+"""A model of another library by model.wrap: trained, scored, and what can go wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from hmsa.engine import build
+from hmsa.engine.arguments import hmsa_command
+from hmsa.network import AttachedAttention
+from hmsa.utils.config import Config, ConfigError
+from hmsa.utils.training.checkpoint import CheckpointError, load_checkpoint
+from hmsa.utils.words import UserError
+from tests.engine.conftest import Command, configuration
+
+# Somebody's model, in a file that lies in the working folder.
+SOMEBODYS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes, wide):
+        super().__init__()
+        self.body = nn.Conv2d(3, wide, 3, stride=4, padding=1)
+        self.head = nn.Conv2d(wide, classes, 1)
+
+    def forward(self, image):
+        return self.head(self.body(image).relu())
+
+def net(*, classes=3, wide=8):
+    return Net(classes, wide)
+
+def broken():
+    raise KeyError("no such thing")
+
+number = 3
+"""
+BUILDER = "somebodys_net:net"
+
+
+@pytest.fixture
+def somebodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with `somebodys_net.py` in it."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "somebodys_net", raising=False)
+    (tmp_path / "somebodys_net.py").write_text(SOMEBODYS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def wrapped(**changes: Any) -> AttachedAttention:
+    wrap = {"builder": BUILDER, "features": "body", **changes}
+    config = Config.from_dict({"model": {"wrap": wrap, "attention_channels": 8}})
+    model = build.model_from(config, num_classes=3, trunk_weights=True)
+    assert isinstance(model, AttachedAttention)
+    return model
+
+
+LINEAR = {"builder": "torch.nn:Linear", "arguments": {"in_features": 1, "out_features": 1}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"builder": "no_such_module:net"}, "model.wrap.builder: .*no module 'no_such_module'"),
+        ({"builder": "somebodys_net:nett"}, r"no 'nett' in .*\(did you mean 'net'\?\)"),
+        ({"builder": "somebodys_net:number"}, "is a int and cannot be called"),
+        ({"builder": "somebodys_net:broken"}, "failed: KeyError: 'no such thing'"),
+        ({"builder": "builtins:dict"}, "gives a dict, no torch.nn.Module"),
+        ({"arguments": {"colour": 1}}, "failed: TypeError: .*'colour'"),
+        ({"arguments": {"classes": 5}}, "logits for 5 classes where the data set has 3"),
+        ({"features": "bodi"}, "no layer of the model .did you mean 'body'"),
+        (LINEAR, "the model fails on images of 64 x 96 pixels"),
+        ({"weights": "nowhere.pt"}, "nowhere.pt is not a file"),
+        ({"weights": "other.pt"}, "other.pt does not fit the model .*of another shape"),
+    ],
+)
+def test_what_is_wrong_with_a_wrapped_model_is_one_sentence(
+    changes: dict[str, Any], said: str, somebodys: Path
+) -> None:
+    from somebodys_net import net  # type: ignore[import-not-found]
+
+    torch.save(net(wide=4).state_dict(), "other.pt")
+    with pytest.raises(UserError, match=said) as raised:
+        wrapped(**changes)
+    assert "\n" not in str(raised.value)
+
+
+def test_every_field_reaches_the_model(somebodys: Path) -> None:
+    from somebodys_net import net
+
+    torch.manual_seed(1)
+    state = net(wide=6).state_dict()
+    # As data parallelism saves it, with a head that only training needed.
+    stored = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({"state_dict": {**stored, "module.aux_head.weight": torch.ones(2)}}, "net.pt")
+    model = wrapped(weights="net.pt", arguments={"wide": 6}, multiple_of=8, features="head")
+    assert all(torch.equal(model.trunk.state_dict()[name], state[name]) for name in state)
+    assert model.features == "head" and model.multiple_of == 8
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"wrap": {"builder": "no_colon", "features": "x"}}, "write module:function"),
+        ({"wrap": {"builder": "a:b"}}, "model.wrap.features"),
+        ({"wrap": {"builder": "a:b", "features": "x"}, "multiscale": "single"}, "hierarchical"),
+        ({"wrap": {"builder": "a:b", "features": "x"}, "fuse_at": "features"}, "does not act"),
+    ],
+)
+def test_a_wrap_that_contradicts_itself_is_said(model: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Config.from_dict({"model": model})
+
+
+@pytest.mark.slow
+def test_a_wrapped_model_is_trained_scored_and_labelled_with(
+    command: Command, street: Path, somebodys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrap = {"builder": BUILDER, "features": "body", "weights": "net.pt"}
+    from somebodys_net import net
+
+    own = net().state_dict()
+    torch.save(own, "net.pt")
+    config = configuration(somebodys, street)
+    sections = yaml.safe_load(config.read_text())
+    sections["model"] = {"wrap": wrap, "attention_channels": 8}
+    sections["runtime"]["calibrate"] = True
+    config.write_text(yaml.safe_dump(sections))
+    assert hmsa_command(["train", str(config)]) == 0
+    (somebodys / "net.pt").unlink()
+
+    # The head was trained, the model was not, and the end of the training was calibrated.
+    best = somebodys / "run" / "checkpoints" / "best.pt"
+    content = load_checkpoint(best).content
+    assert all(torch.equal(content["model"][f"trunk.{name}"], own[name]) for name in own)
+    assert content["calibration"]["judged_by"] == "val"
+
+    # A checkpoint may come from anybody, so that it runs no code unasked.
+    with pytest.raises(CheckpointError, match="running somebodys_net:net.*model.wrap.builder=some"):
+        build.open_checkpoint(best, config_file=None, overrides=())
+    trust = f"model.wrap.builder={BUILDER}"
+    scores = []
+    for name in ("here", "new"):
+        words = ["eval", "--checkpoint", str(best), "--output", str(somebodys / name), trust]
+        words += ["--flip", "eval.tile=[48,64]"]
+        if name == "here":
+            assert hmsa_command(words) == 0
+        else:
+            monkeypatch.setenv("PYTHONPATH", str(somebodys))
+            command("-m", "hmsa", *words)
+        (score,) = json.loads((somebodys / name / "metrics.json").read_text())["compared"]
+        scores.append({**score, "seconds": None})
+    assert scores[0] == scores[1] and scores[0]["attention_bias"]
+
+    output = somebodys / "labels"
+    words = ["autolabel", "--checkpoint", str(best), "--output", str(output), trust]
+    assert hmsa_command([*words, "--images", str(street / "images" / "val")]) == 0
+    assert len(list(output.rglob("*.png"))) >= 3
