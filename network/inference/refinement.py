@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -397,7 +397,7 @@ class ImageContext:
         self.methods = [
             (module, name)
             for module in eager_modules(model)
-            for name in _marked_methods(type(module))
+            for name in _marked_methods(type(module))  # type: ignore[arg-type]
         ]
         self.known: dict[tuple[int, str], Tensor] = {}
 
@@ -438,6 +438,6 @@ class ImageContext:
 
 
 @functools.cache
-def _marked_methods(kind: Hashable) -> list[str]:
+def _marked_methods(kind: type) -> list[str]:
     """Names of the methods that `layers.over_image` marks."""
     return [name for name in dir(kind) if getattr(getattr(kind, name, None), "over_image", False)]
