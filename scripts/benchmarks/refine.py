@@ -36,7 +36,7 @@ from scripts.measuring.drawn_images import draw_pair
 from scripts.measuring.harness import Disagreement, Workload, peak_extra_mib, row, synchronise
 
 MORE_KEYS = ("share", "refined", "computed", "flops", "miou", "gain", "checkpoints", "images")
-NETWORKS = {
+NETWORKS: dict[str, dict[str, Any]] = {
     "resnet50 deeplabv3plus": {"trunk": "resnet50", "decoder": "deeplabv3plus"},
     "hrnet_w48 ocr": {"trunk": "hrnet_w48", "decoder": "ocr"},
 }
@@ -155,7 +155,7 @@ def checkpoint_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             take_turns(model, image, ways, first=position, device=arguments.device, label=label)
         images, size = len(indices), (int(pixels.shape[0]), int(pixels.shape[1]))
         for way in ways:
-            way.flops = relative_flops(model, way.options, way.area)
+            way.flops = relative_flops(model, way.options, way.area) or 0.0
         measured.append(ways)
 
     columns = list(zip(*measured, strict=True))
@@ -176,7 +176,7 @@ def checkpoint_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             gained = statistics.mean(scores[0]) - statistics.mean(lowest)
             line["gain"] = (statistics.mean(own) - statistics.mean(lowest)) / gained
         listed = " ".join(f"{score:.2f}" for score in own)
-        line["note"] = f"{described(column)}; mIoU by checkpoint {listed}"
+        line["note"] = f"{way_in_words(column)}; mIoU by checkpoint {listed}"
         rows.append(line)
     return rows
 
@@ -229,7 +229,7 @@ def network_rows(arguments: argparse.Namespace, network: str) -> list[dict[str, 
         take_turns(model, image, ways, first=number, device=arguments.device)
     memory = [0.0] * len(ways)
     for number, way in enumerate(ways):
-        way.flops = relative_flops(model, way.options, way.area)
+        way.flops = relative_flops(model, way.options, way.area) or 0.0
         if not arguments.no_memory:
             memory[number] = peak_extra_mib(
                 workload,
@@ -256,7 +256,7 @@ def network_rows(arguments: argparse.Namespace, network: str) -> list[dict[str, 
         if memory[number]:
             line["ours_mib"], line["baseline_mib"] = memory[number], memory[0]
             line["memory_ratio"] = memory[number] / memory[0]
-        line["note"] = described([way])
+        line["note"] = way_in_words([way])
         rows.append(line)
     return rows
 
@@ -310,7 +310,7 @@ def base_row(
     return {**line, **dict.fromkeys(MORE_KEYS), **more}
 
 
-def described(ways: Sequence[WayMeasured]) -> str:
+def way_in_words(ways: Sequence[WayMeasured]) -> str:
     """A way to infer in words."""
     computed = statistics.mean(way.computed for way in ways)
     flops = statistics.mean(way.flops for way in ways)
