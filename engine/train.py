@@ -137,7 +137,7 @@ def train(
     rate_at = build.schedule(config, steps_per_epoch=steps_per_epoch)
 
     if is_finished:
-        logger.info("%s\n%s", progress.summary(), run.next_commands())
+        logger.info("%s\n%s", progress.summary(), run.next_commands(*build.trust_of(config)))
         return 0
 
     log_run(
@@ -440,7 +440,8 @@ class Validation:
         progress.best_miou, progress.best_epoch = miou, progress.epoch
         with self.processes.agreement():
             if self.processes.is_main:
-                identity = build.checkpoint_identity(config, self.files)
+                origin = str(getattr(state.model, "trunk_origin", ""))
+                identity = build.checkpoint_identity(config, self.files, trunk_origin=origin)
                 checkpoints.save_best({"model": state.weights(), **row, **identity})
 
     def _score(
@@ -475,7 +476,8 @@ def save(
     # One rank writes. If it cannot, for a full disk, all ranks end.
     with processes.agreement():
         if processes.is_main:
-            identity = build.checkpoint_identity(config, files)
+            origin = str(getattr(state.model, "trunk_origin", ""))
+            identity = build.checkpoint_identity(config, files, trunk_origin=origin)
             checkpoints.save(state.progress.step, {**state.content(), **identity})
 
 
