@@ -182,7 +182,7 @@ def export_files(options: argparse.Namespace) -> int:
             batch=options.batch,
             dynamic=options.dynamic,
             combine=combine,
-            description=described(loaded.spec, scales),
+            description=export_description(loaded.spec, scales),
         )
         mebibytes = output.stat().st_size / 2**20
         print(
@@ -204,7 +204,7 @@ def export_files(options: argparse.Namespace) -> int:
     return 0
 
 
-def described(spec: DatasetSpec, scales: Sequence[float]) -> dict[str, Any]:
+def export_description(spec: DatasetSpec, scales: Sequence[float]) -> dict[str, Any]:
     """What a program needs beside the file, as plain values."""
     return {
         "classes": list(spec.names),

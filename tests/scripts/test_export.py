@@ -14,7 +14,7 @@ from hmsa.datasets import ClassInfo, DatasetSpec
 from hmsa.network import InferenceOptions, ModelError, build_model
 from hmsa.network.inference import predict
 from hmsa.utils.words import UserError
-from scripts.export import TOLERANCE, described, export_model, main
+from scripts.export import TOLERANCE, export_description, export_model, main
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(
@@ -176,7 +176,7 @@ def test_an_open_onnx_file_names_its_axes_and_describes_itself(tmp_path: Path) -
         scales=(0.5, 1.0),
         dynamic=True,
         combine="average",
-        description=described(spec, (0.5, 1.0)),
+        description=export_description(spec, (0.5, 1.0)),
     )
     assert difference <= TOLERANCE
     session = onnxruntime.InferenceSession(
