@@ -24,7 +24,14 @@ BASE: dict[str, Any] = {
     "data": {"extra": {"root": "labels"}, "dataset": "cityscapes"},
     "loss": {"class_weights": "linear"},
 }
-READERS = ("train.py", "evaluate.py", "autolabel.py", "label_images.py", "reporting.py")
+READERS = (
+    "train.py",
+    "evaluate.py",
+    "autolabel.py",
+    "label_images.py",
+    "reporting.py",
+    "run_summary.py",
+)
 
 
 class Recorder:
@@ -53,6 +60,7 @@ class Recorder:
             "verify_files",
             "count_pixels",
             "build_model",
+            "model_file",
             "load_weights",
             "find_weights",
             "build_criterion",
