@@ -315,6 +315,9 @@ def initial_model(config: Config, *, num_classes: int) -> MultiScaleModel:
     if source is not None:
         file = model_file(source)
         load_weights(model, file, strict=False, say=lambda text: logger.info("%s", text))
+    elif config.model.wrap is not None:
+        # A wrapped model has its weights already, and no trunk of ours.
+        logger.info("the weights are those of %s", config.model.wrap.builder)
     elif of_trunk == "auto" and is_reference(config.model.trunk):
         # Nobody publishes weights for it, and to say so would be no news to whoever wrote it.
         logger.info("the trunk %s starts as it makes itself", config.model.trunk)

@@ -137,7 +137,7 @@ def train(
     rate_at = build.schedule(config, steps_per_epoch=steps_per_epoch)
 
     if is_finished:
-        logger.info("%s\n%s", progress.summary(), run.next_commands())
+        logger.info("%s\n%s", progress.summary(), run.next_commands(*build.trust_of(config)))
         return 0
 
     log_run(

@@ -167,7 +167,7 @@ def choose_rectangles(
     priority = np.nan_to_num(priority, nan=0.0, posinf=0.0, neginf=0.0)
     search = _Search(grid, priority)
     if share == "auto":
-        boxes = search.worth(PRICE, search.total)
+        boxes = search.worth(PRICE)
         if search.cost_of(boxes) >= search.cost_of_all:
             return Choice([grid.whole()], 1.0)
         return search.choice(boxes)
@@ -177,10 +177,11 @@ def choose_rectangles(
     low, high = NOTHING, max(float(priority.max()), NOTHING)
     best: list[np.ndarray] = []
     for step in range(STEPS):
-        price = low if step == 0 else (low + high) / 2
-        boxes = search.worth(price, search.total)
-        is_cheap = search.cost_of(boxes) < search.cost_of_all
-        if is_cheap and search.pixels_of(boxes) <= budget:
+        price = math.sqrt(low * high)
+        if step == 0:
+            price = low
+        boxes = search.worth(price, most_cost=search.cost_of_all)
+        if search.pixels_of(boxes) <= budget:
             best, high = boxes, price
             if step == 0:
                 break
@@ -188,10 +189,9 @@ def choose_rectangles(
             low = price
 
     # What is left of the share goes to smaller rectangles, and to those that gain less.
-    boxes = search.worth(max(0.3 * high, NOTHING), budget, begin=best)
-    while search.cost_of(boxes) >= search.cost_of_all:
-        boxes = boxes[:-1]
-    return search.choice(boxes)
+    price = max(0.3 * high, NOTHING)
+    most_cost = search.cost_of_all
+    return search.choice(search.worth(price, budget=budget, most_cost=most_cost, begin=best))
 
 
 class _Search:
@@ -218,11 +218,17 @@ class _Search:
         self.cost_of_all = float(grid.costs(np.array([0, rows, 0, columns])))
 
     def worth(
-        self, price: float, budget: float, *, begin: Sequence[np.ndarray] = ()
+        self,
+        price: float,
+        *,
+        budget: float = math.inf,
+        most_cost: float = math.inf,
+        begin: Sequence[np.ndarray] = (),
     ) -> list[np.ndarray]:
         """Boxes, one after the other, that gain most beyond `price` for each pixel of their cost.
 
-        Together with those of `begin` they hold at most `budget` pixels of the image.
+        Together with those of `begin` they hold at most `budget` pixels of the image, and cost less
+        than `most_cost`.
         """
         gains, areas = self.gains.copy(), self.areas.copy()
         found = list(begin)
@@ -233,6 +239,7 @@ class _Search:
         while len(found) < MOST:
             surplus = self._inside(gains) - price * self.costs
             surplus[self._inside(areas) > budget - (self.total - areas.sum()) + 0.5] = 0
+            surplus[self.costs >= most_cost - self.cost_of(found)] = 0
             best = int(surplus.argmax())
             if surplus[best] <= 0:
                 break

@@ -255,20 +255,9 @@ class _ScaleRun:
         if not any(choice.rectangles for choice in choices):
             return self._nothing(image)
 
-        scaled = resize(image, grid.size, align_corners=self.model.align_corners).to(image.dtype)
-        logits, attention = Canvas(image.shape[0], grid.size), Canvas(image.shape[0], grid.size)
-        for shape, members in self._by_shape(choices).items():
-            crops = torch.cat(
-                [
-                    scaled[
-                        index : index + 1,
-                        :,
-                        part.rows.start : part.rows.stop,
-                        part.columns.start : part.columns.stop,
-                    ]
-                    for index, part in members
-                ]
-            )
+        logits = FeatureCanvas(image.shape[0], grid.size)
+        attention = FeatureCanvas(image.shape[0], grid.size)
+        for shape, members, crops in self._crops(image, grid, choices):
             # A whole image has its own context.
             lent: AbstractContextManager[None] = nullcontext()
             if shape != grid.size:
@@ -283,6 +272,31 @@ class _ScaleRun:
         if not self.attended:
             return Prediction(logits.finished())
         return Prediction(logits.finished(), attention=attention.finished())
+
+    def _crops(
+        self, image: Tensor, grid: BlockGrid, choices: Sequence[Choice]
+    ) -> Iterator[tuple[tuple[int, int], list[tuple[int, Rectangle]], Tensor]]:
+        """Parts of the scaled images, of one shape at a time.
+
+        All are cut out at once, so that the scaled images need not be held meanwhile.
+        """
+        scaled = resize(image, grid.size, align_corners=self.model.align_corners).to(image.dtype)
+        groups = []
+        for shape, members in self._by_shape(choices).items():
+            parts = [
+                scaled[
+                    index : index + 1,
+                    :,
+                    part.rows.start : part.rows.stop,
+                    part.columns.start : part.columns.stop,
+                ]
+                for index, part in members
+            ]
+            groups.append((shape, members, torch.cat(parts)))
+        del scaled, parts
+
+        while groups:
+            yield groups.pop(0)
 
     def _by_shape(
         self, choices: Sequence[Choice]
@@ -304,7 +318,7 @@ class _ScaleRun:
         return Prediction(number.expand(size), attention=attention)
 
 
-class Canvas:
+class FeatureCanvas:
     """Maps of the features of images of `size` pixels, put together from rectangles.
 
     Where rectangles overlap their mean is taken, weighted by how far inside a pixel lies.

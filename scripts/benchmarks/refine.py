@@ -176,7 +176,7 @@ def checkpoint_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             gained = statistics.mean(scores[0]) - statistics.mean(lowest)
             line["gain"] = (statistics.mean(own) - statistics.mean(lowest)) / gained
         listed = " ".join(f"{score:.2f}" for score in own)
-        line["note"] = f"{described(column)}; mIoU by checkpoint {listed}"
+        line["note"] = f"{way_in_words(column)}; mIoU by checkpoint {listed}"
         rows.append(line)
     return rows
 
@@ -256,7 +256,7 @@ def network_rows(arguments: argparse.Namespace, network: str) -> list[dict[str, 
         if memory[number]:
             line["ours_mib"], line["baseline_mib"] = memory[number], memory[0]
             line["memory_ratio"] = memory[number] / memory[0]
-        line["note"] = described([way])
+        line["note"] = way_in_words([way])
         rows.append(line)
     return rows
 
@@ -310,7 +310,7 @@ def base_row(
     return {**line, **dict.fromkeys(MORE_KEYS), **more}
 
 
-def described(ways: Sequence[WayMeasured]) -> str:
+def way_in_words(ways: Sequence[WayMeasured]) -> str:
     """A way to infer in words."""
     computed = statistics.mean(way.computed for way in ways)
     flops = statistics.mean(way.flops for way in ways)

@@ -76,6 +76,7 @@ class Recorder:
             "WeightAverage",
             "attention_bias_of",
             "OwnAugmentation",
+            "model_file",
         ):
             monkeypatch.setattr(build, name, self.stand_in(name, results.get(name, 0.5)))
         monkeypatch.setattr(build, "Hierarchical", torch.nn.Sequential)

@@ -21,6 +21,7 @@ from hmsa.network.inference import RefinedArea, predict, predict_label
 from hmsa.network.inference.blocks import MOST, PRICE, BlockGrid, choose_rectangles
 from hmsa.network.inference.refinement import ImageContext
 from hmsa.network.model import Hierarchical
+from hmsa.utils.training.live_memory import LiveMemory
 from tests.engine.small import Small
 
 THREE = (0.5, 1.0, 2.0)
@@ -242,6 +243,17 @@ def test_no_seam_at_the_border_of_a_rectangle() -> None:
     assert steepest(refined) < plain + 0.3 * apart
 
 
+def test_peak_memory_is_not_above_that_of_the_whole() -> None:
+    model, image = small("ocr", attention=0.0), noise(1, 3, 256, 384)
+    peaks = {}
+    for refine in (1.0, 0.3, "auto"):
+        options = InferenceOptions(THREE, refine=refine)  # type: ignore[arg-type]
+        with LiveMemory() as memory:
+            predict_label(model, image, options)
+        peaks[refine] = memory.peak
+    assert max(peaks.values()) <= 1.05 * peaks[1.0] and peaks[0.3] < peaks[1.0], peaks
+
+
 @pytest.mark.parametrize("multiscale", ["single", "explicit", "hierarchical_dual"])
 def test_models_that_cannot_say_so(multiscale: str) -> None:
     model = build_model(
@@ -305,6 +317,7 @@ def test_what_stands_out_is_what_is_chosen() -> None:
     priority = np.full(grid.shape, 0.001)
     priority[2:4, 3:6] = 0.5
     priority[8, 12] = 0.4
+    assert choose_rectangles(grid, priority, 0.9).refined > 0.6
     for share in (0.05, "auto"):
         choice = choose_rectangles(grid, priority, share)
         cores = {
