@@ -1,4 +1,4 @@
-# make venv | test | demo | docs | lint | types | style | clean. Everything runs in an own .venv; nothing else is touched.
+# make venv | test | demo | camvid | docs | lint | types | style | clean. Everything runs in an own .venv; nothing else is touched.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ WORKERS ?= 2
 # One thread per process: pytest runs WORKERS of them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: venv test demo docs lint types links style clean
+.PHONY: venv test demo camvid docs lint types links style clean
 
 venv: $(STAMP)
 
@@ -49,6 +49,12 @@ test: lint
 
 demo: venv
 	PATH="$(abspath $(BIN)):$$PATH" bash scripts/demo.sh
+
+# A checkpoint on CamVid in about an hour of one core: make camvid DATA=/path/to/camvid (docs/camvid.md)
+camvid: venv
+	@test -d "$(DATA)/images/train" || \
+	  { echo "error: name CamVid's folder, with images/ and labels/: make camvid DATA=/path/to/camvid"; exit 2; }
+	$(ONE_THREAD) $(BIN)/hmsa train configs/camvid/efficientnet_hierarchical.yaml data.root="$(DATA)"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .mypy_tree .ruff_cache .hypothesis .site

@@ -404,7 +404,13 @@ def parse_predict(
     arguments = parse_with_overrides(parser, argv)
 
     # What a split can have and images cannot.
-    nothing = {"split": None, "submit": None, "compare": [], "combine": None, "over": None}
+    nothing: dict[str, object] = {
+        "split": None,
+        "submit": None,
+        "compare": [],
+        "combine": None,
+        "over": None,
+    }
     return argparse.Namespace(**vars(arguments), **nothing)
 
 

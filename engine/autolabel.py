@@ -61,7 +61,7 @@ from hmsa.utils.runtime import kernel_search, prepare_runtime
 from hmsa.utils.training.logbook import logger, start_logging
 from hmsa.utils.training.progress import progress_bar
 from hmsa.utils.training.run_folder import make_writable
-from hmsa.utils.words import UserError, command
+from hmsa.utils.words import UserError, invocation
 
 from . import build
 from .build import Loaded, OpenedCheckpoint
@@ -626,7 +626,7 @@ def finish(job: LabellingJob) -> bool:
 
 def next_commands(job: LabellingJob) -> str:
     """What to do with finished labels, as commands to copy."""
-    lines = [f"train on them: {command('train')} CONFIG.yaml data.extra.root={job.output}"]
+    lines = [f"train on them: {invocation('train')} CONFIG.yaml data.extra.root={job.output}"]
     if job.keeps_answers:
         paths = answers_of(job.output).rglob("*.png")
         size = sum(path.stat().st_size for path in paths) / 2**20

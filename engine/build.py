@@ -315,6 +315,9 @@ def initial_model(config: Config, *, num_classes: int) -> MultiScaleModel:
     if source is not None:
         file = model_file(source)
         load_weights(model, file, strict=False, say=lambda text: logger.info("%s", text))
+    elif config.model.wrap is not None:
+        # A wrapped model has its weights already, and no trunk of ours.
+        logger.info("the weights are those of %s", config.model.wrap.builder)
     elif of_trunk == "auto" and is_reference(config.model.trunk):
         # Nobody publishes weights for it, and to say so would be no news to whoever wrote it.
         logger.info("the trunk %s starts as it makes itself", config.model.trunk)
@@ -325,6 +328,7 @@ def initial_model(config: Config, *, num_classes: int) -> MultiScaleModel:
         else:
             load_trunk_weights(model.trunk, found.path, mean=found.mean, std=found.std)
             logger.info("%s", found.sentence)
+        model.trunk_origin = found.sentence
     return model
 
 
@@ -448,9 +452,15 @@ def loggers(names: Sequence[str]) -> list[RunLogger]:
     return [OwnLogger(name) if is_reference(name) else LOGGERS[name]() for name in names]
 
 
-def checkpoint_identity(config: Config, files: Files) -> dict[str, Any]:
-    """What makes a checkpoint usable alone: its configuration and its classes."""
-    return {"config": config.to_dict(), "spec": files.spec.to_dict()}
+def checkpoint_identity(config: Config, files: Files, *, trunk_origin: str = "") -> dict[str, Any]:
+    """What makes a checkpoint usable alone: its configuration and its classes.
+
+    With `trunk_origin`, the sentence about the weights its trunk started from, for reports.
+    """
+    identity: dict[str, Any] = {"config": config.to_dict(), "spec": files.spec.to_dict()}
+    if trunk_origin:
+        identity["trunk_origin"] = trunk_origin
+    return identity
 
 
 @torch.no_grad()
@@ -584,6 +594,7 @@ class Loaded:
     spec: DatasetSpec
     sha256: str  # of the checkpoint's file
     path: Path = Path()  # of that file
+    trunk_origin: str = ""  # what its trunk started from, where the checkpoint says so
     validation: Mapping[str, Any] = field(default_factory=dict)  # its scores, where it carries any
 
 
@@ -763,12 +774,14 @@ def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
     model = place(model, config, device).eval()
     if isinstance(model, Hierarchical) and config.eval.calibration == "auto":
         model.attention_bias = attention_bias_of(opened.weights or {})
+    origin = (opened.weights or {}).get("trunk_origin", "")
     return Loaded(
         model=model,
         config=config,
         spec=spec,
         sha256=opened.sha256,
         path=path,
+        trunk_origin=str(origin),
         validation=validation_of(opened.weights or {}),
     )
 

@@ -231,8 +231,8 @@ def labelled_images(
     judges = build.split_files(config, images.judge, expected=expected)
     judges.require_labels()
     return (
-        ChosenImages(files, spread(files, count=images.count // 2, split=images.split)),
-        ChosenImages(judges, spread(judges, count=images.count, split=images.judge)),
+        ChosenImages(files, evenly_spread(files, count=images.count // 2, split=images.split)),
+        ChosenImages(judges, evenly_spread(judges, count=images.count, split=images.judge)),
     )
 
 
@@ -263,7 +263,7 @@ def kept_maps(
     return kept
 
 
-def spread(files: Files, *, count: int, split: str) -> list[int]:
+def evenly_spread(files: Files, *, count: int, split: str) -> list[int]:
     """Indices of at most `count` images of a split, evenly spread.
 
     Raises:

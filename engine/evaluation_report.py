@@ -198,14 +198,17 @@ def _facts(evaluation: Evaluation, content: Mapping[str, Any]) -> dict[str, str]
 
 
 def _notes(loaded: Loaded, evaluation: Evaluation) -> list[str]:
-    """What a figure means that looks odd."""
-    if evaluation.loss is None or loaded.config.loss.main != "rmi":
-        return []
-    return [
-        "The validation loss is that of RMI, which adds half the logarithm of a determinant to the "
-        "cross-entropy: it falls below zero when predictions follow the labels closely, and lower "
-        "is better."
-    ]
+    """What the network started from, and what a figure means that looks odd."""
+    notes = []
+    if loaded.trunk_origin:
+        notes.append(f"Before training: {loaded.trunk_origin.rstrip('.')}.")
+    if evaluation.loss is not None and loaded.config.loss.main == "rmi":
+        notes.append(
+            "The validation loss is that of RMI, which adds half the logarithm of a determinant to "
+            "the cross-entropy: it falls below zero when predictions follow the labels closely, "
+            "and lower is better."
+        )
+    return notes
 
 
 def _compared(content: Mapping[str, Any], results: Sequence[Evaluation]) -> list[ComparedRow]:

@@ -212,7 +212,7 @@ def metrics_content(
         "dataset": spec.name,
         "checkpoint": str(loaded.path),
         "checkpoint_sha256": loaded.sha256,
-        "device": device_name(next(loaded.model.parameters()).device),
+        "device": timed_device(next(loaded.model.parameters()).device),
         "counted_size": list(size),
         "compared": compared,
         "examples": [
@@ -269,7 +269,7 @@ def measured_content(
     return content
 
 
-def device_name(device: torch.device) -> str:
+def timed_device(device: torch.device) -> str:
     """What the seconds of a run belong to, such as "the CPU with 1 thread"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -129,7 +129,10 @@ def log_run(
         lines.append(("", f"{len(extra.files)} more with {kind} labels ({extra.files.split})"))
 
     scales = ", ".join(f"{scale:g}" for scale in model.train_scales)
-    network = f"{model.trunk}, {model.decoder}, {model.multiscale} at {{{scales}}}"
+    parts = f"{model.trunk}, {model.decoder}"
+    if model.wrap is not None:
+        parts = model.wrap.builder
+    network = f"{parts}, {model.multiscale} at {{{scales}}}"
     lines.append(("network", f"{network}, {parameters / 1e6:.1f} M parameters"))
     lines.append(("weights", _weights(config, state)))
 
@@ -163,9 +166,13 @@ def _weights(config: Config, state: TrainingState) -> str:
         return "those of the run itself, which goes on"
     if model.init_from is not None:
         return f"of the whole network from {model.init_from}"
+    if model.wrap is not None:
+        return model.wrap.weights or f"those that {model.wrap.builder} gives it"
     if model.trunk_weights is not None:
-        return f"of the trunk from {model.trunk_weights}, all others random"
-    return "random; model.trunk_weights=imagenet begins with a pre-trained trunk"
+        return (
+            f"of the trunk as said above (model.trunk_weights={model.trunk_weights}), else random"
+        )
+    return "random; model.trunk_weights=auto begins with a pre-trained trunk"
 
 
 def _device(processes: Processes) -> str:

@@ -330,8 +330,8 @@ def as_picture(image: Any, *, max_pixels: int) -> np.ndarray:
         # be taken for colours.
         if not hasattr(image, "convert"):
             raise DataError(
-                f"an image is a file, an array, a tensor or a picture of Pillow, not a "
-                f"{type(image).__name__}"
+                f"an image is a file, an array, a tensor or a picture of Pillow, not of "
+                f"type {type(image).__name__}"
             )
         image = np.asarray(image.convert("RGB"))
 

@@ -76,12 +76,12 @@ def logits_of(output: object, *, count: int) -> Tensor:
 
     if not isinstance(found, Tensor):
         raise ModelError(
-            f"the model gives {described(output)}, in which there are no logits: return them as a "
-            "tensor, first of a tuple, under 'out' or 'logits' of a dict, or as .logits."
+            f"the model gives {kind_of_output(output)}, in which there are no logits: return them "
+            "as a tensor, first of a tuple, under 'out' or 'logits' of a dict, or as .logits."
         )
     if found.ndim != 4 or found.shape[0] != count or not found.is_floating_point():
         raise ModelError(
-            f"the model gives {described(found)} for {count} images, which are no logits "
+            f"the model gives {kind_of_output(found)} for {count} images, which are no logits "
             "[N, C, h, w]: attention needs a score for every class and pixel."
         )
     return found
@@ -103,7 +103,7 @@ def _logits_of_masks(output: object) -> Tensor | None:
     return scores.clamp(min=LEAST_SCORE).log()
 
 
-def described(value: object) -> str:
+def kind_of_output(value: object) -> str:
     """A tensor by its shape, a dict by its keys, anything else by its type."""
     if isinstance(value, Tensor):
         kind = str(value.dtype).removeprefix("torch.")
@@ -126,7 +126,7 @@ class Trial:
         self.num_classes = self.logits.shape[1]
         if not self._are_maps(self.logits.shape, high_logits.shape):
             raise ModelError(
-                f"the model gives {described(self.logits)} for an image of {self.size[0]} x "
+                f"the model gives {kind_of_output(self.logits)} for an image of {self.size[0]} x "
                 f"{self.size[1]} pixels, which are no logits [N, C, h, w]: their height and width "
                 "must follow those of the image."
             )
@@ -174,7 +174,7 @@ class Trial:
 
         def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
             outputs.pop(name, None)  # the last time counts, and the order of the last times
-            outputs[name] = described(output)
+            outputs[name] = kind_of_output(output)
             if isinstance(output, Tensor):
                 outputs[name] = tuple(output.shape)
 

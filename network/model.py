@@ -129,6 +129,7 @@ class MultiScaleModel(nn.Module):
         self.frozen_parts: tuple[str, ...] = ()
         # Keywords of `build_model`; None for a model that was put together otherwise.
         self.built_with: dict[str, object] | None = None
+        self.trunk_origin = ""  # a sentence: where the trunk's weights came from before training
 
     def __repr__(self) -> str:
         # The tree of all layers is that of the parts: print(model.trunk), print(model.decoder).

@@ -6,11 +6,11 @@
 
 Configurations, class lists, lists of images, photos, labels, checkpoints, manifests of automatic
 labels, videos and command lines are damaged; train, eval, autolabel, calibrate, attach,
-check_dataset, convert_weights, export and panel read them. Reported are tracebacks, hangs of more than 60 seconds,
-damage that a command takes without a word although it matters, inputs that a command changes, and
-files that it writes outside its output. Inputs are made in a temporary folder. A case depends on
-its seed and number alone: `--case` repeats one and shows its output. The exit status is 1 when
-something was found.
+check_dataset, convert_weights, export and panel read them. Reported are tracebacks, hangs of more
+than 60 seconds, damage that a command takes without a word although it matters, inputs that a
+command changes, and files that it writes outside its output. Inputs are made in a temporary folder.
+A case depends on its seed and number alone: `--case` repeats one and shows its output. The exit
+status is 1 when something was found.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ import torch
 # A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hmsa.engine import attach, autolabel, calibrate, evaluate, train  # noqa: F401  (forks find them ready)
+# Forked commands find these ready.
+from hmsa.engine import attach, autolabel, calibrate, evaluate, train  # noqa: F401
 from hmsa.engine.command_line import at_least, run_command
 from scripts.fuzzing.cases import Case, make_case
 from scripts.fuzzing.material import make_material

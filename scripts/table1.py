@@ -216,20 +216,20 @@ def runs_of(
     """
     counts = {model: seeds or MODELS[model].seeds for model in models}
     return [
-        run_of(options, drawing, model, seed)
+        run_of_model(options, drawing, model, seed)
         for seed in range(max(counts.values()))
         for model in models
         if seed < counts[model]
     ]
 
 
-def run_of(options: argparse.Namespace, drawing: str, model: str, seed: int) -> Run:
+def run_of_model(options: argparse.Namespace, drawing: str, model: str, seed: int) -> Run:
     """The training of a model, or what is made of its parent's."""
     trained = MODELS[model]
     parent = None
     overrides = (*options.overrides, *trained.overrides)
     if trained.parent is not None:
-        parent = run_of(options, drawing, trained.parent, seed)
+        parent = run_of_model(options, drawing, trained.parent, seed)
         overrides = parent.overrides
 
     return Run(

@@ -70,7 +70,7 @@ def test_a_trunk_and_a_decoder_of_ones_own(
     monkeypatch.setitem(
         DECODERS,
         "linear",
-        lambda *, trunk, num_classes, align_corners, head, dropout, channels: linear.Linear(
+        lambda *, trunk, num_classes, **options: linear.Linear(
             trunk_channels=trunk.channels, num_classes=num_classes
         ),
     )

@@ -60,7 +60,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}s"
 
 
-def command(name: str) -> str:
+def invocation(name: str) -> str:
     """How to start the command `name` of hmsa, in the way in which this program was started."""
     launcher = f"{name}.py"
     if Path(sys.argv[0]).name in _LAUNCHERS and launcher in _LAUNCHERS:

@@ -261,8 +261,9 @@ def _of_colors(values: LabelValues, ignore: Sequence[int | Color]) -> FoundClass
             "--ignore 0,0,0 --force"
         )
 
+    labelled = max(1, sum(values.pixels[number] for number in kept))
     classes = [
-        FoundClass("", _as_color(number), position, values.pixels[number] / total)
+        FoundClass("", _as_color(number), position, values.pixels[number] / labelled)
         for position, number in enumerate(kept)
     ]
     return FoundClasses(

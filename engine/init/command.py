@@ -235,6 +235,14 @@ def _tell(
 
 
 def _tell_next(written: list[Path], output: Path, recipe: Recipe, machine: str) -> None:
-    print(f"wrote {', '.join(str(path) for path in written)}")
+    print(f"wrote {', '.join(_from_here(path) for path in written)}")
     print(f"a training takes about {recipe.duration} on {machine}; start it with:")
     print(f"  hmsa train {output}")
+
+
+def _from_here(path: Path) -> str:
+    """A path as it is shortest from the working folder."""
+    absolute, here = path.absolute(), Path.cwd()
+    if absolute.is_relative_to(here):
+        return str(absolute.relative_to(here))
+    return str(path)

@@ -280,7 +280,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
 def test_a_finished_run_says_so_and_is_not_scored_again(
     train: Train, street: Path, tmp_path: Path
 ) -> None:
-    config = small(tmp_path, street)
+    config = small(tmp_path, street, model={"trunk_weights": None})
     text = train(config).text
     for words in (
         "6 training and 3 validation images",

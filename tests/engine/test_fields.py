@@ -24,7 +24,14 @@ BASE: dict[str, Any] = {
     "data": {"extra": {"root": "labels"}, "dataset": "cityscapes"},
     "loss": {"class_weights": "linear"},
 }
-READERS = ("train.py", "evaluate.py", "autolabel.py", "label_images.py", "reporting.py")
+READERS = (
+    "train.py",
+    "run_summary.py",
+    "evaluate.py",
+    "autolabel.py",
+    "label_images.py",
+    "reporting.py",
+)
 
 
 class Recorder:
@@ -68,6 +75,7 @@ class Recorder:
             "WeightAverage",
             "attention_bias_of",
             "OwnAugmentation",
+            "model_file",
         ):
             monkeypatch.setattr(build, name, self.stand_in(name, results.get(name, 0.5)))
         monkeypatch.setattr(build, "Hierarchical", torch.nn.Sequential)

@@ -107,6 +107,7 @@ def test_every_kind_of_masks_is_read_as_it_is(
     assert init_command(["mine"]) == 0
     said = capsys.readouterr().out
     assert "12 images with labels; " in said and said.endswith("  hmsa train mine.yaml\n")
+    assert "mine/classes.yaml, mine.yaml\n" in said
 
     # Nothing of the user's was changed, and what was added reads back as the labels that were made.
     after = content(root)

@@ -82,7 +82,7 @@ def test_every_form_of_an_image_gives_the_same(model: hmsa.Segmenter, photo: Pat
         (torch.zeros(2, 3, 4, 4), r"one image \[3, H, W\], not \[2, 3, 4, 4\]"),
         (torch.full((3, 4, 4), 2.0), "from 0 to 1, not 2 to 2; it must not be normalised"),
         (torch.zeros(3, 4, 4, dtype=torch.int32), "uint8 or floating point, not torch.int32"),
-        (7, "not a int"),
+        (7, "not of type int"),
         ("absent.jpg", "absent.jpg"),
     ],
 )
@@ -185,9 +185,9 @@ def test_what_the_hub_has_is_loaded(
     model.save_pretrained(tmp_path)
     asked = []
 
-    def download(repo: str, name: str, **options: Any) -> str:
-        asked.append((repo, name, options["revision"]))
-        return str(tmp_path / name)
+    def download(repo_id: str, filename: str, **options: Any) -> str:
+        asked.append((repo_id, filename, options["revision"]))
+        return str(tmp_path / filename)
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
     monkeypatch.setattr("huggingface_hub.hub_mixin.hf_hub_download", download)

@@ -131,3 +131,21 @@ def test_no_width_is_one_sentence(width: int) -> None:
         ModelError, match=f"decoder_channels is {width}: a decoder needs at least one channel"
     ):
         built("fcn", decoder_channels=width)
+
+
+def test_deeplab_takes_other_rates_and_no_image_pooling() -> None:
+    model = built(
+        "deeplabv3plus",
+        "resnet18",
+        decoder_channels=16,
+        output_stride=16,
+        aspp_rates=(2, 5),
+        aspp_pooling=False,
+    )
+    dilations = [branch.conv.dilation[0] for branch in model.decoder.aspp.branches]
+    assert dilations == [1, 2, 5]
+    assert not any("pooled" in name for name in model.state_dict())
+    assert model.eval()(torch.randn(1, 3, 64, 64)).logits.shape == (1, CLASSES, 64, 64)
+
+    # The 1x1 convolution behind the branches has a part for each of them.
+    assert model.decoder.context.weight.shape == (16, 3 * 16, 1, 1)

@@ -17,7 +17,7 @@ import pytest
 
 from hmsa.utils.files.writing import WriteError
 from hmsa.utils.metrics.bootstrap import Interval
-from hmsa.utils.report.charts import CostRow, cost_chart, nice_steps
+from hmsa.utils.report.charts import CostRow, nice_steps, score_chart
 from hmsa.utils.report.contact_page import SheetReport, SheetTile, contact_page
 from hmsa.utils.report.contents import ThresholdCurve
 from hmsa.utils.report.page import Example, Picture
@@ -475,7 +475,7 @@ def test_points_of_a_chart_lie_where_their_numbers_say() -> None:
     rows = [
         CostRow(f"way {n}", 1.0 + n, 50 + n, 49 + n, 51 + n, recommended=n == 1) for n in range(4)
     ]
-    chart = cost_chart("cost", rows)
+    chart = score_chart("cost", rows)
     points = sorted(chart.points, key=lambda point: point.name)
     assert np.ptp(np.diff([point.x for point in points])) < 1e-9
     assert np.ptp(np.diff([point.y for point in points])) < 1e-9

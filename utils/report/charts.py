@@ -143,7 +143,7 @@ class CostRow:
 _LETTER, _LINE = 6.2, 13  # pixels, of the text beside points
 
 
-def cost_chart(heading: str, rows: Sequence[CostRow]) -> CostChart:
+def score_chart(heading: str, rows: Sequence[CostRow]) -> CostChart:
     """A chart of scores against one cost."""
     x_values = nice_steps(0.0, max(row.cost for row in rows) * 1.08)
     y_values = nice_steps(min(row.low for row in rows), max(row.high for row in rows))

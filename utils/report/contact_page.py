@@ -53,16 +53,17 @@ def contact_page(report: SheetReport) -> str:
         lead += f" Shown are {len(report.tiles)} of {report.images} images, evenly spread."
     legend = [(row["name"], row["colour"]) for row in classes]
     images = {"tiles": report.tiles, "legend": legend}
+    values = {"classes": classes}
     shares_lead = "Those that were predicted anywhere, with their share of all pixels."
     sections = [
         Section("images", "Images", "prediction/images.html", images, lead),
-        Section("classes", "Classes", "prediction/classes.html", {"classes": classes}, shares_lead),
+        Section("classes", "Classes", "prediction/classes.html", values, shares_lead),
     ]
     if report.videos:
-        values = {"videos": report.videos}
-        sections.insert(0, Section("videos", "Videos", "prediction/videos.html", values))
+        videos = {"videos": report.videos}
+        sections.insert(0, Section("videos", "Videos", "prediction/videos.html", videos))
     if report.failures:
-        values = {"failures": list(report.failures)}
-        sections.append(Section("failed", "Not predicted", "prediction/failed.html", values))
+        failures = {"failures": list(report.failures)}
+        sections.append(Section("failed", "Not predicted", "prediction/failed.html", failures))
     subtitle = f"{report.images} images · {len(present)} classes predicted · {report.way}"
     return page(report.title, subtitle, sections)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .charts import CostChart, CostRow, cost_chart
+from .charts import CostChart, CostRow, score_chart
 from .contents import ComparedRow, EvaluationReport
 from .page import Section, percent
 
@@ -180,7 +180,7 @@ def _charts(report: EvaluationReport) -> list[CostChart]:
         rows = [row for row in report.compared if cost_of(row) is not None]
         if len(rows) < 2:
             continue
-        charts.append(cost_chart(heading, [_cost_row(row, cost_of(row)) for row in rows]))
+        charts.append(score_chart(heading, [_cost_row(row, cost_of(row)) for row in rows]))
     return charts
 
 

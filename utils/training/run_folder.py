@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..files.locking import locked
 from ..files.writing import write_file
-from ..words import UserError, command
+from ..words import UserError, invocation
 from .checkpoint import CheckpointFolder
 
 # How long a resumed training waits for the one before it to end.
@@ -170,7 +170,7 @@ class RunFolder:
             if weights.is_file():
                 output = self.folder / "eval"
                 more = "".join(f" {option}" for option in options)
-                line = f"{command('eval')} --checkpoint {weights} --output {output}{more}"
+                line = f"{invocation('eval')} --checkpoint {weights} --output {output}{more}"
                 return f"evaluate it: {line}"
         return ""
 
