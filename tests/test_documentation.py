@@ -19,9 +19,9 @@ from hmsa.network import build_model
 from hmsa.utils.config import Config, iter_fields
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 FENCED = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-INLINE = re.compile(r"`(hmsa (?:train|eval|autolabel|calibrate|attach|benchmark) [^`]+)`")
+INLINE = re.compile(r"`(hmsa (?:train|eval|autolabel|calibrate|attach|benchmark|init|predict) [^`]+)`")
 COMMAND = re.compile(r"^(?:torchrun .*?-m )?hmsa (\w+) (.+)$")
 SECTIONS = "|".join(Config.model_fields)
 OPTION = re.compile(rf"`((?:{SECTIONS})\.[a-z_.]+)(?:[:=][^`]*)?`")
