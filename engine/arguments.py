@@ -264,6 +264,13 @@ def parse_init(
     return parser.parse_args(argv)
 
 
+def export_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa export`: returns the exit status, 2 with one sentence for a user's mistake."""
+    from .export import main
+
+    return main(argv, program=program)
+
+
 def parse_train(
     argv: Sequence[str] | None = None, *, program: str | None = None
 ) -> argparse.Namespace:
@@ -699,6 +706,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "autolabel": (autolabel_command, "label images with a trained network"),
     "calibrate": (calibrate_command, "fit the attention to a list of scales, in a minute or two"),
     "attach": (attach_command, "give a trained single-scale model hierarchical attention"),
+    "export": (export_command, "write a model as ONNX or as a PyTorch program"),
     "benchmark": (benchmark_command, "time a configuration's training steps on this machine"),
 }
 

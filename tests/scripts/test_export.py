@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from hmsa.datasets import ClassInfo, DatasetSpec
+from hmsa.engine.export import TOLERANCE, export_description, export_model, main
 from hmsa.network import InferenceOptions, ModelError, build_model
 from hmsa.network.inference import predict
 from hmsa.utils.words import UserError
-from scripts.export import TOLERANCE, export_description, export_model, main
 
 HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 needs_onnx = pytest.mark.skipif(
