@@ -17,7 +17,7 @@ import pytest
 
 from hmsa.utils.files.writing import WriteError
 from hmsa.utils.metrics.bootstrap import Interval
-from hmsa.utils.report.charts import CostRow, score_chart, nice_steps
+from hmsa.utils.report.charts import CostRow, nice_steps, score_chart
 from hmsa.utils.report.contact_page import SheetReport, SheetTile, contact_page
 from hmsa.utils.report.contents import ThresholdCurve
 from hmsa.utils.report.page import Example, Picture
