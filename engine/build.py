@@ -457,7 +457,7 @@ def checkpoint_identity(config: Config, files: Files, *, trunk_origin: str = "")
 
     With `trunk_origin`, the sentence about the weights its trunk started from, for reports.
     """
-    identity = {"config": config.to_dict(), "spec": files.spec.to_dict()}
+    identity: dict[str, Any] = {"config": config.to_dict(), "spec": files.spec.to_dict()}
     if trunk_origin:
         identity["trunk_origin"] = trunk_origin
     return identity

@@ -9,7 +9,7 @@ and the few places where all ranks must come to the same decision say so.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from hmsa.utils.runtime import (
 )
 from hmsa.utils.training.checkpoint import CheckpointFolder
 from hmsa.utils.training.cost import Outlook, describe_network, describe_step
+from hmsa.utils.training.live_memory import tensors_in
 from hmsa.utils.training.logbook import Logbook, logger, start_logging
 from hmsa.utils.training.meter import Meter
 from hmsa.utils.training.nonfinite import SkippedSteps
@@ -515,15 +516,3 @@ def report_costs(
     lines.append(f"time          {whole}")
     logger.info("%s", "\n".join(lines))
     return 0
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested mappings and lists."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from tensors_in(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from tensors_in(inner)

@@ -76,8 +76,8 @@ def logits_of(output: object, *, count: int) -> Tensor:
 
     if not isinstance(found, Tensor):
         raise ModelError(
-            f"the model gives {kind_of_output(output)}, in which there are no logits: return them as a "
-            "tensor, first of a tuple, under 'out' or 'logits' of a dict, or as .logits."
+            f"the model gives {kind_of_output(output)}, in which there are no logits: return them "
+            "as a tensor, first of a tuple, under 'out' or 'logits' of a dict, or as .logits."
         )
     if found.ndim != 4 or found.shape[0] != count or not found.is_floating_point():
         raise ModelError(

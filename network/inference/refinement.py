@@ -397,7 +397,7 @@ class ImageContext:
         self.methods = [
             (module, name)
             for module in eager_modules(model)
-            for name in _marked_methods(type(module))
+            for name in _marked_methods(type(module))  # type: ignore[arg-type]
         ]
         self.known: dict[tuple[int, str], Tensor] = {}
 

@@ -36,7 +36,7 @@ from scripts.measuring.drawn_images import draw_pair
 from scripts.measuring.harness import Disagreement, Workload, peak_extra_mib, row, synchronise
 
 MORE_KEYS = ("share", "refined", "computed", "flops", "miou", "gain", "checkpoints", "images")
-NETWORKS = {
+NETWORKS: dict[str, dict[str, Any]] = {
     "resnet50 deeplabv3plus": {"trunk": "resnet50", "decoder": "deeplabv3plus"},
     "hrnet_w48 ocr": {"trunk": "hrnet_w48", "decoder": "ocr"},
 }
@@ -155,7 +155,7 @@ def checkpoint_rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             take_turns(model, image, ways, first=position, device=arguments.device, label=label)
         images, size = len(indices), (int(pixels.shape[0]), int(pixels.shape[1]))
         for way in ways:
-            way.flops = relative_flops(model, way.options, way.area)
+            way.flops = relative_flops(model, way.options, way.area) or 0.0
         measured.append(ways)
 
     columns = list(zip(*measured, strict=True))
@@ -229,7 +229,7 @@ def network_rows(arguments: argparse.Namespace, network: str) -> list[dict[str, 
         take_turns(model, image, ways, first=number, device=arguments.device)
     memory = [0.0] * len(ways)
     for number, way in enumerate(ways):
-        way.flops = relative_flops(model, way.options, way.area)
+        way.flops = relative_flops(model, way.options, way.area) or 0.0
         if not arguments.no_memory:
             memory[number] = peak_extra_mib(
                 workload,

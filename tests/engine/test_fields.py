@@ -26,11 +26,11 @@ BASE: dict[str, Any] = {
 }
 READERS = (
     "train.py",
+    "run_summary.py",
     "evaluate.py",
     "autolabel.py",
     "label_images.py",
     "reporting.py",
-    "run_summary.py",
 )
 
 

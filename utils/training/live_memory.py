@@ -56,7 +56,7 @@ class LiveMemory(TorchDispatchMode):
 
 
 def tensors_in(values: Any) -> Iterator[Tensor]:
-    """Tensors among the arguments or results of an operation, which nests lists at most."""
+    """Every tensor in nested lists and dictionaries."""
     if isinstance(values, Tensor):
         yield values
     elif isinstance(values, (list, tuple)):
