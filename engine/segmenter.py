@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -33,35 +33,51 @@ from .segmentation import Segmentation
 
 REPOSITORY = "https://arxiv.org/abs/2005.10821"
 
-try:
-    from huggingface_hub import PyTorchModelHubMixin as HubMixin
-except ImportError:
 
-    class HubMixin:  # type: ignore[no-redef]
-        """Stands for huggingface_hub's mixin where that library is not installed."""
+class FolderMixin:
+    """Stands for huggingface_hub's mixin where that library is not installed."""
 
-        def __init_subclass__(cls, **information: Any) -> None:
-            super().__init_subclass__()
+    def __init_subclass__(cls, **information: Any) -> None:
+        super().__init_subclass__()
 
-        def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-            """Write the model into a folder; sharing it needs huggingface_hub."""
-            Path(save_directory).mkdir(parents=True, exist_ok=True)
-            self._save_pretrained(Path(save_directory))  # type: ignore[attr-defined]
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> Any:
+        """Write the model into a folder; to share it needs huggingface_hub."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        self._save_pretrained(Path(save_directory))
 
-        @classmethod
-        def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
-            """Read a folder of `save_pretrained`; a name on the Hub needs huggingface_hub."""
-            if Path(pretrained_model_name_or_path).is_dir():
-                return load(pretrained_model_name_or_path)
-            raise _hub_is_missing()
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Any:
+        """Read a folder of `save_pretrained`; a name on the Hub needs huggingface_hub."""
+        if Path(pretrained_model_name_or_path).is_dir():
+            return load(pretrained_model_name_or_path, **options)
+        raise _hub_is_missing()
 
-        def push_to_hub(self, repo_id: str, **options: Any) -> str:
-            """Needs huggingface_hub."""
-            raise _hub_is_missing()
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Needs huggingface_hub."""
+        raise _hub_is_missing()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        raise NotImplementedError
+
+
+def hub_mixin() -> type:
+    """huggingface_hub's mixin, or where it is not installed what does the same with folders."""
+    try:
+        from huggingface_hub import PyTorchModelHubMixin
+    except ImportError:
+        return FolderMixin
+    return PyTorchModelHubMixin
 
 
 def _hub_is_missing() -> UserError:
     return UserError("the Hugging Face Hub needs its library: pip install huggingface_hub")
+
+
+# Both have the same methods, of which mypy sees those above.
+if TYPE_CHECKING:
+    HubMixin = FolderMixin
+else:
+    HubMixin = hub_mixin()
 
 
 class Segmenter(

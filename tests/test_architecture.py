@@ -55,6 +55,9 @@ OPTIONAL = (
     "amp_C",
     "timm",
     "scipy",
+    "huggingface_hub",
+    "mlflow",
+    "wandb",
     "safetensors",
     "onnx",
     "onnxruntime",
@@ -90,13 +93,17 @@ def module_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> Iterator[Import]:
-    """Every import statement in a file, those inside functions too."""
+    """Every import statement in a file, those inside functions too.
+
+    What stands below `if TYPE_CHECKING` never runs, and counts as inside.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     inside = {
         id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-        for node in ast.walk(function)
+        for outer in ast.walk(tree)
+        if isinstance(outer, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        or (isinstance(outer, ast.If) and ast.unparse(outer.test) == "TYPE_CHECKING")
+        for node in ast.walk(outer)
     }
     # Relative to the package of the file, which for __init__.py is the file itself.
     package = module_of(path).split(".")
