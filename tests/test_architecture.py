@@ -39,7 +39,7 @@ UTILS_MAY_IMPORT = {
     "files": {"words"},
     "config": {"files", "imported", "words"},
     "metrics": {"files", *FLAT},
-    "report": {"files", "metrics", *FLAT},
+    "report": {"files", "labelling", "metrics", *FLAT},
     "labelling": {"files", "metrics", *FLAT},
     "training": {"files", "metrics", *FLAT},
     "words": set(),
@@ -545,7 +545,7 @@ def test_scripts_answer_help(script: Path) -> None:
     [
         ([], ["usage: hmsa COMMAND", "hmsa train", "hmsa eval", "hmsa autolabel"]),
         (["trian"], ["'trian' is not a command of hmsa (did you mean 'train'?)"]),
-        (["train"], ["the following arguments are required: config"]),
+        (["train"], ["the following argument is required: config"]),
         (["train", "x.yaml", "--resmue"], ["unrecognized arguments: --resmue"]),
         (["eval", "--checkpoint", "x.pt", "--scales", "nan"], ["'nan' is not a scale"]),
         (["eval", "--checkpoint", "x.pt", "--scales", "inf"], ["'inf' is not a scale"]),

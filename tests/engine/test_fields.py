@@ -27,6 +27,7 @@ BASE: dict[str, Any] = {
 READERS = (
     "train.py",
     "run_summary.py",
+    "validation.py",
     "evaluate.py",
     "autolabel.py",
     "label_images.py",
