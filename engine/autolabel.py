@@ -204,7 +204,10 @@ def prepare_labelling(
     # The settings name the teacher as it was trained. What labels is a copy with its batch norms
     # folded, as that of `hmsa eval`.
     settings = settings_of(loaded, files, options, threshold)
-    teacher = prepare_for_inference(loaded.model, autocast_dtype=options.autocast_dtype)
+    try:
+        teacher = prepare_for_inference(loaded.model, autocast_dtype=options.autocast_dtype)
+    except ModelError as error:
+        raise AutolabelError(f"{loaded.path}: {error}") from error
 
     job = LabellingJob(
         loaded=replace(loaded, model=teacher),

@@ -278,7 +278,10 @@ def test_list_file_mistakes(tmp_path: Path, text: str, said: str) -> None:
             {"labels": "auto", "policy": {"a": "onion"}},
             r"'onion' is none of auto, human, union, drop \(did you mean 'union'\?\)",
         ),
-        ({"labels": "auto", "policy": {"d": "union"}}, "'d' is not a class of toy"),
+        (
+            {"labels": "auto", "label_root": "here", "policy": {"d": "union"}},
+            "'d' is not a class of toy",
+        ),
     ],
 )
 def test_contradictory_wishes(tmp_path: Path, options: dict, said: str) -> None:
