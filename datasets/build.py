@@ -132,14 +132,14 @@ def build_files(
     # With automatic labels the images are listed alone, since their own labels may not exist.
     try:
         found = lister.find("none")
+        for name in chosen.classes:
+            found.spec.index_of(name)
         automatic = find_auto_labels(place, split=lister.split, names=found.names, spec=found.spec)
     except DataError:
         # They were looked for in a split only because they are gone from where they were.
         if known is not None:
             require_images(place, known)
         raise
-    for name in chosen.classes:
-        found.spec.index_of(name)
 
     # Labels drawn by people are paired with the images by name.
     human = None

@@ -279,7 +279,7 @@ def test_list_file_mistakes(tmp_path: Path, text: str, said: str) -> None:
             r"'onion' is none of auto, human, union, drop \(did you mean 'union'\?\)",
         ),
         (
-            {"labels": "auto", "label_root": "here", "policy": {"d": "union"}},
+            {"labels": "auto", "label_root": ".", "policy": {"d": "union"}},
             "'d' is not a class of toy",
         ),
     ],
