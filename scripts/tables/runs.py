@@ -83,6 +83,12 @@ class Run:
         """
         config = load_config(self.config, (*self.overrides, UNCALIBRATED))
         resolved = config.model_dump(mode="json", exclude_defaults=True)
+
+        # Random trunks were the default when the first rows were made, so that they are not named.
+        model = resolved.setdefault("model", {})
+        model["trunk_weights"] = config.model.trunk_weights
+        if config.model.trunk_weights is None:
+            del model["trunk_weights"]
         for section, names in COSMETIC.items():
             for name in names:
                 resolved.get(section, {}).pop(name, None)
