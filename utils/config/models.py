@@ -480,7 +480,7 @@ class ModelSection(ConfigSection):
 
     aspp_pooling: bool = True
     """Whether deeplabv3plus has its branch of image pooling, whose batch norm sees one value per
-    image: small batches of crops teach it what does not hold for whole images"""
+    image, few in small batches of crops"""
 
     attention_channels: Channels = 256
     """Width of the attention head (256 in the release; the paper does not say)"""
