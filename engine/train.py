@@ -152,7 +152,12 @@ def train(
         writes=not dry_run,
     )
     forecast = Forecast(Outlook(optim.epochs, steps_per_epoch, val_every, val_cost))
-    logbook.begin(dump(config), first_step=progress.step, to_validate=progress.to_validate)
+    logbook.begin(
+        dump(config),
+        first_step=progress.step,
+        to_validate=progress.to_validate,
+        every=runtime.log_every,
+    )
     meter = Meter(
         processes,
         steps_left=progress.steps_left(optim.epochs, steps_per_epoch),

@@ -103,6 +103,8 @@ def environment(folder: Path) -> dict[str, str]:
         "XDG_CACHE_HOME": str(folder / "home"),
         "TMPDIR": str(folder / "home"),
         "PYTHONFAULTHANDLER": "1",
+        # hmsa/__main__.py finds its package in a checkout that is not installed, too.
+        "PYTHONPATH": str(ROOT),
     }
 
 

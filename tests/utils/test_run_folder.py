@@ -296,3 +296,14 @@ def test_rows_that_are_gone_are_said(tmp_path: Path, caplog: pytest.LogCaptureFi
     logbook.begin("", first_step=5)
     logbook.close()
     assert "metrics.jsonl: is missing, so the rows up to step 5 are lost" in caplog.text
+
+
+@pytest.mark.parametrize(("every", "said"), [(1, True), (10, False)])
+def test_an_empty_file_is_said_where_it_must_have_held_rows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, every: int, said: bool
+) -> None:
+    logbook = Logbook(tmp_path)
+    logbook.path.touch()
+    logbook.begin("", first_step=5, every=every)
+    logbook.close()
+    assert ("metrics.jsonl: is empty, so the rows up to step 5 are lost" in caplog.text) is said

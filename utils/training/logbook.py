@@ -102,11 +102,19 @@ class Logbook:
         self.shown = Shown(loggers if write else ())
         self.warned_of_lone_scale = False
 
-    def begin(self, configuration: str, *, first_step: int = 0, to_validate: bool = False) -> None:
+    def begin(
+        self,
+        configuration: str,
+        *,
+        first_step: int = 0,
+        to_validate: bool = False,
+        every: int | None = None,
+    ) -> None:
         """Write the resolved configuration and begin the loggers.
 
         Rows that a resumed run writes again are dropped: those beyond `first_step` and, with
-        `to_validate`, the validation at that step.
+        `to_validate`, the validation at that step. With a row after every `every` steps it is known
+        whether the file must hold one.
 
         Raises:
             RunError: nothing can be written.
@@ -116,7 +124,7 @@ class Logbook:
             return
         with self._explained("config.yaml"):
             write_file(self.folder / "config.yaml", configuration, durable=True)
-            self._drop_rows_after(first_step, to_validate)
+            self._drop_rows_after(first_step, to_validate, every=every or first_step + 1)
 
         self.shown.begin(
             self.folder, name=self.name, configuration=configuration, first_step=first_step
@@ -193,15 +201,22 @@ class Logbook:
                 "again with --resume"
             ) from error
 
-    def _drop_rows_after(self, step: int, to_validate: bool) -> None:
+    def _drop_rows_after(self, step: int, to_validate: bool, *, every: int) -> None:
+        what = None
         if not self.path.is_file():
+            what = "missing"
+        elif step >= every and not self.path.stat().st_size:
+            what = "empty"
+        if what is not None:
             if step > 0:
                 logger.warning(
-                    "%s: is missing, so the rows up to step %d are lost; new ones follow",
+                    "%s: is %s, so the rows up to step %d are lost; new ones follow",
                     self.path,
+                    what,
                     step,
                 )
             return
+
         # Rows are kept as they are, byte for byte, so that an uninterrupted run has the same file.
         content = self.path.read_bytes()
         lines = content.split(b"\n")
