@@ -70,8 +70,10 @@ class Recipe:
     @property
     def duration(self) -> str:
         """For people: about how long."""
+        if self.seconds < 90:
+            return "a minute"
         if self.seconds < 90 * 60:
-            return f"{max(1, round(self.seconds / 60))} minutes"
+            return f"{round(self.seconds / 60)} minutes"
         return f"{self.seconds / 3600:.1f} hours"
 
 
