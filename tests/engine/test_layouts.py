@@ -217,7 +217,9 @@ def test_a_layout_is_loaded_sampled_trained_on_and_evaluated(
     )
     assert result.images == validated and 0 <= result.matrix.miou() <= 1
     assert result.loss is not None and np.isfinite(result.loss)
-    assert (row["miou"], row["loss"]) == (result.matrix.miou(), result.loss)
+    # A validation folds batch norms, which this evaluation does not: equal to rounding.
+    assert row["miou"] == result.matrix.miou()
+    assert row["loss"] == pytest.approx(result.loss, rel=1e-6)
     labels = [validation.read_label(index) for index in range(validated)]
     if config.data.long_edge is None:  # else scored at that size
         assert result.matrix.numpy().sum() == sum(int((values != 255).sum()) for values in labels)
