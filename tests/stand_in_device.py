@@ -204,6 +204,8 @@ def _run(function: Any, args: Any, kwargs: Any) -> Any:
 def _caller() -> str:
     """Where in this tree the operation was asked for."""
     for frame in reversed(traceback.extract_stack()):
-        if frame.filename.startswith(ROOT) and "stand_in_device" not in frame.filename:
+        # torch itself may lie in the checkout, in an environment of its own.
+        is_torchs = "site-packages" in frame.filename or "stand_in_device" in frame.filename
+        if frame.filename.startswith(ROOT) and not is_torchs:
             return f"{frame.filename.removeprefix(ROOT)}:{frame.lineno} {frame.name}"
     return "?"

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from torch import Tensor, nn
 
-from hmsa.engine import build, train
+from hmsa.engine import build, train, validation
 from hmsa.engine.arguments import train_command
 from hmsa.network.layers import ConvNorm
 from hmsa.network.trunks import TRUNKS, Features, Trunk
@@ -147,7 +147,7 @@ def watch(faults: Faults) -> None:
     around(train, "seed_step", "step")
     around(TrainingState, "gradient_norm", "gradients")
     around(Trace, "step", "stepped")
-    around(train, "evaluate", "evaluate")
+    around(validation, "evaluate", "evaluate")
     around(logbook.Logbook, "row", None, "row")
     around(checkpoint.CheckpointFolder, "save_best", "best")
     around(os, "fsync", "fsync")

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hmsa.engine import autolabel, build, train
+from hmsa.engine import autolabel, build, train, validation
 from hmsa.engine.command_line import StopSignal
 from hmsa.engine.evaluate import evaluate
 from hmsa.engine.label_images import LabellingJob
@@ -91,7 +91,7 @@ def train_on(
             return evaluate(model, images_of(loader, seen, counted), **keywords)
 
         monkeypatch.setattr(train, "seed_step", seed)
-        monkeypatch.setattr(train, "evaluate", score)
+        monkeypatch.setattr(validation, "evaluate", score)
         trace = Trace(folder, enabled=False)
         with closing(StopSignal()) as stop:
             assert train.train(config, processes, trace, stop, resume=False, dry_run=False) == 0
