@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from hmsa.network.inference.strips import neighbouring_rows
+
 DEVICE = torch.device("meta")
 ROOT = str(Path(__file__).resolve().parents[1])
 
@@ -131,11 +133,14 @@ class _Calls(TorchFunctionMode):
 def stand_in_device(reported: str = "meta") -> Iterator[StandInDevice]:
     """Within the block a device of that type computes, `DEVICE` if none is named."""
     OnDevice.reported = torch.device(reported)
+    # Tables of a true meta device, which other tests leave, hold no numbers.
+    neighbouring_rows.cache_clear()
     try:
         with _Calls(), StandInDevice() as seen:
             yield seen
     finally:
         OnDevice.reported = DEVICE
+        neighbouring_rows.cache_clear()
 
 
 def _as_torch_knows(value: Any) -> Any:

@@ -211,7 +211,7 @@ def _where_computed(lower: Prediction, grid: BlockGrid, choices: Sequence[Choice
 
     # `lerp` gives both ends exactly.
     attention = torch.lerp(torch.ones_like(lower.attention), lower.attention, weight)
-    return lower._replace(attention=attention)
+    return Prediction(lower.logits, lower.aux, attention, lower.scales)
 
 
 def _summed_weights(

@@ -91,7 +91,7 @@ def _fused_by_model(
         # A scale alone has no attention to fuse by, but it says so.
         if fused.attention is None:
             attended = resized(own[min(own)], size, align_corners=align_corners)
-            fused = fused._replace(attention=attended.attention)
+            fused = Prediction(fused.logits, fused.aux, attended.attention, fused.scales)
     elif isinstance(model, MultiScaleModel):
         with in_strips(model):
             small = model.predict_scales(image, options.scales, keep_scales=bool(keep_scales))

@@ -73,10 +73,10 @@ def test_label_value_outside_the_classes(command: Command, tmp_path: Path) -> No
     _says(command("train.py", configuration(tmp_path, data), check=2), "train_2", "7")
 
 
-def test_rgb_label(command: Command, tmp_path: Path) -> None:
+def test_rgb_label_in_colours_of_no_class(command: Command, tmp_path: Path) -> None:
     data = draw(tmp_path / "data")
-    cv2.imwrite(str(_label(data)), np.zeros((64, 96, 3), np.uint8))
-    _says(command("train.py", configuration(tmp_path, data), check=2), "train_2", "RGB")
+    cv2.imwrite(str(_label(data)), np.full((64, 96, 3), (3, 77, 201), np.uint8))
+    _says(command("train.py", configuration(tmp_path, data), check=2), "train_2")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])

@@ -178,7 +178,8 @@ def test_a_class_that_keeps_almost_nothing_is_said_with_the_remedy(
     own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert label(own, tmp_path / "out", "autolabel.keep_share=0.1", "--threshold", "1") == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr()
+    said = printed.out + printed.err
     assert "little is kept of" in said and "autolabel.keep_share=0.5" in said
     assert f"hmsa train CONFIG.yaml data.extra.root={tmp_path / 'out'}" in said
 

@@ -70,7 +70,7 @@ LINEAR = {"builder": "torch.nn:Linear", "arguments": {"in_features": 1, "out_fea
     [
         ({"builder": "no_such_module:net"}, "model.wrap.builder: .*no module 'no_such_module'"),
         ({"builder": "somebodys_net:nett"}, r"no 'nett' in .*\(did you mean 'net'\?\)"),
-        ({"builder": "somebodys_net:number"}, "is a int and cannot be called"),
+        ({"builder": "somebodys_net:number"}, "is of type int and cannot be called"),
         ({"builder": "somebodys_net:broken"}, "failed: KeyError: 'no such thing'"),
         ({"builder": "builtins:dict"}, "gives a dict, no torch.nn.Module"),
         ({"arguments": {"colour": 1}}, "failed: TypeError: .*'colour'"),
@@ -156,7 +156,7 @@ def test_a_wrapped_model_is_trained_scored_and_labelled_with(
             monkeypatch.setenv("PYTHONPATH", str(somebodys))
             command("-m", "hmsa", *words)
         (score,) = json.loads((somebodys / name / "metrics.json").read_text())["compared"]
-        scores.append({**score, "seconds": None})
+        scores.append({**score, "seconds": None, "seconds_per_image": None, "peak_bytes": None})
     assert scores[0] == scores[1] and scores[0]["attention_bias"]
 
     output = somebodys / "labels"
