@@ -96,6 +96,9 @@ class Run:
         # Where further labels lie does not count either; `data_recipe` says what they are.
         extra = resolved.get("data", {}).get("extra") or {}
         extra.pop("root", None)
+        # What was the default when the first rows were made is not named.
+        if extra.get("split") == "train_extra":
+            del extra["split"]
 
         scorings = [[list(scoring.lists), list(scoring.overrides)] for scoring in self.scorings]
         content = [resolved, scorings, self.split, self.data_recipe]
