@@ -100,6 +100,11 @@ class Faults:
 
     @staticmethod
     def fill_disk() -> None:
+        # The output is a file, too, and no part of the disk that fills up: it begins anew.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.ftruncate(2, 0)
+        os.lseek(2, 0, os.SEEK_SET)
         resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
 
     @staticmethod

@@ -222,7 +222,6 @@ def test_a_truncated_newest_checkpoint_falls_back_and_says_so(
     assert_same_bits(tmp_path / "run", whole)
 
 
-@pytest.mark.skip(reason="the limit of 600 bytes now meets the log itself, see the closing note")
 @pytest.mark.parametrize(
     ("moment", "name"), [("row:5", "step-00000005.pt"), ("step:3", "metrics.jsonl")]
 )
