@@ -32,7 +32,7 @@ def untimed(part: str) -> AbstractContextManager[None]:
 
 
 @dataclass(frozen=True)
-class StepResult:
+class StepGradients:
     """What this rank found in the batches of a step; every tensor is a scalar on the device."""
 
     terms: dict[str, Tensor]
@@ -72,7 +72,7 @@ class TrainingStep:
         static_graph = config.runtime.compile == "model" and config.optim.accumulate == 1
         self.model: Any = processes.wrap(state.model, static_graph=static_graph)
 
-    def gradients(self, batches: Sequence[dict[str, Any]]) -> StepResult:
+    def gradients(self, batches: Sequence[dict[str, Any]]) -> StepGradients:
         """Add up the gradients of `batches`, as the loader gives them, in the network."""
         config, state, processes = self.config, self.state, self.processes
         progress, device = state.progress, processes.device
@@ -110,14 +110,14 @@ class TrainingStep:
 
         with self.timed("optimiser"):
             terms = mean_terms(terms_of_batches)
-            return StepResult(
+            return StepGradients(
                 terms=terms,
                 attention=build.attention_means(prediction, config.model.train_scales),
                 norm=state.gradient_norm(),
                 loss_is_bad=~torch.isfinite(total_of(terms)),
             )
 
-    def update(self, found: StepResult, *flags: bool) -> list[bool]:
+    def update(self, found: StepGradients, *flags: bool) -> list[bool]:
         """Move the weights by the gradients, unless those of some rank are not finite.
 
         Returns whether the step was skipped, and for each of `flags` whether some rank raised it:

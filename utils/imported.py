@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .words import UserError, did_you_mean, quoted, reason_of
+from .words import UserError, did_you_mean, echoed, reason_of
 
 # A dotted module, a colon, and a name in it, which may be an attribute of a class: a.b:Name.make
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -46,7 +46,7 @@ def imported(reference: str, *, key: str) -> Any:
     """
     if not is_reference(reference):
         raise ImportedError(
-            f"{key}: {quoted(reference)} is not of the form module:name, such as my_parts:make"
+            f"{key}: {echoed(reference)} is not of the form module:name, such as my_parts:make"
         )
     _add_working_directory()
     module_name, _, name = reference.partition(":")
@@ -59,7 +59,7 @@ def imported(reference: str, *, key: str) -> Any:
             hint = did_you_mean(step, _public_names(found))
             origin = getattr(sys.modules[module_name], "__file__", None) or module_name
             raise ImportedError(
-                f"{key}: {quoted(reference)}: there is no {quoted(step)} in {origin}{hint}"
+                f"{key}: {echoed(reference)}: there is no {echoed(step)} in {origin}{hint}"
             ) from error
     return found
 
@@ -73,7 +73,7 @@ def imported_callable(reference: str, *, key: str) -> Callable[..., Any]:
     found = imported(reference, key=key)
     if not callable(found):
         raise ImportedError(
-            f"{key}: {quoted(reference)} is of type {type(found).__name__} and cannot be called; "
+            f"{key}: {echoed(reference)} is of type {type(found).__name__} and cannot be called; "
             "name a function or a class"
         )
     return found
@@ -92,7 +92,7 @@ def called(
     except UserError:
         raise
     except Exception as error:
-        raise ImportedError(f"{key}: {quoted(reference)} failed: {_described(error)}") from error
+        raise ImportedError(f"{key}: {echoed(reference)} failed: {_described(error)}") from error
 
 
 def _add_working_directory() -> None:
@@ -110,12 +110,12 @@ def _import_module(module: str, *, reference: str, key: str) -> Any:
         # Of a dotted name any package on the way may be what is missing.
         if not f"{module}.".startswith(f"{missing}."):
             raise ImportedError(
-                f"{key}: {quoted(reference)}: {module} needs the module {quoted(missing)}, which "
+                f"{key}: {echoed(reference)}: {module} needs the module {echoed(missing)}, which "
                 "is not installed; install it"
             ) from error
         hint = did_you_mean(missing.rpartition(".")[2], _neighbours(missing))
         raise ImportedError(
-            f"{key}: {quoted(reference)}: there is no module {quoted(missing)}{hint}, neither "
+            f"{key}: {echoed(reference)}: there is no module {echoed(missing)}{hint}, neither "
             f"installed nor in {os.getcwd()}; install its package, start from its folder, or put "
             "this folder on PYTHONPATH"
         ) from error
@@ -123,7 +123,7 @@ def _import_module(module: str, *, reference: str, key: str) -> Any:
         raise
     except Exception as error:
         raise ImportedError(
-            f"{key}: {quoted(reference)}: {module} cannot be imported: {_described(error)}"
+            f"{key}: {echoed(reference)}: {module} cannot be imported: {_described(error)}"
         ) from error
 
 

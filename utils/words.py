@@ -40,7 +40,7 @@ def shortened(text: str, longest: int = 80) -> str:
     return f"{text[: longest - 3]}..."
 
 
-def quoted(text: str) -> str:
+def echoed(text: str) -> str:
     """`text` in quotation marks, shortened."""
     return shortened(repr(text))
 
