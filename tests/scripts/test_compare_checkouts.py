@@ -21,6 +21,7 @@ def test_a_row_is_made_of_pairs() -> None:
         "ratio": 1.1,
         "lowest_ratio": 1.0,
         "highest_ratio": 1.5,
+        "ratio_of_quickest": 1.0,
         "rounds": 3,
     }
 
