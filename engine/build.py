@@ -51,7 +51,7 @@ from hmsa.network.weights.pretrained import find_weights
 from hmsa.network.weights.recognition import recognise_model
 from hmsa.utils.config import Config, load_config
 from hmsa.utils.imported import is_reference
-from hmsa.utils.processes import Processes
+from hmsa.utils.processes import Processes, first_line
 from hmsa.utils.runtime import autocast_dtype, parameter_dtype
 from hmsa.utils.synchronised_norm import synchronise_batch_norm
 from hmsa.utils.training.checkpoint import (
@@ -67,6 +67,7 @@ from hmsa.utils.training.loggers import LOGGERS, RunLogger
 from hmsa.utils.training.optimizer import build_optimizer, parameter_groups, scaled_learning_rate
 from hmsa.utils.training.schedule import build_schedule
 from hmsa.utils.training.training_state import TrainingState
+from hmsa.utils.words import shortened
 
 from .model_source import (
     carried_description,
@@ -506,7 +507,7 @@ def explained(config: Config, doing: str) -> Iterator[None]:
         advice = MEMORY_ADVICE[doing].format(
             batch=config.data.batch_size, crop=list(config.data.crop)
         )
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = shortened(first_line(error), 200)
         raise MemoryShortage(f"memory ran out in {doing}; {advice} ({reason})") from error
 
 
