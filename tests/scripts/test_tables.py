@@ -387,6 +387,28 @@ def test_table2_pairs_rows_with_the_baseline_and_its_rows_differ_in_two_options(
     }
 
 
+def test_table1_scores_the_lists_that_are_asked_for_and_keeps_such_rows_apart(
+    tmp_path: Path,
+) -> None:
+    into = ["--output", str(tmp_path)]
+    usual = table1.run_of_model(table1.parse(into), "", "single", 0)
+    words = [*into, "--lists", "1", "[0.5, 1]", "--no-flip"]
+    options = table1.parse(words)
+    run = table1.run_of_model(options, "", "single", 0)
+    assert run.scorings == (table1.Scoring(("1", "0.5,1"), ("eval.flip=false",)),)
+    assert run.overrides == usual.overrides and run.recipe() != usual.recipe()
+
+    # Without lists every scoring of the table changes so.
+    run = table1.run_of_model(table1.parse([*into, "--no-flip"]), "", "single", 0)
+    assert [scoring.lists for scoring in run.scorings] == [s.lists for s in usual.scorings]
+    assert run.scorings[1].overrides == ("eval.combine=max", "eval.flip=false")
+
+    with pytest.raises(UserError, match="--output: the published table keeps the way"):
+        table1.make_table(table1.parse(["--lists", "1"]))
+    with pytest.raises(SystemExit):
+        table1.parse([*into, "--lists", "one"])
+
+
 @pytest.fixture
 def scenes(tmp_path: Path) -> str:
     """An override that names three drawn scenes."""
