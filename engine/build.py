@@ -347,18 +347,17 @@ def compile_in_place(model: MultiScaleModel, what: str) -> None:
 
 def criterion(config: Config, files: Files) -> Any:
     """The criterion of the loss section; the pixels of `files` are counted to weigh classes."""
+    values = config.loss.model_dump()
     # The pixels are counted once, and only where a weighting asks for them.
-    weights: dict[str, torch.Tensor] = {}
     counts = None
     for name in ("class_weights", "binary_class_weights"):
-        weighting = getattr(config.loss, name)
+        weighting, values[name] = values[name], None
         if weighting != "none":
             if counts is None:
                 counts = torch.from_numpy(count_pixels(files, workers=max(1, config.data.workers)))
-            weights[name] = class_weights_from_counts(counts, weighting=weighting)
+            values[name] = class_weights_from_counts(counts, weighting=weighting)
 
     num_classes = files.spec.num_classes
-    values = config.loss.model_dump(exclude={"class_weights", "binary_class_weights"})
     for role in ("main", "aux", "scale_loss"):
         name = values[role]
         if name is not None and is_reference(name):
@@ -367,7 +366,6 @@ def criterion(config: Config, files: Files) -> Any:
         num_classes=num_classes,
         ignore_label=files.spec.ignore_label,
         align_corners=config.model.align_corners,
-        **weights,
         **values,
     )
 
