@@ -176,6 +176,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="score without mirror images, whatever the recipe says; halves the time of scoring",
     )
     parser.add_argument(
+        "--judge",
+        metavar="SPLIT",
+        help="split that judges calibrations, e.g. train, of which half then does (default: "
+        "data.val_split)",
+    )
+    parser.add_argument(
         "--no-costs",
         action="store_true",
         help="do not measure steps; take the costs that are in --output, if any",
@@ -190,10 +196,10 @@ def _list_of_scales(text: str) -> str:
 
 def make_table(options: argparse.Namespace) -> int:
     """Make what is missing of what was asked for, then write the table of all rows there are."""
-    if (options.lists or options.no_flip) and options.output is None:
+    if (options.lists or options.no_flip or options.judge) and options.output is None:
         raise TableError(
-            "--output: the published table keeps the way it is scored; name a folder for this "
-            "other table"
+            "--output: the published table keeps the way it is calibrated and scored; name a "
+            "folder for this other table"
         )
     drawing = prepare(options)
     asked = runs_of(options, drawing, options.models, options.seeds)
@@ -256,6 +262,10 @@ def run_of_model(options: argparse.Namespace, drawing: str, model: str, seed: in
         parent = run_of_model(options, drawing, trained.parent, seed)
         overrides = parent.overrides
 
+    made_by = trained.made_by
+    if options.judge and made_by[:1] == ("calibrate",):
+        made_by = (*made_by, "--judge", options.judge)
+
     scorings = list(trained.scorings)
     if options.lists:
         scorings = [Scoring(tuple(options.lists))]
@@ -276,7 +286,7 @@ def run_of_model(options: argparse.Namespace, drawing: str, model: str, seed: in
         threads=options.threads,
         data_recipe=drawing,
         parent=parent,
-        made_by=trained.made_by,
+        made_by=made_by,
     )
 
 
@@ -299,10 +309,16 @@ def summarise(
     """All figures of the table as plain values."""
     lines: list[dict[str, Any]] = []
     for name, model, scales, combine in LINES:
+        # With --lists the rows of a network may hold what is otherwise scored once more.
+        networks = {model}
+        parent = MODELS[model].parent
+        if parent is not None and not MODELS[model].made_by:
+            networks.add(parent)
+
         by_seed = {}
         for row in rows:
             entry = scored(row, scales, combine)
-            if row["method"] == model and entry is not None:
+            if row["method"] in networks and entry is not None:
                 by_seed[row["seed"]] = entry["miou"]
         if not by_seed:
             continue
