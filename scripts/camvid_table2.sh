@@ -19,9 +19,14 @@ fi
 camvid=$(cd "$1" && pwd)
 shift
 
-runs=$(realpath -m "${RUNS:-runs/camvid_table2}")
-results=$(realpath -m "${RESULTS:-results/camvid_table2}")
-cd "$(dirname "$0")/.."
+# Folders of the caller's, by default those of the checkout.
+checkout=$(cd "$(dirname "$0")/.." && pwd)
+runs=${RUNS:-$checkout/runs/camvid_table2}
+results=${RESULTS:-$checkout/results/camvid_table2}
+mkdir -p "$runs" "$results/labels"
+runs=$(cd "$runs" && pwd)
+results=$(cd "$results" && pwd)
+cd "$checkout"
 
 data=$runs/data
 python scripts/make_coarse_data.py configs/camvid/efficientnet_hierarchical.yaml "$data" \
