@@ -32,7 +32,8 @@ PICTURES = (".png", ".jpg", ".jpeg")
 
 INIT = """Look at a folder of images and masks, and write what a training of them needs.
 
-    hmsa init FOLDER [--classes NAME ...] [--val 0.2] [--output my.yaml]
+    hmsa init FOLDER [--classes NAME ...] [--val 0.2] [--epochs N]
+              [--output my.yaml]
 
 Masks may hold ids, colours, 0 and 255 or polygons, beside the images, in folders or by lists; they
 are read as they are. FOLDER then has a classes.yaml (and, where its files name no splits, two
@@ -324,6 +325,12 @@ def parse_init(
         default=0.2,
         metavar="SHARE",
         help="share of the images to validate on where the folder names none (default: 0.2)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=at_least(1),
+        metavar="N",
+        help="length of the training (default: as suits the number of images)",
     )
     parser.add_argument("--force", action="store_true", help="write files anew that are there")
     return parser.parse_args(argv)
