@@ -12,12 +12,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hmsa.utils.config import dump, load_config
+from hmsa.utils.config.models import DECODERS, ModelSection
 from hmsa.utils.words import words_of_list
 
-from .command_line import CommandParser, at_least, parse_with_overrides, run_command, say
+from .command_line import (
+    CommandParser,
+    at_least,
+    file_ending_in,
+    parse_with_overrides,
+    run_command,
+    say,
+)
 from .launch import is_launched, launch
 
 SAVES = (
@@ -29,6 +37,8 @@ COMBINE = ("average", "max")
 OVER = ("logits", "probabilities")
 LARGEST_SCALE = 16.0
 PICTURES = (".png", ".jpg", ".jpeg")
+MULTISCALE = get_args(ModelSection.model_fields["multiscale"].annotation)
+WEIGHTS = (".safetensors", ".pt", ".pth")
 
 INIT = """Look at a folder of images and masks, and write what a training of them needs.
 
@@ -132,6 +142,18 @@ Each argument is a metrics.json of `hmsa eval --output` or a folder that holds o
 eval/). The first is the reference of all differences. Scores are printed in percent. With
 --every-way each list of scales that `hmsa eval --compare` scored is a column of its own. The page
 also has pictures of the same images by every run.
+"""
+
+CONVERT = """Convert weights to files by our names: the authors', HRNet-OCR's, or our own.
+
+    hmsa convert INPUT OUTPUT [--classes classes.yaml] [--trunk-only]
+
+INPUT is a run folder, a checkpoint, a name of published weights, hf:owner/name, or any file of
+weights that `hmsa.network.load_weights` reads. A checkpoint of ours says itself which model it
+belongs to; of other files names and shapes do, and --trunk, --decoder and --multiscale say
+otherwise. OUTPUT is usable alone, with network, classes, mean and standard deviation inside, when
+it ends in .safetensors (under "hmsa" in its metadata) or in .pt (a checkpoint); .pth holds plain
+tensors. With --trunk-only the trunk's tensors are written, by the names of its ImageNet files.
 """
 
 PANEL = """Draw what a network sees in one image of a split, as one picture.
@@ -276,6 +298,18 @@ def compare_command(argv: Sequence[str] | None = None, *, program: str | None = 
 
     def run() -> int:
         from .compare import main
+
+        return main(arguments)
+
+    return run_command(run)
+
+
+def convert_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa convert`: returns the exit status, 2 with one sentence for a user's mistake."""
+    arguments = parse_convert(argv, program=program)
+
+    def run() -> int:
+        from .convert import main
 
         return main(arguments)
 
@@ -684,6 +718,40 @@ def parse_compare(
     return parser.parse_args(argv)
 
 
+def parse_convert(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa convert`; an output that is there ends the program."""
+    parser = _parser("convert", CONVERT, program)
+    parser.add_argument("input", type=Path, metavar="INPUT", help="weights to read")
+    parser.add_argument(
+        "output",
+        type=file_ending_in(*WEIGHTS),
+        metavar="OUTPUT",
+        help=f"file to write, {', '.join(WEIGHTS)}",
+    )
+    parser.add_argument("--trunk", help="(default: by names and shapes of the tensors)")
+    parser.add_argument("--decoder", choices=DECODERS, help="(default: the same way)")
+    parser.add_argument("--multiscale", choices=MULTISCALE, help="(default: the same way)")
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="YAML",
+        help="class list of weights that carry none (default: Cityscapes for 19 classes, Mapillary "
+        "Vistas for 65)",
+    )
+    parser.add_argument("--trunk-only", action="store_true", help="leave the heads out")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is there")
+    arguments = parser.parse_args(argv)
+
+    same = os.path.realpath(arguments.output) == os.path.realpath(arguments.input)
+    if arguments.input.exists() and same:
+        parser.error(f"{arguments.output} is the file to read; name another file to write")
+    if arguments.output.exists() and not arguments.overwrite:
+        parser.error(f"{arguments.output} is there already; name another file, or use --overwrite")
+    return arguments
+
+
 def parse_panel(
     argv: Sequence[str] | None = None, *, program: str | None = None
 ) -> argparse.Namespace:
@@ -713,7 +781,7 @@ def parse_panel(
     )
     parser.add_argument(
         "--output",
-        type=read_picture_name,
+        type=file_ending_in(*PICTURES),
         required=True,
         metavar="FILE",
         help="picture to write, .png or .jpg",
@@ -727,16 +795,6 @@ def parse_panel(
             f"{arguments.output} is there already; name another --output, or use --overwrite"
         )
     return arguments
-
-
-def read_picture_name(text: str) -> Path:
-    """An argparse type: the name of a PNG or JPEG file."""
-    path = Path(text)
-    if path.suffix.lower() not in PICTURES:
-        raise argparse.ArgumentTypeError(f"{text} must end in {' or '.join(PICTURES)}")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file")
-    return path
 
 
 def read_ignored(text: str) -> int | tuple[int, int, int]:
@@ -889,6 +947,7 @@ COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "export": (export_command, "write a model as ONNX or as a PyTorch program"),
     "check": (check_command, "look at every file of a data set before a training does"),
     "compare": (compare_command, "put several evaluations side by side, as a table or a page"),
+    "convert": (convert_command, "make weights of any kind one file that is usable alone"),
     "panel": (panel_command, "draw what a network sees in one image, scale by scale"),
     "benchmark": (benchmark_command, "time a configuration's training steps on this machine"),
 }

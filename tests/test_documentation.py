@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 FENCED = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(
-    r"`(hmsa (?:train|eval|autolabel|calibrate|attach|benchmark|init|predict) [^`]+)`"
+    r"`(hmsa (?:train|eval|autolabel|calibrate|attach|benchmark|init|predict|check|panel) [^`]+)`"
 )
 COMMAND = re.compile(r"^(?:torchrun .*?-m )?hmsa (\w+) (.+)$")
 SECTIONS = "|".join(Config.model_fields)
@@ -39,6 +39,10 @@ PARSERS = {
     "benchmark": arguments.parse_benchmark,
     "init": arguments.parse_init,
     "predict": arguments.parse_predict,
+    "check": arguments.parse_check,
+    "compare": arguments.parse_compare,
+    "convert": arguments.parse_convert,
+    "panel": arguments.parse_panel,
     "export": lambda words: parse_with_overrides(export_parser(), words),
 }
 

@@ -16,10 +16,10 @@ from hmsa.datasets import CITYSCAPES, MAPILLARY, DatasetSpec, normalise
 from hmsa.datasets.layouts.mapillary import load_mapillary_spec
 from hmsa.engine import build, model_source
 from hmsa.engine.arguments import autolabel_command, predict_command
+from hmsa.engine.arguments import convert_command as convert
 from hmsa.network import build_model
 from hmsa.network.inference import InferenceOptions, predict_label
 from hmsa.utils.training.checkpoint import CheckpointError
-from scripts.convert_weights import main as convert
 from tests.datasets.trees import photo, save
 from tests.network.authors_names import to_authors
 
