@@ -130,8 +130,8 @@ CHECK = """Look at every file of a configuration's splits before a training does
 
 Prints counts, sizes, pixels and images per class, absent classes and, one sentence for each kind,
 every fault: unreadable or mismatched files, values outside the classes, images that two splits
-share. Draws the class table as a bar chart and prints a configuration that suits the data. Exit
-status 2 where there is a fault.
+share. Draws the class table as a bar chart and, where the configuration names no data.crop, prints
+one that suits the data. Exit status 2 where there is a fault.
 """
 
 COMPARE = """Put several evaluations side by side: a table in the terminal, with --html a page.

@@ -192,7 +192,8 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"\n{class_table(labelled)}\n")
         _save(draw_chart(labelled), arguments.output)
     problems = list(dict.fromkeys(problems))
-    if found and found[0].sizes and not problems:
+    names_crop = "crop" in config.data.model_fields_set
+    if found and found[0].sizes and not problems and not names_crop:
         values = {"data": suggest_data(found[0])}
         print("a configuration to start from:")
         print(yaml.safe_dump(values, sort_keys=False, default_flow_style=None), end="")
@@ -202,8 +203,8 @@ def main(arguments: argparse.Namespace) -> int:
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if problems:
-        kinds = "kind" + "s" * (len(problems) > 1)
-        print(f"{len(problems)} {kinds} of faults", flush=True)
+        kinds = "kinds of faults" if len(problems) > 1 else "kind of fault"
+        print(f"{len(problems)} {kinds}", flush=True)
         return 2
     print("no faults", flush=True)
     return 0

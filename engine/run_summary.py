@@ -200,7 +200,8 @@ def _weights(config: Config, state: TrainingState) -> str:
 
 def _device(processes: Processes) -> str:
     """The device by its name, and on how many of them the training runs."""
-    name = f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    name = f"CPU ({platform.machine()}, {threads} thread{'s' * (threads > 1)})"
     if processes.device.type == "cuda":
         name = torch.cuda.get_device_name(processes.device)
     if processes.world_size > 1:
