@@ -344,7 +344,8 @@ def parse_init(
         "--classes",
         nargs="+",
         metavar="NAME",
-        help="names of the classes in the order of their ids (default: by their colours or ids)",
+        help="names of the classes in the order of their ids, of colours the commonest first "
+        "(default: by their colours or ids)",
     )
     parser.add_argument(
         "--ignore",

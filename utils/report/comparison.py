@@ -234,7 +234,7 @@ def rows(runs: Sequence[ComparedRun]) -> list[list[str]]:
     lines = [["", *(run.name for run in runs)]]
     if any(run.method for run in runs):
         lines.append(["method", *(run.method or "-" for run in runs)])
-    lines.append(["scales", *(scales_and_flip(run) for run in runs)])
+    lines.append(["scales", *(inference_way(run) for run in runs)])
     lines.append(["checkpoint", *(run.sha256[:12] for run in runs)])
     lines.append(["images", *(f"{run.images} ({run.split})" for run in runs)])
     for name in COSTS:
@@ -251,7 +251,7 @@ def _interval_text(run: ComparedRun) -> str:
     return f"{100 * run.interval[0]:.1f} to {100 * run.interval[1]:.1f}"
 
 
-def scales_and_flip(run: ComparedRun) -> str:
+def inference_way(run: ComparedRun) -> str:
     """How a run was inferred, in a few characters."""
     scales = ", ".join(f"{scale:g}" for scale in run.scales)
     if run.flip:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from ..files.regular import read_regular
-from .comparison import ComparedRun, differences, rows, scales_and_flip, scores
+from .comparison import ComparedRun, differences, inference_way, rows, scores
 from .page import Example, Picture, Section, page
 
 IMAGE_TYPES = {".jpg": "image/jpeg", ".png": "image/png"}
@@ -64,7 +64,7 @@ def headings(runs: Sequence[ComparedRun]) -> list[str]:
     """A heading for each column: the run's name, with its scales where several share a name."""
     names = [run.name for run in runs]
     return [
-        f"{run.name} {{{scales_and_flip(run)}}}" if names.count(run.name) > 1 else run.name
+        f"{run.name} {{{inference_way(run)}}}" if names.count(run.name) > 1 else run.name
         for run in runs
     ]
 
