@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hmsa.datasets.layouts.class_list import load_class_list
 from hmsa.engine.build import attention_bias_of, build_loaded, model_from, open_checkpoint
-from hmsa.engine.command_line import run_command
+from hmsa.engine.command_line import file_ending_in, run_command
 from hmsa.engine.model_source import (
     KEY,
     carried_description,
@@ -67,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("input", type=Path, metavar="INPUT")
-    parser.add_argument("output", type=_output, metavar="OUTPUT")
+    parser.add_argument("output", type=file_ending_in(*SUFFIXES), metavar="OUTPUT")
     parser.add_argument("--trunk", help="(default: by names and shapes of the tensors)")
     parser.add_argument("--decoder", choices=DECODERS, help="(default: the same way)")
     parser.add_argument("--multiscale", choices=MULTISCALE, help="(default: the same way)")
@@ -81,16 +81,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--trunk-only", action="store_true", help="leave the heads out")
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is there")
     return parser
-
-
-def _output(text: str) -> Path:
-    """An argparse type: a file whose name ends as one of the formats that can be written."""
-    path = Path(text)
-    if path.suffix not in SUFFIXES:
-        raise argparse.ArgumentTypeError(f"{text} must end in {' or '.join(SUFFIXES)}")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file")
-    return path
 
 
 @dataclass(frozen=True)
