@@ -39,6 +39,7 @@ LARGEST_SCALE = 16.0
 PICTURES = (".png", ".jpg", ".jpeg")
 MULTISCALE = get_args(ModelSection.model_fields["multiscale"].annotation)
 WEIGHTS = (".safetensors", ".pt", ".pth")
+EXPORTED = (".onnx", ".pt2")
 
 INIT = """Look at a folder of images and masks, and write what a training of them needs.
 
@@ -112,6 +113,20 @@ ATTACH = """Give a trained single-scale model hierarchical attention; its weight
 
 An attention head is trained on the frozen network, a quarter as long as the network was. DIR then
 holds a run like any other, by default beside the run of the model.
+"""
+
+EXPORT = """Export a checkpoint as ONNX (.onnx) or as a PyTorch program (.pt2), and check the file.
+
+    hmsa export --checkpoint runs/x --size 512 1024 --output model.onnx
+                [--output model.pt2] [--scales 0.5 1 2] [--batch 1] [--dynamic]
+                [--combine average] [--config FILE] [section.key=value ...]
+
+Input `image`: float32 [N, 3, H, W], RGB in 0..1, normalised by ImageNet's mean and deviation
+(`hmsa.datasets.normalise`). Output `logits`: float32 [N, C, H, W], at the size of the image, all
+scales fused. Scales are fixed in the file; so is the size, unless `--dynamic` leaves batch, height
+and width open. The file carries its classes, their colours, mean, deviation and scales as JSON
+under "hmsa": `session.get_modelmeta().custom_metadata_map` in onnxruntime, `extra_files` of
+`torch.export.load`. The exit status is 1 when file and model differ by more than 1e-3.
 """
 
 BENCHMARK = """Time a configuration's training steps on this machine.
@@ -268,6 +283,18 @@ def attach_command(argv: Sequence[str] | None = None, *, program: str | None = N
     return run_command(run)
 
 
+def export_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa export`: returns the exit status, 2 with one sentence for a user's mistake."""
+    arguments = parse_export(argv, program=program)
+
+    def run() -> int:
+        from .export import main
+
+        return main(arguments)
+
+    return run_command(run)
+
+
 def benchmark_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
     """`hmsa benchmark`: returns the exit status, 2 with one sentence for a user's mistake."""
     arguments = parse_benchmark(argv, program=program)
@@ -369,13 +396,6 @@ def parse_init(
     )
     parser.add_argument("--force", action="store_true", help="write files anew that are there")
     return parser.parse_args(argv)
-
-
-def export_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
-    """`hmsa export`: returns the exit status, 2 with one sentence for a user's mistake."""
-    from .export import main
-
-    return main(argv, program=program)
 
 
 def parse_train(
@@ -647,6 +667,66 @@ def parse_attach(
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted one")
     _add_overrides(parser, example="data.root=/data/cityscapes")
     return parse_with_overrides(parser, argv)
+
+
+def parse_export(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa export`; outputs that would replace a file end the program."""
+    parser = _parser("export", EXPORT, program)
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="a run folder or a checkpoint of hmsa train, or other weights together with --config",
+    )
+    parser.add_argument(
+        "--config", type=Path, help="the configuration, for weights that carry none"
+    )
+    parser.add_argument(
+        "--output",
+        type=file_ending_in(*EXPORTED),
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="*.onnx or *.pt2; may be repeated",
+    )
+
+    # What is fixed in the exported file.
+    parser.add_argument(
+        "--size",
+        type=at_least(1),
+        nargs=2,
+        required=True,
+        metavar=("H", "W"),
+        help="height and width of the image",
+    )
+    _add_scales(parser, default="those of the checkpoint's eval section")
+    parser.add_argument(
+        "--batch", type=at_least(1), default=1, help="images per call (default: %(default)s)"
+    )
+    parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width open")
+    parser.add_argument(
+        "--combine",
+        choices=COMBINE,
+        help="how the scales of a single-scale model are combined (default: eval.combine)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace files of --output that are there"
+    )
+    _add_overrides(parser, example="eval.calibration=off")
+    arguments = parse_with_overrides(parser, argv)
+
+    # What would be lost is said before anything is loaded.
+    written = [os.path.realpath(output) for output in arguments.output]
+    if os.path.realpath(arguments.checkpoint) in written:
+        parser.error(f"{arguments.checkpoint} is the checkpoint to read; name another --output")
+    if len(set(written)) < len(written):
+        parser.error("--output names one file twice")
+    for output in arguments.output:
+        if output.exists() and not arguments.overwrite:
+            parser.error(f"{output} is there already; name another --output, or use --overwrite")
+    return arguments
 
 
 def parse_benchmark(

@@ -15,8 +15,6 @@ from PIL import Image
 
 import hmsa
 from hmsa.engine import arguments
-from hmsa.engine.command_line import parse_with_overrides
-from hmsa.engine.export import build_parser as export_parser
 from hmsa.network import build_model
 from hmsa.utils.config import Config, iter_fields
 
@@ -43,7 +41,7 @@ PARSERS = {
     "compare": arguments.parse_compare,
     "convert": arguments.parse_convert,
     "panel": arguments.parse_panel,
-    "export": lambda words: parse_with_overrides(export_parser(), words),
+    "export": arguments.parse_export,
 }
 
 
