@@ -42,7 +42,7 @@ TEST = [
     "safetensors>=0.4",
     "scipy>=1.11",
     "segmentation-models-pytorch>=0.5",
-    "setuptools>=64",
+    "setuptools>=70.1",
     "transformers>=4.44",
     "types-PyYAML",
     "types-tqdm",
