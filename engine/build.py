@@ -348,13 +348,17 @@ def compile_in_place(model: MultiScaleModel, what: str) -> None:
 
 def criterion(config: Config, files: Files) -> Any:
     """The criterion of the loss section; the pixels of `files` are counted to weigh classes."""
-    weighting, weights = config.loss.class_weights, None
-    if weighting != "none":
-        counts = torch.from_numpy(count_pixels(files, workers=max(1, config.data.workers)))
-        weights = class_weights_from_counts(counts, weighting=weighting)
+    values = config.loss.model_dump()
+    # The pixels are counted once, and only where a weighting asks for them.
+    counts = None
+    for name in ("class_weights", "binary_class_weights"):
+        weighting, values[name] = values[name], None
+        if weighting != "none":
+            if counts is None:
+                counts = torch.from_numpy(count_pixels(files, workers=max(1, config.data.workers)))
+            values[name] = class_weights_from_counts(counts, weighting=weighting)
 
     num_classes = files.spec.num_classes
-    values = config.loss.model_dump(exclude={"class_weights"})
     for role in ("main", "aux", "scale_loss"):
         name = values[role]
         if name is not None and is_reference(name):
@@ -362,7 +366,6 @@ def criterion(config: Config, files: Files) -> Any:
     return build_criterion(
         num_classes=num_classes,
         ignore_label=files.spec.ignore_label,
-        class_weights=weights,
         align_corners=config.model.align_corners,
         **values,
     )

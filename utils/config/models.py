@@ -602,11 +602,14 @@ class LossSection(ConfigSection):
     release"""
 
     # Class weights.
-    class_weights: Literal["none", "linear", "inverse"] = "none"
-    """Weigh classes in cross-entropy by how rare they are in the training labels: 1 + (1 - f) or
-    1 + 1 / f"""
+    class_weights: Literal["none", "linear", "inverse", "log"] = "none"
+    """Weigh classes in cross-entropy by how rare they are in the training labels: 1 + (1 - f),
+    1 + 1 / f, or ENet's 1 / ln(1.02 + f)"""
 
-    image_weights: Literal["linear", "inverse"] | None = None
+    binary_class_weights: Literal["none", "linear", "inverse", "log"] = "none"
+    """The same for binary cross-entropy, which rmi and bce have: a pixel weighs by its label"""
+
+    image_weights: Literal["linear", "inverse", "log"] | None = None
     """Weigh classes in cross-entropy by how rare they are in each image; null: all alike"""
 
     # Constants of single losses.
