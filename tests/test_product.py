@@ -170,7 +170,7 @@ def test_from_photographs_with_colour_masks_to_a_model(environment: Path, tmp_pa
     assert len(list((tmp_path / "predictions/labels/film").glob("*.png"))) == 3
     (video,) = (tmp_path / "predictions/video").glob("film.*")
     assert cv2.VideoCapture(str(video)).read()[1].shape[:2] == SIZE
-    assert "photo.jpg" in (tmp_path / "predictions/index.html").read_text()
+    assert 'href="overlay/photo.png"' in (tmp_path / "predictions/index.html").read_text()
 
     # Labels for photographs that have none, and a training with them.
     for number in range(6):
