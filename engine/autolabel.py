@@ -396,6 +396,7 @@ def labels_of(
     model = job.loaded.model
     parameter = next(model.parameters())
     answers_made_with = job.answers_fingerprint
+    in_parts = bool(job.options.refined_scales)
     # Weights may be kept in half precision, images never are.
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
@@ -431,7 +432,7 @@ def labels_of(
 
                 on_device = image.to(parameter.device, non_blocking=True)
                 normalised = normalise(on_device, dtype=dtype)
-                with kernel_search.for_size(image.shape):
+                with kernel_search.for_size(image.shape, in_parts=in_parts):
                     label, confidence = predict_label(
                         model, normalised, job.options, with_confidence=True, on_fallback=warn
                     )

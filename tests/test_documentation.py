@@ -119,3 +119,11 @@ def test_python_of_the_api_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len([line for line in loop.splitlines() if line.strip()]) <= 16
     prediction = names["prediction"]
     assert prediction.logits.shape == (1, 19, 96, 128)  # type: ignore[attr-defined]
+
+
+def test_the_readme_is_a_page_and_shows_the_way() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 130
+    links = re.findall(r"\]\(((?:docs/|configs/|[A-Z]+\.md)[^)#]*)", text)
+    assert {"docs/tutorial.md", "docs/notebook.ipynb", "docs/index.md", "docs/faq.md"} <= set(links)
+    assert [link for link in links if not (ROOT / link).exists()] == []
