@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from ..layers import resize
-from ..model import Hierarchical, Size, fuse, resized
+from ..model import MultiScaleModel, Size, fuse, resized
 from ..prediction import Prediction
 from .blocks import Choice
 from .refinement import PartOfScale, RefinedScales
 from .strips import StripMap, as_strip_map, held
 
 
-def fuse_refined(model: Hierarchical, refined: RefinedScales, size: Size) -> Prediction:
+def fuse_refined(model: MultiScaleModel, refined: RefinedScales, size: Size) -> Prediction:
     """Fuse as `model.fuse_scales` does; the maps of the result are strip maps of that size.
 
     Every image has parts of its own, and so a fusion of its own. Its attention is that of the
@@ -39,7 +39,9 @@ def fuse_refined(model: Hierarchical, refined: RefinedScales, size: Size) -> Pre
     )
 
 
-def _fused_image(model: Hierarchical, refined: RefinedScales, index: int, size: Size) -> StripMap:
+def _fused_image(
+    model: MultiScaleModel, refined: RefinedScales, index: int, size: Size
+) -> StripMap:
     """The logits of one image of the batch: equation 1 from the highest scale to the lowest."""
     scales = {}
     for scale, prediction in refined.own.items():

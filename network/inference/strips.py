@@ -181,6 +181,8 @@ class Mirrored(StripMap):
 class Resized(StripMap):
     """Bilinear interpolation of another map to `size`: what `layers.resize` gives, to rounding."""
 
+    lengths: list[tuple[int, ...]]
+
     def __init__(self, source: StripMap, size: Sequence[int], *, align_corners: bool) -> None:
         self.source = source
         self.align_corners = align_corners
@@ -191,7 +193,7 @@ class Resized(StripMap):
 
         # Heights and widths from the map that is interpolated first to this one.
         self.origin = source
-        lengths = [(length,) for length in source.shape[2:]]
+        lengths: list[tuple[int, ...]] = [(length,) for length in source.shape[2:]]
         if isinstance(source, Resized) and source.align_corners == align_corners:
             self.origin, lengths = source.origin, source.lengths
         self.lengths = [(*before, own) for before, own in zip(lengths, size, strict=True)]
