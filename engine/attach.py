@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from hmsa.utils.config import Config
 from hmsa.utils.words import UserError
 
 from . import build, train
 
 EPOCHS_SHARE = 4  # one epoch for so many of the model's own training
 DEFAULT_SCALES = (0.25, 0.5, 1.0, 2.0)
+LEFT_OF_START = 0.05  # share of a head's first weights in the average, at most
 
 
 class AttachError(UserError, ValueError):
@@ -55,7 +57,27 @@ def main(arguments: argparse.Namespace) -> int:
         *arguments.overrides,
     ]
     config = build.open_checkpoint(opened.path, config_file=None, overrides=changes).config
+    if not any(word.startswith("optim.ema_decay=") for word in arguments.overrides):
+        config = with_fitting_average(config)
     return train.main(config, resume=arguments.resume)
+
+
+def with_fitting_average(config: Config) -> Config:
+    """The configuration with an average of the weights that fits into this shorter training.
+
+    The recipe's own decay may reach back beyond it, to the head's random weights. It stays where
+    little enough of them is left.
+    """
+    optim, data = config.optim, config.data
+    if optim.ema_decay is None:
+        return config
+
+    images = len(build.split_files(config, data.train_split))
+    steps = optim.epochs * max(1, images // (data.batch_size * optim.accumulate))
+    longest = round(LEFT_OF_START ** (1 / steps), 4)
+    if optim.ema_decay <= longest:
+        return config
+    return config.model_copy(update={"optim": optim.model_copy(update={"ema_decay": longest})})
 
 
 def default_output(run: Path) -> Path:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -191,6 +192,20 @@ def at_least(least: int) -> Callable[[str], int]:
         if not re.fullmatch(r"-?\d+", text) or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
         return int(text)
+
+    return read
+
+
+def file_ending_in(*suffixes: str) -> Callable[[str], Path]:
+    """An argparse type: a file to write, whose name ends as one of the formats that there are."""
+
+    def read(text: str) -> Path:
+        path = Path(text)
+        if path.suffix not in suffixes:
+            raise argparse.ArgumentTypeError(f"{text} must end in {' or '.join(suffixes)}")
+        if path.is_dir():
+            raise argparse.ArgumentTypeError(f"{text} is a folder; name a file")
+        return path
 
     return read
 

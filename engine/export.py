@@ -1,15 +1,6 @@
-"""Export a checkpoint as ONNX (.onnx) or as a PyTorch program (.pt2), and check the file.
+"""Export a checkpoint as ONNX (.onnx) or as a PyTorch program (.pt2): what `hmsa export` does.
 
-    hmsa export --checkpoint runs/x --size 512 1024 --output model.onnx
-                [--output model.pt2] [--scales 0.5 1 2] [--batch 1] [--dynamic]
-                [--combine average] [--config FILE] [section.key=value ...]
-
-Input `image`: float32 [N, 3, H, W], RGB in 0..1, normalised by ImageNet's mean and deviation
-(`hmsa.datasets.normalise`). Output `logits`: float32 [N, C, H, W], at the size of the image, all
-scales fused. Scales are fixed in the file; so is the size, unless `--dynamic` leaves batch, height
-and width open. The file carries its classes, their colours, mean, deviation and scales as JSON
-under "hmsa": `session.get_modelmeta().custom_metadata_map` in onnxruntime, `extra_files` of
-`torch.export.load`. The exit status is 1 when file and model differ by more than 1e-3.
+A file is written whole, run, and compared with the model.
 """
 
 from __future__ import annotations
@@ -17,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,14 +23,12 @@ from hmsa.datasets.augment.normalisation import MEAN, STD
 from hmsa.network import ModelError
 from hmsa.network.inference import out_of_memory, prepare_for_inference
 from hmsa.utils.files.writing import written_whole
-from hmsa.utils.words import UserError
+from hmsa.utils.processes import first_line
+from hmsa.utils.words import UserError, shortened
 
-from .arguments import COMBINE, ScalesAction
 from .build import load_model
-from .command_line import at_least, parse_with_overrides, run_command
 
 TOLERANCE = 1e-3  # largest absolute difference of a logit between the file and the model
-SUFFIXES = (".onnx", ".pt2")
 
 
 class FusedLogits(nn.Module):
@@ -69,120 +57,36 @@ class FusedLogits(nn.Module):
         return logits.mean(0)
 
 
-def main(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
-    """Export a checkpoint; returns the exit status."""
-    parser = build_parser(program)
-    options = parse_with_overrides(parser, argv)
-    written = [os.path.realpath(output) for output in options.output]
-    if os.path.realpath(options.checkpoint) in written:
-        parser.error(f"{options.checkpoint} is the checkpoint to read; name another --output")
-    if len(set(written)) < len(written):
-        parser.error("--output names one file twice")
-    for output in options.output:
-        if output.exists() and not options.overwrite:
-            parser.error(f"{output} is there already; name another --output, or use --overwrite")
-    return run_command(lambda: export_files(options))
-
-
-def build_parser(program: str | None = None) -> argparse.ArgumentParser:
-    """The command line of `hmsa export`."""
-    parser = argparse.ArgumentParser(
-        prog=program or "hmsa export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="a run folder or a checkpoint of hmsa train, or other weights together with --config",
-    )
-    parser.add_argument(
-        "--config", type=Path, help="the configuration, for weights that carry none"
-    )
-    parser.add_argument(
-        "--output",
-        type=_output,
-        action="append",
-        required=True,
-        metavar="FILE",
-        help="*.onnx or *.pt2; may be repeated",
-    )
-
-    # What is fixed in the exported file.
-    parser.add_argument(
-        "--size",
-        type=at_least(1),
-        nargs=2,
-        required=True,
-        metavar=("H", "W"),
-        help="height and width of the image",
-    )
-    parser.add_argument(
-        "--scales",
-        action=ScalesAction,
-        nargs="+",
-        metavar="S",
-        help="default: those of the checkpoint's eval section",
-    )
-    parser.add_argument(
-        "--batch", type=at_least(1), default=1, help="images per call (default: %(default)s)"
-    )
-    parser.add_argument("--dynamic", action="store_true", help="leave batch, height and width open")
-    parser.add_argument(
-        "--combine",
-        choices=COMBINE,
-        help="how the scales of a single-scale model are combined (default: eval.combine)",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace files of --output that are there"
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="section.key=value", help="overrides of the configuration"
-    )
-    return parser
-
-
-def _output(text: str) -> Path:
-    """An argparse type: a file whose name ends as one of the formats that can be written."""
-    path = Path(text)
-    if path.suffix not in SUFFIXES:
-        raise argparse.ArgumentTypeError(f"{text} must end in {' or '.join(SUFFIXES)}")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file")
-    return path
-
-
-def export_files(options: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace) -> int:
     """Write every output that the command line names and say how exact it is."""
     # The exporter tells of every pass; what matters is checked below.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
     loaded = load_model(
-        options.checkpoint,
-        config_file=options.config,
-        overrides=options.overrides,
+        arguments.checkpoint,
+        config_file=arguments.config,
+        overrides=arguments.overrides,
         device=torch.device("cpu"),
     )
-    scales = options.scales or loaded.config.eval.scales
+    scales = arguments.scales or loaded.config.eval.scales
     listed = " ".join(f"{scale:g}" for scale in scales)
 
     # Only a model of one scale leaves open how several are combined.
     combine = None
     if getattr(loaded.model, "multiscale", None) == "single":
-        combine = options.combine or loaded.config.eval.combine
-    elif options.combine is not None:
+        combine = arguments.combine or loaded.config.eval.combine
+    elif arguments.combine is not None:
         raise ModelError("--combine is for single-scale models; this one fuses its scales itself")
 
     worst = 0.0
-    for output in options.output:
+    for output in arguments.output:
         difference = export_model(
             loaded.model,
             output=output,
-            size=tuple(options.size),
+            size=tuple(arguments.size),
             scales=scales,
-            batch=options.batch,
-            dynamic=options.dynamic,
+            batch=arguments.batch,
+            dynamic=arguments.dynamic,
             combine=combine,
             description=export_description(loaded.spec, scales),
         )
@@ -286,7 +190,7 @@ def _explained(output: Path) -> Iterator[None]:
         if out_of_memory(error):
             advice = "memory ran out: choose a smaller --size or --batch"
         else:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            reason = shortened(first_line(error), 200)
             advice = f"torch fails ({reason}); try another --size, or without --dynamic"
         raise ModelError(f"{output}: cannot be exported: {advice}") from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 # A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hmsa.engine.export import main
+from hmsa.engine.arguments import export_command
 
 if __name__ == "__main__":
-    sys.exit(main(program="export.py"))
+    sys.exit(export_command(program="export.py"))

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from hmsa.engine import build
+from hmsa.engine import attach, build
 from hmsa.engine.calibrate import CalibrationError, Judge, choose_images, recording_of
 from hmsa.network.calibration import KeptMaps
+from hmsa.utils.config import Config
 from hmsa.utils.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from tests.engine.conftest import Command, configuration
 from tests.network.test_calibration import kept_with_wrong_attention, small_model
@@ -143,6 +144,20 @@ def test_attaching_trains_attention_alone(command: Command, street: Path, tmp_pa
     again = ["-m", "hmsa", "attach", "--checkpoint", tmp_path / "run_attention"]
     refused = command(*again, check=2)
     assert "has attention already" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_the_average_of_an_attached_head_forgets_its_random_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Five epochs of 61 steps: a decay of 0.995 would leave a fifth of them."""
+    monkeypatch.setattr(build, "split_files", lambda config, split: range(367))
+    for decay, expected in ((0.995, 0.9902), (0.99, 0.99), (None, None)):
+        optim = {"epochs": 5, "ema_decay": decay}
+        config = Config.from_dict({"data": {"batch_size": 6}, "optim": optim})
+        fitting = attach.with_fitting_average(config)
+        assert fitting.optim.ema_decay == expected
+        assert fitting.data == config.data and fitting.optim.epochs == 5
+    assert 0.9902**305 < 0.051 < 0.2 < 0.995**305
 
 
 @pytest.mark.parametrize(

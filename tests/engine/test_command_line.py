@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import subprocess
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from hmsa.engine import command_line
-from hmsa.engine.arguments import parse_calibrate, parse_eval, parse_train
-from hmsa.engine.command_line import lasting_streams, run_command
+from hmsa.engine.arguments import COMMANDS, parse_calibrate, parse_eval, parse_train
+from hmsa.engine.command_line import file_ending_in, lasting_streams, run_command
 from hmsa.utils.words import UserError
 from tests.engine.conftest import ROOT
 
@@ -143,3 +144,29 @@ def test_what_is_no_list_of_scales_is_said(words: str, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         parse_eval(["--checkpoint", "x", "--scales", *words.split()])
     assert "scale" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_help_of_every_command_is_there_without_torch() -> None:
+    """An option is looked up at once, and not after seconds of imports."""
+    program = """
+import contextlib, io, sys
+from hmsa.engine.arguments import COMMANDS
+for command, _ in COMMANDS.values():
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        command(["--help"])
+    assert shown.getvalue().startswith("usage: hmsa"), shown.getvalue()
+print(len(COMMANDS), "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == [str(len(COMMANDS)), "False"], done.stderr
+
+
+def test_a_file_to_write_ends_as_one_of_its_formats(tmp_path: Path) -> None:
+    read = file_ending_in(".onnx", ".pt2")
+    assert read("a/model.onnx") == Path("a/model.onnx")
+    with pytest.raises(argparse.ArgumentTypeError, match=r"x.pt must end in .onnx or .pt2"):
+        read("x.pt")
+    (tmp_path / "made.onnx").mkdir()
+    with pytest.raises(argparse.ArgumentTypeError, match="is a folder; name a file"):
+        read(str(tmp_path / "made.onnx"))

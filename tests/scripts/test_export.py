@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from hmsa.datasets import ClassInfo, DatasetSpec
-from hmsa.engine.export import TOLERANCE, export_description, export_model, main
+from hmsa.engine.arguments import export_command
+from hmsa.engine.export import TOLERANCE, export_description, export_model
 from hmsa.network import InferenceOptions, ModelError, build_model
 from hmsa.network.inference import predict
 from hmsa.utils.words import UserError
@@ -113,10 +114,10 @@ def test_command_line_refuses_other_endings_and_absent_checkpoints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        main(["--checkpoint", "a.pt", "--output", "model.tflite", "--size", "64", "64"])
+        export_command(["--checkpoint", "a.pt", "--output", "model.tflite", "--size", "64", "64"])
     assert "must end in .onnx or .pt2" in capsys.readouterr().err
     assert (
-        main(
+        export_command(
             [
                 "--checkpoint",
                 str(tmp_path / "absent.pt"),
@@ -143,7 +144,7 @@ def test_no_output_is_the_checkpoint_or_another_output(
         (["--checkpoint", str(tmp_path / "best.pt"), *output, "--size", "0", "64"], "from 1 on"),
     ):
         with pytest.raises(SystemExit) as caught:
-            main(words)
+            export_command(words)
         assert caught.value.code == 2 and sentence in capsys.readouterr().err
     assert (tmp_path / "best.pt2").read_bytes() == b"weights"
 
