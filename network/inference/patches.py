@@ -15,8 +15,8 @@ from torch import Tensor
 from ..layers import resize
 from ..model import MultiScaleModel, Size, fuse, resized
 from ..prediction import Prediction
-from .blocks import Choice
-from .refinement import PartOfScale, RefinedScales
+from .blocks import BlockGrid, Rectangle
+from .refinement import RefinedScales
 from .strips import StripMap, as_strip_map, held
 
 
@@ -54,21 +54,32 @@ def _fused_image(
     running = Prediction(own[above].logits)
     for scale in others:
         lower = own[scale]
-        part = refined.parts.get(above)
         # Where they meet is as in `model.fuse_chain`.
         meeting = lower if scale >= 1 else running
         target = meeting.logits.shape[-2:]
+        part = refined.parts.get(above)
         if part is None or part.choices[index].is_whole:
             running = fuse(lower, running, size=target, align_corners=model.align_corners)
         else:
-            # The lower scale is needed twice, outside of the parts and inside.
-            logits = Remembered(lower.logits)  # type: ignore[arg-type]
-            lower = Prediction(logits, attention=lower.attention)  # type: ignore[arg-type]
-            inside = fuse(lower, running, size=target, align_corners=model.align_corners).logits
-            outside = resize(lower.logits, target, align_corners=model.align_corners)
-            running = Prediction(Patched(outside, inside, part, part.choices[index]))  # type: ignore[arg-type]
+            where = Region(part.grid, part.choices[index].rectangles)
+            running = _fused_inside(lower, running, where, target, model.align_corners)
         above = scale
-    return resized(running, size, align_corners=model.align_corners).logits  # type: ignore[return-value]
+    found = resized(running, size, align_corners=model.align_corners)
+    return as_strip_map(found.logits)
+
+
+def _fused_inside(
+    lower: Prediction, higher: Prediction, where: Region, target: Sequence[int], align_corners: bool
+) -> Prediction:
+    """Two scales, fused inside of rectangles of the higher one; elsewhere it is the lower one."""
+    # The lower one is needed for both.
+    once = Remembered(as_strip_map(lower.logits))
+    lower = Prediction(once, attention=lower.attention)  # type: ignore[arg-type]
+    inside = fuse(lower, higher, size=target, align_corners=align_corners)
+    outside = resized(lower, target, align_corners=align_corners)
+
+    joined = Patched(as_strip_map(outside.logits), as_strip_map(inside.logits), where)
+    return Prediction(joined)  # type: ignore[arg-type]
 
 
 def _of_image(prediction: Prediction, index: int) -> Prediction:
@@ -77,6 +88,13 @@ def _of_image(prediction: Prediction, index: int) -> Prediction:
     if attention is not None:
         attention = attention[index : index + 1]
     return Prediction(prediction.logits[index : index + 1], attention=attention)
+
+
+class Region(NamedTuple):
+    """The rectangles of an image that were computed at a scale."""
+
+    grid: BlockGrid
+    rectangles: list[Rectangle]
 
 
 class Stacked(StripMap):
@@ -126,20 +144,13 @@ class Patch(NamedTuple):
 class Patched(StripMap):
     """A map of one image that is another one in rectangles, with smooth transitions."""
 
-    def __init__(
-        self,
-        outside: StripMap | Tensor,
-        inside: StripMap | Tensor,
-        part: PartOfScale,
-        choice: Choice,
-    ) -> None:
-        self.outside, self.inside = as_strip_map(outside), as_strip_map(inside)
-        self.shape, self.dtype = self.outside.shape, self.outside.dtype
-        self.device = self.outside.device
+    def __init__(self, outside: StripMap, inside: StripMap, where: Region) -> None:
+        self.outside, self.inside = outside, inside
+        self.shape, self.dtype, self.device = outside.shape, outside.dtype, outside.device
 
         self.patches = []
-        for rectangle in choice.rectangles:
-            weights = part.grid.weights(rectangle, self.shape[2:])
+        for rectangle in where.rectangles:
+            weights = where.grid.weights(rectangle, self.shape[2:])
             spans = []
             for of_axis in weights:
                 counting = of_axis.nonzero()[0]

@@ -3,8 +3,9 @@
 Before a scale above 1 is computed, the lower ones say where it would count: the chain leaves it the
 share (1 - U(a)) of each pixel, multiplied over the lower scales, and there is something to gain
 where what they say together is not sure. Blocks where this product is largest are computed in a few
-rectangles; elsewhere the weight of the scale falls smoothly to 0. The share of the image is an
-option (`InferenceOptions.refine`). The network's weights are what they were.
+rectangles; at their borders the weight of the scale falls smoothly to 0, and outside the result is
+that of the lower scales (`patches`). The share of the image is an option
+(`InferenceOptions.refine`). The network's weights are what they were.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class RefinedArea:
     pixels: int = 0
     """Pixels of the images (of each and its mirror image; of tiles with their overlap)"""
     refined: dict[float, float] = field(default_factory=dict)
-    """Of these, for each scale, those where it counts fully"""
+    """Of these, for each scale, those where it counts, up to the middle of its transitions"""
     computed: dict[float, float] = field(default_factory=dict)
-    """And those on which the network ran, with the halos"""
+    """And those on which the network ran"""
 
     def add(self, other: RefinedArea) -> None:
         """Add what another one counted."""
@@ -50,7 +51,7 @@ class RefinedArea:
 
     @property
     def share(self) -> float | None:
-        """The share of the images where scales above 1 count fully: their mean."""
+        """The share of the images where scales above 1 count: their mean."""
         if not self.refined or not self.pixels:
             return None
         return sum(self.refined.values()) / len(self.refined) / self.pixels
