@@ -14,7 +14,7 @@ STRIDE = 32  # of the coarsest features of a trunk, in pixels: rectangles begin 
 BLOCKS = 512  # of an image, about
 HALO = 16  # pixels along the border of a rectangle, at least
 MOST = 12  # rectangles of an image
-STEPS = 12  # of the search for a price, at most
+STEPS = 9  # of the search for a price, at most
 ENOUGH = 0.97  # of the share that is asked for: the search ends there
 # What one more rectangle costs beside its pixels, as the side of a square of so many pixels.
 OVERHEAD = 48
@@ -250,7 +250,8 @@ def choose_rectangles(
         boxes = search.worth(price)
         pixels = search.pixels_of(boxes)
         if pixels > budget:
-            low = price
+            # At a small part of the mean gain nearly everything is worth it.
+            low = max(price, search.mean_gain / 4)
         else:
             best, high = boxes, price
             if price == NOTHING or pixels > ENOUGH * budget:
@@ -272,6 +273,7 @@ class _Search:
         self.areas = grid.areas()
         self.total = float(self.areas.sum())
         self.gains = grid.sums(priority)
+        self.mean_gain = float(self.gains.sum()) / self.total
         self.cost_of_all = grid.cost(grid.all)
 
         # Every pair of a first and a last row between which anything counts.

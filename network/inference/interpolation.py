@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-KEPT_TABLES = 4096  # that are kept for the next image of the same size, a few kilobytes each
+# What is kept for the next image of the same size: tables of a kilobyte, matrices of some dozens.
+KEPT_TABLES = 4096
+KEPT_MATRICES = 512
 CPU = torch.device("cpu")
 
 
@@ -64,7 +66,7 @@ class InterpolationMatrix(NamedTuple):
     last: int
 
 
-@functools.lru_cache(maxsize=KEPT_TABLES)
+@functools.lru_cache(maxsize=KEPT_MATRICES)
 def interpolation_matrix(
     lengths: tuple[int, ...],
     start: int,

@@ -26,8 +26,9 @@ from .blocks import BlockGrid, Choice, Rectangle, choose_rectangles
 from .canvas import FeatureCanvas
 from .context import ImageContext
 from .options import InferenceOptions
-from .strips import Resized, as_strip_map, in_strips, strips_of
+from .strips import Resized, as_strip_map, in_strips
 
+CUT_ROWS = 32  # of scaled images, from which rectangles are cut out
 ROUNDING = 2  # pixels by which positions in maps of different scales may differ
 
 
@@ -290,7 +291,8 @@ class _ScaleRun:
         if tuple(image.shape[-2:]) != grid.size:
             scaled = Resized(scaled, grid.size, align_corners=self.model.align_corners)
 
-        for start, stop in strips_of(grid.size[0], image.device):
+        for start in range(0, grid.size[0], CUT_ROWS):
+            stop = min(start + CUT_ROWS, grid.size[0])
             strip: Tensor | None = None
             for _, members, crops in groups:
                 for crop, (index, part) in zip(crops, members, strict=True):

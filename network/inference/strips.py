@@ -314,11 +314,14 @@ def in_strips(model: nn.Module) -> Iterator[None]:
 
 def eager_modules(module: nn.Module) -> Iterator[nn.Module]:
     """The module and those inside it, but none that is compiled: its graph wants tensors."""
-    if module._compiled_call_impl is not None and not hasattr(module, "predict_scales"):
-        return
-    yield module
-    for child in module.children():
-        yield from eager_modules(child)
+    # A list of what is still to be seen, since generators inside of generators take milliseconds.
+    waiting = [module]
+    while waiting:
+        found = waiting.pop()
+        if found._compiled_call_impl is not None and not hasattr(found, "predict_scales"):
+            continue
+        yield found
+        waiting.extend(reversed([*found.children()]))
 
 
 @functools.cache
