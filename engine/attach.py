@@ -12,6 +12,7 @@ from pathlib import Path
 from hmsa.utils.words import UserError
 
 from . import build, train
+from .trust import TRAINING
 
 EPOCHS_SHARE = 4  # one epoch for so many of the model's own training
 DEFAULT_SCALES = (0.25, 0.5, 1.0, 2.0)
@@ -23,7 +24,8 @@ class AttachError(UserError, ValueError):
 
 def main(arguments: argparse.Namespace) -> int:
     """Train an attention head on the frozen network of a checkpoint; returns the exit status."""
-    opened = build.open_checkpoint(arguments.checkpoint, config_file=None, overrides=())
+    # Its recipe is read, and nothing of it runs yet.
+    opened = build.open_checkpoint(arguments.checkpoint, config_file=None, overrides=(), runs=())
     own = opened.config
     if own.model.multiscale != "single":
         raise AttachError(
@@ -54,7 +56,9 @@ def main(arguments: argparse.Namespace) -> int:
         f"autolabel.scales={listed}",
         *arguments.overrides,
     ]
-    config = build.open_checkpoint(opened.path, config_file=None, overrides=changes).config
+    config = build.open_checkpoint(
+        opened.path, config_file=None, overrides=changes, runs=TRAINING
+    ).config
     return train.main(config, resume=arguments.resume)
 
 

@@ -30,6 +30,7 @@ from hmsa.utils.training.progress import progress_bar
 from hmsa.utils.words import UserError
 
 from . import build
+from .trust import naming
 
 # So many judge, and half as many fit: a gain of one point is within the error of 50 images.
 IMAGES = 100
@@ -95,7 +96,7 @@ def calibrate_run(config: Config, *, device: torch.device) -> None:
 
     # What this very configuration has built may be built again.
     opened = build.open_checkpoint(
-        Path(config.experiment.output), config_file=None, overrides=build.trust_of(config)
+        Path(config.experiment.output), config_file=None, overrides=naming(config)
     )
     assert opened.weights is not None
     if opened.weights.get("calibration"):

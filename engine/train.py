@@ -44,6 +44,7 @@ from . import build
 from .calibrate import calibrate_run
 from .command_line import StopSignal
 from .run_summary import Forecast, cost_of_validation, log_run, validation_every
+from .trust import remember_code
 from .validation import Validation
 
 DRY_STEPS = 3  # that a dry run takes after the first one, which is slower
@@ -103,6 +104,7 @@ def train(
     with processes.agreement(UserError):
         if writes:
             run.claim(resume=resume)
+            remember_code(config)
         log = run.folder / "train.log"
         start_logging(main=processes.is_main, file=log if writes else None)
 
@@ -137,7 +139,7 @@ def train(
     rate_at = build.schedule(config, steps_per_epoch=steps_per_epoch)
 
     if is_finished:
-        logger.info("%s\n%s", progress.summary(), run.next_commands(*build.trust_of(config)))
+        logger.info("%s\n%s", progress.summary(), run.next_commands())
         return 0
 
     log_run(
@@ -198,11 +200,12 @@ def train(
             # Forward and backward for each of the batches whose gradients add up to this step.
             # The ranks exchange gradients in the last backward only.
             terms_of_batches = []
+            scales = build.training_scales(config, step=progress.step)
             for number, batch in enumerate(batches, start=1):
                 image, label = build.prepared(config, batch, epoch=progress.epoch, device=device)
                 with no_sync(model, last=number == len(batches)):
                     with autocast_to(device, half):
-                        prediction = model(image, keep_scales=criterion.needs_scales)
+                        prediction = model(image, scales=scales, keep_scales=criterion.needs_scales)
                     terms = criterion(
                         prediction,
                         label,
@@ -280,9 +283,7 @@ def train(
                 validation.run_if_due(state, logbook, run.checkpoints)
         forecast.after_epoch(meter, progress, validation.seconds)
 
-    logger.info(
-        "%s\n%s\n%s", meter.close(), progress.summary(), run.next_commands(*build.trust_of(config))
-    )
+    logger.info("%s\n%s\n%s", meter.close(), progress.summary(), run.next_commands())
     logbook.close()
     return 0
 
