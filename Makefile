@@ -35,7 +35,7 @@ types: venv links
 
 # The documentation, into .site/; any broken link or unknown name ends it. (With --quiet none would.)
 docs: venv links
-	@$(BIN)/python -c 'import mkdocs, material, mkdocstrings' 2>/dev/null || \
+	@$(BIN)/python -c 'import mkdocs, material, mkdocstrings_handlers.python' 2>/dev/null || \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/python scripts/write_configuration_page.py --check
 	$(BIN)/python -m mkdocs build --strict
@@ -44,7 +44,8 @@ docs: venv links
 style: venv
 	$(BIN)/python scripts/style_report.py
 
-test: lint
+# The documentation too, so that a broken link fails CI.
+test: lint docs
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
 
 demo: venv

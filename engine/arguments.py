@@ -12,9 +12,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hmsa.utils.config import dump, load_config
+from hmsa.utils.config.models import DECODERS, ModelSection
 from hmsa.utils.words import words_of_list
 
 from .command_line import (
@@ -35,11 +36,15 @@ SAVED_BY_DEFAULT = ("labels", "colour", "overlay")
 COMBINE = ("average", "max")
 OVER = ("logits", "probabilities")
 LARGEST_SCALE = 16.0
+PICTURES = (".png", ".jpg", ".jpeg")
+MULTISCALE = get_args(ModelSection.model_fields["multiscale"].annotation)
+WEIGHTS = (".safetensors", ".pt", ".pth")
 EXPORTED = (".onnx", ".pt2")
 
 INIT = """Look at a folder of images and masks, and write what a training of them needs.
 
-    hmsa init FOLDER [--classes NAME ...] [--val 0.2] [--output my.yaml]
+    hmsa init FOLDER [--classes NAME ...] [--val 0.2] [--epochs N]
+              [--output my.yaml]
 
 Masks may hold ids, colours, 0 and 255 or polygons, beside the images, in folders or by lists; they
 are read as they are. FOLDER then has a classes.yaml (and, where its files name no splits, two
@@ -132,6 +137,46 @@ BENCHMARK = """Time a configuration's training steps on this machine.
 Prints images/s, peak memory, and the share of a step that data, network, loss, backward pass and
 optimiser take. The images are noise, so that Cityscapes' recipes need no data; with --data those
 of the data set are read. Nothing is written but FILE.
+"""
+
+CHECK = """Look at every file of a configuration's splits before a training does.
+
+    hmsa check my.yaml [data.root=/path/to/data] [--sample 200] [--output DIR]
+
+Prints counts, sizes, pixels and images per class, absent classes and, one sentence for each kind,
+every fault: unreadable or mismatched files, values outside the classes, images that two splits
+share. Draws the class table as a bar chart and, where the configuration names no data.crop, prints
+one that suits the data. Exit status 2 where there is a fault.
+"""
+
+COMPARE = """Put several evaluations side by side: a table in the terminal, with --html a page.
+
+    hmsa compare runs/a runs/b/eval/metrics.json [--every-way] [--html compare.html]
+
+Each argument is a metrics.json of `hmsa eval --output` or a folder that holds one (in itself or in
+eval/). The first is the reference of all differences. Scores are printed in percent. With
+--every-way each list of scales that `hmsa eval --compare` scored is a column of its own. The page
+also has pictures of the same images by every run.
+"""
+
+CONVERT = """Convert weights to files by our names: the authors', HRNet-OCR's, or our own.
+
+    hmsa convert INPUT OUTPUT [--classes classes.yaml] [--trunk-only]
+
+INPUT is a run folder, a checkpoint, a name of published weights, hf:owner/name, or any file of
+weights that `hmsa.network.load_weights` reads. A checkpoint of ours says itself which model it
+belongs to; of other files names and shapes do, and --trunk, --decoder and --multiscale say
+otherwise. OUTPUT is usable alone, with network, classes, mean and standard deviation inside, when
+it ends in .safetensors (under "hmsa" in its metadata) or in .pt (a checkpoint); .pth holds plain
+tensors. With --trunk-only the trunk's tensors are written, by the names of its ImageNet files.
+"""
+
+PANEL = """Draw what a network sees in one image of a split, as one picture.
+
+    hmsa panel --checkpoint runs/x --index 4 --output panel.png
+
+Image, label, prediction, error, what each scale says alone, how much it counts, and which scale
+counts most (figure 3 of the paper), with the colours of classes and scales below.
 """
 
 
@@ -262,6 +307,54 @@ def benchmark_command(argv: Sequence[str] | None = None, *, program: str | None 
     return run_command(run)
 
 
+def check_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa check`: returns the exit status, 2 with one sentence for each kind of fault."""
+    arguments = parse_check(argv, program=program)
+
+    def run() -> int:
+        from .check import main
+
+        return main(arguments)
+
+    return run_command(run)
+
+
+def compare_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa compare`: returns the exit status, 2 with one sentence for a user's mistake."""
+    arguments = parse_compare(argv, program=program)
+
+    def run() -> int:
+        from .compare import main
+
+        return main(arguments)
+
+    return run_command(run)
+
+
+def convert_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa convert`: returns the exit status, 2 with one sentence for a user's mistake."""
+    arguments = parse_convert(argv, program=program)
+
+    def run() -> int:
+        from .convert import main
+
+        return main(arguments)
+
+    return run_command(run)
+
+
+def panel_command(argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """`hmsa panel`: returns the exit status, 2 with one sentence for a user's mistake."""
+    arguments = parse_panel(argv, program=program)
+
+    def run() -> int:
+        from .panel import main
+
+        return main(arguments)
+
+    return run_command(run)
+
+
 def parse_init(
     argv: Sequence[str] | None = None, *, program: str | None = None
 ) -> argparse.Namespace:
@@ -278,7 +371,8 @@ def parse_init(
         "--classes",
         nargs="+",
         metavar="NAME",
-        help="names of the classes in the order of their ids (default: by their colours or ids)",
+        help="names of the classes in the order of their ids, of colours the commonest first "
+        "(default: by their colours or ids)",
     )
     parser.add_argument(
         "--ignore",
@@ -293,6 +387,12 @@ def parse_init(
         default=0.2,
         metavar="SHARE",
         help="share of the images to validate on where the folder names none (default: 0.2)",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=at_least(1),
+        metavar="N",
+        help="length of the training (default: as suits the number of images)",
     )
     parser.add_argument("--force", action="store_true", help="write files anew that are there")
     return parser.parse_args(argv)
@@ -646,6 +746,138 @@ def parse_benchmark(
     return parse_with_overrides(parser, argv)
 
 
+def parse_check(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa check`."""
+    parser = _parser("check", CHECK, program)
+    parser.add_argument("config", help="YAML configuration whose data section is checked")
+    _add_overrides(parser, example="data.root=/data/cityscapes")
+    parser.add_argument(
+        "--sample",
+        type=at_least(1),
+        metavar="N",
+        help="look at N files of each split (default: all; small splits always whole)",
+    )
+    parser.add_argument(
+        "--workers",
+        type=at_least(1),
+        default=4,
+        metavar="N",
+        help="threads that decode (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/check_dataset"),
+        metavar="DIR",
+        help="where classes.png goes (default: %(default)s)",
+    )
+    return parse_with_overrides(parser, argv)
+
+
+def parse_compare(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa compare`."""
+    parser = _parser("compare", COMPARE, program)
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="metrics.json files, or folders that hold one",
+    )
+    parser.add_argument(
+        "--every-way",
+        action="store_true",
+        help="a column for each list of scales that `hmsa eval --compare` scored",
+    )
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write the comparison as a page"
+    )
+    return parser.parse_args(argv)
+
+
+def parse_convert(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa convert`; an output that is there ends the program."""
+    parser = _parser("convert", CONVERT, program)
+    parser.add_argument("input", type=Path, metavar="INPUT", help="weights to read")
+    parser.add_argument(
+        "output",
+        type=file_ending_in(*WEIGHTS),
+        metavar="OUTPUT",
+        help=f"file to write, {', '.join(WEIGHTS)}",
+    )
+    parser.add_argument("--trunk", help="(default: by names and shapes of the tensors)")
+    parser.add_argument("--decoder", choices=DECODERS, help="(default: the same way)")
+    parser.add_argument("--multiscale", choices=MULTISCALE, help="(default: the same way)")
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="YAML",
+        help="class list of weights that carry none (default: Cityscapes for 19 classes, Mapillary "
+        "Vistas for 65)",
+    )
+    parser.add_argument("--trunk-only", action="store_true", help="leave the heads out")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it is there")
+    arguments = parser.parse_args(argv)
+
+    same = os.path.realpath(arguments.output) == os.path.realpath(arguments.input)
+    if arguments.input.exists() and same:
+        parser.error(f"{arguments.output} is the file to read; name another file to write")
+    if arguments.output.exists() and not arguments.overwrite:
+        parser.error(f"{arguments.output} is there already; name another file, or use --overwrite")
+    return arguments
+
+
+def parse_panel(
+    argv: Sequence[str] | None = None, *, program: str | None = None
+) -> argparse.Namespace:
+    """The command line of `hmsa panel`; an output that is there ends the program."""
+    parser = _parser("panel", PANEL, program)
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="a run folder or a checkpoint of hmsa train",
+    )
+    parser.add_argument("--split", help="default: data.val_split of the configuration")
+    parser.add_argument(
+        "--index",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="which image of the split, from 0 (default: %(default)s)",
+    )
+    _add_scales(parser, default="eval.scales")
+    parser.add_argument(
+        "--width",
+        type=at_least(16),
+        default=420,
+        metavar="PIXELS",
+        help="of each picture (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output",
+        type=file_ending_in(*PICTURES),
+        required=True,
+        metavar="FILE",
+        help="picture to write, .png or .jpg",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace it if it is there")
+    _add_overrides(parser, example="data.root=/data/cityscapes")
+    arguments = parse_with_overrides(parser, argv)
+
+    if arguments.output.exists() and not arguments.overwrite:
+        parser.error(
+            f"{arguments.output} is there already; name another --output, or use --overwrite"
+        )
+    return arguments
+
+
 def read_ignored(text: str) -> int | tuple[int, int, int]:
     """An argparse type: an id such as 0, or a colour such as 0,0,0."""
     parts = text.split(",")
@@ -794,6 +1026,10 @@ COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "calibrate": (calibrate_command, "fit the attention to a list of scales, in a minute or two"),
     "attach": (attach_command, "give a trained single-scale model hierarchical attention"),
     "export": (export_command, "write a model as ONNX or as a PyTorch program"),
+    "check": (check_command, "look at every file of a data set before a training does"),
+    "compare": (compare_command, "put several evaluations side by side, as a table or a page"),
+    "convert": (convert_command, "make weights of any kind one file that is usable alone"),
+    "panel": (panel_command, "draw what a network sees in one image, scale by scale"),
     "benchmark": (benchmark_command, "time a configuration's training steps on this machine"),
 }
 

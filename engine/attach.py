@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from hmsa.utils.config import Config
 from hmsa.utils.config.models import OptimSection
 from hmsa.utils.words import UserError
 
@@ -18,8 +19,8 @@ from .trust import TRAINING
 
 CROPS = 768  # that the head is trained on, whole epochs and one at least
 WARMUP_STEPS = 20  # at most, of so few
-EMA_DECAY = 0.98  # at most; averages over more steps would hold the head's random beginning
 DEFAULT_SCALES = (0.25, 0.5, 1.0, 2.0)
+LEFT_OF_START = 0.05  # share of a head's first weights in the average, at most
 
 
 class AttachError(UserError, ValueError):
@@ -70,6 +71,8 @@ def main(arguments: argparse.Namespace) -> int:
     config = build.open_checkpoint(
         opened.path, config_file=None, overrides=changes, runs=TRAINING
     ).config
+    if not any(word.startswith("optim.ema_decay=") for word in arguments.overrides):
+        config = with_fitting_average(config)
     return train.main(config, resume=arguments.resume)
 
 
@@ -84,12 +87,28 @@ def short_training(optim: OptimSection, *, epochs: int) -> list[str]:
         f"optim.epochs={epochs}",
         f"optim.warmup_steps={min(optim.warmup_steps, WARMUP_STEPS)}",
     ]
-    if optim.ema_decay is not None:
-        changes.append(f"optim.ema_decay={min(optim.ema_decay, EMA_DECAY)}")
     # One that begins anew on its way may do so after the end.
     if optim.schedule == "scl_poly":
         changes.append("optim.schedule=poly")
     return changes
+
+
+def with_fitting_average(config: Config) -> Config:
+    """The configuration with an average of the weights that fits into this shorter training.
+
+    The recipe's own decay may reach back beyond it, to the head's random weights. It stays where
+    little enough of them is left.
+    """
+    optim, data = config.optim, config.data
+    if optim.ema_decay is None:
+        return config
+
+    images = len(build.split_files(config, data.train_split))
+    steps = optim.epochs * max(1, images // (data.batch_size * optim.accumulate))
+    longest = round(LEFT_OF_START ** (1 / steps), 4)
+    if optim.ema_decay <= longest:
+        return config
+    return config.model_copy(update={"optim": optim.model_copy(update={"ema_decay": longest})})
 
 
 def default_output(run: Path) -> Path:

@@ -57,6 +57,7 @@ from hmsa.utils.labelling.work_tree import (
 )
 from hmsa.utils.processes import Processes, join
 from hmsa.utils.report.report import write_report
+from hmsa.utils.report.verdict import verdict_of
 from hmsa.utils.runtime import kernel_search, prepare_runtime
 from hmsa.utils.training.logbook import logger, start_logging
 from hmsa.utils.training.progress import progress_bar
@@ -395,6 +396,7 @@ def labels_of(
     model = job.loaded.model
     parameter = next(model.parameters())
     answers_made_with = job.answers_fingerprint
+    in_parts = bool(job.options.refined_scales)
     # Weights may be kept in half precision, images never are.
     dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
 
@@ -430,7 +432,7 @@ def labels_of(
 
                 on_device = image.to(parameter.device, non_blocking=True)
                 normalised = normalise(on_device, dtype=dtype)
-                with kernel_search.for_size(image.shape):
+                with kernel_search.for_size(image.shape, in_parts=in_parts):
                     label, confidence = predict_label(
                         model, normalised, job.options, with_confidence=True, on_fallback=warn
                     )
@@ -603,7 +605,8 @@ def finish(job: LabellingJob) -> bool:
             sweep(job.output)
         images = {entry.image: job.image_place(index) for index, entry in enumerate(job.entries())}
         tree.write(job.output, images=images)
-        write_report(job.output / "report.html", labelling_report(job, tree))
+        report = labelling_report(job, tree)
+        write_report(job.output / "report.html", report)
 
     content = tree.manifest
     logger.info(
@@ -620,6 +623,10 @@ def finish(job: LabellingJob) -> bool:
         logger.info("%-22s%12.3g%14d%10s", name, threshold, row["kept"], share)
     for sentence in [*empty_classes(content), *starved_classes(content)]:
         warn(sentence)
+    # What the page says first, where a training on these labels would do harm.
+    verdict = verdict_of(report)
+    if verdict.kind == "bad":
+        warn(f"{verdict.headline} {verdict.reasons[0]}")
     for failure in content["failures"][:10]:
         logger.warning("not labelled: %s (%s)", failure["image"], failure["why"])
     if content["complete"]:

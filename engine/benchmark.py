@@ -1,7 +1,8 @@
 """How fast a configuration trains on this machine: what `hmsa benchmark` does.
 
-Two loops of steps are timed. The first runs as a training does and gives images/s and the peak of
-memory. The second waits for the device after each part of a step, and gives the share of each.
+Two loops of steps are timed, of the steps that a training takes. The first runs as a training does
+and gives images/s and the peak of memory. The second waits for the device after each part of a
+step, and gives the share of each.
 """
 
 from __future__ import annotations
@@ -17,23 +18,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hmsa.datasets import CITYSCAPES, DatasetSpec
-from hmsa.loss.criterion import Criterion
 from hmsa.utils.config import Config, load_config
 from hmsa.utils.files.writing import write_file
 from hmsa.utils.processes import Processes, join
-from hmsa.utils.runtime import autocast_dtype, prepare_runtime
+from hmsa.utils.runtime import prepare_runtime
 from hmsa.utils.training.cost import peak_memory_mib
 from hmsa.utils.training.logbook import start_logging
-from hmsa.utils.training.training_state import TrainingState
 
 from . import build
+from .step import PARTS, TrainingStep, groups_of
 
 WARM_UP = 3  # steps that are not timed: kernels are chosen and memory is taken in them
-PARTS = ("data", "network", "loss", "backward", "optimiser")
 BLOCK = 32  # side of a block of equal labels in drawn images, in pixels
+IGNORED_ROWS = 4  # without a label, at the top of drawn images
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -70,31 +69,35 @@ def measure(
     else:
         files = SimpleNamespace(spec=known_classes(config))
         batches = cycle([noise(config, files.spec)])
+    groups = groups_of(batches, config.optim.accumulate)
 
+    # A clock that is not running lets the step run through.
+    clock = PartClock(processes.device)
     state = build.training_state(config, files, processes)
-    steps_of = TrainingSteps(config, state, build.criterion(config, files), processes)
-    for batch in islice(batches, WARM_UP):
-        steps_of.take(batch)
+    criterion = build.criterion(config, files).to(processes.device)
+    step = TrainingStep(config, state, criterion, processes, timed=clock.part)
+    for group in islice(groups, WARM_UP):
+        step.update(step.gradients(group))
 
     # As a training runs: nothing waits for the device but what a step itself waits for.
     if processes.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(processes.device)
     wait_for_device(processes.device)
     began = time.perf_counter()
-    for batch in islice(batches, steps):
-        steps_of.take(batch)
+    for group in islice(groups, steps):
+        step.update(step.gradients(group))
     wait_for_device(processes.device)
     seconds = time.perf_counter() - began
     peak_mib = peak_memory_mib(processes.device)
 
     # And once more part by part.
-    clock = PartClock(processes.device)
+    clock.runs = True
     for _ in range(steps):
         with clock.part("data"):
-            batch = next(batches)
-        steps_of.take(batch, clock)
+            group = next(groups)
+        step.update(step.gradients(group))
 
-    images = config.data.batch_size * processes.world_size
+    images = config.data.batch_size * config.optim.accumulate * processes.world_size
     return {
         "network": f"{config.model.trunk} {config.model.decoder} {config.model.multiscale}",
         "loss": config.loss.main,
@@ -114,10 +117,14 @@ def measure(
 
 
 class PartClock:
-    """Adds up the seconds of each part of a step, waiting for the device at its end."""
+    """Adds up the seconds of each part of a step, waiting for the device at its end.
+
+    Before `runs` is set it neither times nor waits.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.runs = False
         self.seconds = dict.fromkeys(PARTS, 0.0)
 
     @contextmanager
@@ -125,8 +132,9 @@ class PartClock:
         """Count the time within the block to `name`."""
         began = time.perf_counter()
         yield
-        wait_for_device(self.device)
-        self.seconds[name] += time.perf_counter() - began
+        if self.runs:
+            wait_for_device(self.device)
+            self.seconds[name] += time.perf_counter() - began
 
     def shares(self) -> dict[str, float]:
         """The share of each part; together they are 1."""
@@ -134,62 +142,7 @@ class PartClock:
         return {name: seconds / whole for name, seconds in self.seconds.items()}
 
 
-class NoClock(PartClock):
-    """Takes the place of a clock where nothing is to be waited for."""
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Do nothing but run the block."""
-        yield
-
-
-class TrainingSteps:
-    """Training steps as `engine.train` takes them, without what follows from their results.
-
-    Each is of one batch, also where optim.accumulate adds up several.
-    """
-
-    def __init__(
-        self, config: Config, state: TrainingState, criterion: Criterion, processes: Processes
-    ) -> None:
-        self.config = config
-        self.state = state
-        self.criterion = criterion
-        self.processes = processes
-        self.model: Any = processes.wrap(state.model)
-        self.model.train()
-        self.dtype = autocast_dtype(config.runtime.precision)
-
-    def take(self, batch: dict[str, Tensor], clock: PartClock | None = None) -> None:
-        """One step on a batch of the loader."""
-        device, state = self.processes.device, self.state
-        clock = clock or NoClock(device)
-
-        with clock.part("data"):
-            image, label = build.prepared(self.config, batch, epoch=0, device=device)
-            labelled = (label != self.criterion.ignore_label).sum()
-            valid_pixels = self.processes.sum(labelled)
-        with (
-            clock.part("network"),
-            torch.autocast(device.type, dtype=self.dtype, enabled=self.dtype is not None),
-        ):
-            prediction = self.model(image, keep_scales=self.criterion.needs_scales)
-
-        with clock.part("loss"):
-            terms = self.criterion(
-                prediction, label, valid_pixels=valid_pixels, parts=self.processes.world_size
-            )
-            loss = torch.stack(list(terms.values())).sum()
-        with clock.part("backward"):
-            state.scaler.scale(loss).backward()
-
-        with clock.part("optimiser"):
-            state.gradient_norm()
-            state.step()
-            state.model.zero_grad(set_to_none=True)
-
-
-def endless(loader: Any) -> Iterator[dict[str, Tensor]]:
+def endless(loader: Any) -> Iterator[dict[str, Any]]:
     """The batches of one epoch after the other."""
     epoch = 0
     while True:
@@ -204,8 +157,12 @@ def known_classes(config: Config) -> DatasetSpec:
     return build.split_files(config, config.data.train_split).spec
 
 
-def noise(config: Config, spec: DatasetSpec) -> dict[str, Any]:
-    """A batch of noise, uint8 [N, 3, H, W], with labels uint8 [N, H, W] in blocks."""
+def noise(config: Config, spec: Any) -> dict[str, Any]:
+    """A batch of noise, uint8 [N, 3, H, W], with labels uint8 [N, H, W] in blocks.
+
+    The first rows are ignored. `spec` is that of a data set, or has the numbers num_classes and
+    ignore_label.
+    """
     count, (height, width) = config.data.batch_size, config.data.crop
     generator = torch.Generator().manual_seed(1)
     image = torch.randint(
@@ -214,8 +171,13 @@ def noise(config: Config, spec: DatasetSpec) -> dict[str, Any]:
 
     blocks = (count, math.ceil(height / BLOCK), math.ceil(width / BLOCK))
     coarse = torch.randint(spec.num_classes, blocks, dtype=torch.uint8, generator=generator)
-    label = coarse.repeat_interleave(BLOCK, 1).repeat_interleave(BLOCK, 2)[:, :height, :width]
-    return {"image": image, "label": label.contiguous()}
+    label = coarse.repeat_interleave(BLOCK, 1).repeat_interleave(BLOCK, 2)
+    label = label[:, :height, :width].contiguous()
+    label[:, :IGNORED_ROWS] = spec.ignore_label
+    # Batches of a loader lie in pinned memory where there is a GPU.
+    if torch.cuda.is_available():
+        image, label = image.pin_memory(), label.pin_memory()
+    return {"image": image, "label": label}
 
 
 def described_device(device: torch.device) -> str:

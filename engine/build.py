@@ -52,7 +52,7 @@ from hmsa.network.weights.pretrained import find_weights
 from hmsa.network.weights.recognition import recognise_model
 from hmsa.utils.config import Config, load_config
 from hmsa.utils.imported import is_reference
-from hmsa.utils.processes import Processes
+from hmsa.utils.processes import Processes, first_line
 from hmsa.utils.runtime import autocast_dtype, parameter_dtype
 from hmsa.utils.synchronised_norm import synchronise_batch_norm
 from hmsa.utils.training.checkpoint import (
@@ -68,6 +68,7 @@ from hmsa.utils.training.loggers import LOGGERS, RunLogger
 from hmsa.utils.training.optimizer import build_optimizer, parameter_groups, scaled_learning_rate
 from hmsa.utils.training.schedule import build_schedule
 from hmsa.utils.training.training_state import TrainingState
+from hmsa.utils.words import shortened
 
 from .model_source import (
     carried_description,
@@ -350,13 +351,17 @@ def compile_in_place(model: MultiScaleModel, what: str) -> None:
 
 def criterion(config: Config, files: Files) -> Any:
     """The criterion of the loss section; the pixels of `files` are counted to weigh classes."""
-    weighting, weights = config.loss.class_weights, None
-    if weighting != "none":
-        counts = torch.from_numpy(count_pixels(files, workers=max(1, config.data.workers)))
-        weights = class_weights_from_counts(counts, weighting=weighting)
+    values = config.loss.model_dump()
+    # The pixels are counted once, and only where a weighting asks for them.
+    counts = None
+    for name in ("class_weights", "binary_class_weights"):
+        weighting, values[name] = values[name], None
+        if weighting != "none":
+            if counts is None:
+                counts = torch.from_numpy(count_pixels(files, workers=max(1, config.data.workers)))
+            values[name] = class_weights_from_counts(counts, weighting=weighting)
 
     num_classes = files.spec.num_classes
-    values = config.loss.model_dump(exclude={"class_weights"})
     for role in ("main", "aux", "scale_loss"):
         name = values[role]
         if name is not None and is_reference(name):
@@ -364,7 +369,6 @@ def criterion(config: Config, files: Files) -> Any:
     return build_criterion(
         num_classes=num_classes,
         ignore_label=files.spec.ignore_label,
-        class_weights=weights,
         align_corners=config.model.align_corners,
         **values,
     )
@@ -528,7 +532,7 @@ def explained(config: Config, doing: str) -> Iterator[None]:
         advice = MEMORY_ADVICE[doing].format(
             batch=config.data.batch_size, crop=list(config.data.crop)
         )
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = shortened(first_line(error), 200)
         raise MemoryShortage(f"memory ran out in {doing}; {advice} ({reason})") from error
 
 

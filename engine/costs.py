@@ -6,16 +6,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hmsa.network import InferenceOptions, MultiScaleModel
-from hmsa.network.inference import RefinedArea, predict
-from hmsa.utils.training.cost import count_flops
+from hmsa.network.inference import RefinedArea
 
-PROBE = 128  # pixels; side of the image by which operations are counted, times 0.25 / lowest scale
+from .inference_cost import inference_costs
+
+PROBE = 128  # pixels; side of the image for which operations are counted, times 0.25 / lowest scale
 
 
 @dataclass(frozen=True)
@@ -79,41 +79,38 @@ def joined_cost(parts: Sequence[CostTotal]) -> CostTotal:
     return CostTotal(images, sum(part.seconds for part in parts), area)
 
 
-@torch.inference_mode()
 def relative_flops(
-    model: nn.Module, options: InferenceOptions, area: RefinedArea | None = None
+    model: nn.Module,
+    options: InferenceOptions,
+    area: RefinedArea | None = None,
+    *,
+    size: tuple[int, int] | None = None,
 ) -> float | None:
     """Floating-point operations of a way to infer, over those of one pass at scale 1.
 
-    Both are counted on a small image. Of scales above 1 the share that `area` says was computed is
-    taken. The overlap of tiles is not counted. None for a network of another package.
+    Both are counted for an image of `size` (H, W), by default a small one. Of scales above 1 the
+    share that `area` says was computed is taken. The overlap of tiles is not counted. None for a
+    network of another package, or one that looks at values.
     """
     if not isinstance(model, MultiScaleModel):
         return None
-    side = PROBE * max(1, round(0.25 / min(options.scales)))
-    parameter = next(model.parameters())
-    noise = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    probe = noise.to(parameter.device)
-    if parameter.dtype == torch.float64:
-        probe = probe.double()
+    if size is None:
+        side = PROBE * max(1, round(0.25 / min(options.scales)))
+        size = (side, side)
+    computed = {}
+    if area is not None and area.pixels:
+        computed = {scale: count / area.pixels for scale, count in area.computed.items()}
 
-    single = _scale_flops(model, probe, options, 1.0)
-    whole = replace(options, refine=1.0, tile=None)
-    flops = count_flops(partial(predict, model, probe, whole))
-    if area is None or not area.pixels:
-        return flops / single
+    # One pass, all of them, and each of those of which a part was left out.
+    whole = replace(options, refine=1.0)
+    alone = replace(whole, scales=(1.0,), flip=False)
+    parts = [replace(alone, scales=(scale,)) for scale in computed]
+    costs = inference_costs(model, [alone, whole, *parts], size=size)
+    if None in costs:
+        return None
+    single, flops, *of_scales = (cost.flops for cost in costs if cost is not None)
 
     ways = 2 if options.flip else 1
-    for scale, computed in area.computed.items():
-        saved = 1 - computed / area.pixels
-        flops -= int(ways * saved * _scale_flops(model, probe, options, scale))
+    for share, of_scale in zip(computed.values(), of_scales, strict=True):
+        flops -= int(ways * (1 - share) * of_scale)
     return flops / single
-
-
-def _scale_flops(
-    model: MultiScaleModel, probe: Tensor, options: InferenceOptions, scale: float
-) -> int:
-    """Operations of trunk and decoder at one scale."""
-    dtype = options.autocast_dtype
-    with torch.autocast(probe.device.type, dtype=dtype, enabled=dtype is not None):
-        return count_flops(partial(model.decode_at, probe, scale))

@@ -1,6 +1,6 @@
 """A few small pictures of an evaluation, of the same images for every run on a split.
 
-scripts/compare_runs.py puts those of several runs beside each other.
+`hmsa compare` puts those of several runs beside each other.
 """
 
 from __future__ import annotations

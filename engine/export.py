@@ -23,7 +23,8 @@ from hmsa.datasets.augment.normalisation import MEAN, STD
 from hmsa.network import ModelError
 from hmsa.network.inference import out_of_memory, prepare_for_inference
 from hmsa.utils.files.writing import written_whole
-from hmsa.utils.words import UserError
+from hmsa.utils.processes import first_line
+from hmsa.utils.words import UserError, shortened
 
 from .build import load_model
 
@@ -189,7 +190,7 @@ def _explained(output: Path) -> Iterator[None]:
         if out_of_memory(error):
             advice = "memory ran out: choose a smaller --size or --batch"
         else:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            reason = shortened(first_line(error), 200)
             advice = f"torch fails ({reason}); try another --size, or without --dynamic"
         raise ModelError(f"{output}: cannot be exported: {advice}") from error
 
@@ -209,9 +210,13 @@ def _write_program(
         fused, (image,), dynamic_shapes=_dimensions(dynamic), strict=False
     )
 
-    # An open file, because torch warns of names that do not end in .pt2.
-    with open(output, "wb") as file:
-        torch.export.save(program, file, extra_files={"hmsa": description})
+    with warnings.catch_warnings():
+        # Of tensors that share memory, one by one; what was written is compared below.
+        warnings.simplefilter("ignore")
+
+        # An open file, because torch warns of names that do not end in .pt2.
+        with open(output, "wb") as file:
+            torch.export.save(program, file, extra_files={"hmsa": description})
     with open(output, "rb") as file:
         return torch.export.load(file).module()
 

@@ -21,7 +21,7 @@ from hmsa.network.weights.recognition import Recognised
 from hmsa.utils.config import Config
 from hmsa.utils.files.regular import read_regular
 from hmsa.utils.training.checkpoint import CheckpointError
-from hmsa.utils.words import did_you_mean
+from hmsa.utils.words import did_you_mean, reason_of
 
 HUB = "hf:"
 DESCRIPTION = "config.json"
@@ -95,10 +95,9 @@ def _from_hub(text: str) -> Path:
             local_files_only=offline,
         )
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{text}: cannot be fetched ({type(error).__name__}: {reason}); check the name and the "
-            "connection, or give the path of a folder that holds it"
+            f"{text}: cannot be fetched ({type(error).__name__}: {reason_of(error)}); check the "
+            "name and the connection, or give the path of a folder that holds it"
         ) from error
     if not (Path(folder) / TENSORS).is_file():
         raise CheckpointError(

@@ -125,8 +125,9 @@ def infer(
     tensor = normalise(image.to(parameter.device, non_blocking=True), dtype=dtype)
 
     is_resized = tuple(image.shape[-2:]) != size
+    in_parts = bool(options.refined_scales)
     if not (needs.logits or needs.scales or needs.attention or is_resized):
-        with kernel_search.for_size(image.shape):
+        with kernel_search.for_size(image.shape, in_parts=in_parts):
             label, confidence = predict_label(
                 model,
                 tensor,
@@ -140,7 +141,7 @@ def infer(
     keep_scales: bool | Literal["attention"] = needs.scales
     if needs.attention and not needs.scales:
         keep_scales = "attention"
-    with kernel_search.for_size(image.shape):
+    with kernel_search.for_size(image.shape, in_parts=in_parts):
         prediction = predict(
             model, tensor, options, keep_scales=keep_scales, on_fallback=_warn, area=area
         )

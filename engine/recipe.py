@@ -99,12 +99,19 @@ def _cpu_has_bf16() -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
-def recipe_for(facts: DataFacts, machine: Machine) -> Recipe:
-    """The values that suit data and machine; sections and keys are those of a configuration."""
+def recipe_for(facts: DataFacts, machine: Machine, *, epochs: int | None = None) -> Recipe:
+    """The values that suit data and machine; sections and keys are those of a configuration.
+
+    Args:
+        facts: what the training images are like.
+        machine: where they are trained on.
+        epochs: how many are wanted; None: as many as give enough crops.
+    """
     crop, long_edge = _crop(facts, machine)
     batch = max(1, min(16 if machine.has_gpu else 8, facts.images))
     crops = 40_000 if machine.has_gpu else 12_000
-    epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, round(crops / max(1, facts.images))))
+    if epochs is None:
+        epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, round(crops / max(1, facts.images))))
     steps = epochs * max(1, facts.images // batch)
 
     data: dict[str, Any] = {
@@ -212,7 +219,10 @@ def suited(config: Config) -> tuple[Config, str | None]:
     if data.dataset != "folder" or (names_trunk and "crop" in data.model_fields_set):
         return config, None
     facts, machine = facts_of(config), this_machine()
-    chosen = recipe_for(facts, machine).values
+
+    # Warm-up and average of the weights follow from how many steps there are.
+    epochs = config.optim.epochs if "epochs" in config.optim.model_fields_set else None
+    chosen = recipe_for(facts, machine, epochs=epochs).values
     if names_trunk:
         wanted = {name: chosen["data"][name] for name in ("crop", "batch_size", "class_uniform")}
         wanted["class_uniform"] = {"tile": wanted["class_uniform"]["tile"]}

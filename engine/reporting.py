@@ -184,7 +184,7 @@ def metrics_content(
         compared_content(loaded, way, result) for way, result in zip(ways, results, strict=True)
     ]
     size = counted_size(loaded, files)
-    _add_costs(compared, loaded, ways, size=size)
+    _add_costs(compared, loaded, ways, results, size=size)
     _add_intervals(compared, classes, results)
 
     content = {
@@ -247,26 +247,20 @@ def compared_content(
         "per_class": per_class(loaded.spec, evaluation.matrix),
         "loss": evaluation.loss,
         "seconds": round(evaluation.seconds, 3),
-        **measured_content(loaded, options, evaluation),
+        **measured_content(evaluation),
     }
 
 
-def measured_content(
-    loaded: Loaded, options: InferenceOptions, evaluation: Evaluation
-) -> dict[str, float | None]:
+def measured_content(evaluation: Evaluation) -> dict[str, float | None]:
     """What a way to infer took: seconds of inference an image, and what refining saved.
 
     "refined_share" is the share of the images where scales above 1 were computed, None where they
-    are computed everywhere; how many operations were left out is then known from it alone.
+    are computed everywhere.
     """
-    area = evaluation.cost.area
-    content = {
+    return {
         "seconds_per_image": evaluation.cost.seconds_per_image,
-        "refined_share": area.share,
+        "refined_share": evaluation.cost.area.share,
     }
-    if area.share is not None:
-        content["flops_relative"] = relative_flops(loaded.model, options, area)
-    return content
 
 
 def timed_device(device: torch.device) -> str:
@@ -293,18 +287,22 @@ def _add_costs(
     compared: Sequence[dict[str, Any]],
     loaded: Loaded,
     ways: Sequence[InferenceOptions],
+    results: Sequence[Evaluation],
     *,
     size: tuple[int, int],
 ) -> None:
-    """Add what an image takes at each way to infer: FLOPs and memory.
+    """Add what an image of `size` takes at each way to infer: FLOPs and memory.
 
-    Where only a part of a scale was computed the FLOPs are there already, from that part.
+    Where only a part of a scale was computed, the FLOPs are those of that part.
     """
     alone = replace(ways[0], scales=(1.0,), flip=False, refine=1.0)
     whole = [replace(way, refine=1.0) for way in ways]
     reference, *costs = inference_costs(loaded.model, [alone, *whole], size=size)
-    for entry, cost in zip(compared, costs, strict=True):
-        entry |= _cost_content(cost, reference) | entry
+    for entry, way, result, cost in zip(compared, ways, results, costs, strict=True):
+        entry |= _cost_content(cost, reference)
+        if result.cost.area.share is not None:
+            area = result.cost.area
+            entry["flops_relative"] = relative_flops(loaded.model, way, area, size=size)
 
 
 def _cost_content(cost: InferenceCost | None, reference: InferenceCost | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from . import build
 
 SHOWN_CLASSES = 6
 MEASURED_IMAGES = 8  # validation images whose sizes stand for all
+LARGEST_INITIAL_SHARE = 0.1  # of the first weights in an average of all
 FORESEEN_AFTER = 20  # steps after the first, from which the time of a training is foreseen
 
 
@@ -150,6 +151,28 @@ def log_run(
         folder = str(Path(config.experiment.output))
     lines.append(("run folder", folder))
     logger.info("%s", "\n".join(f"{name:<12}{text}" for name, text in lines))
+    for doubt in too_short_for(config, steps=optim.epochs * steps_per_epoch):
+        logger.warning("%s", doubt)
+
+
+def too_short_for(config: Config, *, steps: int) -> list[str]:
+    """Sentences on settings that a training of so few steps does not bear."""
+    optim = config.optim
+    doubts = []
+    if optim.warmup_steps >= steps:
+        doubts.append(
+            f"the learning rate is warmed up for {optim.warmup_steps} steps and the training has "
+            f"{steps}, so that it never reaches optim.lr: set optim.warmup_steps=0"
+        )
+
+    # What is scored and saved as the model is the average.
+    initial = 0.0 if optim.ema_decay is None else optim.ema_decay**steps
+    if initial > LARGEST_INITIAL_SHARE:
+        doubts.append(
+            f"after {steps} steps the average of the weights, which is scored, still holds "
+            f"{100 * initial:.0f} % of the initial ones: set optim.ema_decay=null"
+        )
+    return doubts
 
 
 def _classes(names: Sequence[str]) -> str:
@@ -177,7 +200,8 @@ def _weights(config: Config, state: TrainingState) -> str:
 
 def _device(processes: Processes) -> str:
     """The device by its name, and on how many of them the training runs."""
-    name = f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+    threads = torch.get_num_threads()
+    name = f"CPU ({platform.machine()}, {threads} thread{'s' * (threads > 1)})"
     if processes.device.type == "cuda":
         name = torch.cuda.get_device_name(processes.device)
     if processes.world_size > 1:

@@ -1,33 +1,24 @@
 """Train a network as a configuration says: build the parts, then epochs of steps.
 
-`train` holds all of it, in the order in which it happens. Every process (rank) that torchrun
-started runs it from top to bottom on its own images; with a single process all that concerns the
-other ranks does nothing. The model predicts, the criterion judges, `backward` makes the gradients,
-and the few places where all ranks must come to the same decision say so.
+`train` holds all of it, in the order in which it happens; what a step is made of stands in
+`step.TrainingStep`. Every process (rank) that torchrun started runs it from top to bottom on its
+own images; with a single process all that concerns the other ranks does nothing. The few places
+where all ranks must come to the same decision say so.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hmsa.datasets import Files
 from hmsa.utils.config import Config, dump
-from hmsa.utils.processes import Processes, join, no_sync, restarted
-from hmsa.utils.runtime import (
-    autocast_dtype,
-    autocast_to,
-    parameter_dtype,
-    prepare_runtime,
-    seed_step,
-)
+from hmsa.utils.processes import Processes, join, restarted
+from hmsa.utils.runtime import parameter_dtype, prepare_runtime
 from hmsa.utils.training.checkpoint import CheckpointFolder
 from hmsa.utils.training.cost import Outlook, describe_network, describe_step
 from hmsa.utils.training.live_memory import tensors_in
@@ -44,6 +35,7 @@ from . import build
 from .calibrate import calibrate_run
 from .command_line import StopSignal
 from .run_summary import Forecast, cost_of_validation, log_run, validation_every
+from .step import TrainingStep, groups_of
 from .trust import remember_code
 from .validation import Validation
 
@@ -120,12 +112,7 @@ def train(
         val_cost = cost_of_validation(config, validation_files, epoch_images=epoch_images)
         val_every = validation_every(config, val_cost)
 
-    # With several ranks the wrapped network averages gradients over them during backward. Where it
-    # is compiled as a whole, every backward must exchange the same ones (a static graph).
-    static_graph = runtime.compile == "model" and optim.accumulate == 1
-    model = processes.wrap(state.model, static_graph=static_graph)
-    train_scales = config.model.train_scales
-    half = autocast_dtype(runtime.precision)
+    step = TrainingStep(config, state, criterion, processes)
     validation = Validation(config, validation_files, criterion, processes, every=val_every)
     skipped = SkippedSteps(processes, run.folder, limit=runtime.max_bad_steps)
 
@@ -186,60 +173,17 @@ def train(
             step_of_schedule = progress.epoch * steps_per_epoch + progress.step_in_epoch
             lr = set_learning_rate(state.optimizer, rate_at(step_of_schedule))
 
-            # Dropout follows from seed, step and rank, so that a resumed run draws the same.
-            # The statistics of batch norm are remembered, for the case that the step is skipped.
-            seed_step(seed=experiment.seed, step=progress.step, rank=processes.rank)
-            state.keep_buffers()
-
-            # A labelled pixel counts the same on whichever rank it lies: all ranks divide by the
-            # number of labelled pixels of the whole step. The criterion multiplies by `parts`,
-            # since backward averages over ranks, and `loss` over batches.
-            labelled = count_labelled(batches, ignore_label=files.spec.ignore_label)
-            valid_pixels = processes.sum(torch.full((), labelled, dtype=torch.int64, device=device))
-
-            # Forward and backward for each of the batches whose gradients add up to this step.
-            # The ranks exchange gradients in the last backward only.
-            terms_of_batches = []
-            scales = build.training_scales(config, step=progress.step)
-            for number, batch in enumerate(batches, start=1):
-                image, label = build.prepared(config, batch, epoch=progress.epoch, device=device)
-                with no_sync(model, last=number == len(batches)):
-                    with autocast_to(device, half):
-                        prediction = model(image, scales=scales, keep_scales=criterion.needs_scales)
-                    terms = criterion(
-                        prediction,
-                        label,
-                        valid_pixels=valid_pixels,
-                        parts=processes.world_size * len(batches),
-                    )
-                    loss = torch.stack(list(terms.values())).sum() / len(batches)
-                    state.scaler.scale(loss).backward()
-                terms_of_batches.append(terms)
-            terms = mean_terms(terms_of_batches)
+            found = step.gradients(batches)
 
             # Whether to use the gradients, to save and to stop is decided by all ranks together.
-            # One that left out a step or left the loop alone would keep the others waiting in
-            # their next exchange of gradients until the timeout.
-            norm = state.gradient_norm()
-            loss_is_bad = ~torch.isfinite(torch.stack(list(terms.values())).sum())
+            # A rank that left the loop alone would keep the others waiting until the timeout.
             minutes = (time.monotonic() - saved_at) / 60
             save_is_due = processes.is_main and minutes > runtime.checkpoint_minutes
-            bad_loss, bad_gradient, stop, save_now = processes.any(
-                loss_is_bad, ~torch.isfinite(norm), stop_signal.asked, save_is_due
-            )
-
-            # A loss scale of fp16 that proves too large is usual: `state.step` then changes no
-            # weight and lowers the scale.
-            if bad_loss or (bad_gradient and not state.overflow_is_usual()):
-                state.skip_step()
-                skipped.note(progress.step, batches, terms, own=bool(loss_is_bad))
+            is_skipped, stop, save_now = step.update(found, stop_signal.asked, save_is_due)
+            if is_skipped:
+                skipped.note(progress.step, batches, found.terms, own=bool(found.loss_is_bad))
             else:
                 skipped.clear()
-                clip_gradients(state.model, norm, largest=optim.clip_norm)
-                state.step()
-
-            # The model's own method, because apex's FusedSGD knows no set_to_none.
-            state.model.zero_grad(set_to_none=True)
             progress.step += 1
             progress.step_in_epoch += 1
             trace.step()
@@ -247,13 +191,12 @@ def train(
             # Epochs are counted from 1 wherever somebody reads their numbers.
             epoch = progress.epoch + 1
             images = len(batches) * config.data.batch_size
-            attention = build.attention_means(prediction, train_scales)
-            reading = meter.step(terms, attention, images=images, lr=lr, epoch=epoch)
+            reading = meter.step(found.terms, found.attention, images=images, lr=lr, epoch=epoch)
 
             # A dry run writes nothing. All ranks end it after the same step.
             is_last = progress.step_in_epoch == steps_per_epoch
             if dry_run and processes.any(stop or is_last or meter.has_tried(DRY_STEPS))[0]:
-                return report_costs(config, state, processes, meter, terms, forecast.outlook)
+                return report_costs(config, state, processes, meter, found.terms, forecast.outlook)
             if reading is not None:
                 logbook.row("train", progress.step, {"epoch": epoch, **reading})
             forecast.after_step(meter, progress)
@@ -286,39 +229,6 @@ def train(
     logger.info("%s\n%s\n%s", meter.close(), progress.summary(), run.next_commands())
     logbook.close()
     return 0
-
-
-def groups_of(batches: Iterable[dict[str, Any]], size: int) -> Iterator[tuple[dict[str, Any], ...]]:
-    """`batches`, `size` at a time; what is left at the end of an epoch makes no step."""
-    group: list[dict[str, Any]] = []
-    for batch in batches:
-        group.append(batch)
-        if len(group) == size:
-            yield tuple(group)
-            group = []
-
-
-def count_labelled(batches: Sequence[dict[str, Any]], *, ignore_label: int) -> int:
-    """Pixels of all batches that have a label."""
-    # By NumPy: on one thread torch takes some hundred times as long for a batch of crops.
-    labels = [batch["label"].numpy() for batch in batches]
-    return sum(int(np.count_nonzero(label != ignore_label)) for label in labels)
-
-
-def mean_terms(terms_of_batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of every loss term over the batches of a step, detached."""
-    count = len(terms_of_batches)
-    means: dict[str, Tensor] = {}
-    for terms in terms_of_batches:
-        for name, term in terms.items():
-            means[name] = means.get(name, 0) + term.detach() / count
-    return means
-
-
-def clip_gradients(model: nn.Module, norm: Tensor, *, largest: float | None) -> None:
-    """Scale gradients of norm `norm` down to the largest that is allowed; None allows any."""
-    if largest is not None:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)
 
 
 def go_on(state: TrainingState, run: RunFolder, validation: Validation, logbook: Logbook) -> bool:

@@ -42,7 +42,15 @@ LOSSES: dict[str, Loss] = {
 }
 
 # What the criterion itself hands to a loss; the remaining keywords of a loss are its options.
-_GIVEN = {"logits", "label", "valid_pixels", "parts", "ignore_label", "num_classes"}
+_GIVEN = {
+    "logits",
+    "label",
+    "valid_pixels",
+    "parts",
+    "ignore_label",
+    "num_classes",
+    "class_weights",
+}
 
 
 class PredictionLike(Protocol):
@@ -71,6 +79,7 @@ class Criterion(nn.Module):
         ignore_label: int,
         align_corners: bool,
         class_weights: Tensor | None,
+        binary_class_weights: Tensor | None,
     ) -> None:
         """Losses by name in `LOSSES` or as functions, and the options of each loss by name."""
         super().__init__()
@@ -79,6 +88,7 @@ class Criterion(nn.Module):
         self.options = options
         self.ignore_label, self.align_corners = ignore_label, align_corners
         self.register_buffer("class_weights", class_weights, persistent=False)
+        self.register_buffer("binary_class_weights", binary_class_weights, persistent=False)
 
     @property
     def needs_scales(self) -> bool:
@@ -153,6 +163,8 @@ class Criterion(nn.Module):
             name, function = str(getattr(loss, "__name__", "loss")), loss
         if name == "cross_entropy" and function is not loss:
             options["class_weights"] = self.class_weights
+        elif name in ("bce", "rmi") and function is not loss:
+            options["class_weights"] = self.binary_class_weights
 
         result = function(self._resized(logits, label.shape[1:]), label, **options)
         if isinstance(result, Tensor):
@@ -206,6 +218,7 @@ def build_criterion(
     scale_loss: str | Loss | None = None,
     ignore_label: int = 255,
     class_weights: Tensor | Sequence[float] | None = None,
+    binary_class_weights: Tensor | Sequence[float] | None = None,
     image_weights: str | None = None,
     rmi: Mapping[str, Any] | None = None,
     bootstrapped: Mapping[str, Any] | None = None,
@@ -229,6 +242,8 @@ def build_criterion(
             if that is a soft-max loss and binary cross-entropy otherwise, as in the authors' code.
         ignore_label: pixels of this label do not count.
         class_weights: [num_classes], for cross-entropy wherever it is used.
+        binary_class_weights: [num_classes], for binary cross-entropy wherever it is used, alone or
+            beside RMI.
         image_weights: see `cross_entropy`.
         rmi: options of that loss; so are `bootstrapped`, `ohem`, `relaxed_boundary`, `dice` and
             `focal`.
@@ -236,7 +251,7 @@ def build_criterion(
             own way.
 
     Raises:
-        LossError: a name or an option does not exist, or `class_weights` has another length.
+        LossError: a name or an option does not exist, or weights of classes have another length.
     """
     if scale_loss is None:
         scale_loss = main
@@ -263,12 +278,6 @@ def build_criterion(
     check_rmi_settings(options["rmi"])
     options["rmi"] = {"num_classes": num_classes, **options["rmi"]}
 
-    weights = None
-    if class_weights is not None:
-        weights = torch.as_tensor(class_weights, dtype=torch.float32)
-        if weights.shape != (num_classes,):
-            raise LossError(f"class_weights must hold {num_classes} values, not {weights.numel()}.")
-
     return Criterion(
         main=main,
         aux=aux,
@@ -278,8 +287,23 @@ def build_criterion(
         options=options,
         ignore_label=ignore_label,
         align_corners=align_corners,
-        class_weights=weights,
+        class_weights=_checked_weights("class_weights", class_weights, num_classes),
+        binary_class_weights=_checked_weights(
+            "binary_class_weights", binary_class_weights, num_classes
+        ),
     )
+
+
+def _checked_weights(
+    name: str, values: Tensor | Sequence[float] | None, num_classes: int
+) -> Tensor | None:
+    """Weights of classes as fp32 [num_classes], or None; a LossError for another length."""
+    if values is None:
+        return None
+    weights = torch.as_tensor(values, dtype=torch.float32)
+    if weights.shape != (num_classes,):
+        raise LossError(f"{name} must hold {num_classes} values, not {weights.numel()}.")
+    return weights
 
 
 def _check_keywords(name: str, keywords: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .fast.softmax import softmax_cross_entropy
 from .pixels import (
-    LossError,
+    check_class_weights,
     check_shapes,
     class_index,
     exact_device,
@@ -23,7 +23,7 @@ from .pixels import (
     without_autocast,
 )
 
-Weighting = Literal["linear", "inverse"]
+Weighting = Literal["linear", "inverse", "log"]
 
 
 def cross_entropy(
@@ -55,14 +55,10 @@ def cross_entropy(
     Raises:
         LossError: the shapes do not fit each other.
     """
+    check_class_weights(class_weights, logits)
     pixel_loss, valid = pixel_cross_entropy(logits, label, ignore_label=ignore_label)
 
     if class_weights is not None:
-        if class_weights.shape != (logits.shape[1],):
-            raise LossError(
-                f"class_weights must hold {logits.shape[1]} values, "
-                f"not {list(class_weights.shape)}."
-            )
         weights = class_weights.to(pixel_loss).expand(len(label), -1)
         pixel_loss = pixel_loss * _weight_of_pixels(weights, label, valid)
 
@@ -101,13 +97,15 @@ def class_weights_from_counts(
     """Weights of classes from how many pixels carry each label: rarer classes weigh more.
 
     With f the share of a class, "linear" is 1 + strength (1 - f) and "inverse" 1 + strength / f,
-    as in the authors' code. All weights are then divided by their mean over the counted pixels, so
-    that a pixel weighs one on average. A class without pixels weighs 1 before that division.
+    as in the authors' code. "log" is 1 / ln(1.02 + f), as in ENet (Paszke et al. 2016, section 5.2,
+    https://arxiv.org/abs/1606.02147): a weight of at most 50.5, for a class of hardly a pixel, and
+    1.4 for one that is everywhere. All weights are then divided by their mean over the counted
+    pixels, so that a pixel weighs one on average. A class without pixels weighs 1 before that.
 
     Args:
         counts: pixels of each class, [..., C].
         weighting: the formula.
-        strength: how much rare classes gain.
+        strength: how much rare classes gain; not of "log".
 
     Returns:
         fp64 [..., C].
@@ -116,10 +114,12 @@ def class_weights_from_counts(
     share = counts / counts.sum(-1, keepdim=True).clamp(min=1)
 
     if weighting == "linear":
-        extra = 1 - share
+        weights = 1 + strength * (1 - share)
+    elif weighting == "inverse":
+        weights = 1 + strength / share.clamp(min=torch.finfo(share.dtype).tiny)
     else:
-        extra = 1 / share.clamp(min=torch.finfo(share.dtype).tiny)
-    weights = 1 + torch.where(counts > 0, strength * extra, 0.0)
+        weights = 1 / torch.log(1.02 + share)
+    weights = torch.where(counts > 0, weights, 1.0)
 
     mean = (share * weights).sum(-1, keepdim=True)
     return weights / torch.where(mean > 0, mean, 1.0)

@@ -94,6 +94,14 @@ def mean_over_pixels(
     return parts * total / max(valid_pixels + added, 1)
 
 
+def check_class_weights(class_weights: Tensor | None, logits: Tensor) -> None:
+    """Raise LossError unless there is one weight for each class of logits [N, C, H, W], or none."""
+    if class_weights is not None and class_weights.shape != (logits.shape[1],):
+        raise LossError(
+            f"class_weights must hold {logits.shape[1]} values, not {list(class_weights.shape)}."
+        )
+
+
 def mean_over_images(
     image_loss: Tensor, valid: Tensor, *, valid_pixels: Tensor | int | None, parts: int
 ) -> Tensor:

@@ -45,6 +45,7 @@ from .fast.pooling import pixels_per_window, window_areas
 from .fast.region_information import PooledMaps, region_information
 from .pixels import (
     LossError,
+    check_class_weights,
     check_shapes,
     class_index,
     computing_dtype,
@@ -63,6 +64,7 @@ def rmi_loss(
     *,
     num_classes: int,
     ignore_label: int = 255,
+    class_weights: Tensor | None = None,
     radius: int = 3,
     pool: Pool = "avg",
     pool_size: int = 4,
@@ -79,6 +81,8 @@ def rmi_loss(
         label: integer [N, H, W].
         num_classes: C.
         ignore_label: pixels of this label do not count; label and probability are 0 there.
+        class_weights: [C], of binary cross-entropy alone: see `binary_cross_entropy`. RMI sums over
+            classes whatever their number of pixels.
         radius: side of a region, in pixels of the pooled maps (the authors' name for it).
         pool: how maps are made smaller: "avg" and "max" pool with padding `pool_size // 2`, which
             counts in the average; "interp" takes nearest labels and bilinear probabilities.
@@ -100,6 +104,7 @@ def rmi_loss(
     check_shapes(logits, label)
     if logits.shape[1] != num_classes:
         raise LossError(f"logits have {logits.shape[1]} classes, but num_classes is {num_classes}.")
+    check_class_weights(class_weights, logits)
     check_rmi_settings({"radius": radius, "pool": pool, "pool_size": pool_size})
     valid = valid_mask(label, num_classes=num_classes, ignore_label=ignore_label)
     counts: dict[str, Any] = {"valid_pixels": valid_pixels, "parts": parts}
@@ -111,12 +116,16 @@ def rmi_loss(
         # maps on everything is fp64.
         exact = exact_device(logits.device)
         if pool == "avg":
-            total, error = binary_terms(logits, label, valid, pool_size=pool_size)
+            total, error = binary_terms(
+                logits, label, valid, pool_size=pool_size, class_weights=class_weights
+            )
             bce = mean_over_pixels(total, valid, added=1, **counts)
             error, label, valid = error.to(exact), label.to(exact), valid.to(exact)
             maps = _averaged_maps(error, label, valid, pool_size, probability_epsilon)
         else:
-            bce = binary_cross_entropy(logits, label, ignore_label=ignore_label, **counts)
+            bce = binary_cross_entropy(
+                logits, label, ignore_label=ignore_label, class_weights=class_weights, **counts
+            )
             logits, label, valid = logits.to(exact), label.to(exact), valid.to(exact)
             maps = _pooled_maps(logits, label, valid, pool, pool_size, probability_epsilon)
 

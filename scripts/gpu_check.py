@@ -27,7 +27,7 @@ from hmsa.utils.runtime import prepare_runtime
 from hmsa.utils.words import UserError
 from scripts.gpu_checks.environment import check_environment
 from scripts.gpu_checks.equality import check_equality
-from scripts.gpu_checks.findings import Check, Finding, GpuSetup
+from scripts.gpu_checks.findings import Check, Finding, GpuSetup, each_of
 from scripts.gpu_checks.inference import check_inference
 from scripts.gpu_checks.runs import check_runs, draw_scenes
 from scripts.gpu_checks.sharing import check_sharing
@@ -70,16 +70,16 @@ def check_gpu(arguments: argparse.Namespace) -> int:
     device = checked_device(arguments)
     if arguments.json is not None:
         require_place_for_rows(arguments.json)
-    prepare_runtime(tf32=False)
-
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         setup = GpuSetup(device=device, folder=Path(folder), rehearsal=arguments.rehearse)
         if {"steps", "runs", "inference"} & set(arguments.only):
             draw_scenes(setup)
         for name in arguments.only:
+            # A check may have trained with TF32, with which the next one's numbers would differ.
+            prepare_runtime(tf32=False)
             began = time.monotonic()
-            for finding in found_by(name, setup):
+            for finding in each_of(setup, CHECKS[name]):
                 print(line_of(name, finding), flush=True)
                 rows.append({"check": name, **finding._asdict()})
             print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
@@ -104,6 +104,12 @@ def checked_device(arguments: argparse.Namespace) -> torch.device:
         return torch.device("cpu")
     try:
         device = torch.device(arguments.device)
+        # Whole trainings are among the checks, and take the first GPU that they see.
+        if device.index not in (None, 0):
+            raise UserError(
+                f"--device {device}: checks take the first GPU that torch sees; leave it out and "
+                f"set CUDA_VISIBLE_DEVICES={device.index}"
+            )
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -113,19 +119,7 @@ def checked_device(arguments: argparse.Namespace) -> torch.device:
         ) from error
     if device.type != "cuda":
         raise UserError(f"--device {arguments.device}: is no GPU; name cuda:0, or use --rehearse")
-    return device
-
-
-def found_by(name: str, setup: GpuSetup) -> list[Finding]:
-    """What a check found; one that fails by an exception is a line, too, and ends no other."""
-    findings = []
-    try:
-        for finding in CHECKS[name](setup):
-            findings.append(finding)
-    except Exception as error:
-        text = str(error).strip() or type(error).__name__
-        findings.append(Finding(f"{name} ended early", text[-300:], "to run to its end", False))
-    return findings
+    return torch.device("cuda", 0)
 
 
 def line_of(name: str, finding: Finding) -> str:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 # A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hmsa.engine.arguments import read_scales
 from hmsa.engine.command_line import at_least, parse_with_overrides
 from hmsa.utils.files.writing import write_file
 from scripts.tables.charts import cost_chart, gain_chart
@@ -162,6 +163,25 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="trainings of each model (default: 5 for single and hierarchical, 3 for the others)",
     )
     parser.add_argument(
+        "--lists",
+        nargs="+",
+        metavar="SCALES",
+        type=_list_of_scales,
+        help="score these lists of scales alone, e.g. 1 0.5,1,2 (default: those of each model); "
+        "scoring large images takes long",
+    )
+    parser.add_argument(
+        "--no-flip",
+        action="store_true",
+        help="score without mirror images, whatever the recipe says; halves the time of scoring",
+    )
+    parser.add_argument(
+        "--judge",
+        metavar="SPLIT",
+        help="split that judges calibrations, e.g. train, of which half then does (default: "
+        "data.val_split)",
+    )
+    parser.add_argument(
         "--no-costs",
         action="store_true",
         help="do not measure steps; take the costs that are in --output, if any",
@@ -169,8 +189,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parse_with_overrides(parser, argv)
 
 
+def _list_of_scales(text: str) -> str:
+    """An argparse type: scales with commas between them, as --compare of eval.py takes them."""
+    return ",".join(f"{scale:g}" for scale in read_scales(text))
+
+
 def make_table(options: argparse.Namespace) -> int:
     """Make what is missing of what was asked for, then write the table of all rows there are."""
+    if (options.lists or options.no_flip or options.judge) and options.output is None:
+        raise TableError(
+            "--output: the published table keeps the way it is calibrated and scored; name a "
+            "folder for this other table"
+        )
     drawing = prepare(options)
     asked = runs_of(options, drawing, options.models, options.seeds)
     rows = perform_all(asked, jobs=options.jobs)
@@ -232,19 +262,31 @@ def run_of_model(options: argparse.Namespace, drawing: str, model: str, seed: in
         parent = run_of_model(options, drawing, trained.parent, seed)
         overrides = parent.overrides
 
+    made_by = trained.made_by
+    if options.judge and made_by[:1] == ("calibrate",):
+        made_by = (*made_by, "--judge", options.judge)
+
+    scorings = list(trained.scorings)
+    if options.lists:
+        scorings = [Scoring(tuple(options.lists))]
+    if options.no_flip:
+        scorings = [
+            Scoring(scoring.lists, (*scoring.overrides, "eval.flip=false")) for scoring in scorings
+        ]
+
     return Run(
         method=model,
         seed=seed,
         config=options.config,
         overrides=overrides,
-        scorings=trained.scorings,
+        scorings=tuple(scorings),
         split=options.split,
         runs=options.runs,
         row=options.output / "rows" / f"{model.replace(' ', '_')}-{seed}.json",
         threads=options.threads,
         data_recipe=drawing,
         parent=parent,
-        made_by=trained.made_by,
+        made_by=made_by,
     )
 
 
@@ -267,10 +309,16 @@ def summarise(
     """All figures of the table as plain values."""
     lines: list[dict[str, Any]] = []
     for name, model, scales, combine in LINES:
+        # With --lists the rows of a network may hold what is otherwise scored once more.
+        networks = {model}
+        parent = MODELS[model].parent
+        if parent is not None and not MODELS[model].made_by:
+            networks.add(parent)
+
         by_seed = {}
         for row in rows:
             entry = scored(row, scales, combine)
-            if row["method"] == model and entry is not None:
+            if row["method"] in networks and entry is not None:
                 by_seed[row["seed"]] = entry["miou"]
         if not by_seed:
             continue

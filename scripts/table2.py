@@ -69,6 +69,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         default=0.9,
         help="of the teacher's probability (default: %(default)s)",
     )
+    parser.add_argument(
+        "--keep-share",
+        type=_share,
+        help="lower a class's threshold until this share of its pixels is kept (default: never)",
+    )
     return parse_with_overrides(parser, argv)
 
 
@@ -146,6 +151,11 @@ def run_of(
 def label_coarse_images(options: argparse.Namespace, teacher: Run) -> TeacherLabels:
     """The labels that a teacher gives the coarse images; those that are there are kept."""
     output = options.runs / f"labels-{teacher.folder.name}-{options.threshold:g}"
+    kept = []
+    if options.keep_share is not None:
+        output = output.with_name(f"{output.name}-keep{options.keep_share:g}")
+        kept.append(f"autolabel.keep_share={options.keep_share:g}")
+
     run_program(
         "autolabel.py",
         "--checkpoint",
@@ -161,6 +171,7 @@ def label_coarse_images(options: argparse.Namespace, teacher: Run) -> TeacherLab
         "--output",
         str(output),
         f"runtime.threads={options.threads}",
+        *kept,
         threads=options.threads,
         log=options.runs / "autolabel.log",
     )

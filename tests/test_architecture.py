@@ -574,20 +574,36 @@ def test_hmsa_tells_its_version_and_its_commands() -> None:
 # --- how the code is ---
 
 
-def test_training_reads_from_top_to_bottom() -> None:
-    """One function that fits a few screens, with the step in it."""
-    path = ROOT / "engine" / "train.py"
-    text = path.read_text(encoding="utf-8")
+def function_of(file: str, name: str) -> tuple[str, int]:
+    """Source and number of lines of a function or method in a file of at most 400 lines."""
+    text = (ROOT / file).read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 400
     (function,) = (
         node
-        for node in ast.parse(text).body
-        if isinstance(node, ast.FunctionDef) and node.name == "train"
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef) and node.name == name
     )
-    assert function.end_lineno is not None and function.end_lineno - function.lineno <= 215
-    body = ast.get_source_segment(text, function) or ""
-    for step in ("prediction = model(image", "terms = criterion(", ".backward()", "state.step()"):
-        assert step in body, step
+    assert function.end_lineno is not None
+    return ast.get_source_segment(text, function) or "", function.end_lineno - function.lineno
+
+
+def test_training_reads_from_top_to_bottom() -> None:
+    """The loop is one function that fits a few screens, and a step two that fit one each."""
+    for file, name, most, wanted in (
+        ("engine/train.py", "train", 175, ("step.gradients(", "step.update(", "validation.run")),
+        ("engine/step.py", "gradients", 60, ("self.model(image", "self.criterion(", ".backward()")),
+        ("engine/step.py", "update", 40, ("state.skip_step()", "state.step()")),
+    ):
+        body, lines = function_of(file, name)
+        assert lines <= most, name
+        assert [part for part in wanted if part not in body] == []
+
+
+def test_all_who_take_training_steps_take_the_same() -> None:
+    """A benchmark measures what a training runs: the loss is differentiated in one place."""
+    files = [*files_of("engine"), *(ROOT / "scripts" / "benchmarks").glob("*.py")]
+    users = [path for path in files if ".scale(loss).backward()" in path.read_text("utf-8")]
+    assert users == [ROOT / "engine" / "step.py"]
 
 
 def test_only_one_file_of_each_kind_knows_its_secret() -> None:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 FENCED = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(
-    r"`(hmsa (?:train|eval|autolabel|calibrate|attach|benchmark|init|predict) [^`]+)`"
+    r"`(hmsa (?:train|eval|autolabel|calibrate|attach|benchmark|init|predict|check|panel) [^`]+)`"
 )
 COMMAND = re.compile(r"^(?:torchrun .*?-m )?hmsa (\w+) (.+)$")
 SECTIONS = "|".join(Config.model_fields)
@@ -37,6 +37,10 @@ PARSERS = {
     "benchmark": arguments.parse_benchmark,
     "init": arguments.parse_init,
     "predict": arguments.parse_predict,
+    "check": arguments.parse_check,
+    "compare": arguments.parse_compare,
+    "convert": arguments.parse_convert,
+    "panel": arguments.parse_panel,
     "export": arguments.parse_export,
 }
 
@@ -115,3 +119,11 @@ def test_python_of_the_api_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len([line for line in loop.splitlines() if line.strip()]) <= 16
     prediction = names["prediction"]
     assert prediction.logits.shape == (1, 19, 96, 128)  # type: ignore[attr-defined]
+
+
+def test_the_readme_is_a_page_and_shows_the_way() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 130
+    links = re.findall(r"\]\(((?:docs/|configs/|[A-Z]+\.md)[^)#]*)", text)
+    assert {"docs/tutorial.md", "docs/notebook.ipynb", "docs/index.md", "docs/faq.md"} <= set(links)
+    assert [link for link in links if not (ROOT / link).exists()] == []

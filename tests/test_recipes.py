@@ -13,10 +13,9 @@ import pytest
 import torch
 
 from hmsa.engine import build
-from hmsa.engine.train import count_labelled
+from hmsa.engine.step import TrainingStep
 from hmsa.utils.config import load_config
 from hmsa.utils.processes import join
-from hmsa.utils.runtime import autocast_dtype
 from tests.datasets.trees import make_auto_labels, make_cityscapes, make_mapillary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,31 +92,23 @@ def test_recipe_takes_a_training_step(name: str, trees: dict[str, Path], tmp_pat
     criterion = build.criterion(config, files)
     before = [parameter.detach().clone() for parameter in state.model.parameters()]
 
-    # One step, as hmsa.engine.train takes it.
-    batch = next(iter(loader.epoch(0, start_step=0)))
-    valid_pixels = count_labelled([batch], ignore_label=files.spec.ignore_label)
-    image, label = build.prepared(config, batch, epoch=0, device=processes.device)
-    half = autocast_dtype(config.runtime.precision)
-    with torch.autocast("cpu", dtype=half, enabled=half is not None):
-        prediction = state.model(image, keep_scales=criterion.needs_scales)
-    totals = criterion(prediction, label, valid_pixels=valid_pixels, parts=1)
-    torch.stack(list(totals.values())).sum().backward()
-    state.step()
-    attention = build.attention_means(prediction, config.model.train_scales)
+    step = TrainingStep(config, state, criterion, processes)
+    found = step.gradients([next(iter(loader.epoch(0, start_step=0)))])
+    assert step.update(found) == [False]
     processes.close()
 
-    assert all(torch.isfinite(term) for term in totals.values())
-    assert {"rmi", "bce"} <= set(totals)
+    assert all(torch.isfinite(term) for term in found.terms.values())
+    assert {"rmi", "bce"} <= set(found.terms)
     wanted = (
         []
         if config.model.multiscale == "single"
         else [f"attention_{scale:g}" for scale in config.model.train_scales]
     )
-    assert list(attention) == wanted and (
-        not wanted or float(sum(attention.values())) == pytest.approx(1, abs=1e-3)
+    assert list(found.attention) == wanted and (
+        not wanted or float(sum(found.attention.values())) == pytest.approx(1, abs=1e-3)
     )
-    assert ("aux" in totals) == (config.model.decoder == "ocr")
-    assert len([term for term in totals if term.startswith("scale_")]) == (
+    assert ("aux" in found.terms) == (config.model.decoder == "ocr")
+    assert len([term for term in found.terms if term.startswith("scale_")]) == (
         len(config.model.train_scales) if config.loss.scale_weight else 0
     )
     moved = sum(

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .words import UserError, did_you_mean
+from .words import UserError, did_you_mean, echoed, reason_of
 
 # A dotted module, a colon, and a name in it, which may be an attribute of a class: a.b:Name.make
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -47,7 +47,7 @@ def imported(reference: str, *, key: str) -> Any:
     """
     if not is_reference(reference):
         raise ImportedError(
-            f"{key}: {reference!r} is not of the form module:name, such as my_parts:make"
+            f"{key}: {echoed(reference)} is not of the form module:name, such as my_parts:make"
         )
     _add_working_directory()
     module_name, _, name = reference.partition(":")
@@ -60,7 +60,7 @@ def imported(reference: str, *, key: str) -> Any:
             hint = did_you_mean(step, _public_names(found))
             origin = getattr(sys.modules[module_name], "__file__", None) or module_name
             raise ImportedError(
-                f"{key}: {reference!r}: there is no {step!r} in {origin}{hint}"
+                f"{key}: {echoed(reference)}: there is no {echoed(step)} in {origin}{hint}"
             ) from error
     return found
 
@@ -74,8 +74,8 @@ def imported_callable(reference: str, *, key: str) -> Callable[..., Any]:
     found = imported(reference, key=key)
     if not callable(found):
         raise ImportedError(
-            f"{key}: {reference!r} is of type {type(found).__name__} and cannot be called; name "
-            "a function or a class"
+            f"{key}: {echoed(reference)} is of type {type(found).__name__} and cannot be called; "
+            "name a function or a class"
         )
     return found
 
@@ -111,7 +111,7 @@ def called(
     except UserError:
         raise
     except Exception as error:
-        raise ImportedError(f"{key}: {reference!r} failed: {_described(error)}") from error
+        raise ImportedError(f"{key}: {echoed(reference)} failed: {_described(error)}") from error
 
 
 def _add_working_directory() -> None:
@@ -129,31 +129,30 @@ def _import_module(module: str, *, reference: str, key: str) -> Any:
         # Of a dotted name any package on the way may be what is missing.
         if not f"{module}.".startswith(f"{missing}."):
             raise ImportedError(
-                f"{key}: {reference!r}: {module} needs the module {missing!r}, which is not "
-                "installed; install it"
+                f"{key}: {echoed(reference)}: {module} needs the module {echoed(missing)}, which "
+                "is not installed; install it"
             ) from error
         hint = did_you_mean(missing.rpartition(".")[2], _neighbours(missing))
         raise ImportedError(
-            f"{key}: {reference!r}: there is no module {missing!r}{hint}, neither installed nor in "
-            f"{os.getcwd()}; install its package, start from its folder, or put this folder on "
-            "PYTHONPATH"
+            f"{key}: {echoed(reference)}: there is no module {echoed(missing)}{hint}, neither "
+            f"installed nor in {os.getcwd()}; install its package, start from its folder, or put "
+            "this folder on PYTHONPATH"
         ) from error
     except UserError:
         raise
     except Exception as error:
         raise ImportedError(
-            f"{key}: {reference!r}: {module} cannot be imported: {_described(error)}"
+            f"{key}: {echoed(reference)}: {module} cannot be imported: {_described(error)}"
         ) from error
 
 
 def _described(error: Exception) -> str:
     """An exception with the place where it was raised, in one line."""
-    text = " ".join(str(error).split())
     place = ""
     frames = traceback.extract_tb(error.__traceback__)
     if not isinstance(error, SyntaxError) and frames:
         place = f" ({frames[-1].filename}, line {frames[-1].lineno})"
-    return f"{type(error).__name__}: {text}{place}"
+    return f"{type(error).__name__}: {reason_of(error)}{place}"
 
 
 def _neighbours(module: str) -> Iterator[str]:

@@ -111,12 +111,15 @@ class KernelSearch:
         self.seen: Counter[tuple[int, ...]] = Counter()
 
     @contextmanager
-    def for_size(self, size: Sequence[int]) -> Iterator[None]:
-        """Inside, images of `size` are computed; a training's own setting is back afterwards."""
+    def for_size(self, size: Sequence[int], *, in_parts: bool = False) -> Iterator[None]:
+        """Inside, images of `size` are computed; a training's own setting is back afterwards.
+
+        With `in_parts` parts of them are computed, too, whose sizes are others for each image.
+        """
         setting = torch.backends.cudnn
         before = setting.benchmark
         self.seen[tuple(size)] += 1
-        often = self.seen[tuple(size)] >= self.PAYS_FROM
+        often = self.seen[tuple(size)] >= self.PAYS_FROM and not in_parts
 
         # `prepare_runtime` has it on where it is wanted: on CUDA, unless a run is deterministic.
         setting.benchmark = before and often

@@ -33,6 +33,24 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f" (did you mean '{found}'?)" if found is not None else ""
 
 
+def shortened(text: str, longest: int = 80) -> str:
+    """`text` as a sentence repeats it: cut where it has more than `longest` characters."""
+    if len(text) <= longest:
+        return text
+    return f"{text[: longest - 3]}..."
+
+
+def echoed(text: str) -> str:
+    """`text` in quotation marks, shortened."""
+    return shortened(repr(text))
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception of another library says, in one line; its class where it says nothing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return shortened(text, 200)
+
+
 def words_of_list(text: str) -> list[str]:
     """The words of a list as people write it: "0.5 1 2", "0.5,1,2" and "[0.5, 1, 2]" are alike."""
     return text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()

@@ -76,7 +76,7 @@ class Verification:
         more = len(self.problems) - 1
         if more:
             kinds = "kind" + "s" * (more > 1)
-            message += f" (and {more} more {kinds} of fault; scripts/check_dataset.py lists them)"
+            message += f" (and {more} more {kinds} of fault; `hmsa check` lists them)"
         raise DataError(message, kind="verify")
 
 

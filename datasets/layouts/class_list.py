@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hmsa.utils.files.yaml_loader import read_yaml
-from hmsa.utils.words import UserError, did_you_mean
+from hmsa.utils.words import UserError, did_you_mean, shortened
 
 from ..errors import DataError
 from ..spec import ClassInfo, Color, DatasetSpec, LabelForm, spread_color
@@ -246,6 +246,4 @@ def _shown(value: Any) -> str:
         text = repr(value)
     except ValueError:  # an integer of more digits than Python prints
         return "a number of thousands of digits"
-    if len(text) <= 60:
-        return text
-    return f"{text[:57]}..."
+    return shortened(text, 60)

@@ -14,7 +14,9 @@ import os
 import re
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
@@ -132,14 +134,23 @@ def start_loader(reader: BatchReader, steps: Any, processes: WorkerProcesses) ->
             "prefetch_factor": processes.prefetch,
             "worker_init_fn": partial(_begin_worker, main=os.getpid()),
         }
-    return DataLoader(
-        _BatchDataset(reader),
-        batch_sampler=steps,
-        num_workers=processes.workers,
-        collate_fn=_unchanged,
-        pin_memory=pin_memory,
-        **for_workers,
-    )
+    with _few_cores_are_no_fault():
+        return DataLoader(
+            _BatchDataset(reader),
+            batch_sampler=steps,
+            num_workers=processes.workers,
+            collate_fn=_unchanged,
+            pin_memory=pin_memory,
+            **for_workers,
+        )
+
+
+@contextmanager
+def _few_cores_are_no_fault() -> Iterator[None]:
+    """Without torch's warning of more workers than cores, which costs nothing here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
 
 
 def batches(loader: DataLoader[Any]) -> Iterator[Batch]:
@@ -150,7 +161,8 @@ def batches(loader: DataLoader[Any]) -> Iterator[Batch]:
     """
     iterator: Any = None
     try:
-        iterator = iter(loader)
+        with _few_cores_are_no_fault():
+            iterator = iter(loader)
         if loader.num_workers:
             # Exit handlers run in reverse order, and starting the workers may have registered one
             # of torch's.

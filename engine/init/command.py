@@ -68,7 +68,7 @@ def main(arguments: argparse.Namespace) -> int:
     if not (found.is_standard and {"train", "val"} <= found.splits.keys()):
         train, val = _lists(splits, root, place, command, texts)
     facts = DataFacts(len(splits.train), _sizes(root, splits.train), _has_rare(classes))
-    recipe = recipe_for(facts, machine)
+    recipe = recipe_for(facts, machine, epochs=arguments.epochs)
     if isinstance(classes, FoundClasses):
         texts[class_file] = class_list_text(classes, name=name, command=command)
     texts[output] = configuration_text(

@@ -21,7 +21,12 @@ from .pooling import pooled_size
 
 
 def binary_terms(
-    logits: Tensor, label: Tensor, valid: Tensor, *, pool_size: int
+    logits: Tensor,
+    label: Tensor,
+    valid: Tensor,
+    *,
+    pool_size: int,
+    class_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The summed binary cross-entropy, and the errors sigmoid(logits) - onehot after pooling.
 
@@ -35,12 +40,14 @@ def binary_terms(
         valid: bool [N, H, W].
         pool_size: side and stride of the pooling windows; 0 pools nothing, and the second result
             is empty.
+        class_weights: [C]; the cross-entropy of a pixel, of all its classes, is multiplied by the
+            weight of its label. None: all pixels weigh one. The errors have no weights.
 
     Returns:
         The sum over classes and valid pixels, a scalar, and the pooled errors [N, C, h, w]; both
         fp64 for fp64 logits and fp32 otherwise.
     """
-    total, pooled = _BinaryTerms.apply(logits, label, valid, pool_size)
+    total, pooled = _BinaryTerms.apply(logits, label, valid, pool_size, class_weights)
     return total, pooled
 
 
@@ -49,7 +56,12 @@ class _BinaryTerms(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, label: Tensor, valid: Tensor, pool_size: int
+        ctx: Any,
+        logits: Tensor,
+        label: Tensor,
+        valid: Tensor,
+        pool_size: int,
+        class_weights: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         number, classes, height, width = logits.shape
         dtype = computing_dtype(logits)
@@ -61,18 +73,18 @@ class _BinaryTerms(torch.autograd.Function):
         total = label.new_zeros((), dtype=_sum_dtype(label.device))
         pooled = label.new_empty((number, classes, rows, columns), dtype=dtype)
         for block in _blocks(logits, label, valid, pool_size):
-            total += block.cross_entropy()
+            total += block.cross_entropy(class_weights)
             if pool_size:
                 pooled[block.images, :, block.pooled_rows] = block.pool(columns)
 
         ctx.pool_size = pool_size
-        ctx.save_for_backward(logits, label, valid)
+        ctx.save_for_backward(logits, label, valid, class_weights)
         return total.to(dtype), pooled
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, grad_pooled: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, label, valid = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, grad_pooled: Tensor) -> tuple[Tensor | None, ...]:
+        logits, label, valid, class_weights = ctx.saved_tensors
         gradient = torch.empty_like(logits)
 
         # Autocast is on in the backward pass if the caller runs that under it.
@@ -80,10 +92,10 @@ class _BinaryTerms(torch.autograd.Function):
             for block in _blocks(logits, label, valid, ctx.pool_size):
                 block.write_gradient(
                     gradient[block.images, :, block.rows],
-                    grad=grad,
+                    grad=block.gradient_of_pixels(grad, class_weights),
                     grad_pooled=grad_pooled[block.images, :, block.pooled_rows],
                 )
-        return gradient, None, None, None
+        return gradient, None, None, None, None
 
 
 def _sum_dtype(device: torch.device) -> torch.dtype:
@@ -170,7 +182,8 @@ class _Block:
         if logits.dtype != buffers.dtype or logits.stride()[2:] != (logits.shape[3], 1):
             self.logits = buffers.take("logits", *logits.shape).copy_(logits)
         self.mask = valid.to(buffers.dtype)
-        index = class_index(label, valid)[:, None]
+        self.index = class_index(label, valid)
+        index = self.index[:, None]
         self.logits_at_label = self.logits.gather(1, index)[:, 0]
 
         # The errors, between rows of zeros where windows reach beyond the image.
@@ -186,14 +199,24 @@ class _Block:
         at_label = torch.sigmoid(-self.logits_at_label).mul_(self.mask).neg_()
         self.error[:, :, self.inside].scatter_(1, index, at_label[:, None])
 
-    def cross_entropy(self) -> Tensor:
+    def cross_entropy(self, class_weights: Tensor | None) -> Tensor:
         """Sum over classes and valid pixels of softplus(z) - z * onehot, a scalar of `_sum_dtype`.
 
         An element's cross-entropy is -log(1 - |error|), which is max(x, 0) - log(1 - p) with
         p = min(|error|, 1 - |error|) and x = z, or -z at the label. The first part is summed as it
         is. In place of a logarithm for each element, factors 1 - p are multiplied first: eight of
         them are at least 2^-8, so 32 such products do not underflow in fp64.
+
+        With class weights each pixel counts by the weight of its label, and each element needs its
+        own logarithm.
         """
+        if class_weights is not None:
+            distance = self.error.abs()[:, :, self.inside]
+            of_elements = torch.log1p(-torch.minimum(distance, 1 - distance))
+            of_pixels = self.logits.clamp_min(0).sum(1) - self.logits_at_label - of_elements.sum(1)
+            of_pixels *= self.mask * self._weights(class_weights)
+            return of_pixels.sum(dtype=_sum_dtype(of_pixels.device))
+
         work = self.buffers.take("work", *self.logits.shape)
         positive = torch.clamp_min(self.logits, 0, out=work).sum(1)
         linear = (positive - self.logits_at_label).mul_(self.mask)
@@ -221,6 +244,16 @@ class _Block:
         products = work.double().neg_().add_(1).view(32, -1).prod(0)
         return linear - products.log_().sum()
 
+    def gradient_of_pixels(self, grad: Tensor, class_weights: Tensor | None) -> Tensor:
+        """The gradient by each pixel's cross-entropy: `grad`, or [n, 1, rows, W] with weights."""
+        if class_weights is None:
+            return grad
+        return (grad * self._weights(class_weights))[:, None]
+
+    def _weights(self, class_weights: Tensor) -> Tensor:
+        """The weight of each pixel's label, [n, rows, W]; that of class 0 where it is not valid."""
+        return class_weights.to(self.logits)[self.index]
+
     def pool(self, width: int) -> Tensor:
         """The errors averaged over windows, [n, C, pooled rows, width]; padding counts as zeros."""
         size = self.pool_size
@@ -242,8 +275,9 @@ class _Block:
     def write_gradient(self, gradient: Tensor, *, grad: Tensor, grad_pooled: Tensor) -> None:
         """Write the gradient by the logits of this block to `gradient` [n, C, rows, W].
 
-        It is grad * error (of the cross-entropy) + sigmoid' * (the share of the pixel in its
-        window's gradient), where sigmoid' = p (1 - p) = |error| - error^2 on valid pixels.
+        It is grad * error (of the cross-entropy; `grad` may differ by pixel) + sigmoid' * (the
+        share of the pixel in its window's gradient), where sigmoid' = p (1 - p) = |error| - error^2
+        on valid pixels.
         """
         error = self.error[:, :, self.inside]
         target = gradient

@@ -25,6 +25,14 @@ from .tiling import Piece, Span, alignment, overlap_pixels, spans, stitch
 __all__ = ["label_and_confidence", "out_of_memory", "predict", "predict_label", "predicted_label"]
 
 SMALLEST_TILE = 64  # pixels; the fall-back gives up below
+# In messages of torch's allocators, and of cuBLAS and cuDNN, which take memory of their own. Where
+# no kernel of a convolution has room for its workspace, none is found.
+SIGNS_OF_FULL_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "_status_alloc_failed",
+    "unable to find a valid cudnn algorithm",
+)
 Size = tuple[int, int]  # (height, width) in pixels
 Result = TypeVar("Result")
 
@@ -87,12 +95,10 @@ def predict_label(
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the memory of the device or of the host ran out."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
     text = str(error).lower()
-    return (
-        isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        or "out of memory" in text
-        or "can't allocate memory" in text
-    )
+    return any(sign in text for sign in SIGNS_OF_FULL_MEMORY)
 
 
 def _whole_logits(
@@ -231,7 +237,8 @@ def _warn(sentence: str) -> None:
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Every part in evaluation mode, and afterwards in the mode it had."""
     training = [part for part in model.modules() if part.training]
-    model.eval()
+    if training:
+        model.eval()
     try:
         yield
     finally:

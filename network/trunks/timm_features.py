@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hmsa.utils.words import reason_of
+
 from ..layers import Concatenate, ModelError, run_stage
 from .depthwise import replace_depthwise
 from .trunk import Features, Trunk
@@ -120,8 +122,9 @@ def features_of(network: nn.Module, image: Tensor, *, save_memory: bool = False)
         except REFUSALS as error:
             if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
                 raise
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise FeatureError(f"it fails for {height} x {width} pixels ({reason})") from error
+            raise FeatureError(
+                f"it fails for {height} x {width} pixels ({reason_of(error)})"
+            ) from error
 
     info: Any = network.feature_info
     found = []

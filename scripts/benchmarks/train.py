@@ -8,7 +8,6 @@ training at scale 1 alone: 1.46 x in the paper, 1.25 x by operations.
 from __future__ import annotations
 
 import argparse
-import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,10 +15,12 @@ import torch
 from torch import Tensor
 
 from hmsa.engine import build
+from hmsa.engine.benchmark import noise
 from hmsa.engine.command_line import at_least
+from hmsa.engine.step import TrainingStep, total_of
 from hmsa.utils.config import Config
 from hmsa.utils.processes import Processes
-from hmsa.utils.runtime import autocast_dtype, prepare_runtime
+from hmsa.utils.runtime import prepare_runtime
 from scripts.measuring.harness import Disagreement, Workload, compare
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -32,9 +33,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "bf16 + channels_last + checkpointing": {"precision": "bf16", "activation_checkpointing": True},
 }
 COST = "hierarchical / single"
-CLASSES, IGNORE = 19, 255
+CLASSES = SimpleNamespace(num_classes=19, ignore_label=255)
 SMALLEST = 32  # side of a crop whose smallest map still has statistics for a batch norm
-BLOCK = 32  # side of a block of equal labels in pixels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -130,10 +130,7 @@ def build_single_scale(*, setting: str, sections: dict[str, Any], device: str) -
 
 
 def training_step(sections: dict[str, Any], device_name: str) -> Workload:
-    """One optimiser step on random images and labels, as the training loop takes it.
-
-    The result of the workload is the loss.
-    """
+    """The step of a training, on noise; the result of the workload is the loss."""
     runtime = {"tf32": True, **sections["runtime"]}
     config = Config.from_dict({"optim": {"lr": 1e-4}, **sections, "runtime": runtime})
     prepare_runtime(tf32=config.runtime.tf32)
@@ -141,47 +138,18 @@ def training_step(sections: dict[str, Any], device_name: str) -> Workload:
     processes = Processes(rank=0, world_size=1, local_rank=0, device=device)
 
     # The parts that the training loop is built of; these read no more of the files than this.
-    files: Any = SimpleNamespace(spec=SimpleNamespace(num_classes=CLASSES, ignore_label=IGNORE))
+    files: Any = SimpleNamespace(spec=CLASSES)
     state = build.training_state(config, files, processes)
-    criterion = build.criterion(config, files)
-    model: Any = state.model
-    model.train()
-
-    batch = random_batch(config.data.batch_size, config.data.crop)
-    valid_pixels = int((batch["label"] != IGNORE).sum())
-    dtype = autocast_dtype(config.runtime.precision)
+    criterion = build.criterion(config, files).to(device)
+    step = TrainingStep(config, state, criterion, processes)
+    batch = noise(config, CLASSES)
 
     def workload() -> Tensor:
-        image, label = build.prepared(config, batch, epoch=0, device=device)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            prediction = model(image, keep_scales=criterion.needs_scales)
-        terms = criterion(prediction, label, valid_pixels=valid_pixels, parts=1)
-        loss = torch.stack(list(terms.values())).sum()
-
-        # With fp16 the scaler keeps small gradients from becoming zero; else it does nothing.
-        state.scaler.scale(loss).backward()
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        found = step.gradients([batch])
+        step.update(found)
+        return total_of(found.terms)
 
     return workload
-
-
-def random_batch(count: int, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Noise for images uint8 [N, 3, H, W], and labels uint8 [N, H, W] in blocks.
-
-    The first rows are ignored.
-    """
-    generator = torch.Generator().manual_seed(1)
-    image = torch.randint(256, (count, *size, 3), dtype=torch.uint8, generator=generator)
-
-    coarse_size = (count, math.ceil(size[0] / BLOCK), math.ceil(size[1] / BLOCK))
-    coarse = torch.randint(CLASSES, coarse_size, generator=generator)
-    label = coarse.repeat_interleave(BLOCK, 1).repeat_interleave(BLOCK, 2)
-    label = label[:, : size[0], : size[1]].to(torch.uint8)
-    label[:, :4] = IGNORE
-    return {"image": image.permute(0, 3, 1, 2), "label": label}
 
 
 def require_finite(ours: Tensor, baseline: Tensor) -> None:

@@ -5,6 +5,8 @@ Polygons of few corners inside objects, thin things left out, now and then a mis
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,8 @@ CONFUSED = {  # what an annotator in a hurry takes for what
 }
 CONFUSION, FORGOTTEN = 0.1, 0.18  # probability per polygon
 
+AreaPolygon = tuple[float, int, NDArray[np.int32]]  # area in pixels, value to draw, corners
+
 
 def draw_coarse(scene_ids: NDArray[np.uint16], rng: np.random.Generator) -> NDArray[np.uint8]:
     """Coarse raw label ids [h, w] of a scene's ids [h, w]; 0 where nobody drew."""
@@ -32,7 +36,7 @@ def draw_coarse(scene_ids: NDArray[np.uint16], rng: np.random.Generator) -> NDAr
     coarse = np.zeros((height, width), np.uint8)
 
     # The polygons of every object or surface.
-    polygons: list[tuple[float, int, NDArray[np.int32]]] = []
+    polygons: list[AreaPolygon] = []
     for value in np.unique(scene_ids):
         raw_id = int(value)
         if value >= 1000:
@@ -41,16 +45,51 @@ def draw_coarse(scene_ids: NDArray[np.uint16], rng: np.random.Generator) -> NDAr
             mask = np.asarray(scene_ids == value, np.uint8)
             polygons += [(area, raw_id, polygon) for area, polygon in _polygons(mask, unit, rng)]
 
+    _fill(coarse, polygons, rng, CONFUSED)
+    return coarse
+
+
+def coarsened(
+    label: NDArray[np.uint8],
+    rng: np.random.Generator,
+    *,
+    num_classes: int,
+    ignore: int,
+    confused: Mapping[int, int],
+) -> NDArray[np.uint8]:
+    """A coarse label [h, w] made of a fine one of any data set; `ignore` where nobody drew.
+
+    Where objects touch others of their class, they are drawn as one. `confused` says what each
+    class is taken for now and then.
+    """
+    unit = label.shape[0] / 256
+    coarse = np.full(label.shape, ignore, np.uint8)
+
+    polygons: list[AreaPolygon] = []
+    for value in range(num_classes):
+        mask = np.asarray(label == value, np.uint8)
+        if mask.any():
+            polygons += [(area, value, polygon) for area, polygon in _polygons(mask, unit, rng)]
+
+    _fill(coarse, polygons, rng, confused)
+    return coarse
+
+
+def _fill(
+    coarse: NDArray[np.uint8],
+    polygons: list[AreaPolygon],
+    rng: np.random.Generator,
+    confused: Mapping[int, int],
+) -> None:
+    """Draw polygons into `coarse`, but for the forgotten ones."""
     # Large ones first, so that small ones lie on top; some are forgotten, some confused.
-    for _, raw_id, polygon in sorted(polygons, key=lambda item: -item[0]):
+    for _, value, polygon in sorted(polygons, key=lambda item: -item[0]):
         if rng.random() < FORGOTTEN:
             continue
-        drawn = raw_id
+        drawn = value
         if rng.random() < CONFUSION:
-            drawn = CONFUSED.get(raw_id, raw_id)
+            drawn = confused.get(value, value)
         cv2.fillPoly(coarse, [polygon], drawn)
-
-    return coarse
 
 
 def _polygons(

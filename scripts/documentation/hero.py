@@ -90,7 +90,7 @@ def draw_hero(options: argparse.Namespace) -> int:
     ]
 
     drawn = panel(tiles, columns=3, width=options.width)
-    write_png(options.output, drawn)
+    write_png(options.output, drawn, level=9)
     print(f"wrote {options.output}, {drawn.shape[1]} x {drawn.shape[0]}")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from hmsa.loss.rmi import rmi_loss
 from hmsa.network import InferenceOptions, MultiScaleModel, build_model
 from hmsa.network.inference import predict_label
 
-from .findings import Finding, GpuSetup, not_above, not_below, relative_difference
+from .findings import Finding, GpuSetup, each_of, not_above, not_below, relative_difference
 
 CLASSES, IGNORE = 19, 255
 # Trunk, decoder and the ways of combining scales that are compared with it.
@@ -40,10 +41,10 @@ def check_equality(setup: GpuSetup) -> Iterator[Finding]:
     networks = NETWORKS[:1] if setup.rehearsal else NETWORKS
     for trunk, decoder, ways in networks:
         for multiscale in ways:
-            yield from _compare_network(setup, trunk, decoder, multiscale)
+            compare = partial(_compare_network, trunk=trunk, decoder=decoder, multiscale=multiscale)
+            yield from each_of(setup, compare)
 
-    yield from _compare_rmi(setup)
-    yield from _compare_labels(setup)
+    yield from each_of(setup, _compare_rmi, _compare_labels)
 
 
 def _compare_network(

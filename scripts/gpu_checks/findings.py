@@ -54,6 +54,17 @@ class GpuSetup:
 Check = Callable[[GpuSetup], Iterator[Finding]]
 
 
+def each_of(setup: GpuSetup, *checks: Check) -> Iterator[Finding]:
+    """What several checks find; one that fails by an exception is a line, and ends no other."""
+    for check in checks:
+        try:
+            yield from check(setup)
+        except Exception as error:
+            text = str(error).strip() or type(error).__name__
+            name = getattr(check, "func", check).__name__.strip("_")
+            yield Finding(f"{name} ended early", text[-300:], "to run to its end", False)
+
+
 def not_above(what: str, value: float, limit: float, *, unit: str = "") -> Finding:
     """A number that must not be above a limit; what is no number fails."""
     passed = value <= limit

@@ -15,10 +15,11 @@ from hmsa.network import InferenceOptions, MultiScaleModel
 from hmsa.network.inference import predict_label, prepare_for_inference
 from hmsa.utils.config import load_config
 from hmsa.utils.processes import Processes
+from hmsa.utils.runtime import KernelSearch
 from scripts.benchmarks.autolabel import job_row
 
 from .equality import network, noise_batch
-from .findings import Finding, GpuSetup, is_so, not_above, not_below, seconds_of, wait_for
+from .findings import Finding, GpuSetup, each_of, is_so, not_above, not_below, seconds_of, wait_for
 from .runs import DEMO, small_training
 from .steps import counted_synchronisations, synchronisations_in
 
@@ -31,11 +32,10 @@ def check_inference(setup: GpuSetup) -> Iterator[Finding]:
     model = prepare_for_inference(
         network(setup, "resnet50", "deeplabv3plus", "hierarchical").to(setup.device).eval()
     )
+    full_memory, many_sizes = (partial(check, model=model) for check in (_full_memory, _many_sizes))
     if setup.device.type == "cuda":
-        yield from _synchronisations(setup)
-        yield from _full_memory(setup, model)
-    yield from _many_sizes(setup, model)
-    yield from _labelling(setup)
+        yield from each_of(setup, _synchronisations, full_memory)
+    yield from each_of(setup, many_sizes, _labelling)
 
 
 def _synchronisations(setup: GpuSetup) -> Iterator[Finding]:
@@ -105,7 +105,9 @@ def _many_sizes(setup: GpuSetup, model: MultiScaleModel) -> Iterator[Finding]:
     for size in SIZES:
         image, _ = noise_batch(setup.size(*size), count=1)
         work = partial(predict_label, model, image.to(setup.device), options)
-        first, second = seconds_of(work, setup.device), seconds_of(work, setup.device)
+        # As evaluation and auto-labelling do it.
+        with KernelSearch().for_size(image.shape):
+            first, second = seconds_of(work, setup.device), seconds_of(work, setup.device)
         ratios.append(first / second)
 
     # The first image of all pays for loading kernels.

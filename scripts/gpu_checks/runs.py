@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from hmsa.utils.words import UserError
 from scripts.benchmarks.train import training_step
 
-from .findings import Finding, GpuSetup, is_so, not_above, says
+from .findings import Finding, GpuSetup, each_of, is_so, not_above, says
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "configs" / "demo.yaml"
@@ -48,10 +49,10 @@ def small_training(setup: GpuSetup, name: str, *, epochs: int) -> list[str]:
 
 def check_runs(setup: GpuSetup) -> Iterator[Finding]:
     """A training that goes on in its middle against one that was never stopped, and compiling."""
-    yield from _resumed(setup, deterministic=False)
-    yield from _resumed(setup, deterministic=True)
+    usual, deterministic = (partial(_resumed, deterministic=value) for value in (False, True))
+    yield from each_of(setup, usual, deterministic)
     if not setup.rehearsal:
-        yield from _compiled(setup)
+        yield from each_of(setup, _compiled)
 
 
 def _resumed(setup: GpuSetup, *, deterministic: bool) -> Iterator[Finding]:

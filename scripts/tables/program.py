@@ -27,6 +27,10 @@ DRAWINGS = {
 NAMES_IN_RECIPES = {1: "9c331d59265c"}
 
 
+# What scripts/make_coarse_data.py leaves in a data set that it made.
+COARSE_MARKER = "coarse.json"
+
+
 def table_parser(doc: str | None, *, name: str) -> argparse.ArgumentParser:
     """The command line that the tables share.
 
@@ -151,12 +155,17 @@ def draw(root: str) -> None:
 def describe_drawing(root: str) -> str:
     """How a drawn data set was drawn and how many images it trains on; "" where it was not drawn.
 
-    It is part of a row's recipe, so that a row of other scenes is not taken for one of these.
+    Of one that scripts/make_coarse_data.py made it is how coarse labels were made. It is part of a
+    row's recipe, so that a row of other scenes is not taken for one of these.
 
     Raises:
         TableError: the data set's own note of its drawing is damaged.
     """
     folder = ROOT / root
+    coarse = folder / COARSE_MARKER
+    if coarse.is_file():
+        return coarse.read_text(encoding="utf-8")
+
     marker = folder / "demo.json"
     if not marker.is_file():
         return ""

@@ -121,7 +121,7 @@ def test_each_kind_of_fault_has_one_sentence(tmp_path: Path) -> None:
     assert found.checked == len(names)
     with pytest.raises(
         DataError,
-        match=r"split 'train': .* more kinds of fault; scripts/check_dataset\.py lists them",
+        match=r"split 'train': .* more kinds of fault; `hmsa check` lists them",
     ):
         found.raise_for_problems()
 

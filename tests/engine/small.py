@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 from torch import Tensor, nn
 
-from hmsa.engine import build, train, validation
+from hmsa.engine import build, step, validation
 from hmsa.engine.arguments import train_command
 from hmsa.network.layers import ConvNorm
 from hmsa.network.trunks import TRUNKS, Features, Trunk
@@ -149,7 +149,7 @@ def watch(faults: Faults) -> None:
         setattr(owner, name, call)
 
     # A step begins with its seed, and ends when the profile is told so.
-    around(train, "seed_step", "step")
+    around(step, "seed_step", "step")
     around(TrainingState, "gradient_norm", "gradients")
     around(Trace, "step", "stepped")
     around(validation, "evaluate", "evaluate")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from hmsa.engine import benchmark
 from hmsa.engine.arguments import benchmark_command
+from hmsa.engine.step import PARTS, TrainingStep
 
 SMALL = [
     "model.trunk=hrnet_w18_small",
@@ -31,7 +31,7 @@ def time_configuration(tmp_path: Path, *words: str) -> dict[str, Any]:
 
 def test_figures_of_noise_need_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = time_configuration(tmp_path)
-    assert set(figures["shares"]) == set(benchmark.PARTS)
+    assert set(figures["shares"]) == set(PARTS)
     assert sum(figures["shares"].values()) == pytest.approx(1.0)
     assert all(share > 0 for share in figures["shares"].values())
     assert figures["images_per_second"] == pytest.approx(2 / figures["step_s"])
@@ -43,19 +43,26 @@ def test_figures_of_noise_need_no_data(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_every_step_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     weights = []
-    take = benchmark.TrainingSteps.take
+    update = TrainingStep.update
 
-    def noted(steps: benchmark.TrainingSteps, *words: Any) -> None:
-        take(steps, *words)
-        weights.append(torch.cat([part.flatten() for part in steps.state.model.parameters()]))
+    def noted(step: TrainingStep, *words: Any) -> list[bool]:
+        answers = update(step, *words)
+        weights.append(torch.cat([part.flatten() for part in step.state.model.parameters()]))
+        return answers
 
-    monkeypatch.setattr(benchmark.TrainingSteps, "take", noted)
+    monkeypatch.setattr(TrainingStep, "update", noted)
     time_configuration(tmp_path)
     # Three to warm up, two as a training runs, two part by part.
     assert len(weights) == 7
     assert all(
         not torch.equal(one, other) for one, other in zip(weights, weights[1:], strict=False)
     )
+
+
+def test_a_step_is_as_many_batches_as_a_training_adds_up(tmp_path: Path) -> None:
+    figures = time_configuration(tmp_path, "optim.accumulate=2")
+    assert figures["images_per_step"] == 4
+    assert figures["images_per_second"] == pytest.approx(4 / figures["step_s"])
 
 
 def test_with_data_a_missing_data_set_is_said(

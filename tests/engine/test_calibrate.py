@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from hmsa.engine import build
+from hmsa.engine import attach, build
 from hmsa.engine.attach import epochs_of, short_training
 from hmsa.engine.calibrate import (
     CalibrationError,
@@ -160,12 +160,11 @@ def test_a_head_sees_some_hundred_crops_whatever_the_data(images: int, epochs: i
 
 
 def test_the_schedule_of_a_long_training_suits_a_short_one() -> None:
-    published = {"schedule": "scl_poly", "warmup_steps": 1000, "ema_decay": 0.9999}
+    published = {"schedule": "scl_poly", "warmup_steps": 1000}
     own = Config.from_dict({"optim": published}).optim
     assert short_training(own, epochs=1) == [
         "optim.epochs=1",
         "optim.warmup_steps=20",
-        "optim.ema_decay=0.98",
         "optim.schedule=poly",
     ]
     assert short_training(Config.from_dict({}).optim, epochs=4) == [
@@ -179,6 +178,20 @@ def test_windows_of_many_images_see_all_of_the_scene() -> None:
     cells = np.floor(places * 4).astype(int)
     counts = np.bincount(cells[:, 0] * 4 + cells[:, 1], minlength=16)
     assert counts.min() >= 2 and counts.max() <= 4
+
+
+def test_the_average_of_an_attached_head_forgets_its_random_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Five epochs of 61 steps: a decay of 0.995 would leave a fifth of them."""
+    monkeypatch.setattr(build, "split_files", lambda config, split: range(367))
+    for decay, expected in ((0.995, 0.9902), (0.99, 0.99), (None, None)):
+        optim = {"epochs": 5, "ema_decay": decay}
+        config = Config.from_dict({"data": {"batch_size": 6}, "optim": optim})
+        fitting = attach.with_fitting_average(config)
+        assert fitting.optim.ema_decay == expected
+        assert fitting.data == config.data and fitting.optim.epochs == 5
+    assert 0.9902**305 < 0.051 < 0.2 < 0.995**305
 
 
 @pytest.mark.parametrize(

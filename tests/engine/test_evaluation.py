@@ -10,10 +10,12 @@ import json
 import logging
 import math
 import os
+import shutil
 import socket
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+import yaml
 from PIL import Image
 from torch import Tensor, nn
 
@@ -289,44 +292,91 @@ class Colours(nn.Module):
         return Prediction(logits=self.layer(image))
 
 
+def evaluate_colours(
+    patch: pytest.MonkeyPatch,
+    spec: DatasetSpec,
+    data: dict[str, Any],
+    *argv: object,
+    limit: float = math.inf,
+    **sections: Any,
+) -> int:
+    """`hmsa eval` in this process with a `Colours` network in place of the checkpoint's."""
+    config = Config.from_dict(
+        {
+            "data": data,
+            "eval": {"scales": [1.0], "workers": 0},
+            "loss": {"main": "cross_entropy"},
+            "model": {"multiscale": "single"},
+            **sections,
+        }
+    )
+    model = Colours(spec)
+    model.limit = limit
+
+    def open_checkpoint(
+        checkpoint: Path, *, config_file: Path | None, overrides: list[str]
+    ) -> OpenedCheckpoint:
+        changed = Config.from_dict(config.to_dict(), overrides)
+        return OpenedCheckpoint(checkpoint, changed, spec, weights={}, sha256="ab" * 32)
+
+    def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
+        network: Any = model.eval()
+        return Loaded(network, opened.config, spec, sha256=opened.sha256, path=opened.path)
+
+    patch.setattr(build, "open_checkpoint", open_checkpoint)
+    patch.setattr(build, "build_loaded", build_loaded)
+    return evaluation.main(parse_eval(["--checkpoint", "colours.pt", *map(str, argv)]))
+
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Start `hmsa eval` in this process with a `Colours` network in place of the checkpoint's."""
+    """Start `hmsa eval` in this process with a `Colours` network."""
+    return partial(evaluate_colours, monkeypatch)
 
-    def start(
-        spec: DatasetSpec,
-        data: dict[str, Any],
-        *argv: object,
-        limit: float = math.inf,
-        **sections: Any,
-    ) -> int:
-        config = Config.from_dict(
-            {
-                "data": data,
-                "eval": {"scales": [1.0], "workers": 0},
-                "loss": {"main": "cross_entropy"},
-                "model": {"multiscale": "single"},
-                **sections,
-            }
-        )
-        model = Colours(spec)
-        model.limit = limit
 
-        def open_checkpoint(
-            checkpoint: Path, *, config_file: Path | None, overrides: list[str]
-        ) -> OpenedCheckpoint:
-            changed = Config.from_dict(config.to_dict(), overrides)
-            return OpenedCheckpoint(checkpoint, changed, spec, weights={}, sha256="ab" * 32)
+def in_colours(root: Path, folder: Path) -> dict[str, Any]:
+    """The data section of the same images with labels in colours, ignored pixels in white."""
+    shutil.copytree(root, folder)
+    content = yaml.safe_load((folder / "classes.yaml").read_text())
+    palette = np.full((256, 3), 255, np.uint8)
+    for item in content["classes"]:
+        palette[item.pop("id")] = item["color"]
+    content.update(labels="colors", ignore=[[255, 255, 255]])
+    (folder / "classes.yaml").write_text(yaml.safe_dump(content))
+    for path in (folder / "labels").rglob("*.png"):
+        save(path, palette[cv2.imread(str(path), cv2.IMREAD_UNCHANGED)])
+    return {"dataset": "folder", "root": str(folder), "classes": str(folder / "classes.yaml")}
 
-        def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
-            network: Any = model.eval()
-            return Loaded(network, opened.config, spec, sha256=opened.sha256, path=opened.path)
 
-        monkeypatch.setattr(build, "open_checkpoint", open_checkpoint)
-        monkeypatch.setattr(build, "build_loaded", build_loaded)
-        return evaluation.main(parse_eval(["--checkpoint", "colours.pt", *map(str, argv)]))
+def _rank_of_colours(rank: int, port: int, data: dict[str, Any], output: Path) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    spec = build_files(dataset="folder", root=data["root"], split="val").spec
+    assert evaluate_colours(pytest.MonkeyPatch(), spec, data, "--output", output) == 0
 
-    return start
+
+def test_labels_in_colours_are_scored_by_two_processes_as_ids_are_by_one(
+    thirteen: Path, tmp_path: Path, run: Any
+) -> None:
+    spec = build_files(dataset="folder", root=thirteen, split="val").spec
+    by_id = {"dataset": "folder", "root": str(thirteen)}
+    assert run(spec, by_id, "--output", tmp_path / "one") == 0
+
+    data = in_colours(thirteen, tmp_path / "data")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    mp.spawn(_rank_of_colours, args=(port, data, tmp_path / "two"), nprocs=2)
+
+    # All that is not a time or a place.
+    one, two = (
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")
+    )
+    compared = ("miou", "per_class", "pixel_accuracy", "boundary_f", "images", "confusion_matrix")
+    assert one["images"] == 13 and 0.9 < one["miou"] < 1
+    assert {name: two.get(name) for name in compared} == {name: one.get(name) for name in compared}
+    assert (tmp_path / "two" / "report.html").is_file()
 
 
 def cityscapes_tree(

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hmsa.engine import autolabel, build, train, validation
+from hmsa.engine import autolabel, build, step, train, validation
 from hmsa.engine.command_line import StopSignal
 from hmsa.engine.evaluate import evaluate
 from hmsa.engine.label_images import LabellingJob
@@ -81,7 +81,7 @@ def train_on(
     processes = Processes(rank=0, world_size=1, local_rank=0, device=torch.device(device))
     counted, marks = Counted(), []
     with stand_in_device(device) as seen:
-        seed_step: Callable[..., None] = train.seed_step
+        seed_step: Callable[..., None] = step.seed_step
 
         def seed(**keywords: int) -> None:
             marks.append(len(seen.waits))
@@ -90,7 +90,7 @@ def train_on(
         def score(model: Any, loader: Any, **keywords: Any) -> Any:
             return evaluate(model, images_of(loader, seen, counted), **keywords)
 
-        monkeypatch.setattr(train, "seed_step", seed)
+        monkeypatch.setattr(step, "seed_step", seed)
         monkeypatch.setattr(validation, "evaluate", score)
         trace = Trace(folder, enabled=False)
         with closing(StopSignal()) as stop:

@@ -16,14 +16,12 @@ from hmsa.datasets import CITYSCAPES, MAPILLARY, DatasetSpec, normalise
 from hmsa.datasets.layouts.mapillary import load_mapillary_spec
 from hmsa.engine import build, model_source
 from hmsa.engine.arguments import autolabel_command, predict_command
+from hmsa.engine.arguments import convert_command as convert
 from hmsa.network import build_model
 from hmsa.network.inference import InferenceOptions, predict_label
 from hmsa.utils.training.checkpoint import CheckpointError
-from scripts.convert_weights import main as convert
 from tests.datasets.trees import photo, save
 from tests.network.authors_names import to_authors
-from tests.network.conftest import GOLDEN, Golden
-from tests.network.test_golden import check_cases
 
 safetensors = pytest.importorskip("safetensors.torch")
 SMALL = {"trunk": "hrnet_w18_small", "decoder": "ocr", "multiscale": "hierarchical"}
@@ -73,20 +71,6 @@ def test_the_authors_file_predicts_and_labels_without_any_data_set(
     assert autolabel_command([*words, "--threshold", "0", *SCALES]) == 0
     automatic = np.asarray(Image.open(next(labels.rglob("a*.png"))))
     assert np.array_equal(automatic, written)
-
-
-def test_a_golden_model_from_a_file_gives_the_authors_numbers(tmp_path: Path) -> None:
-    """deeplabv3plus on ResNet-50, the smallest whose numbers come from the authors' code."""
-    name = "deepv3plus_r50_mscale"
-    golden = Golden(name)
-    path = tmp_path / "golden.pth"
-    torch.save({"state_dict": {f"module.{key}": golden.state[key] for key in golden.state}}, path)
-    loaded = load(path)
-    assert {key: getattr(loaded.config.model, key) for key in GOLDEN[name]} == GOLDEN[name]
-    assert loaded.spec == CITYSCAPES
-    image = np.random.default_rng(0).standard_normal((1, 3, 128, 256)).astype(np.float32)
-    two_scale = {"two_scale": golden.numbers["eval"]["two_scale"]}
-    check_cases(loaded.model, torch.from_numpy(image), two_scale)
 
 
 def test_converted_weights_are_usable_alone(

@@ -17,6 +17,7 @@ from hmsa.engine.arguments import autolabel_command
 from hmsa.utils.config import load_config
 from hmsa.utils.files.image_places import ImagePlace, read_image_places, write_image_places
 from hmsa.utils.processes import join
+from hmsa.utils.training.checkpoint import save_checkpoint
 from tests.engine.conftest import configuration, draw
 from tests.engine.test_autolabel import make_teacher, one_sentence, tree_of
 
@@ -181,6 +182,56 @@ def test_the_job_ends_with_the_training_that_comes_next(
     printed = capsys.readouterr()
     said = printed.out + printed.err
     assert f"hmsa train CONFIG.yaml data.extra.root={tmp_path / 'out'}" in said
+
+
+def test_a_class_of_which_almost_nothing_is_kept_is_named_with_the_remedy(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The threshold of one class is put just below the surest of its pixels."""
+    # The teacher of the other tests is certain of many pixels; of none with smaller logits.
+    content = torch.load(own / "teacher.pt", weights_only=True)
+    for key, value in content["model"].items():
+        if key.startswith("decoder.") and value.ndim == 4 and len(value) == 3:
+            value *= 0.01
+    save_checkpoint(tmp_path / "soft.pt", content, sidecar=False)
+    output = tmp_path / "out"
+    given = ("--checkpoint", tmp_path / "soft.pt", "--threshold", "0")
+    assert label(own, output, *given, "autolabel.keep_answers=true") == 0
+    said = capsys.readouterr()
+    assert "little is kept" not in said.out + said.err
+
+    # What the teacher said before any threshold: the class it is least sure of, and how sure.
+    answers = [cv2.imread(str(path), -1) for path in (output / ".answers").rglob("*.png")]
+    planes = np.stack([answer.reshape(5, 32, 48) for answer in answers], axis=1)
+    octets = np.ascontiguousarray(np.moveaxis(planes[1:], 0, -1))
+    confidence = octets.view(np.float32)[..., 0]
+    found = [confidence[planes[0] == index] for index in range(3)]
+    unsure = min((one.mean(), index) for index, one in enumerate(found) if one.size > 200)[1]
+    surest = np.sort(found[unsure])[-5]
+    assert surest < 1
+
+    name = ("sky", "road", "pole")[unsure]
+    cut = f"autolabel.class_thresholds={{{name}: {surest:.9f}}}"
+    assert label(own, output, *given, cut) == 0
+    said = capsys.readouterr()
+    lines = (said.out + said.err).splitlines()
+    (sentence,) = [line for line in lines if "little is kept of" in line]
+    row = json.loads((output / "manifest.json").read_text())["per_class"][name]
+    assert 0 < row["kept"] <= 10 and row["kept_share"] < 0.05
+    assert f"of {name} ({100 * row['kept_share']:.1f} %)" in sentence
+    assert "autolabel.keep_share=0.5" in sentence and f"{{{name}: 0.5}}" in sentence
+    assert f"Starved: of {name} (" in (output / "report.html").read_text()
+
+    # The remedy is one.
+    cut = f"autolabel.class_thresholds={{{name}: 0.0}}"
+    assert label(own, output, *given, cut) == 0
+    said = capsys.readouterr()
+    assert "little is kept" not in said.out + said.err and "Do not train" not in said.err
+
+    # Where a training would do harm, the terminal says what the page says first.
+    assert label(own, output, *given, "--threshold", "1") == 0
+    said = capsys.readouterr()
+    assert "Do not train on these yet. No pixel has a label" in said.out + said.err
 
 
 def test_frames_are_trained_on(own: Path, tmp_path: Path) -> None:

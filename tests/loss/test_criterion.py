@@ -156,6 +156,15 @@ def test_options_reach_their_losses() -> None:
     torch.testing.assert_close(
         found["cross_entropy"], cross_entropy(given.logits, label, class_weights=weights)
     )
+    # Binary cross-entropy has weights of its own, alone and beside RMI.
+    for name in ("bce", "rmi"):
+        criterion = build_criterion(num_classes=4, main=name, binary_class_weights=weights.tolist())
+        binary = binary_cross_entropy(given.logits, label, class_weights=weights)
+        share = {"bce": 1.0, "rmi": 0.5}[name]
+        torch.testing.assert_close(criterion(given, label)["bce"], share * binary)
+        criterion = build_criterion(num_classes=4, main=name, class_weights=weights.tolist())
+        plain = share * binary_cross_entropy(given.logits, label)
+        torch.testing.assert_close(criterion(given, label)["bce"], plain)
     for name, options in (
         ("ohem", {"threshold": 0.2}),
         ("bootstrapped", {"fraction": 0.1}),
@@ -182,6 +191,10 @@ def test_options_reach_their_losses() -> None:
         ({"rmi": {"pool": "median"}}, "pool must be one of avg, max, interp, not 'median'."),
         ({"rmi": {"lambda_way": 2}}, "lambda_way must be 0 or 1, not 2."),
         ({"class_weights": [1.0, 2.0]}, "class_weights must hold 4 values, not 2."),
+        (
+            {"binary_class_weights": [1.0, 2.0]},
+            "binary_class_weights must hold 4 values, not 2.",
+        ),
     ],
 )
 def test_mistakes_are_named(keywords: dict[str, Any], sentence: str) -> None:

@@ -36,6 +36,10 @@ LOSSES: dict[str, tuple[Loss, dict[str, Any]]] = {
     "bootstrapped": (bootstrapped_cross_entropy, {"fraction": 0.3}),
     "ohem": (ohem_cross_entropy, {"threshold": 0.3, "min_kept": 0.05}),
     "bce": (binary_cross_entropy, {}),
+    "bce, class weights": (
+        binary_cross_entropy,
+        {"class_weights": torch.tensor([0.5, 1.0, 2.0, 0.25, 3.0])},
+    ),
     "relaxed": (relaxed_boundary_loss, {}),
     "dice": (dice_loss, {}),
     "dice, smooth": (dice_loss, {"smooth": 1.0}),
@@ -240,6 +244,38 @@ def test_binary_cross_entropy_is_torchs() -> None:
         )
 
 
+@pytest.mark.parametrize("block", [1, 100, 2**18])
+def test_binary_cross_entropy_with_weights_is_torchs_weighted_by_the_label(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "CPU_BLOCK_ELEMENTS", block)
+    weights = torch.tensor([0.5, 1.0, 2.0, 0.25, 3.0], dtype=torch.float64)
+    for scale in (1, 30):
+        logits, label = inputs()
+        own = torch.where(label == 255, 0, label).long()
+        one_hot = functional.one_hot(own, 5).movedim(-1, 1).double()
+        weight = (weights[own] * (label != 255))[:, None]
+        pixels = (label != 255).sum()
+
+        def torchs(
+            logits: Tensor,
+            _: Tensor,
+            one_hot: Tensor = one_hot,
+            weight: Tensor = weight,
+            pixels: Tensor = pixels,
+        ) -> Tensor:
+            total = functional.binary_cross_entropy_with_logits(
+                logits, one_hot, weight=weight, reduction="sum"
+            )
+            return total / (pixels + 1)
+
+        expected = value_and_gradient(torchs, scale * logits, label)
+        found = value_and_gradient(
+            binary_cross_entropy, scale * logits, label, class_weights=weights
+        )
+        torch.testing.assert_close(found, expected)
+
+
 def test_binary_cross_entropy_in_fp32_keeps_its_precision_where_predictions_are_good() -> None:
     logits, label = inputs(size=(64, 64), dtype=torch.float32)
     true_class = (
@@ -258,6 +294,10 @@ def test_equal_weights_change_nothing() -> None:
     expected = value_and_gradient(cross_entropy, logits, label)
     torch.testing.assert_close(
         value_and_gradient(cross_entropy, logits, label, class_weights=torch.ones(5)), expected
+    )
+    binary = value_and_gradient(binary_cross_entropy, logits, label)
+    torch.testing.assert_close(
+        value_and_gradient(binary_cross_entropy, logits, label, class_weights=torch.ones(5)), binary
     )
     doubled = value_and_gradient(cross_entropy, logits, label, class_weights=2 * torch.ones(5))
     torch.testing.assert_close(doubled, (2 * expected[0], 2 * expected[1]))
@@ -289,6 +329,7 @@ def test_class_weights() -> None:
     for weighting, raw in (
         ("linear", [1.4, 1.7, 1.9, 1.0]),
         ("inverse", [1 + 1 / 0.6, 1 + 1 / 0.3, 11.0, 1.0]),
+        ("log", [1 / math.log(1.62), 1 / math.log(1.32), 1 / math.log(1.12), 1.0]),
     ):
         mean = 0.6 * raw[0] + 0.3 * raw[1] + 0.1 * raw[2]
         expected = torch.tensor(raw, dtype=torch.float64) / mean

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from hmsa.loss import LossError, rmi_loss, weighted_rmi_loss
+from hmsa.loss import LossError, binary_cross_entropy, rmi_loss, weighted_rmi_loss
 from hmsa.loss.fast import blocks
 from hmsa.loss.fast.region_information import _robust_cholesky
 from hmsa.loss.reference import reference_rmi_loss
@@ -167,6 +167,28 @@ def loss_and_gradient(
     terms = loss(logits, label, **settings)
     (gradient,) = torch.autograd.grad(0.7 * terms["bce"] + 0.3 * terms["rmi"], logits)
     return torch.stack([terms["bce"], terms["rmi"]]).detach(), gradient
+
+
+@pytest.mark.parametrize("pool", ["avg", "max"])
+def test_class_weights_change_the_binary_term_alone(pool: str) -> None:
+    logits, label = torch.randn(2, 3, 24, 20), torch.randint(3, (2, 24, 20))
+    label[0, :3] = 255
+    weights = torch.tensor([0.5, 1.0, 4.0])
+    settings: dict[str, Any] = {"num_classes": 3, "pool": pool, "pool_size": 4}
+    plain = rmi_loss(logits, label, **settings)
+    found = rmi_loss(logits, label, class_weights=weights, **settings)
+    assert found["rmi"] == plain["rmi"]
+    expected = binary_cross_entropy(logits, label, class_weights=weights)
+    torch.testing.assert_close(found["bce"], expected)
+    assert found["bce"] > plain["bce"]
+
+    # The gradient is that of the two terms, each on its own.
+    leaf = logits.requires_grad_()
+    terms = rmi_loss(leaf, label, class_weights=weights, **settings)
+    (both,) = torch.autograd.grad(terms["bce"] + terms["rmi"], leaf)
+    (binary,) = torch.autograd.grad(binary_cross_entropy(leaf, label, class_weights=weights), leaf)
+    (regions,) = torch.autograd.grad(rmi_loss(leaf, label, **settings)["rmi"], leaf)
+    torch.testing.assert_close(both, binary + regions)
 
 
 @pytest.mark.parametrize(

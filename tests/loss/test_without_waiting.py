@@ -85,18 +85,21 @@ def test_forward(main: str, pool: str, operations: Operations) -> None:
     ("function", "arguments", "gradients"),
     [
         (softmax._SoftmaxCrossEntropy, (), [(2, 40, 36)]),
-        (binary_terms._BinaryTerms, (4,), [(), (2, 3, 11, 10)]),
+        (binary_terms._BinaryTerms, (4, None), [(), (2, 3, 11, 10)]),
+        (binary_terms._BinaryTerms, (4, "weights"), [(), (2, 3, 11, 10)]),
     ],
-    ids=["softmax", "binary"],
+    ids=["softmax", "binary", "binary, weighted"],
 )
 def test_backward_of_pixels(
     function: Any,
-    arguments: tuple[int, ...],
+    arguments: tuple[Any, ...],
     gradients: list[tuple[int, ...]],
     operations: Operations,
 ) -> None:
     logits, label = inputs()
     context = Context()
+    if "weights" in arguments:
+        arguments = (arguments[0], torch.empty(3, device="cuda"))
     function.forward(context, logits, label, label < 3, *arguments)
     grads = [torch.empty(shape, device="cuda") for shape in gradients]
     assert function.backward(context, *grads)[0].shape == logits.shape

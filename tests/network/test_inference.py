@@ -436,6 +436,8 @@ def out_of_memory_above(
             "[enforce fail at alloc_cpu.cpp:126] err == 0. "
             "DefaultCPUAllocator: can't allocate memory"
         ),
+        lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        lambda: RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
         MemoryError,
     ],
 )

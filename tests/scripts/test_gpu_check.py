@@ -12,7 +12,7 @@ import torch
 
 from scripts import gpu_check
 from scripts.gpu_checks.environment import is_built_for
-from scripts.gpu_checks.findings import Finding, GpuSetup, not_above, not_below
+from scripts.gpu_checks.findings import Finding, GpuSetup, each_of, not_above, not_below
 from scripts.gpu_checks.runs import draw_scenes
 from scripts.gpu_checks.steps import covered
 
@@ -71,7 +71,7 @@ def test_what_falls_short_or_fails_is_said_and_ends_nothing_else(
     assert gpu_check.main(["--rehearse", "--only", "environment", "equality"]) == 1
     printed = capsys.readouterr().out
     assert "FAILED environment: kernels: 5 (at most 3)" in printed
-    assert "FAILED environment: environment ended early: device-side assert" in printed
+    assert "FAILED environment: short ended early: device-side assert" in printed
     assert "ok     equality: kernels: 1 (at most 3)" in printed
     assert "1 of 3 as they should be on cpu" in printed
 
@@ -84,9 +84,16 @@ def test_without_a_gpu_one_sentence_says_so(capsys: pytest.CaptureFixture[str]) 
     assert "Traceback" not in error
 
 
+def test_another_gpu_is_chosen_by_the_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_check.main(["--device", "cuda:1"]) == 2
+    assert "set CUDA_VISIBLE_DEVICES=1" in capsys.readouterr().err
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", gpu_check.CHECKS)
 def test_this_gpu(name: str, tmp_path: Path) -> None:
     setup = GpuSetup(device=torch.device("cuda:0"), folder=tmp_path)
     draw_scenes(setup)
-    assert [finding for finding in gpu_check.found_by(name, setup) if not finding.passed] == []
+    assert [
+        finding for finding in each_of(setup, gpu_check.CHECKS[name]) if not finding.passed
+    ] == []

@@ -331,6 +331,11 @@ def test_table1_means_paired_differences_gains_and_attention() -> None:
         and found["seeds"] == 3
     )
     assert summary["differences"]["adding 0.25 to average"]["mean"] == pytest.approx(-0.01)
+    assert not any(line["scales"] == [0.5, 1.0] for line in summary["lines"])
+    rows = rows_of_table1()
+    rows[0]["scored"].append({"scales": [0.5, 1.0], "combine": "average", "miou": 0.48})
+    (line,) = (line for line in table1.summarise(rows, {})["lines"] if len(line["scales"]) == 2)
+    assert line["name"] == "average" and line["by_seed"] == {0: 0.48}
     assert summary["gains"] == {"pole": pytest.approx(0.1), "road": pytest.approx(0.01)}
     assert summary["attention"]["1"] == pytest.approx({"thin": 0.7, "large": 0.2}) and summary[
         "attention"
@@ -391,6 +396,33 @@ def test_table2_pairs_rows_with_the_baseline_and_its_rows_differ_in_two_options(
         "model.multiscale=hierarchical",
         "data.extra.labels=auto",
     }
+
+
+def test_table1_scores_the_lists_that_are_asked_for_and_keeps_such_rows_apart(
+    tmp_path: Path,
+) -> None:
+    into = ["--output", str(tmp_path)]
+    usual = table1.run_of_model(table1.parse(into), "", "single", 0)
+    words = [*into, "--lists", "1", "[0.5, 1]", "--no-flip"]
+    options = table1.parse(words)
+    run = table1.run_of_model(options, "", "single", 0)
+    assert run.scorings == (table1.Scoring(("1", "0.5,1"), ("eval.flip=false",)),)
+    assert run.overrides == usual.overrides and run.recipe() != usual.recipe()
+
+    # Without lists every scoring of the table changes so.
+    run = table1.run_of_model(table1.parse([*into, "--no-flip"]), "", "single", 0)
+    assert [scoring.lists for scoring in run.scorings] == [s.lists for s in usual.scorings]
+    assert run.scorings[1].overrides == ("eval.combine=max", "eval.flip=false")
+
+    # Calibrations may be judged by another split.
+    options = table1.parse([*into, "--judge", "train"])
+    for model, words in (("calibrated", ("--judge", "train")), ("attached", ("1", "2"))):
+        assert table1.run_of_model(options, "", model, 0).made_by[-2:] == words
+
+    with pytest.raises(UserError, match="--output: the published table keeps the way"):
+        table1.make_table(table1.parse(["--lists", "1"]))
+    with pytest.raises(SystemExit):
+        table1.parse([*into, "--lists", "one"])
 
 
 @pytest.fixture

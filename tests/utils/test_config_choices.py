@@ -97,6 +97,7 @@ def test_fields_of_the_loss_are_build_criterions_keywords() -> None:
         "align_corners",
     }
     common = {"logits", "label", "ignore_label", "valid_pixels", "parts", "num_classes"}
+    common |= {"class_weights"}  # of loss.class_weights and loss.binary_class_weights
     assert names_in("loss.rmi") - {"weight", "lambda_way"} == keywords(rmi_loss) - common
     assert names_in("loss.ohem") == keywords(ohem_cross_entropy) - common
     assert names_in("loss.bootstrapped") == keywords(bootstrapped_cross_entropy) - common

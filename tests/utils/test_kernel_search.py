@@ -17,11 +17,11 @@ def _setting() -> Iterator[None]:
     torch.backends.cudnn.benchmark = before
 
 
-def searched(sizes: list[tuple[int, int]]) -> list[bool]:
+def searched(sizes: list[tuple[int, int]], *, in_parts: bool = False) -> list[bool]:
     """For each image of these sizes, whether kernels may be searched for."""
     search, found = KernelSearch(), []
     for size in sizes:
-        with search.for_size(size):
+        with search.for_size(size, in_parts=in_parts):
             found.append(torch.backends.cudnn.benchmark)
     return found
 
@@ -31,6 +31,11 @@ def test_a_size_must_come_again_and_again() -> None:
     assert searched([(number, 64) for number in range(5)]) == [False] * 5
     assert searched([(8, 64)] * 4) == [False, False, True, True]
     assert torch.backends.cudnn.benchmark, "a training goes on as it was"
+
+
+def test_parts_of_images_have_new_sizes_every_time() -> None:
+    torch.backends.cudnn.benchmark = True
+    assert searched([(8, 64)] * 4, in_parts=True) == [False] * 4
 
 
 def test_a_deterministic_run_never_searches() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from ..words import did_you_mean, nearest
+from ..words import did_you_mean, nearest, shortened
 from .models import UnknownChoice
 
 # What other code bases call our options.
@@ -126,9 +126,7 @@ def shown(value: Any) -> str:
         text = "a section"
     else:
         text = repr(value)
-    if len(text) > 80:
-        text = f"{text[:77]}..."
-    return text
+    return shortened(text)
 
 
 def _hint(kind: str, value: Any) -> str:

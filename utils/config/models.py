@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ..imported import is_reference
-from ..words import words_of_list
+from ..words import shortened, words_of_list
 
 TRUNKS = (
     "hrnet_w48",
@@ -169,7 +169,7 @@ class UnknownChoice(ValueError):
 
     def __init__(self, word: str, choices: tuple[str, ...]) -> None:
         self.word, self.choices = word, choices
-        super().__init__(f"'{word}' is none of {', '.join(choices)}")
+        super().__init__(f"'{shortened(word)}' is none of {', '.join(choices)}")
 
 
 def _known_trunk(name: str) -> str:
@@ -192,7 +192,7 @@ def _one_of(choices: tuple[str, ...]) -> AfterValidator:
 
 def _reference(name: str) -> str:
     if not is_reference(name):
-        raise ValueError(f"expected module:name, such as my_parts:make, got '{name}'")
+        raise ValueError(f"expected module:name, such as my_parts:make, got '{shortened(name)}'")
     return name
 
 
@@ -407,7 +407,7 @@ BUILDER = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
 def _named_function(name: str) -> str:
     if re.fullmatch(BUILDER, name) is None:
         raise ValueError(
-            f"'{name}' does not name a function; write module:function, such as "
+            f"'{shortened(name)}' does not name a function; write module:function, such as "
             "torchvision.models.segmentation:deeplabv3_resnet50"
         )
     return name
@@ -624,11 +624,14 @@ class LossSection(ConfigSection):
     release"""
 
     # Class weights.
-    class_weights: Literal["none", "linear", "inverse"] = "none"
-    """Weigh classes in cross-entropy by how rare they are in the training labels: 1 + (1 - f) or
-    1 + 1 / f"""
+    class_weights: Literal["none", "linear", "inverse", "log"] = "none"
+    """Weigh classes in cross-entropy by how rare they are in the training labels: 1 + (1 - f),
+    1 + 1 / f, or ENet's 1 / ln(1.02 + f)"""
 
-    image_weights: Literal["linear", "inverse"] | None = None
+    binary_class_weights: Literal["none", "linear", "inverse", "log"] = "none"
+    """The same for binary cross-entropy, which rmi and bce have: a pixel weighs by its label"""
+
+    image_weights: Literal["linear", "inverse", "log"] | None = None
     """Weigh classes in cross-entropy by how rare they are in each image; null: all alike"""
 
     # Constants of single losses.

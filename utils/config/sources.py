@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.yaml_loader import KeyPath, Mistake, YamlError, dotted, parse_yaml, read_yaml
-from ..words import did_you_mean
+from ..words import did_you_mean, shortened
 from .errors import ConfigError
 from .lookup import find_base, find_class_list
 
@@ -225,7 +225,7 @@ def read_overrides(overrides: Sequence[str]) -> ConfigTree:
         name, equals, value_text = text.partition("=")
         path: KeyPath = tuple(name.strip().split("."))
         if not equals or not all(path):
-            message = f"'{text}' is no override; write section.key=value"
+            message = f"'{shortened(text)}' is no override; write section.key=value"
             tree.mistakes.append(Mistake(message, file=COMMAND_LINE))
             continue
 

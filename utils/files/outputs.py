@@ -36,7 +36,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..words import UserError
+from ..words import UserError, shortened
 from .locking import locked
 from .regular import open_regular
 from .writing import WriteError, write_file, written_whole
@@ -101,8 +101,8 @@ def _checked(name: str) -> PurePosixPath:
         raise OutputError(f"'{shown}': no file can be called so; rename it") from error
     if max(lengths) > _LONGEST_NAME or sum(lengths) + len(lengths) > _LONGEST_PATH:
         raise OutputError(
-            f"'{shown[:60]}...': the name is too long for a file, which may have {_LONGEST_NAME} "
-            "bytes; rename what it was made of"
+            f"'{shortened(shown)}': the name is too long for a file, which may have "
+            f"{_LONGEST_NAME} bytes; rename what it was made of"
         )
     return parts
 

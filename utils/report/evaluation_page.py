@@ -15,6 +15,7 @@ from .page import Section, percent, settings_section
 from .scales_section import scales_and_flip, scales_section
 
 _MISTAKES_SHOWN = 12
+_LEAST_MISTAKE = 5e-4  # of all, below which it would be shown as 0.0 %
 
 
 def subtitle(report: EvaluationReport) -> str:
@@ -211,7 +212,7 @@ def _confusion(report: EvaluationReport) -> Section:
     for position in commonest.tolist():
         label, predicted = divmod(position, len(names))
         pixels = wrong[label, predicted]
-        if pixels:
+        if pixels >= _LEAST_MISTAKE * wrong.sum() > 0:
             mistakes.append(
                 {
                     "label": names[label],

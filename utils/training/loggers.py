@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from ..files.writing import write_file
-from ..words import UserError
+from ..words import UserError, reason_of
 
 logger = logging.getLogger("hmsa")
 
@@ -83,37 +83,64 @@ class TensorBoard:
         self.board.close()
 
 
-class WeightsAndBiases:
-    """A run of Weights & Biases; WANDB_PROJECT, WANDB_MODE and the like work as always.
+class _ServiceRun:
+    """A run that a service shows; each service has a class, and `start` begins or finds the run.
 
-    Its id is kept in the run's folder, so that a resumed training goes on with the same run.
+    The id that the service gives it is kept in the run's folder, so that a resumed training goes on
+    with the same run.
     """
 
-    title = "wandb"
+    title: str  # of the package, too
+    advice: str  # for whoever cannot reach the service
 
     def __init__(self) -> None:
-        _require("wandb")
-        self.run: Any = None
+        if importlib.util.find_spec(self.title) is None:
+            raise LoggerError(
+                f"runtime.loggers: {self.title!r} needs the package of that name, which is not "
+                f"installed: pip install {self.title}, or take it out of runtime.loggers"
+            )
 
     def begin(self, folder: Path, *, name: str, configuration: str, first_step: int) -> None:
         """Start the run, or go on with it."""
+        file = folder / f"{self.title}_id"
+        known = None
+        if first_step and file.is_file():
+            known = file.read_text(encoding="utf-8").strip() or None
+
+        # Such libraries pass on whatever their connection met.
+        try:
+            run_id = self.start(folder, name=name, configuration=configuration, known=known)
+        except Exception as error:
+            raise LoggerError(
+                f"runtime.loggers: {self.title!r} cannot begin ({type(error).__name__}: "
+                f"{reason_of(error)}); {self.advice}, or take it out of runtime.loggers"
+            ) from error
+        write_file(file, f"{run_id}\n")
+
+    def start(self, folder: Path, *, name: str, configuration: str, known: str | None) -> str:
+        """Begin a run, or go on with the one of id `known`; returns its id."""
+        raise NotImplementedError
+
+
+class WeightsAndBiases(_ServiceRun):
+    """A run of Weights & Biases; WANDB_PROJECT, WANDB_MODE and the like work as always."""
+
+    title = "wandb"
+    advice = "log in by `wandb login`, set WANDB_MODE=offline"
+
+    def start(self, folder: Path, *, name: str, configuration: str, known: str | None) -> str:
+        """See the base class."""
         import wandb
 
-        known = _kept_id(folder, "wandb_id", goes_on=first_step > 0)
-        try:
-            self.run = wandb.init(
-                project=_from_environment("WANDB_PROJECT"),
-                name=name,
-                dir=str(folder),
-                config=yaml.safe_load(configuration),
-                id=known,
-                resume="allow" if known else None,
-            )
-        except Exception as error:
-            raise _cannot_begin(
-                "wandb", error, "log in by `wandb login`, set WANDB_MODE=offline"
-            ) from error
-        _keep_id(folder, "wandb_id", str(self.run.id))
+        self.run: Any = wandb.init(
+            project=os.environ.get("WANDB_PROJECT") or PROJECT,
+            name=name,
+            dir=str(folder),
+            config=yaml.safe_load(configuration),
+            id=known,
+            resume="allow" if known else None,
+        )
+        return str(self.run.id)
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
         """One point on each curve."""
@@ -130,31 +157,21 @@ class WeightsAndBiases:
         self.run.finish()
 
 
-class MLflow:
-    """A run of MLflow; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME work as always.
-
-    Its id is kept in the run's folder, so that a resumed training goes on with the same run.
-    """
+class MLflow(_ServiceRun):
+    """A run of MLflow; MLFLOW_TRACKING_URI and MLFLOW_EXPERIMENT_NAME work as always."""
 
     title = "mlflow"
+    advice = "set MLFLOW_TRACKING_URI"
 
-    def __init__(self) -> None:
-        _require("mlflow")
-        self.client: Any = None
-
-    def begin(self, folder: Path, *, name: str, configuration: str, first_step: int) -> None:
-        """Start the run, or go on with it."""
+    def start(self, folder: Path, *, name: str, configuration: str, known: str | None) -> str:
+        """See the base class."""
         import mlflow
 
-        known = _kept_id(folder, "mlflow_id", goes_on=first_step > 0)
-        try:
-            mlflow.set_experiment(_from_environment("MLFLOW_EXPERIMENT_NAME"))
-            run = mlflow.start_run(run_id=known, run_name=name)
-            mlflow.log_text(configuration, "config.yaml")
-        except Exception as error:
-            raise _cannot_begin("mlflow", error, "set MLFLOW_TRACKING_URI") from error
-        self.client = mlflow
-        _keep_id(folder, "mlflow_id", str(run.info.run_id))
+        self.client: Any = mlflow
+        mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT)
+        run = mlflow.start_run(run_id=known, run_name=name)
+        mlflow.log_text(configuration, "config.yaml")
+        return str(run.info.run_id)
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
         """One point on each curve."""
@@ -220,39 +237,6 @@ class Shown:
             except Exception as error:
                 self.loggers.remove(one)
                 logger.warning("%s is off from here on (%s)", one.title, error)
-
-
-def _require(package: str) -> None:
-    """LoggerError unless the package that a logger needs is installed."""
-    if importlib.util.find_spec(package) is None:
-        raise LoggerError(
-            f"runtime.loggers: {package!r} needs the package of that name, which is not installed: "
-            f"pip install {package}, or take it out of runtime.loggers"
-        )
-
-
-def _cannot_begin(name: str, error: Exception, advice: str) -> LoggerError:
-    text = " ".join(str(error).split())[:200]
-    return LoggerError(
-        f"runtime.loggers: {name!r} cannot begin ({type(error).__name__}: {text}); {advice}, or "
-        "take it out of runtime.loggers"
-    )
-
-
-def _from_environment(variable: str) -> str:
-    return os.environ.get(variable) or PROJECT
-
-
-def _kept_id(folder: Path, file: str, *, goes_on: bool) -> str | None:
-    """The id under which a run that goes on was shown before, or None."""
-    path = folder / file
-    if goes_on and path.is_file():
-        return path.read_text(encoding="utf-8").strip() or None
-    return None
-
-
-def _keep_id(folder: Path, file: str, run_id: str) -> None:
-    write_file(folder / file, f"{run_id}\n")
 
 
 def _warn_only_of(kind: type[Exception], other_hook: Callable[[Any], Any]) -> Callable[[Any], None]:

@@ -88,7 +88,7 @@ class Progress:
 
     def summary(self) -> str:
         """What was done and how good the best of it was, in one line."""
-        steps = f"{self.epoch} epochs, {self.step} steps"
+        steps = f"{self.epoch} epoch{'s' * (self.epoch != 1)}, {self.step} steps"
         if self.skipped_steps:
             steps += f", {self.skipped_steps} of them skipped"
         if self.best_epoch < 0:

@@ -1,31 +1,19 @@
-"""scripts/check_dataset.py as a user starts it: what it prints, what it draws, how it ends."""
+"""`hmsa check` as a user starts it: what it prints, what it draws, how it ends."""
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
+from hmsa.engine.arguments import check_command
 from tests.datasets.trees import label, make_auto_labels, make_cityscapes, make_folder, save
-
-
-@pytest.fixture(scope="module")
-def script(root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "check_dataset", root / "scripts" / "check_dataset.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def config_for(tmp_path: Path, **data: object) -> Path:
@@ -34,18 +22,15 @@ def config_for(tmp_path: Path, **data: object) -> Path:
     return path
 
 
-def run(script: ModuleType, tmp_path: Path, *arguments: str) -> int:
-    return script.check(
-        script.parse_arguments(
-            [str(tmp_path / "config.yaml"), "--output", str(tmp_path / "out"), *arguments]
-        )
-    )
+def run(tmp_path: Path, *arguments: str) -> int:
+    words = [str(tmp_path / "config.yaml"), "--output", str(tmp_path / "out"), *arguments]
+    return check_command(words)
 
 
-def test_sound_data(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sound_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = make_folder(tmp_path / "data", {"train": ["a", "b"], "val": ["c"]})
     config_for(tmp_path, dataset="folder", root=str(root))
-    assert run(script, tmp_path) == 0
+    assert run(tmp_path) == 0
     said = capsys.readouterr()
     assert (
         "train: 2 images; height x width: 24 x 32 (2)" in said.out
@@ -66,27 +51,25 @@ def test_sound_data(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFi
     )  # a bar in each class's colour
 
 
-def test_suggestion_is_a_configuration(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_suggestion_is_a_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = make_folder(tmp_path / "data", {"train": ["a", "b"], "val": ["c"]})
     config_for(tmp_path, dataset="folder", root=str(root))
-    assert run(script, tmp_path) == 0
+    assert run(tmp_path) == 0
     out = capsys.readouterr().out
     values = yaml.safe_load(out[out.index("data:") : out.index("no faults")])
     config_for(tmp_path, dataset="folder", root=str(root), **values["data"])
-    assert run(script, tmp_path) == 0
+    assert run(tmp_path) == 0
 
 
 def test_every_kind_of_fault_and_status_2(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = make_folder(tmp_path / "data", {"train": ["a", "b"], "val": ["c", "d"]})
     save(root / "labels/train/a.png", label(values=(0, 1, 7)))
     save(root / "labels/val/d.png", label((9, 9)))
     shutil.copy(root / "images/train/b.jpg", root / "images/val/c.jpg")
     config_for(tmp_path, dataset="folder", root=str(root))
-    assert run(script, tmp_path) == 2
+    assert run(tmp_path) == 2
     said = capsys.readouterr()
     errors = said.err.splitlines()
     assert len(errors) == 3 and all(line.startswith("error: ") for line in errors)
@@ -99,18 +82,18 @@ def test_every_kind_of_fault_and_status_2(
 
 
 def test_a_split_that_cannot_be_listed_does_not_hide_the_others(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = make_folder(tmp_path / "data", {"train": ["a"], "val": ["c"]})
     (root / "labels/train/a.png").unlink()
     config_for(tmp_path, dataset="folder", root=str(root))
-    assert run(script, tmp_path) == 2
+    assert run(tmp_path) == 2
     said = capsys.readouterr()
     assert "1 image in" in said.err and "val: 1 images" in said.out
 
 
 def test_extra_source_is_checked_with_its_policy(
-    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = make_cityscapes(
         tmp_path / "data",
@@ -120,7 +103,7 @@ def test_extra_source_is_checked_with_its_policy(
     auto = make_auto_labels(tmp_path / "auto", names, form="ids", manifest=True)
     extra = {"root": str(auto), "confidence_threshold": 0.9, "policy": {"road": "human"}}
     config_for(tmp_path, dataset="cityscapes", root=str(root), extra=extra)
-    status = run(script, tmp_path)
+    status = run(tmp_path)
     said = capsys.readouterr()
     assert "train_extra: 2 images" in said.out
     # The miniature draws the same random pictures for every city: what this sentence is for.

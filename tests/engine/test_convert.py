@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from hmsa.engine.arguments import convert_command as main
 from hmsa.network import build_model, load_weights
 from hmsa.utils.config import Config
 from hmsa.utils.training.checkpoint import FORMAT
-from scripts.convert_weights import main
 from tests.datasets.trees import toy_spec
 
 safetensors = pytest.importorskip("safetensors.torch")

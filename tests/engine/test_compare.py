@@ -14,7 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
-from scripts.compare_runs import CompareError, as_page, load_runs, main
+from hmsa.engine.arguments import compare_command as main
+from hmsa.utils.report.comparison import CompareError, load_runs
+from hmsa.utils.report.comparison_page import as_page
 
 
 def write(path: Path, **changes: Any) -> Path:
@@ -172,9 +174,9 @@ def test_every_way_is_a_column(tmp_path: Path, capsys: pytest.CaptureFixture[str
     ("content", "said"),
     [
         ("{", "is no JSON file"),
-        ("[1]", "is no metrics.json of eval.py: it holds a list"),
+        ("[1]", "is no metrics.json of hmsa eval: it holds a list"),
         ('{"miou": 0.1}', "the key 'per_class' is missing"),
-        ('{"per_class": 3}', "is no metrics.json of eval.py"),
+        ('{"per_class": 3}', "is no metrics.json of hmsa eval"),
     ],
 )
 def test_faulty_files_are_named(tmp_path: Path, content: str, said: str) -> None:
