@@ -203,8 +203,9 @@ numpy.save("label.npy", label)
     (tmp_path / "use.py").write_text(code)
     place, *classes = shell("python use.py").split()
     assert Path(place).is_relative_to(environment) and classes == NAMES
+    # In bf16, and the command folds batch norms: pixels between two classes may differ.
     label = np.load(tmp_path / "label.npy")
-    assert np.array_equal(COLOURS[label].reshape(-1, 3), colours)
+    assert (label == shell.read("predictions/labels/photo.png")).mean() > 0.99
 
 
 def test_from_binary_masks_to_a_prediction(environment: Path, tmp_path: Path) -> None:
