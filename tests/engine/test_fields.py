@@ -45,6 +45,7 @@ class Recorder:
         verification = SimpleNamespace(raise_for_problems=lambda: None)
         model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
         model.parameters_of_heads = lambda: ()  # type: ignore[assignment]
+        model.parameters_of_attention = lambda: ()  # type: ignore[assignment]
         model.freeze = self.stand_in("freeze", None)
         results = {
             "build_files": files,
@@ -108,6 +109,7 @@ class Recorder:
         )
         build.training_state(config, files, ALONE)
         build.criterion(config, files)
+        self.calls.append(str(build.training_scales(config, step=1)))
         build.schedule(config, steps_per_epoch=10)
         build.prepared(
             config,

@@ -142,13 +142,14 @@ def test_a_wrapped_model_is_trained_scored_and_labelled_with(
     assert all(torch.equal(content["model"][f"trunk.{name}"], own[name]) for name in own)
     assert content["calibration"]["judged_by"] == "val"
 
-    # A checkpoint may come from anybody, so that it runs no code unasked.
-    with pytest.raises(CheckpointError, match="running somebodys_net:net.*model.wrap.builder=some"):
-        build.open_checkpoint(best, config_file=None, overrides=())
-    trust = f"model.wrap.builder={BUILDER}"
+    # Where it was trained it is opened without a question, and elsewhere it runs no code unasked.
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("XDG_CONFIG_HOME", str(somebodys / "elsewhere"))
+        with pytest.raises(CheckpointError, match="somebodys_net:net.*model.wrap.builder=some"):
+            build.open_checkpoint(best, config_file=None, overrides=())
     scores = []
     for name in ("here", "new"):
-        words = ["eval", "--checkpoint", str(best), "--output", str(somebodys / name), trust]
+        words = ["eval", "--checkpoint", str(best), "--output", str(somebodys / name)]
         words += ["--flip", "eval.tile=[48,64]"]
         if name == "here":
             assert hmsa_command(words) == 0
@@ -160,6 +161,6 @@ def test_a_wrapped_model_is_trained_scored_and_labelled_with(
     assert scores[0] == scores[1] and scores[0]["attention_bias"]
 
     output = somebodys / "labels"
-    words = ["autolabel", "--checkpoint", str(best), "--output", str(output), trust]
+    words = ["autolabel", "--checkpoint", str(best), "--output", str(output)]
     assert hmsa_command([*words, "--images", str(street / "images" / "val")]) == 0
     assert len(list(output.rglob("*.png"))) >= 3
