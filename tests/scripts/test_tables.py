@@ -233,6 +233,15 @@ PUBLISHED = {  # folder: the words of its command, and how its data was drawn
         published_drawing((256, 512), 192),
     ),
     "camvid": (["--config", "configs/camvid/table1.yaml", "--split", "val"], ""),
+    "camvid_pretrained/table": (
+        [
+            *("--config", "configs/camvid/efficientnet_hierarchical.yaml", "--split", "val"),
+            *("--no-flip", "--judge", "train", "--lists", "0.5,1,2", "1", "0.5,1", "0.25,0.5,1,2"),
+            *("loss.binary_class_weights=log", "optim.epochs=20"),
+            *("runtime.val_every=20", "runtime.image_every=20"),
+        ],
+        "",
+    ),
 }
 
 
