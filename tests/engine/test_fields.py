@@ -26,6 +26,7 @@ BASE: dict[str, Any] = {
 }
 READERS = (
     "train.py",
+    "step.py",
     "run_summary.py",
     "validation.py",
     "evaluate.py",
