@@ -111,8 +111,8 @@ ATTACH = """Give a trained single-scale model hierarchical attention; its weight
 
     hmsa attach --checkpoint runs/single [--scales 0.25 0.5 1 2] [--output DIR]
 
-An attention head is trained on the frozen network, a quarter as long as the network was. DIR then
-holds a run like any other, by default beside the run of the model.
+An attention head is trained on the frozen network, on some hundred crops; optim.epochs=N trains it
+longer. DIR then holds a run like any other, by default beside the run of the model.
 """
 
 EXPORT = """Export a checkpoint as ONNX (.onnx) or as a PyTorch program (.pt2), and check the file.

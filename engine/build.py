@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,8 +78,10 @@ from .model_source import (
     model_file,
 )
 from .plugins import OwnAugmentation, OwnLogger, OwnLoss, own_decoder, own_trunk
+from .trust import NETWORK, require_trust
 from .wrapped import wrapped_model
 
+SCALES_STREAM = 0x5CA1E  # tells the random numbers of training scales from others of a step
 VERIFIED_SAMPLE = 64  # files of a split whose label values are looked at with data.verify: sample
 
 # What to change when memory runs out, by what was being done.
@@ -282,7 +285,7 @@ def model_from(config: Config, *, num_classes: int, trunk_weights: bool) -> Mult
     if config.model.wrap is not None:
         return wrapped_model(config, num_classes=num_classes)
 
-    excluded = {"init_from", "freeze", "wrap"}
+    excluded = {"init_from", "freeze", "wrap", "random_ratio"}
     if not trunk_weights:
         excluded.add("trunk_weights")
     values = config.model.model_dump(exclude=excluded)
@@ -393,6 +396,23 @@ def training_state(config: Config, files: Files, processes: Processes) -> Traini
     return TrainingState(model, made, scaler, average)
 
 
+def training_scales(config: Config, *, step: int) -> tuple[float, ...]:
+    """The scales of a training step, from low to high.
+
+    With model.random_ratio ("any scale-down ratio could be selected", section 3.1 of the paper) the
+    ratio of neighbours is drawn, evenly in its logarithm. It follows from the seed and the number
+    of the step, so that it is the same on all ranks and after a resume.
+    """
+    model = config.model
+    if model.random_ratio is None:
+        return model.train_scales
+    generator = np.random.default_rng((config.experiment.seed, step, SCALES_STREAM))
+    lowest, highest = np.log(model.random_ratio)
+    ratio = math.exp(generator.uniform(lowest, highest))
+    top, count = max(model.train_scales), len(model.train_scales)
+    return tuple(top * ratio**steps_down for steps_down in reversed(range(count)))
+
+
 def optimizer(
     config: Config, model: MultiScaleModel, *, processes: Processes, scaled: bool
 ) -> torch.optim.Optimizer:
@@ -432,6 +452,8 @@ def optimizer(
         decay_norm_and_bias=optim.decay_norm_and_bias,
         head_parameters=model.parameters_of_heads(),
         head_lr_multiplier=optim.head_lr_multiplier,
+        attention_parameters=model.parameters_of_attention(),
+        attention_lr_multiplier=optim.attention_lr_multiplier,
     )
     return build_optimizer(
         groups,
@@ -631,7 +653,11 @@ class OpenedCheckpoint:
 
 
 def open_checkpoint(
-    checkpoint: str | Path, *, config_file: Path | None, overrides: Sequence[str]
+    checkpoint: str | Path,
+    *,
+    config_file: Path | None,
+    overrides: Sequence[str],
+    runs: Sequence[str] = NETWORK,
 ) -> OpenedCheckpoint:
     """Read a checkpoint and its configuration.
 
@@ -641,8 +667,12 @@ def open_checkpoint(
     and the classes from their number. With `config_file` that file describes the network, and its
     data set the classes.
 
+    `runs` are the keys whose code the caller is going to run. Code that the checkpoint names there
+    must be trusted (see `trust`); a configuration file is the user's own word.
+
     Raises:
-        UserError: a file cannot be read or is damaged.
+        UserError: a file cannot be read or is damaged, or the checkpoint names code that its user
+            has not named.
     """
     path = model_file(checkpoint)
     if config_file is not None:
@@ -667,7 +697,12 @@ def open_checkpoint(
             return _recognised(path, overrides, otherwise=error)
 
     config = Config.from_dict(content["config"], overrides, source=f"{path}: configuration")
-    config = _trusted(config, overrides, path=path)
+    require_trust(config, overrides, path=path, keys=runs)
+    if config.model.wrap is not None:
+        # The weights are those of the checkpoint.
+        wrap = config.model.wrap.model_copy(update={"weights": None})
+        model = config.model.model_copy(update={"wrap": wrap})
+        config = config.model_copy(update={"model": model})
     try:
         spec = DatasetSpec.from_dict(content["spec"])
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
@@ -676,34 +711,6 @@ def open_checkpoint(
             "another one of the run's checkpoints"
         ) from error
     return OpenedCheckpoint(path, config, spec=spec, weights=content, sha256=sha256)
-
-
-def trust_of(config: Config) -> list[str]:
-    """The overrides by which a user says that what builds a wrapped model may run."""
-    if config.model.wrap is None:
-        return []
-    return [f"model.wrap.builder={config.model.wrap.builder}"]
-
-
-def _trusted(config: Config, overrides: Sequence[str], *, path: Path) -> Config:
-    """A checkpoint's configuration, whose model.wrap may be built.
-
-    The function that builds a wrapped model is code. A checkpoint may come from anybody, so that
-    the user names the function again. Weights are those of the checkpoint.
-
-    Raises:
-        CheckpointError: it was not named.
-    """
-    wrap = config.model.wrap
-    if wrap is None:
-        return config
-    if not any(text.startswith(("model.wrap.builder=", "model.wrap=")) for text in overrides):
-        raise CheckpointError(
-            f"{path}: its model is built by running {wrap.builder}; where you trust the "
-            f"checkpoint, say so with {trust_of(config)[0]}"
-        )
-    wrap = wrap.model_copy(update={"weights": None})
-    return config.model_copy(update={"model": config.model.model_copy(update={"wrap": wrap})})
 
 
 def _recognised(

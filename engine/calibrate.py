@@ -18,7 +18,14 @@ import numpy as np
 import torch
 
 from hmsa.datasets import DatasetSpec, Files, normalise, resize_long_edge
-from hmsa.network.calibration import KeptMaps, fit_attention_bias, fuse_kept, keep_maps
+from hmsa.network.calibration import (
+    FITTED_WINDOW,
+    WINDOW,
+    KeptMaps,
+    fit_attention_bias,
+    fuse_kept,
+    keep_maps,
+)
 from hmsa.network.model import Hierarchical, ScalePair, adjacent_pairs
 from hmsa.utils.config import Config
 from hmsa.utils.metrics.confusion import ConfusionMatrix, iou_of, mean_of
@@ -30,6 +37,7 @@ from hmsa.utils.training.progress import progress_bar
 from hmsa.utils.words import UserError
 
 from . import build
+from .trust import naming
 
 # So many judge, and half as many fit: a gain of one point is within the error of 50 images.
 IMAGES = 100
@@ -95,7 +103,7 @@ def calibrate_run(config: Config, *, device: torch.device) -> None:
 
     # What this very configuration has built may be built again.
     opened = build.open_checkpoint(
-        Path(config.experiment.output), config_file=None, overrides=build.trust_of(config)
+        Path(config.experiment.output), config_file=None, overrides=naming(config)
     )
     assert opened.weights is not None
     if opened.weights.get("calibration"):
@@ -138,7 +146,9 @@ def calibrate(
         build.explained(config, "evaluation"),
         progress_bar(total=total, desc="maps", unit="image", show=True, leave=False) as bar,
     ):
-        fitted_maps = kept_maps(fitting, model, config, scales=scales, advance=bar.update)
+        fitted_maps = kept_maps(
+            fitting, model, config, scales=scales, advance=bar.update, window=FITTED_WINDOW
+        )
         judged_maps = kept_maps(judging, model, config, scales=scales, advance=bar.update)
     model.to("cpu")
     biases = fit_attention_bias(model, fitted_maps, ignore_label=spec.ignore_label)
@@ -243,12 +253,17 @@ def kept_maps(
     *,
     scales: Sequence[float],
     advance: Callable[[], object],
+    window: tuple[int, int] = WINDOW,
 ) -> list[KeptMaps]:
-    """What fusing needs of each image, without augmentation, at the size that evaluation uses."""
+    """What fusing needs of each image, without augmentation, at the size that evaluation uses.
+
+    Of images larger than `window` (height, width) a part is kept: its middle where images judge.
+    Small windows lie elsewhere in every image, so that they together see all of the scene.
+    """
     half = autocast_dtype(config.eval.precision)
     parameter = next(model.parameters())
     kept = []
-    for index in chosen.indices:
+    for number, index in enumerate(chosen.indices):
         image, label = chosen.files.read_image(index), chosen.files.read_label(index)
         if config.data.long_edge is not None:
             image, resized_label = resize_long_edge(image, label, config.data.long_edge)
@@ -258,9 +273,26 @@ def kept_maps(
         tensor = torch.from_numpy(image)[None].to(parameter.device)
         with torch.autocast(parameter.device.type, dtype=half, enabled=half is not None):
             normalised = normalise(tensor, dtype=parameter.dtype)
-            kept.append(keep_maps(model, normalised, torch.from_numpy(label), scales))
+            maps = keep_maps(
+                model,
+                normalised,
+                torch.from_numpy(label),
+                scales,
+                window=window,
+                place=(0.5, 0.5) if window == WINDOW else spread_place(number),
+            )
+        kept.append(maps)
         advance()
     return kept
+
+
+def spread_place(number: int) -> tuple[float, float]:
+    """Down and across, from 0 to 1: places that fill the square evenly as `number` rises.
+
+    The R2 sequence of M. Roberts (https://extremelearning.com.au, 2018): steps of 1/g and 1/g^2,
+    where g^3 = g + 1.
+    """
+    return (0.5 + 0.7548776662 * number) % 1, (0.5 + 0.5698402910 * number) % 1
 
 
 def evenly_spread(files: Files, *, count: int, split: str) -> list[int]:

@@ -63,6 +63,7 @@ from .pictures import (
     share_maps,
 )
 from .reporting import Evaluation, per_class, print_results, write_results
+from .trust import NETWORK, SCORES
 from .video_output import VideoError, VideoOutput, frames_of, video_names, video_suffix
 
 __all__ = ["Evaluation", "evaluate", "example_panel", "main", "per_class"]
@@ -81,7 +82,10 @@ def main(arguments: argparse.Namespace) -> int:
     """
     # Read before the processes join: the configuration says on which device.
     opened = build.open_checkpoint(
-        arguments.checkpoint, config_file=arguments.config, overrides=arguments.overrides
+        arguments.checkpoint,
+        config_file=arguments.config,
+        overrides=arguments.overrides,
+        runs=NETWORK if arguments.images else SCORES,
     )
     config = opened.config
     with ExitStack() as held, join(device=config.runtime.device) as processes:

@@ -93,12 +93,15 @@ class TrainingStep:
         # Forward and backward for each of the batches whose gradients add up to this step.
         # The ranks exchange gradients in the last backward only.
         terms_of_batches = []
+        scales = build.training_scales(config, step=progress.step)
         for number, batch in enumerate(batches, start=1):
             with self.timed("data"):
                 image, label = build.prepared(config, batch, epoch=progress.epoch, device=device)
             with no_sync(self.model, last=number == len(batches)):
                 with self.timed("network"), autocast_to(device, self.half):
-                    prediction = self.model(image, keep_scales=self.criterion.needs_scales)
+                    prediction = self.model(
+                        image, scales=scales, keep_scales=self.criterion.needs_scales
+                    )
                 with self.timed("loss"):
                     terms = self.criterion(
                         prediction, label, valid_pixels=valid_pixels, parts=parts

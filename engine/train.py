@@ -36,6 +36,7 @@ from .calibrate import calibrate_run
 from .command_line import StopSignal
 from .run_summary import Forecast, cost_of_validation, log_run, validation_every
 from .step import TrainingStep, groups_of
+from .trust import remember_code
 from .validation import Validation
 
 DRY_STEPS = 3  # that a dry run takes after the first one, which is slower
@@ -95,6 +96,7 @@ def train(
     with processes.agreement(UserError):
         if writes:
             run.claim(resume=resume)
+            remember_code(config)
         log = run.folder / "train.log"
         start_logging(main=processes.is_main, file=log if writes else None)
 
@@ -124,7 +126,7 @@ def train(
     rate_at = build.schedule(config, steps_per_epoch=steps_per_epoch)
 
     if is_finished:
-        logger.info("%s\n%s", progress.summary(), run.next_commands(*build.trust_of(config)))
+        logger.info("%s\n%s", progress.summary(), run.next_commands())
         return 0
 
     log_run(
@@ -224,9 +226,7 @@ def train(
                 validation.run_if_due(state, logbook, run.checkpoints)
         forecast.after_epoch(meter, progress, validation.seconds)
 
-    logger.info(
-        "%s\n%s\n%s", meter.close(), progress.summary(), run.next_commands(*build.trust_of(config))
-    )
+    logger.info("%s\n%s\n%s", meter.close(), progress.summary(), run.next_commands())
     logbook.close()
     return 0
 

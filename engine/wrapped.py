@@ -37,6 +37,7 @@ def wrapped_model(config: Config, *, num_classes: int) -> AttachedAttention:
         multiple_of=wrap.multiple_of,
         attention_channels=section.attention_channels,
         attention_dropout=section.attention_dropout,
+        attention_reads_scales=section.attention_reads_scales,
     )
     if attached.num_classes != num_classes:
         raise ModelError(

@@ -18,7 +18,7 @@ from .foreign_models import Trial, hooked, logits_of, output_of
 from .heads import ConvHead
 from .inference.strips import StripMap
 from .layers import ModelError, resize
-from .model import Hierarchical, Size, checked_scales, scaled_size
+from .model import Hierarchical, ScalePair, Size, checked_scales, scaled_size
 from .prediction import Prediction
 
 
@@ -31,6 +31,7 @@ def attach_attention(
     multiple_of: int = 32,
     attention_channels: int = 256,
     attention_dropout: float = 0.0,
+    attention_reads_scales: bool = False,
 ) -> AttachedAttention:
     """Give a trained segmentation model hierarchical attention; its own weights stay as they are.
 
@@ -59,6 +60,7 @@ def attach_attention(
             border), and the result is cut back. 1 for a model that takes every size.
         attention_channels: width of the attention head.
         attention_dropout: before the last layer of the attention head.
+        attention_reads_scales: whether the head is told which pair of scales it judges.
 
     Raises:
         ModelError: there is no such layer, or it gives no maps, or the model gives no logits, not
@@ -76,7 +78,7 @@ def attach_attention(
         )
 
     head = ConvHead(
-        inputs=trial.channels_of(features),
+        inputs=trial.channels_of(features) + 2 * attention_reads_scales,
         outputs=1,
         channels=attention_channels,
         dropout=attention_dropout,
@@ -88,6 +90,7 @@ def attach_attention(
         num_classes=trial.num_classes,
         train_scales=checked_scales(train_scales),
         multiple_of=multiple_of,
+        attention_reads_scales=attention_reads_scales,
     )
 
 
@@ -112,11 +115,13 @@ class AttachedAttention(Hierarchical):
         num_classes: int,
         train_scales: tuple[float, ...],
         multiple_of: int,
+        attention_reads_scales: bool = False,
     ) -> None:
         super().__init__(
             trunk=model,
             decoder=NoDecoder(),
             attention=attention,
+            attention_reads_scales=attention_reads_scales,
             num_classes=num_classes,
             align_corners=False,
             train_scales=train_scales,
@@ -130,9 +135,15 @@ class AttachedAttention(Hierarchical):
         super().freeze(tuple(dict.fromkeys(("trunk", *parts))))
 
     def predict_scale(
-        self, image: Tensor, scale: float, *, attended: bool, bias: float | None = None
+        self,
+        image: Tensor,
+        scale: float,
+        *,
+        attended: bool,
+        bias: float | None = None,
+        pair: ScalePair | None = None,
     ) -> Prediction:
-        extended = super().predict_scale(image, scale, attended=attended, bias=bias)
+        extended = super().predict_scale(image, scale, attended=attended, bias=bias, pair=pair)
         return self._cut_back(extended, scaled_size(image.shape[-2:], scale))
 
     def decode_at(self, image: Tensor, scale: float) -> Decoded:

@@ -54,6 +54,7 @@ def build_model(
     aspp_pooling: bool = True,
     attention_channels: int = 256,
     attention_dropout: float = 0.0,
+    attention_reads_scales: bool = False,
     head: str = "release",
     dropout: float = 0.05,
     activation_checkpointing: bool = False,
@@ -85,6 +86,8 @@ def build_model(
             one value per image only.
         attention_channels: width of the attention head.
         attention_dropout: before the last layer of the attention head.
+        attention_reads_scales: tell the attention head which pair of scales it judges; for
+            hierarchical and hierarchical_dual.
         head: "release" is the architecture of the published weights; "paper" follows the text of
             section 3.1: the 3x3, 3x3, 1x1 semantic head after OCR, and for deeplabv3plus an
             attention head that reads the trunk's final stage.
@@ -116,6 +119,12 @@ def build_model(
         raise ModelError(
             f"decoder_channels is {decoder_channels}: a decoder needs at least one channel, or "
             "leave it out."
+        )
+
+    if attention_reads_scales and not multiscale.startswith("hierarchical"):
+        raise ModelError(
+            f"attention_reads_scales is for hierarchical attention, not for {multiscale}: leave it "
+            "out."
         )
 
     # Trunk and decoder, which every way of combining scales shares.
@@ -155,11 +164,12 @@ def build_model(
     elif multiscale != "single":
         scales_read = 2 if multiscale == "hierarchical_dual" else 1
         attention["attention"] = ConvHead(
-            inputs=scales_read * built_decoder.feature_channels,
+            inputs=scales_read * built_decoder.feature_channels + 2 * attention_reads_scales,
             outputs=1,
             channels=attention_channels,
             dropout=attention_dropout,
         )
+        attention["attention_reads_scales"] = attention_reads_scales
 
     model = MULTISCALE[multiscale](
         trunk=built_trunk,

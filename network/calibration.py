@@ -22,13 +22,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from .layers import ModelError
-from .model import Hierarchical, ScalePair, adjacent_pairs
+from .model import Hierarchical, ScalePair, Size, adjacent_pairs
 from .prediction import Prediction
 
 STEPS = 16
 LEARNING_RATE = 0.5
 LARGEST_BIAS = 6.0  # an attention of 0.9975 where it was 0.5: beyond it a scale is switched off
-WINDOW = (512, 1024)  # pixels of the image (height, width) that are fitted of each, at most
+WINDOW = (512, 1024)  # pixels of an image (height, width) that judge, at most
+FITTED_WINDOW = (192, 384)  # and that are fitted: each of the steps fuses them again
 ALIGNMENT = 64  # windows begin at multiples of it, so that maps of every scale are cut alike
 
 
@@ -42,11 +43,18 @@ class KeptMaps:
 
 @torch.inference_mode()
 def keep_maps(
-    model: Hierarchical, image: Tensor, label: Tensor, scales: Sequence[float]
+    model: Hierarchical,
+    image: Tensor,
+    label: Tensor,
+    scales: Sequence[float],
+    *,
+    window: Size = WINDOW,
+    place: tuple[float, float] = (0.5, 0.5),
 ) -> KeptMaps:
     """Run the network, without a bias, on one normalised image `[1, 3, H, W]` with its label.
 
-    Of an image that is larger than `WINDOW` the maps of a window in its middle are kept. The
+    Of an image that is larger than `window` (height, width) the maps of a part of that size are
+    kept. `place` says where it lies, down and across, from 0 to 1: in the middle by default. The
     network sees all of the image, as it does in an evaluation.
     """
     held, model.attention_bias = model.attention_bias, {}
@@ -55,8 +63,8 @@ def keep_maps(
     finally:
         model.attention_bias = held
 
-    rows = _window(label.shape[0], WINDOW[0])
-    columns = _window(label.shape[1], WINDOW[1])
+    rows = _window(label.shape[0], window[0], place=place[0])
+    columns = _window(label.shape[1], window[1], place=place[1])
     size = (label.shape[0], label.shape[1])
 
     def cut(maps: Tensor, dtype: torch.dtype) -> Tensor:
@@ -130,11 +138,11 @@ def fit_attention_bias(
     return {pair: float(bias.detach()) for pair, bias in biases.items()}
 
 
-def _window(length: int, largest: int) -> slice:
-    """The middle `largest` pixels of a length, beginning at a multiple of `ALIGNMENT`."""
+def _window(length: int, largest: int, *, place: float) -> slice:
+    """`largest` pixels of a length, at `place` (0 to 1), from a multiple of `ALIGNMENT` on."""
     if length <= largest:
         return slice(0, length)
-    start = (length - largest) // 2 // ALIGNMENT * ALIGNMENT
+    start = int((length - largest) * place) // ALIGNMENT * ALIGNMENT
     return slice(start, start + largest)
 
 

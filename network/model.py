@@ -216,6 +216,14 @@ class MultiScaleModel(nn.Module):
             for scale, part in scales.items()
         }
 
+    def parameters_of_attention(self) -> list[nn.Parameter]:
+        """Every parameter of the attention head; none of a model without one."""
+        return [
+            parameter
+            for name, parameter in self.named_parameters()
+            if name.startswith("attention.")
+        ]
+
     def parameters_of_heads(self) -> list[nn.Parameter]:
         """Every parameter outside the trunk, for optimisers that train new layers faster."""
         return [
@@ -251,13 +259,20 @@ class Hierarchical(MultiScaleModel):
     `attention_bias` may hold a number for a pair of scales, which is added to the attention's
     scores before the sigmoid wherever these two are neighbours in the list of scales. It is empty
     in training and for published weights; `calibration` fits it.
+
+    With `attention_reads_scales` the attention head has two more inputs, constant maps that tell it
+    which pair it judges.
     """
 
     multiscale = "hierarchical"
 
-    def __init__(self, *, attention: nn.Module, **parts: object) -> None:
+    def __init__(
+        self, *, attention: nn.Module, attention_reads_scales: bool = False, **parts: object
+    ) -> None:
         super().__init__(**parts)  # type: ignore[arg-type]
         self.attention = attention
+        self.attention_reads_scales = attention_reads_scales
+        self.concatenate = Concatenate(align_corners=self.align_corners)
         self.attention_bias: dict[ScalePair, float] = {}
 
     def predict_scales(
@@ -270,25 +285,35 @@ class Hierarchical(MultiScaleModel):
             attended = set(scales)
 
         # In training from low to high as the authors do, for the running statistics of batch norm.
-        biases = self.biases_of(scales)
+        biases, pairs = self.biases_of(scales), pair_of_each(scales)
         return {
             scale: self.predict_scale(
-                image, scale, attended=scale in attended, bias=biases.get(scale)
+                image,
+                scale,
+                attended=scale in attended,
+                bias=biases.get(scale),
+                pair=pairs.get(scale),
             )
             for scale in sorted(scales, reverse=not self.training)
         }
 
     def predict_scale(
-        self, image: Tensor, scale: float, *, attended: bool, bias: float | None = None
+        self,
+        image: Tensor,
+        scale: float,
+        *,
+        attended: bool,
+        bias: float | None = None,
+        pair: ScalePair | None = None,
     ) -> Prediction:
         """One scale's prediction at the resolution of its features; with attention if `attended`.
 
-        `bias` is added to the attention's scores.
+        `bias` is added to the attention's scores; `pair` is told to a head that reads scales.
         """
         decoded = self.decode_at(image, scale)
         attention = None
         if attended:
-            attention = self.attend(decoded.features, decoded.logits, bias=bias)
+            attention = self.attend(decoded.features, decoded.logits, bias=bias, pair=pair)
         return as_prediction(decoded, attention)
 
     def biases_of(self, scales: Sequence[float]) -> dict[float, float]:
@@ -296,8 +321,26 @@ class Hierarchical(MultiScaleModel):
         pairs = adjacent_pairs(scales)
         return {pair[0]: self.attention_bias[pair] for pair in pairs if pair in self.attention_bias}
 
-    def attend(self, features: Tensor, logits: Tensor, *, bias: float | None = None) -> Tensor:
-        """Attention `[N, 1, h, w]` in (0, 1); fuse_at "features" resizes it to the logits."""
+    def attend(
+        self,
+        features: Tensor,
+        logits: Tensor,
+        *,
+        bias: float | None = None,
+        pair: ScalePair | None = None,
+    ) -> Tensor:
+        """Attention `[N, 1, h, w]` in (0, 1); fuse_at "features" resizes it to the logits.
+
+        Raises:
+            ModelError: the head reads scales, and the caller does not know the pair.
+        """
+        if self.attention_reads_scales:
+            if pair is None:
+                raise ModelError(
+                    "the attention of this model reads its scales (model.attention_reads_scales), "
+                    "which refining does not tell it: set refine to 0."
+                )
+            features = self.concatenate([features, maps_of_pair(pair, like=features)])
         scores = at_least_float32(self.attention(features))
         if bias is not None:
             scores = scores + bias
@@ -319,10 +362,6 @@ class HierarchicalDual(Hierarchical):
 
     multiscale = "hierarchical_dual"
 
-    def __init__(self, **parts: object) -> None:
-        super().__init__(**parts)  # type: ignore[arg-type]
-        self.concatenate = Concatenate(align_corners=self.align_corners)
-
     def predict_scales(
         self, image: Tensor, scales: Sequence[float], *, keep_scales: bool = False
     ) -> dict[float, Prediction]:
@@ -333,7 +372,7 @@ class HierarchicalDual(Hierarchical):
         if self.training:
             decoded = {scale: self.decode_at(image, scale) for scale in reversed(order)}
 
-        biases = self.biases_of(scales)
+        biases, pairs = self.biases_of(scales), pair_of_each(scales)
         result = {}
         higher: Tensor | None = None
         for scale in order:
@@ -341,7 +380,9 @@ class HierarchicalDual(Hierarchical):
             attention = None
             if higher is not None:
                 both = self.concatenate([own.features, higher])
-                attention = self.attend(both, own.logits, bias=biases.get(scale))
+                attention = self.attend(
+                    both, own.logits, bias=biases.get(scale), pair=pairs.get(scale)
+                )
             higher = own.features
             result[scale] = as_prediction(own, attention)
         return result
@@ -357,6 +398,24 @@ def adjacent_pairs(scales: Sequence[float]) -> list[ScalePair]:
     """Each scale with the next higher one of the list, from the lowest."""
     ascending = sorted(scales)
     return list(zip(ascending, ascending[1:], strict=False))
+
+
+def pair_of_each(scales: Sequence[float]) -> dict[float, ScalePair]:
+    """Each scale but the highest with its pair; a lone one, whose attention is only shown, too."""
+    pairs = {pair[0]: pair for pair in adjacent_pairs(scales)}
+    return pairs or {scales[0]: (scales[0], 2 * scales[0])}
+
+
+def maps_of_pair(pair: ScalePair, *, like: Tensor) -> Tensor:
+    """Constant maps `[N, 2, h, w]` for features `like`: log2 of the lower scale, and of the ratio.
+
+    Images are enlarged and shrunk in training as well, so that the ratio tells more.
+    """
+    lower, higher = pair
+    size = (like.shape[0], 1, *like.shape[-2:])
+    values = (math.log2(lower), math.log2(higher / lower))
+    maps = [torch.full(size, value, dtype=like.dtype, device=like.device) for value in values]
+    return torch.cat(maps, dim=1)
 
 
 def scaled_size(size: Sequence[int], scale: float) -> Size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
@@ -13,6 +14,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # tensorboard
 # whoever runs the tests.
 os.environ["HMSA_OFFLINE"] = "1"
 os.environ["HMSA_CACHE"] = os.path.join(os.path.dirname(__file__), "no_cache")
+# Code that tests train with is remembered as trusted, but not by whoever runs the tests.
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="hmsa-tests-")
 
 from pathlib import Path
 

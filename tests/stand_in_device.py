@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hmsa.network.inference.strips import neighbouring_rows
+from hmsa.network.inference.interpolation import interpolation_matrix, neighbouring_rows
 
 DEVICE = torch.device("meta")
 ROOT = str(Path(__file__).resolve().parents[1])
@@ -135,12 +135,14 @@ def stand_in_device(reported: str = "meta") -> Iterator[StandInDevice]:
     OnDevice.reported = torch.device(reported)
     # Tables of a true meta device, which other tests leave, hold no numbers.
     neighbouring_rows.cache_clear()
+    interpolation_matrix.cache_clear()
     try:
         with _Calls(), StandInDevice() as seen:
             yield seen
     finally:
         OnDevice.reported = DEVICE
         neighbouring_rows.cache_clear()
+        interpolation_matrix.cache_clear()
 
 
 def _as_torch_knows(value: Any) -> Any:

@@ -170,7 +170,7 @@ def test_from_photographs_with_colour_masks_to_a_model(environment: Path, tmp_pa
     assert len(list((tmp_path / "predictions/labels/film").glob("*.png"))) == 3
     (video,) = (tmp_path / "predictions/video").glob("film.*")
     assert cv2.VideoCapture(str(video)).read()[1].shape[:2] == SIZE
-    assert "photo.jpg" in (tmp_path / "predictions/index.html").read_text()
+    assert 'href="overlay/photo.png"' in (tmp_path / "predictions/index.html").read_text()
 
     # Labels for photographs that have none, and a training with them.
     for number in range(6):
@@ -203,8 +203,9 @@ numpy.save("label.npy", label)
     (tmp_path / "use.py").write_text(code)
     place, *classes = shell("python use.py").split()
     assert Path(place).is_relative_to(environment) and classes == NAMES
+    # In bf16, and the command folds batch norms: pixels between two classes may differ.
     label = np.load(tmp_path / "label.npy")
-    assert np.array_equal(COLOURS[label].reshape(-1, 3), colours)
+    assert (label == shell.read("predictions/labels/photo.png")).mean() > 0.99
 
 
 def test_from_binary_masks_to_a_prediction(environment: Path, tmp_path: Path) -> None:
@@ -215,11 +216,13 @@ def test_from_binary_masks_to_a_prediction(environment: Path, tmp_path: Path) ->
         save(tmp_path / f"cars/{number:02d}.jpg", photo)
         save(tmp_path / f"cars/{number:02d}_mask.png", np.uint8(255) * (label == 3))
 
-    said = shell("hmsa init cars --epochs 2")
+    said = shell("hmsa init cars --epochs 3")
     assert "20 images with labels" in said and "training on 16, validation on 4" in said
+
+    # Nine tenths are no car: background everywhere has an mIoU of 45 %.
     said = shell("hmsa train cars.yaml")
     (best,) = re.findall(r"best val mIoU (\S+) %", said)
+    assert float(best) > 50
     shell("hmsa predict runs/cars cars/03.jpg")
     predicted = shell.read("predictions/labels/03.png")
-    assert predicted.shape == SIZE and set(np.unique(predicted)) <= {0, 255}
-    assert float(best) > 30
+    assert predicted.shape == SIZE and set(np.unique(predicted)) == {0, 255}

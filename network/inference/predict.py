@@ -237,7 +237,8 @@ def _warn(sentence: str) -> None:
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Every part in evaluation mode, and afterwards in the mode it had."""
     training = [part for part in model.modules() if part.training]
-    model.eval()
+    if training:
+        model.eval()
     try:
         yield
     finally:

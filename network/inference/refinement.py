@@ -3,16 +3,15 @@
 Before a scale above 1 is computed, the lower ones say where it would count: the chain leaves it the
 share (1 - U(a)) of each pixel, multiplied over the lower scales, and there is something to gain
 where what they say together is not sure. Blocks where this product is largest are computed in a few
-rectangles; elsewhere the weight of the scale falls smoothly to 0. The share of the image is an
-option (`InferenceOptions.refine`). The network's weights are what they were.
+rectangles; at their borders the weight of the scale falls smoothly to 0, and outside the result is
+that of the lower scales (`patches`). The share of the image is an option
+(`InferenceOptions.refine`). The network's weights are what they were.
 """
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -24,10 +23,13 @@ from ..layers import ModelError, at_least_float32, resize
 from ..model import Hierarchical, HierarchicalDual, fuse_chain, scaled_size
 from ..prediction import Prediction
 from .blocks import BlockGrid, Choice, Rectangle, choose_rectangles
+from .canvas import FeatureCanvas
+from .context import ImageContext
 from .options import InferenceOptions
-from .strips import eager_modules, in_strips
+from .strips import Resized, as_strip_map, in_strips
 
-HALO = 32  # pixels of the scaled image around a rectangle, at least
+CUT_ROWS = 32  # of scaled images, from which rectangles are cut out
+ROUNDING = 2  # pixels by which positions in maps of different scales may differ
 
 
 @dataclass
@@ -37,9 +39,9 @@ class RefinedArea:
     pixels: int = 0
     """Pixels of the images (of each and its mirror image; of tiles with their overlap)"""
     refined: dict[float, float] = field(default_factory=dict)
-    """Of these, for each scale, those where it counts fully"""
+    """Of these, for each scale, those where it counts, up to the middle of its transitions"""
     computed: dict[float, float] = field(default_factory=dict)
-    """And those on which the network ran, with the halos"""
+    """And those on which the network ran"""
 
     def add(self, other: RefinedArea) -> None:
         """Add what another one counted."""
@@ -50,7 +52,7 @@ class RefinedArea:
 
     @property
     def share(self) -> float | None:
-        """The share of the images where scales above 1 count fully: their mean."""
+        """The share of the images where scales above 1 count: their mean."""
         if not self.refined or not self.pixels:
             return None
         return sum(self.refined.values()) / len(self.refined) / self.pixels
@@ -74,19 +76,26 @@ def require_refinable(model: nn.Module, options: InferenceOptions) -> None:
         )
 
 
-class RefinedScales(NamedTuple):
-    """Each scale's prediction, as `model.predict_scales` gives them."""
+@dataclass(frozen=True)
+class PartOfScale:
+    """Where a scale was computed."""
 
-    all: dict[float, Prediction]
-    computed: tuple[float, ...]  # those scales that were computed anywhere: what is to be fused
+    grid: BlockGrid
+    choices: list[Choice]  # of each image
+
+
+class RefinedScales(NamedTuple):
+    """Each scale's prediction at the resolution of its features."""
+
+    own: dict[float, Prediction]  # as the network gave them; 0 where it did not run
+    shown: dict[float, Prediction]  # attention is 1 where the next higher scale was not computed
+    parts: dict[float, PartOfScale]  # those scales that were computed on a part
 
 
 def predict_refined(
     model: nn.Module, image: Tensor, options: InferenceOptions, area: RefinedArea | None = None
 ) -> RefinedScales:
-    """Each scale's prediction at the resolution of its features.
-
-    Attention is 1 where the next higher scale was not computed, and the logits of that are 0 there.
+    """Run the network on normalised images `[N, 3, H, W]`; what it computes is added to `area`.
 
     Raises:
         ModelError: the model has no attention that could be asked.
@@ -97,45 +106,57 @@ def predict_refined(
     whole = [scale for scale in options.scales if scale not in refined]
     biases = model.biases_of(options.scales)
 
-    # The highest of the scales that are computed whole lends its view of the image to the parts.
-    context = ImageContext(model)
-    result: dict[float, Prediction] = {}
-    for scale in sorted(whole, reverse=True):
-        recording: AbstractContextManager[None] = nullcontext()
-        if scale == max(whole):
-            recording = context.recorded()
-        with in_strips(model), recording:
-            result[scale] = model.predict_scale(image, scale, attended=True, bias=biases.get(scale))
+    # To look for the model's layers takes as long as a small rectangle: once for all of them.
+    with in_strips(model):
+        # The highest of the scales that are computed whole lends its view of the image to parts.
+        context = ImageContext(model)
+        own: dict[float, Prediction] = {}
+        for scale in sorted(whole, reverse=True):
+            recording: AbstractContextManager[None] = nullcontext()
+            if scale == max(whole):
+                recording = context.recorded()
+            with recording:
+                own[scale] = model.predict_scale(
+                    image, scale, attended=True, bias=biases.get(scale)
+                )
 
-    unsure = _uncertainty(result, align_corners=model.align_corners)
-    area_of_batch = RefinedArea(pixels=image.shape[0] * image.shape[-2] * image.shape[-1])
-    for scale in refined:
-        lower = max(result)
-        priority = unsure * _left_for_higher(result, unsure, align_corners=model.align_corners)
-        choices, grid = _choose(result[lower], priority, image, scale, lower, options)
-        run = _ScaleRun(
-            model=model,
-            scale=scale,
-            attended=scale != max(options.scales),
-            bias=biases.get(scale),
-            classes=result[lower].logits.shape[1],
-            context=context,
-        )
-        result[scale] = run.predict(image, grid, choices)
-        result[lower] = _where_computed(result[lower], grid, choices)
+        shown = dict(own)
+        parts: dict[float, PartOfScale] = {}
+        unsure = _uncertainty(own, align_corners=model.align_corners)
+        for scale in refined:
+            lower = max(own)
+            priority = unsure * _left_for_higher(shown, unsure, align_corners=model.align_corners)
+            part = _choose(own[lower], priority, image, scale, lower, options)
+            run = _ScaleRun(
+                model=model,
+                scale=scale,
+                attended=scale != max(options.scales),
+                bias=biases.get(scale),
+                classes=own[lower].logits.shape[1],
+                context=context,
+            )
+            del priority
+            own[scale] = shown[scale] = run.predict(image, part.grid, part.choices)
+            shown[lower] = _where_computed(own[lower], part)
+            parts[scale] = part
 
-        # In pixels of the images, so that scales can be compared.
-        per_image = area_of_batch.pixels / image.shape[0]
-        area_of_batch.refined[scale] = per_image * sum(choice.refined for choice in choices)
-        area_of_batch.computed[scale] = per_image * sum(
-            rectangle.pixels / (grid.size[0] * grid.size[1])
-            for choice in choices
-            for rectangle in choice.rectangles
-        )
     if area is not None:
-        area.add(area_of_batch)
-    skipped = [scale for scale in refined if not area_of_batch.refined[scale]]
-    return RefinedScales(result, tuple(scale for scale in result if scale not in skipped))
+        area.add(_counted(parts, image))
+    return RefinedScales(own, shown, parts)
+
+
+def _counted(parts: dict[float, PartOfScale], image: Tensor) -> RefinedArea:
+    """What was computed, in pixels of the images, so that scales can be compared."""
+    of_one = image.shape[-2] * image.shape[-1]
+    area = RefinedArea(pixels=image.shape[0] * of_one)
+    for scale, part in parts.items():
+        height, width = part.grid.size
+        computed = sum(
+            rectangle.pixels for choice in part.choices for rectangle in choice.rectangles
+        )
+        area.refined[scale] = of_one * sum(choice.refined for choice in part.choices)
+        area.computed[scale] = of_one * computed / (height * width)
+    return area
 
 
 # --- where ---
@@ -166,45 +187,34 @@ def _choose(
     scale: float,
     lower: float,
     options: InferenceOptions,
-) -> tuple[list[Choice], BlockGrid]:
+) -> PartOfScale:
     """What is computed of each image at `scale`."""
-    height, width = scaled_size(image.shape[-2:], scale)
+    # The features of both scales are as many pixels of their images apart. Nearer to the border
+    # of a rectangle than half of that, something is read that was not computed.
+    lower_size = scaled_size(image.shape[-2:], lower)
+    cells = [
+        length / count
+        for length, count in zip(lower_size, lower_part.logits.shape[-2:], strict=True)
+    ]
     grid = BlockGrid.of_image(
-        (height, width), least_halo=max(HALO, 2 * _margin(lower_part, (height, width)))
+        scaled_size(image.shape[-2:], scale), margin=max(cells) / 2 + ROUNDING
     )
+
     # One transfer for the batch: what is computed depends on it.
     maps = priority[:, 0].float().cpu().numpy()
-    return [
-        choose_rectangles(grid, grid.means(of_image), options.refine) for of_image in maps
-    ], grid
+    choices = [choose_rectangles(grid, of_image, options.refine) for of_image in maps]
+    return PartOfScale(grid, choices)
 
 
-def _margin(lower: Prediction, size: Sequence[int]) -> float:
-    """How far interpolation of the attention reaches, in pixels of the higher scale, and of that.
-
-    Nearer to the end of a rectangle than this the weight of the higher scale is 0, so that nothing
-    is read where it was not computed.
-    """
-    assert lower.attention is not None
-    cells = [
-        length / min(cells, logits)
-        for length, cells, logits in zip(
-            size, lower.attention.shape[-2:], lower.logits.shape[-2:], strict=True
-        )
-    ]
-    return 1.5 * max(cells)
-
-
-def _where_computed(lower: Prediction, grid: BlockGrid, choices: Sequence[Choice]) -> Prediction:
+def _where_computed(lower: Prediction, part: PartOfScale) -> Prediction:
     """The lower scale's prediction, its attention 1 where the higher scale was not computed."""
     assert lower.attention is not None
-    if all(choice.is_whole for choice in choices):
+    if all(choice.is_whole for choice in part.choices):
         return lower
-    margin = _margin(lower, grid.size)
     weights = np.stack(
         [
-            _summed_weights(choice.rectangles, grid.size, lower.attention.shape[-2:], margin)
-            for choice in choices
+            _summed_weights(choice.rectangles, part, lower.attention.shape[-2:])
+            for choice in part.choices
         ]
     )
     weight = torch.from_numpy(weights[:, None]).to(lower.attention)
@@ -215,19 +225,13 @@ def _where_computed(lower: Prediction, grid: BlockGrid, choices: Sequence[Choice
 
 
 def _summed_weights(
-    rectangles: Sequence[Rectangle], size: tuple[int, int], cells: Sequence[int], margin: float
+    rectangles: Sequence[Rectangle], part: PartOfScale, cells: Sequence[int]
 ) -> np.ndarray:
     """How much the rectangles count, 0 to 1, on a map of `cells` (rows, columns) of the image."""
-    rows, columns = (
-        (np.arange(count) + 0.5) * (length / count)
-        for length, count in zip(size, cells, strict=True)
-    )
-    total = np.zeros((len(rows), len(columns)))
+    total = np.zeros(tuple(cells))
     for rectangle in rectangles:
-        total += np.outer(
-            rectangle.rows.weights(rows, margin=margin),
-            rectangle.columns.weights(columns, margin=margin),
-        )
+        rows, columns = part.grid.weights(rectangle, cells)
+        total += np.outer(rows, columns)
     return np.minimum(total, 1)
 
 
@@ -248,10 +252,9 @@ class _ScaleRun:
     def predict(self, image: Tensor, grid: BlockGrid, choices: Sequence[Choice]) -> Prediction:
         """The scale's logits, and its attention where that is asked for, put together."""
         if all(choice.is_whole for choice in choices):
-            with in_strips(self.model):
-                return self.model.predict_scale(
-                    image, self.scale, attended=self.attended, bias=self.bias
-                )
+            return self.model.predict_scale(
+                image, self.scale, attended=self.attended, bias=self.bias
+            )
         if not any(choice.rectangles for choice in choices):
             return self._nothing(image)
 
@@ -262,7 +265,7 @@ class _ScaleRun:
             lent: AbstractContextManager[None] = nullcontext()
             if shape != grid.size:
                 lent = self.context.lent([index for index, _ in members])
-            with in_strips(self.model), lent:
+            with lent:
                 found = self.model.predict_scale(crops, 1.0, attended=self.attended, bias=self.bias)
 
             logits.add(found.logits, members)
@@ -278,22 +281,29 @@ class _ScaleRun:
     ) -> Iterator[tuple[tuple[int, int], list[tuple[int, Rectangle]], Tensor]]:
         """Parts of the scaled images, of one shape at a time.
 
-        All are cut out at once, so that the scaled images need not be held meanwhile.
+        All are cut out in one pass over strips of the scaled images, which never exist as a whole.
         """
-        scaled = resize(image, grid.size, align_corners=self.model.align_corners).to(image.dtype)
         groups = []
         for shape, members in self._by_shape(choices).items():
-            parts = [
-                scaled[
-                    index : index + 1,
-                    :,
-                    part.rows.start : part.rows.stop,
-                    part.columns.start : part.columns.stop,
-                ]
-                for index, part in members
-            ]
-            groups.append((shape, members, torch.cat(parts)))
-        del scaled, parts
+            crops = image.new_empty((len(members), image.shape[1], *shape))
+            groups.append((shape, members, crops))
+        scaled = as_strip_map(image)
+        if tuple(image.shape[-2:]) != grid.size:
+            scaled = Resized(scaled, grid.size, align_corners=self.model.align_corners)
+
+        for start in range(0, grid.size[0], CUT_ROWS):
+            stop = min(start + CUT_ROWS, grid.size[0])
+            strip: Tensor | None = None
+            for _, members, crops in groups:
+                for crop, (index, part) in zip(crops, members, strict=True):
+                    first, last = max(start, part.rows.start), min(stop, part.rows.stop)
+                    if first >= last:
+                        continue
+                    if strip is None:
+                        strip = scaled.rows(start, stop)
+                    columns = slice(part.columns.start, part.columns.stop)
+                    place = slice(first - part.rows.start, last - part.rows.start)
+                    crop[:, place] = strip[index, :, first - start : last - start, columns]
 
         while groups:
             yield groups.pop(0)
@@ -316,128 +326,3 @@ class _ScaleRun:
         if self.attended:
             attention = (number + 1).expand(image.shape[0], 1, 1, 1)
         return Prediction(number.expand(size), attention=attention)
-
-
-class FeatureCanvas:
-    """Maps of the features of images of `size` pixels, put together from rectangles.
-
-    Where rectangles overlap their mean is taken, weighted by how far inside a pixel lies.
-    """
-
-    def __init__(self, images: int, size: tuple[int, int]) -> None:
-        self.images = images
-        self.size = size
-        self.maps: Tensor | None = None
-        self.weight: Tensor | None = None
-        self.cell = (1, 1)  # pixels (high, wide) of the image for each of the features
-
-    def add(self, maps: Tensor, members: Sequence[tuple[int, Rectangle]]) -> None:
-        """Enter the maps of rectangles of one shape, `[len(members), C, h, w]`."""
-        if self.maps is None:
-            self._open(maps, members[0][1].shape)
-        assert self.maps is not None and self.weight is not None
-        for own, (index, part) in zip(maps.split(1), members, strict=True):
-            spans = [
-                self._span(axis, extent.start, extent.stop)
-                for axis, extent in enumerate((part.rows, part.columns))
-            ]
-            target = (slice(index, index + 1), slice(None), *spans)
-
-            # A map of a part at the end of an image may be a row larger or smaller than its place.
-            own = resize(own, [span.stop - span.start for span in spans], align_corners=False)
-            rows, columns = (
-                extent.weights((np.arange(span.start, span.stop) + 0.5) * cell)
-                for extent, span, cell in zip(part, spans, self.cell, strict=True)
-            )
-            weight = torch.from_numpy(np.outer(rows, columns)).to(own)
-            self.maps[target] += own * weight
-            self.weight[target] += weight
-
-    def finished(self) -> Tensor:
-        """The maps `[N, C, H, W]`, 0 where there is no rectangle."""
-        assert self.maps is not None and self.weight is not None
-        return self.maps.div_(self.weight.masked_fill_(self.weight == 0, 1))
-
-    def _open(self, maps: Tensor, shape: tuple[int, int]) -> None:
-        """Make room for all features of the images."""
-        counts, cells = [], []
-        for axis in (0, 1):
-            length, count = shape[axis], maps.shape[2 + axis]
-            cells.append(max(1, round(length / count)))
-
-            # The features of an image may end in the middle of a cell.
-            if length != self.size[axis]:
-                count = math.ceil(self.size[axis] / cells[axis])
-            counts.append(count)
-        self.cell = (cells[0], cells[1])
-        self.maps = maps.new_zeros((self.images, maps.shape[1], *counts))
-        self.weight = maps.new_zeros((self.images, 1, *counts))
-
-    def _span(self, axis: int, start: int, stop: int) -> slice:
-        assert self.maps is not None
-        count = self.maps.shape[2 + axis]
-        first = min(round(start / self.cell[axis]), count - 1)
-        last = count
-        if stop < self.size[axis]:
-            last = round(stop / self.cell[axis])
-        return slice(first, max(last, first + 1))
-
-
-# --- context ---
-
-
-class ImageContext:
-    """What methods that `layers.over_image` marks gave for whole images, for parts of them.
-
-    OCR gathers what is typical of each class over the image, and DeepLab's image pooling is a mean
-    over it: a part of the image would have another one.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.methods = [
-            (module, name)
-            for module in eager_modules(model)
-            for name in _marked_methods(type(module))  # type: ignore[arg-type]
-        ]
-        self.known: dict[tuple[int, str], Tensor] = {}
-
-    @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """Inside, results of the marked methods are kept."""
-
-        def keep(key: tuple[int, str], method: Callable, *inputs: Tensor) -> Tensor:
-            self.known[key] = method(*inputs)
-            return self.known[key]
-
-        with self._replaced(keep):
-            yield
-
-    @contextmanager
-    def lent(self, images: Sequence[int]) -> Iterator[None]:
-        """Inside, the marked methods give what was kept for these images of the batch."""
-
-        def give(key: tuple[int, str], method: Callable, *inputs: Tensor) -> Tensor:
-            known = self.known.get(key)
-            if known is None:
-                return method(*inputs)
-            return known[list(images)]
-
-        with self._replaced(give):
-            yield
-
-    @contextmanager
-    def _replaced(self, function: Callable) -> Iterator[None]:
-        for module, name in self.methods:
-            method = getattr(module, name)
-            setattr(module, name, functools.partial(function, (id(module), name), method))
-        try:
-            yield
-        finally:
-            for module, name in self.methods:
-                delattr(module, name)
-
-
-@functools.cache
-def _marked_methods(kind: type) -> list[str]:
-    """Names of the methods that `layers.over_image` marks."""
-    return [name for name in dir(kind) if getattr(getattr(kind, name, None), "over_image", False)]

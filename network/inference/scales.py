@@ -18,8 +18,9 @@ from ..layers import at_least_float32, resize
 from ..model import MultiScaleModel, resized, scaled_size
 from ..prediction import Prediction
 from .options import InferenceOptions
+from .patches import fuse_refined
 from .refinement import RefinedArea, predict_refined, require_refinable
-from .strips import RowByRow, StripMap, as_strip_map, held, in_strips
+from .strips import Mirrored, RowByRow, StripMap, as_strip_map, held, in_strips
 
 KeepScales = bool | Literal["attention"]  # "attention" keeps the attention maps alone
 SMALLEST_PROBABILITY = 1e-30  # keeps the logarithm of a vanished probability finite
@@ -85,13 +86,9 @@ def _fused_by_model(
     own: dict[float, Prediction] = {}
     if isinstance(model, MultiScaleModel) and options.refined_scales:
         refined = predict_refined(model, image, options, area)
-        own = {scale: held(part) for scale, part in refined.all.items()}
-        fused = model.fuse_scales({scale: own[scale] for scale in refined.computed}, size)
+        own = {scale: held(part) for scale, part in refined.shown.items()}
+        fused = fuse_refined(model, refined, size)
         align_corners = model.align_corners
-        # A scale alone has no attention to fuse by, but it says so.
-        if fused.attention is None:
-            attended = resized(own[min(own)], size, align_corners=align_corners)
-            fused = Prediction(fused.logits, fused.aux, attended.attention, fused.scales)
     elif isinstance(model, MultiScaleModel):
         with in_strips(model):
             small = model.predict_scales(image, options.scales, keep_scales=bool(keep_scales))
@@ -179,9 +176,8 @@ def _mean_of_both_ways(straight: ImageMaps, mirrored: ImageMaps) -> ImageMaps:
             assert logits is not None
             scales[scale] = Prediction(logits, attention=mean(one.attention, other.attention))
 
-    turned_back = RowByRow(lambda rows: rows.flip(-1), mirrored.logits)
     return ImageMaps(
-        logits=RowByRow(_mean, straight.logits, turned_back),
+        logits=RowByRow(_mean, straight.logits, Mirrored(mirrored.logits)),
         attention=mean(straight.attention, mirrored.attention),
         scales=scales,
     )

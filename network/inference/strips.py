@@ -13,14 +13,15 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import Concatenate, RowDependence, at_least_float32
+from ..layers import Concatenate, RowDependence, at_least_float32, full_precision
 from ..prediction import Prediction
+from .interpolation import InterpolationMatrix, interpolation_matrix, neighbouring_rows
 
 # On a CPU a map is computed in so many strips that they stay in its caches. Heads run on fewer and
 # larger ones, because neighbours share `halo` rows.
@@ -32,76 +33,10 @@ FEWEST_HEAD_ROWS = 16
 # Elsewhere each strip launches its own kernels, which takes longer than the arithmetic of few rows.
 GPU_STRIPS = 8
 FEWEST_GPU_ROWS = 256
-
-# Tables of neighbouring rows that are kept, a few kilobytes each.
-KEPT_TABLES = 4096
-CPU = torch.device("cpu")
+WINDOW_COLUMNS = 128  # of a window that are interpolated at once
 
 # Torch's functions that treat every row of a map alone.
 ROW_FUNCTIONS = frozenset({torch.addcmul})
-
-
-class NeighbouringRows(NamedTuple):
-    """The two rows of the source between which each row of an interpolated strip lies.
-
-    They count from the source row `first`; the rows up to and with `last` are needed.
-    """
-
-    above: Tensor  # int64 [rows]
-    below: Tensor  # int64 [rows]
-    weight: Tensor  # of the row below, [rows, 1]
-    first: int
-    last: int
-
-
-@functools.lru_cache(maxsize=KEPT_TABLES)
-def neighbouring_rows(
-    height: int,
-    wanted: int,
-    start: int,
-    stop: int,
-    *,
-    align_corners: bool,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> NeighbouringRows:
-    """The neighbours of rows `[start, stop)` where `height` rows become `wanted` ones.
-
-    The tables are computed where they are used, and kept there for the next image of that size: to
-    copy them from the host would make it wait for the device in every strip.
-    """
-    above, below, weight = _positions(height, wanted, start, stop, align_corners, dtype, device)
-    # Which rows the strip needs is asked of the host's own table, so that nothing waits.
-    ends = above, below
-    if device.type != "cpu":
-        ends = _positions(height, wanted, start, stop, align_corners, dtype, CPU)[:2]
-    first, last = int(ends[0][0]), int(ends[1][-1])
-
-    # Both tables are of the same arithmetic. Should a device round otherwise, then not out of it.
-    above, below = (rows.sub_(first).clamp_(0, last - first) for rows in (above, below))
-    return NeighbouringRows(above, below, weight.unsqueeze(1), first, last)
-
-
-def _positions(
-    height: int,
-    wanted: int,
-    start: int,
-    stop: int,
-    align_corners: bool,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The source rows above and below each row, and the weight of the one below."""
-    # As exact as `interpolate` is for this dtype.
-    position = torch.arange(start, stop, dtype=dtype, device=device)
-    if align_corners:
-        position = position * ((height - 1) / max(wanted - 1, 1))
-    else:
-        position = ((position + 0.5) * (height / wanted) - 0.5).clamp_(min=0)
-
-    above = position.floor().long().clamp_(max=height - 1)
-    below = (above + 1).clamp_(max=height - 1)
-    return above, below, position - above
 
 
 class StripMap:
@@ -121,6 +56,10 @@ class StripMap:
     def rows(self, start: int, stop: int) -> Tensor:
         """Rows `[start, stop)`, `[N, C, stop - start, W]`; they may be a view and are read only."""
         raise NotImplementedError
+
+    def window(self, rows: slice, columns: slice) -> Tensor:
+        """Some columns of some rows, the same as those of `rows` up to rounding."""
+        return self.rows(rows.start, rows.stop)[..., columns]
 
     def whole(self) -> Tensor:
         """The whole map, computed strip by strip the first time."""
@@ -199,7 +138,7 @@ class Held(StripMap):
 
 
 class RowByRow(StripMap):
-    """A function, applied to the same rows of other strip maps and to plain numbers."""
+    """A function of single pixels, applied to the same rows of strip maps and to plain numbers."""
 
     def __init__(self, function: Callable[..., Tensor], *arguments: Any) -> None:
         self.function = function
@@ -217,6 +156,9 @@ class RowByRow(StripMap):
     def rows(self, start: int, stop: int) -> Tensor:
         return self._apply(lambda part: part.rows(start, stop))
 
+    def window(self, rows: slice, columns: slice) -> Tensor:
+        return self._apply(lambda part: part.window(rows, columns))
+
     def _apply(self, rows_of: Callable[[StripMap], Tensor]) -> Tensor:
         values = list(self.arguments)
         for position, argument in enumerate(values):
@@ -225,8 +167,21 @@ class RowByRow(StripMap):
         return self.function(*values)
 
 
+class Mirrored(StripMap):
+    """Another map, its left and right exchanged."""
+
+    def __init__(self, source: StripMap) -> None:
+        self.source = source
+        self.shape, self.dtype, self.device = source.shape, source.dtype, source.device
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.source.rows(start, stop).flip(-1)
+
+
 class Resized(StripMap):
     """Bilinear interpolation of another map to `size`: what `layers.resize` gives, to rounding."""
+
+    lengths: list[tuple[int, ...]]
 
     def __init__(self, source: StripMap, size: Sequence[int], *, align_corners: bool) -> None:
         self.source = source
@@ -235,6 +190,13 @@ class Resized(StripMap):
         self.dtype, self.device = torch.float32, source.device
         if source.dtype == torch.float64:
             self.dtype = torch.float64
+
+        # Heights and widths from the map that is interpolated first to this one.
+        self.origin = source
+        lengths: list[tuple[int, ...]] = [(length,) for length in source.shape[2:]]
+        if isinstance(source, Resized) and source.align_corners == align_corners:
+            self.origin, lengths = source.origin, source.lengths
+        self.lengths = [(*before, own) for before, own in zip(lengths, size, strict=True)]
 
     def rows(self, start: int, stop: int) -> Tensor:
         near = neighbouring_rows(
@@ -251,6 +213,29 @@ class Resized(StripMap):
         upper = wide.index_select(2, near.above)
         lower = wide.index_select(2, near.below)
         return torch.lerp(upper, lower, near.weight)
+
+    def window(self, rows: slice, columns: slice) -> Tensor:
+        # A product for each axis, however often the map was resized. Most of a matrix is zeros
+        # where it has many columns, hence few at a time.
+        high = self._matrix(0, rows.start, rows.stop)
+        source_rows = slice(high.first, high.last)
+        parts = []
+        for start in range(columns.start, columns.stop, WINDOW_COLUMNS):
+            wide = self._matrix(1, start, min(start + WINDOW_COLUMNS, columns.stop))
+            source = self.origin.window(source_rows, slice(wide.first, wide.last))
+            with full_precision(source):
+                parts.append(high.matrix @ (source.to(self.dtype) @ wide.matrix.T))
+        return torch.cat(parts, dim=3)
+
+    def _matrix(self, axis: int, start: int, stop: int) -> InterpolationMatrix:
+        return interpolation_matrix(
+            self.lengths[axis],
+            start,
+            stop,
+            align_corners=self.align_corners,
+            dtype=self.dtype,
+            device=self.device,
+        )
 
     def _at_full_width(self, rows: Tensor) -> Tensor:
         """Rows of the source, interpolated along their width only."""
@@ -275,6 +260,9 @@ class Concatenated(StripMap):
 
     def rows(self, start: int, stop: int) -> Tensor:
         return torch.cat([part.rows(start, stop) for part in self.parts], dim=1)
+
+    def window(self, rows: slice, columns: slice) -> Tensor:
+        return torch.cat([part.window(rows, columns) for part in self.parts], dim=1)
 
 
 def strips_of(height: int, device: torch.device) -> Iterator[tuple[int, int]]:
@@ -326,11 +314,14 @@ def in_strips(model: nn.Module) -> Iterator[None]:
 
 def eager_modules(module: nn.Module) -> Iterator[nn.Module]:
     """The module and those inside it, but none that is compiled: its graph wants tensors."""
-    if module._compiled_call_impl is not None and not hasattr(module, "predict_scales"):
-        return
-    yield module
-    for child in module.children():
-        yield from eager_modules(child)
+    # A list of what is still to be seen, since generators inside of generators take milliseconds.
+    waiting = [module]
+    while waiting:
+        found = waiting.pop()
+        if found._compiled_call_impl is not None and not hasattr(found, "predict_scales"):
+            continue
+        yield found
+        waiting.extend(reversed([*found.children()]))
 
 
 @functools.cache

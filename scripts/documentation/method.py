@@ -34,7 +34,7 @@ from hmsa.utils.report.colours import scale_colours
 from hmsa.utils.report.visualise import colorize, error_map, heat, panel
 from hmsa.utils.words import UserError
 
-Tile = tuple[str, np.ndarray]
+Captioned = tuple[str, np.ndarray]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def draw_method(options: argparse.Namespace) -> int:
     if options.index >= len(files):
         raise UserError(f"--index: the split has {len(files)} images, counted from 0")
 
-    scene = Scene(
+    street = StreetView(
         loaded=loaded,
         photograph=files.read_image(options.index),
         label=files.read_label(options.index),
@@ -79,10 +79,10 @@ def draw_method(options: argparse.Namespace) -> int:
         ignore_label=files.spec.ignore_label,
     )
     pictures = {
-        "equation.png": equation(scene),
-        "chain.png": chain(scene),
-        "calibration.png": calibration(scene),
-        "refinement.png": refinement(scene, options.refine),
+        "equation.png": equation(street),
+        "chain.png": chain(street),
+        "calibration.png": calibration(street),
+        "refinement.png": refinement(street, options.refine),
     }
     for name, tiles in pictures.items():
         drawn = panel(tiles, columns=3, width=options.width)
@@ -92,7 +92,7 @@ def draw_method(options: argparse.Namespace) -> int:
 
 
 @dataclass(frozen=True)
-class Scene:
+class StreetView:
     """One image with its label, and the network that looks at it."""
 
     loaded: Loaded
@@ -133,61 +133,61 @@ class Scene:
         )
 
 
-def equation(scene: Scene) -> list[Tile]:
+def equation(street: StreetView) -> list[Captioned]:
     """Two scales and the attention between them."""
-    with scene.as_trained():
-        fused = scene.predict(0.5, 1.0)
-        lower, higher = scene.predict(0.5), scene.predict(1.0)
+    with street.as_trained():
+        fused = street.predict(0.5, 1.0)
+        lower, higher = street.predict(0.5), street.predict(1.0)
     return [
-        ("image", scene.photograph),
-        ("0.5x alone: L_lower", scene.coloured(lower)),
-        ("1x alone: L_higher", scene.coloured(higher)),
+        ("image", street.photograph),
+        ("0.5x alone: L_lower", street.coloured(lower)),
+        ("1x alone: L_higher", street.coloured(higher)),
         ("attention a: bright trusts 0.5x", heat(share_maps(fused)[0.5])),
-        ("fused: L", scene.coloured(fused)),
-        ("label", colorize(scene.label, scene.palette)),
+        ("fused: L", street.coloured(fused)),
+        ("label", colorize(street.label, street.palette)),
     ]
 
 
-def chain(scene: Scene) -> list[Tile]:
+def chain(street: StreetView) -> list[Captioned]:
     """Three scales from the highest down: each alone, its attention, and the result so far."""
-    with scene.as_trained():
-        alone = {scale: scene.predict(scale) for scale in (2.0, 1.0, 0.5)}
-        two, three = scene.predict(1.0, 2.0), scene.predict(0.5, 1.0, 2.0)
+    with street.as_trained():
+        alone = {scale: street.predict(scale) for scale in (2.0, 1.0, 0.5)}
+        two, three = street.predict(1.0, 2.0), street.predict(0.5, 1.0, 2.0)
     return [
-        ("2x alone", scene.coloured(alone[2.0])),
-        ("1x alone", scene.coloured(alone[1.0])),
-        ("0.5x alone", scene.coloured(alone[0.5])),
-        ("image", scene.photograph),
+        ("2x alone", street.coloured(alone[2.0])),
+        ("1x alone", street.coloured(alone[1.0])),
+        ("0.5x alone", street.coloured(alone[0.5])),
+        ("image", street.photograph),
         ("attention of 1x", heat(share_maps(two)[1.0])),
         ("attention of 0.5x", heat(share_maps(three)[0.5])),
-        ("1. begin with 2x", scene.coloured(alone[2.0])),
-        ("2. mix in 1x", scene.coloured(two)),
-        ("3. mix in 0.5x: the result", scene.coloured(three)),
+        ("1. begin with 2x", street.coloured(alone[2.0])),
+        ("2. mix in 1x", street.coloured(two)),
+        ("3. mix in 0.5x: the result", street.coloured(three)),
     ]
 
 
-def calibration(scene: Scene) -> list[Tile]:
+def calibration(street: StreetView) -> list[Captioned]:
     """Four scales with the attention as it was trained, and calibrated."""
     scales = (0.25, 0.5, 1.0, 2.0)
-    with scene.as_trained():
-        before = scene.predict(*scales)
-    after = scene.predict(*scales)
+    with street.as_trained():
+        before = street.predict(*scales)
+    after = street.predict(*scales)
     return [
-        ("image", scene.photograph),
+        ("image", street.photograph),
         ("as trained: share of 0.25x and 0.5x", heat(share_of_small(before))),
         ("calibrated: share of 0.25x and 0.5x", heat(share_of_small(after))),
-        bias_curves(scene),
-        ("errors as trained", scene.errors(before)),
-        ("errors calibrated", scene.errors(after)),
+        bias_curves(street),
+        ("errors as trained", street.errors(before)),
+        ("errors calibrated", street.errors(after)),
     ]
 
 
-def bias_curves(scene: Scene) -> Tile:
+def bias_curves(street: StreetView) -> Captioned:
     """What the bias of each pair makes of its attention, in the colour of the lower scale."""
-    model = scene.loaded.model
+    model = street.loaded.model
     assert isinstance(model, Hierarchical)
     biases = {pair[0]: bias for pair, bias in sorted(model.attention_bias.items())}
-    height, width = scene.label.shape
+    height, width = street.label.shape
 
     # A square, with attention from 0 to 1 to the right, and what it becomes upwards.
     picture = np.full((height, width, 3), 255, dtype=np.uint8)
@@ -214,34 +214,34 @@ def share_of_small(prediction: Prediction) -> np.ndarray:
     return np.sum(small, axis=0)
 
 
-def refinement(scene: Scene, share: float) -> list[Tile]:
+def refinement(street: StreetView, share: float) -> list[Captioned]:
     """2x everywhere, and where attention asks for it."""
-    low, everywhere = scene.predict(0.5, 1.0), scene.predict(0.5, 1.0, 2.0)
-    refined = scene.predict(0.5, 1.0, 2.0, refine=share)
+    low, everywhere = street.predict(0.5, 1.0), street.predict(0.5, 1.0, 2.0)
+    refined = street.predict(0.5, 1.0, 2.0, refine=share)
 
     # Where 2x was not computed, its share of the result is 0.
     counted = share_maps(refined)[2.0] > 1e-4
-    pale = cv2.convertScaleAbs(scene.photograph, alpha=0.25, beta=190)
-    shown = np.where(counted[..., None], scene.photograph, pale)
+    pale = cv2.convertScaleAbs(street.photograph, alpha=0.25, beta=190)
+    shown = np.where(counted[..., None], street.photograph, pale)
 
     # What the lower scales leave to 2x, times how unsure they are: the priority of the page.
     unsure = 1 - low.logits[0].softmax(dim=0).amax(dim=0).numpy()
     priority = share_maps(everywhere)[2.0] * unsure
-    changed = scene.predicted(refined) != scene.predicted(everywhere)
+    changed = street.predicted(refined) != street.predicted(everywhere)
     return [
-        ("{0.5, 1}", scene.coloured(low)),
+        ("{0.5, 1}", street.coloured(low)),
         ("priority: bright asks for 2x", heat(priority, high=float(priority.max()) / 2)),
         (f"2x on {100 * share:g} %: not where it is pale", shown),
-        ("{0.5, 1, 2}, 2x everywhere", scene.coloured(everywhere)),
-        (f"{{0.5, 1, 2}}, 2x on {100 * share:g} %", scene.coloured(refined)),
-        (f"other classes (red): {100 * changed.mean():.1f} %", difference(scene, changed)),
+        ("{0.5, 1, 2}, 2x everywhere", street.coloured(everywhere)),
+        (f"{{0.5, 1, 2}}, 2x on {100 * share:g} %", street.coloured(refined)),
+        (f"other classes (red): {100 * changed.mean():.1f} %", difference(street, changed)),
     ]
 
 
-def difference(scene: Scene, changed: np.ndarray) -> np.ndarray:
+def difference(street: StreetView, changed: np.ndarray) -> np.ndarray:
     """Changed pixels in red on the pale image."""
     none = np.zeros(changed.shape, dtype=np.uint8)
-    return error_map(changed.astype(np.uint8), none, image=scene.photograph)
+    return error_map(changed.astype(np.uint8), none, image=street.photograph)
 
 
 if __name__ == "__main__":

@@ -243,8 +243,19 @@ def _training_words(run: Run) -> tuple[str, list[str]]:
     command, *options = run.made_by
     words = [command, "--checkpoint", str(run.parent.best_checkpoint), *options]
     if command == "attach":
-        return "hmsa", [*words, "--resume", "--output", str(run.folder), threads]
+        words += ["--resume", "--output", str(run.folder), threads]
+        return "hmsa", [*words, *_first_recipe_of_attach(run.parent)]
     return "hmsa", [*words, "--output", str(run.best_checkpoint), threads]
+
+
+def _first_recipe_of_attach(parent: Run) -> list[str]:
+    """What `hmsa attach` did when the first rows were made: no part of the recipe's hash."""
+    config = load_config(parent.config, (*parent.overrides, UNCALIBRATED))
+    return [
+        f"optim.epochs={max(1, round(config.optim.epochs / 4))}",
+        f"loss.aux_weight={config.loss.aux_weight}",
+        f"runtime.val_every={config.runtime.val_every}",
+    ]
 
 
 def _score(run: Run, number: int) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Recorder:
         verification = SimpleNamespace(raise_for_problems=lambda: None)
         model = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1))
         model.parameters_of_heads = lambda: ()  # type: ignore[assignment]
+        model.parameters_of_attention = lambda: ()  # type: ignore[assignment]
         model.freeze = self.stand_in("freeze", None)
         results = {
             "build_files": files,
@@ -108,6 +109,7 @@ class Recorder:
         )
         build.training_state(config, files, ALONE)
         build.criterion(config, files)
+        self.calls.append(str(build.training_scales(config, step=1)))
         build.schedule(config, steps_per_epoch=10)
         build.prepared(
             config,
@@ -135,6 +137,7 @@ def other_value(field: ConfigField) -> Any:
         "data.class_uniform.tile": [64, 64],
         "data.blur_sigma": [0.5, 0.6],
         "model.train_scales": [0.25, 1.0],
+        "model.random_ratio": [0.3, 0.6],
         "model.aspp_rates": [1, 2, 3],
         "eval.scales": [1.0],
         "autolabel.scales": [1.0],

@@ -226,7 +226,12 @@ def test_a_class_of_which_almost_nothing_is_kept_is_named_with_the_remedy(
     cut = f"autolabel.class_thresholds={{{name}: 0.0}}"
     assert label(own, output, *given, cut) == 0
     said = capsys.readouterr()
-    assert "little is kept" not in said.out + said.err
+    assert "little is kept" not in said.out + said.err and "Do not train" not in said.err
+
+    # Where a training would do harm, the terminal says what the page says first.
+    assert label(own, output, *given, "--threshold", "1") == 0
+    said = capsys.readouterr()
+    assert "Do not train on these yet. No pixel has a label" in said.out + said.err
 
 
 def test_frames_are_trained_on(own: Path, tmp_path: Path) -> None:

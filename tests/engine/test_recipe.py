@@ -9,6 +9,7 @@ import pytest
 from hmsa.engine import recipe
 from hmsa.engine.arguments import train_command
 from hmsa.engine.recipe import DataFacts, Machine, recipe_for, suited
+from hmsa.engine.run_summary import too_short_for
 from hmsa.utils.config import Config, load_config
 from hmsa.utils.config.lookup import SHIPPED
 from tests.datasets.trees import make_folder
@@ -61,6 +62,27 @@ def test_named_values_stay(root: Path) -> None:
         "sgd",
         "gaussian",
     )
+
+
+def test_a_short_training_has_a_warm_up_and_an_average_that_suit_it(root: Path) -> None:
+    facts = DataFacts(32, [(96, 128)] * 5)
+    whole, short = recipe_for(facts, TWO_CORES), recipe_for(facts, TWO_CORES, epochs=2)
+    assert (whole.values["optim"]["warmup_steps"], whole.values["optim"]["ema_decay"]) == (40, 0.99)
+    optim = short.values["optim"]
+    assert (optim["epochs"], optim["warmup_steps"], optim["ema_decay"]) == (2, 0, None)
+    assert short.values["runtime"]["val_every"] == 1
+
+    # Four lines that name the epochs are the same wish.
+    config, _ = suited(four_lines(root, "optim.epochs=2"))
+    assert (config.optim.epochs, config.optim.warmup_steps) == (2, 0)
+    assert config.optim.ema_decay is None
+
+    # Of a file that was made for more, the training says what it lacks.
+    made = Config.from_dict({"optim": {"epochs": 2, "warmup_steps": 40, "ema_decay": 0.99}})
+    warm_up, average = too_short_for(made, steps=8)
+    assert "warmed up for 40 steps" in warm_up and "optim.warmup_steps=0" in warm_up
+    assert "still holds 92 % of the initial" in average and "optim.ema_decay=null" in average
+    assert too_short_for(made, steps=800) == []
 
 
 @pytest.mark.parametrize("path", SHIPPED_FOLDERS, ids=lambda path: path.stem)

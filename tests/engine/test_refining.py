@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,24 @@ from tests.engine.conftest import configuration, draw
 from tests.engine.test_autolabel import make_teacher, tree_of
 
 THREE = ["--scales", "0.5", "1", "2"]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Auto-labelling that kills its process when the label of the second image is about to appear.
+KILLED_AT_A_LABEL = """
+import os, signal, sys
+from hmsa.engine.arguments import autolabel_command
+
+own = os.replace
+
+def replace(source, target):
+    if os.path.basename(target) == "train_1.png":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return own(source, target)
+
+os.replace = replace
+autolabel_command(sys.argv[1:])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +126,15 @@ def test_refined_labels_say_so_and_come_out_the_same_again(
     before = tree_of(out)
     assert json.loads(before["manifest.json"])["refine"] == 0.4
 
-    # A job that was killed after its first label goes on to the same bytes.
-    for name in before:
-        if not name.startswith("train_0"):
-            (out / name).unlink()
-    (out / ".hmsa-1-2.tmp").write_bytes(b"half a label")
-    assert autolabel_command([*command, "--refine", "0.4"]) == 0
-    assert tree_of(out) == before
+    # A job that is killed while it writes its second label goes on to the same bytes.
+    killed = tmp_path / "killed"
+    words = [*command[:-2], str(killed), command[-1], "--refine", "0.4"]
+    done = subprocess.run([sys.executable, "-c", KILLED_AT_A_LABEL, *words], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    labels = [name for name in before if name.endswith(".png")]
+    assert 0 < len(set(labels) & set(tree_of(killed))) < len(labels)
+    assert autolabel_command(words) == 0
+    assert tree_of(killed) == before
 
     # Other shares are other labels.
     capsys.readouterr()

@@ -102,6 +102,23 @@ def test_a_window_of_a_large_image_is_that_part_of_its_maps() -> None:
     )
 
 
+def test_a_window_lies_where_it_is_asked_for() -> None:
+    model = small_model()
+    label = torch.arange(128, dtype=torch.uint8)[:, None].repeat(1, 192)
+    for place, first in ((0.0, 0), (0.5, 0), (0.999, 0), (1.0, 64)):
+        kept = keep_maps(
+            model, an_image(128, 192), label, (0.5, 1), window=(64, 192), place=(place, 0.5)
+        )
+        assert kept.label.shape == (64, 192) and int(kept.label[0, 0]) == first
+        assert kept.scales[1].logits.shape[-2] * 2 == model_height(model, 128)
+
+
+def model_height(model: Hierarchical, height: int) -> int:
+    """Rows of the features of an image of so many rows."""
+    with torch.no_grad():
+        return model.predict_scales(an_image(height, 192), (1.0,))[1.0].logits.shape[-2]
+
+
 def kept_with_wrong_attention(offset: float) -> KeptMaps:
     """Two scales, each right in one half of the image, and attention that is off by `offset`."""
     label = torch.zeros(16, 16, dtype=torch.uint8)

@@ -139,6 +139,12 @@ def test_what_begins_with_another_run_leaves_its_checkpoint_and_trains_it_once(
     assert sorted(words) == ["attach", "calibrate"] and names.count("train.py") == 1
     assert names.count("hmsa") == 2 and names.count("eval.py") == 4
     assert words["attach"][2:4] == ("--checkpoint", str(parent.best_checkpoint))
+    # Rows that are published keep what attaching did when they were made.
+    assert words["attach"][-3:] == (
+        "optim.epochs=8",
+        "loss.aux_weight=0.4",
+        "runtime.val_every=10",
+    )
     assert words["calibrate"][2:4] == ("--checkpoint", str(attached.best_checkpoint))
     output = words["calibrate"].index("--output") + 1
     assert words["calibrate"][output] == str(made["calibrated"].best_checkpoint)

@@ -19,6 +19,9 @@ from .models import (
 
 Finding = tuple[tuple[str, ...], str]
 
+# A training at a smaller scale sees nothing: no shorter than the least scale of a model.
+LEAST_SCALE = 1 / 64
+
 
 def check_sections(config: Sections) -> Iterator[Finding]:
     """Every contradiction between fields that are right by themselves."""
@@ -85,6 +88,7 @@ def _check_model(model: ModelSection) -> Iterator[Finding]:
     if model.wrap is not None:
         yield from _check_wrap(model)
 
+    yield from _check_pairs(model)
     scales = model.train_scales
     paths = ("model.train_scales", "model.multiscale")
 
@@ -108,6 +112,25 @@ def _check_model(model: ModelSection) -> Iterator[Finding]:
         yield paths, message
     if any(low >= high for low, high in zip(scales, scales[1:], strict=False)):
         yield paths, f"write the scales from small to large: {sorted(scales)}"
+
+
+def _check_pairs(model: ModelSection) -> Iterator[Finding]:
+    # Only hierarchical attention judges pairs of scales.
+    if not model.multiscale.startswith("hierarchical"):
+        for name in ("random_ratio", "attention_reads_scales"):
+            if getattr(model, name):
+                message = "is for hierarchical attention; remove it, or set model.multiscale"
+                yield (f"model.{name}", "model.multiscale"), message
+    if model.random_ratio is None:
+        return
+
+    least, largest = model.random_ratio
+    scales = model.train_scales
+    if least > largest:
+        yield ("model.random_ratio",), "write the smaller ratio first"
+    elif max(scales) * least ** (len(scales) - 1) < LEAST_SCALE:
+        message = f"makes scales below {LEAST_SCALE:g} of {len(scales)}; begin it with a larger one"
+        yield ("model.random_ratio", "model.train_scales"), message
 
 
 def _check_runtime(runtime: RuntimeSection) -> Iterator[Finding]:

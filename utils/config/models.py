@@ -124,6 +124,20 @@ Scales = Annotated[
 ]
 
 
+Ratios = Annotated[
+    tuple[Annotated[float, Field(ge=0.05, lt=1)], Annotated[float, Field(ge=0.05, lt=1)]],
+    BeforeValidator(_tuple),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {"type": "number", "minimum": 0.05, "exclusiveMaximum": 1},
+            "minItems": 2,
+            "maxItems": 2,
+        }
+    ),
+]
+
+
 def _square(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return (value, value)
@@ -451,6 +465,11 @@ class ModelSection(ConfigSection):
     """Scales of a training step; left out: 1 for single, 0.5 and 1 for hierarchical, 0.5, 1 and 2
     for explicit"""
 
+    random_ratio: Ratios | None = None
+    """Draw the ratio of neighbouring training scales anew in each step, from the smallest to the
+    largest, e.g. [0.25, 0.75]; the highest and the number of train_scales stay. null: as they
+    are"""
+
     # Weights to start from.
     trunk_weights: str | None = Field(default="auto", min_length=1)
     """Weights the trunk starts from: auto (pre-trained where they can be had, from a package, the
@@ -487,6 +506,9 @@ class ModelSection(ConfigSection):
 
     attention_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout before the attention head's last layer"""
+
+    attention_reads_scales: bool = False
+    """Tell the attention head which pair of scales it judges, by two constant maps"""
 
     head: Literal["release", "paper"] = "release"
     """Semantic head of the published checkpoints, or of the paper's text"""
@@ -658,6 +680,9 @@ class OptimSection(ConfigSection):
 
     head_lr_multiplier: Positive = 1.0
     """Learning rate of everything but the trunk, relative to lr"""
+
+    attention_lr_multiplier: Positive = 1.0
+    """Learning rate of the attention head, relative to that of the other heads"""
 
     # How long, and how the learning rate falls.
     epochs: Count = 175

@@ -29,28 +29,34 @@ def parameter_groups(
     decay_norm_and_bias: bool = True,
     head_parameters: Iterable[nn.Parameter] = (),
     head_lr_multiplier: float = 1.0,
+    attention_parameters: Iterable[nn.Parameter] = (),
+    attention_lr_multiplier: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Groups of trainable parameters by (head or trunk, decayed or not), without the empty ones.
+    """Groups of trainable parameters by (learning rate, decayed or not), without the empty ones.
+
+    Those of heads have `lr` times `head_lr_multiplier`, and of these the ones of attention times
+    `attention_lr_multiplier` as well.
 
     Every parameter is in exactly one group. Without `decay_norm_and_bias` batch-norm scales and all
     biases (one-dimensional parameters) have no weight decay.
     """
-    heads = {id(parameter) for parameter in head_parameters}
-    grouped: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    multipliers = {id(parameter): head_lr_multiplier for parameter in head_parameters}
+    for parameter in attention_parameters:
+        multipliers[id(parameter)] = head_lr_multiplier * attention_lr_multiplier
+
+    grouped: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue
         # Heads are a group of their own only where they have a learning rate of their own.
-        is_head = id(parameter) in heads and head_lr_multiplier != 1.0
+        multiplier = multipliers.get(id(parameter), 1.0)
         is_decayed = decay_norm_and_bias or parameter.ndim > 1
-        grouped.setdefault((is_head, is_decayed), []).append(parameter)
+        grouped.setdefault((multiplier, is_decayed), []).append(parameter)
 
     # `base_lr` stays, and `lr` follows the schedule from it in every step.
     groups = []
-    for (is_head, is_decayed), parameters in grouped.items():
-        base_lr = lr
-        if is_head:
-            base_lr *= head_lr_multiplier
+    for (multiplier, is_decayed), parameters in grouped.items():
+        base_lr = lr * multiplier
         groups.append(
             {
                 "params": parameters,

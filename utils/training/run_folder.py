@@ -159,18 +159,14 @@ class RunFolder:
                 continue
         return False
 
-    def next_commands(self, *options: str) -> str:
-        """What to do with a finished training, as a command to copy; "" without a checkpoint.
-
-        `options` end the command.
-        """
+    def next_commands(self) -> str:
+        """What to do with a finished training, as a command to copy; "" without a checkpoint."""
         # The best weights if there was a validation, else the last ones.
         candidates = [self.checkpoints.best, *reversed(self.checkpoints.steps())]
         for weights in candidates:
             if weights.is_file():
                 output = self.folder / "eval"
-                more = "".join(f" {option}" for option in options)
-                line = f"{invocation('eval')} --checkpoint {weights} --output {output}{more}"
+                line = f"{invocation('eval')} --checkpoint {weights} --output {output}"
                 return f"evaluate it: {line}"
         return ""
 
