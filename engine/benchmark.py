@@ -177,7 +177,13 @@ def noise(config: Config, spec: Any) -> dict[str, Any]:
     # Batches of a loader lie in pinned memory where there is a GPU.
     if torch.cuda.is_available():
         image, label = image.pin_memory(), label.pin_memory()
-    return {"image": image, "label": label}
+    # None of the pixels is padding, for augmentation on the device.
+    return {
+        "image": image,
+        "label": label,
+        "region": torch.tensor([[0, height, 0, width]]).expand(count, 4),
+        "position": torch.arange(count),
+    }
 
 
 def described_device(device: torch.device) -> str:

@@ -34,7 +34,7 @@ from hmsa.utils.runtime import autocast_dtype, prepare_runtime
 from hmsa.utils.training.checkpoint import save_checkpoint
 from hmsa.utils.training.logbook import logger, start_logging
 from hmsa.utils.training.progress import progress_bar
-from hmsa.utils.words import UserError
+from hmsa.utils.words import UserError, counted
 
 from . import build
 from .trust import naming
@@ -210,7 +210,7 @@ def write_calibrated(
     held.update(biases)
     rows = [[*pair, bias] for pair, bias in sorted(held.items())]
     save_checkpoint(path, {**content, "attention_bias": rows, "calibration": dict(evidence)})
-    logger.info("%s: holds %d attention biases", path, len(rows))
+    logger.info("%s: holds the attention biases of %s of scales", path, counted(len(rows), "pair"))
 
 
 # --- images ---

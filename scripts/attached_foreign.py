@@ -90,8 +90,8 @@ def segformer(classes: int) -> nn.Module:
         depths=[1, 1, 1, 1],
         hidden_sizes=[32, 48, 96, 128],
         decoder_hidden_size=96,
-        num_labels=classes,
     )
+    config.num_labels = classes
     return SegformerForSemanticSegmentation(config)
 
 
@@ -180,7 +180,7 @@ def measured(name: str, config: Config, options: argparse.Namespace) -> dict[str
     kept = Judge(attached, judged, ignore_label=ignored).keep_what_helps(found)
 
     seconds["test"] = time.process_time()
-    miou = scores(attached, config, kept, count=options.images)
+    miou = scores_of_lists(attached, config, kept, count=options.images)
     seconds["end"] = time.process_time()
     moments = list(seconds.values())
     return {
@@ -251,7 +251,7 @@ def maps_of(model: AttachedAttention, config: Config, split: str, *, count: int)
 
 
 @torch.inference_mode()
-def scores(
+def scores_of_lists(
     model: AttachedAttention, config: Config, biases: dict[Any, float], *, count: int
 ) -> dict[str, dict[str, float]]:
     """mIoU in percent of every list of scales on the test split, by way of combining."""

@@ -4,7 +4,7 @@
 #   scripts/camvid_table2.sh /path/to/camvid [words of scripts/table2.py ...]
 #
 # A quarter of the training images, drawn at random, keeps its fine labels, the others get coarse
-# ones made from theirs. Four rows of about half an hour of one core for each seed, scored on val,
+# ones made from theirs. Four rows of about an hour of one core for each seed, scored on val,
 # with automatic labels at threshold 0.9, and two more rows with keep_share 0.7. What is done is
 # kept, so that it can be stopped and started again. RUNS=DIR and RESULTS=DIR say where things go.
 set -euo pipefail

@@ -591,7 +591,7 @@ def test_training_reads_from_top_to_bottom() -> None:
     """The loop is one function that fits a few screens, and a step two that fit one each."""
     for file, name, most, wanted in (
         ("engine/train.py", "train", 175, ("step.gradients(", "step.update(", "validation.run")),
-        ("engine/step.py", "gradients", 60, ("self.model(image", "self.criterion(", ".backward()")),
+        ("engine/step.py", "gradients", 60, ("= self.model(", "self.criterion(", ".backward()")),
         ("engine/step.py", "update", 40, ("state.skip_step()", "state.step()")),
     ):
         body, lines = function_of(file, name)

@@ -60,7 +60,9 @@ def test_every_step_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 
 def test_a_step_is_as_many_batches_as_a_training_adds_up(tmp_path: Path) -> None:
-    figures = time_configuration(tmp_path, "optim.accumulate=2")
+    # Augmentation on the device is a part of the step, too.
+    words = ["optim.accumulate=2", "data.augment_on_device=true", "data.blur=gaussian"]
+    figures = time_configuration(tmp_path, *words)
     assert figures["images_per_step"] == 4
     assert figures["images_per_second"] == pytest.approx(4 / figures["step_s"])
 

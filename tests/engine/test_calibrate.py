@@ -7,11 +7,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from hmsa.engine import attach, build
-from hmsa.engine.calibrate import CalibrationError, Judge, choose_images, recording_of
+from hmsa.engine.attach import epochs_of, short_training
+from hmsa.engine.calibrate import (
+    CalibrationError,
+    Judge,
+    choose_images,
+    recording_of,
+    spread_place,
+)
 from hmsa.network.calibration import KeptMaps
 from hmsa.utils.config import Config
 from hmsa.utils.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -144,6 +152,32 @@ def test_attaching_trains_attention_alone(command: Command, street: Path, tmp_pa
     again = ["-m", "hmsa", "attach", "--checkpoint", tmp_path / "run_attention"]
     refused = command(*again, check=2)
     assert "has attention already" in refused.stderr and "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(("images", "epochs"), [(0, 768), (10, 77), (192, 4), (768, 1), (2975, 1)])
+def test_a_head_sees_some_hundred_crops_whatever_the_data(images: int, epochs: int) -> None:
+    assert epochs_of(images) == epochs
+
+
+def test_the_schedule_of_a_long_training_suits_a_short_one() -> None:
+    published = {"schedule": "scl_poly", "warmup_steps": 1000}
+    own = Config.from_dict({"optim": published}).optim
+    assert short_training(own, epochs=1) == [
+        "optim.epochs=1",
+        "optim.warmup_steps=20",
+        "optim.schedule=poly",
+    ]
+    assert short_training(Config.from_dict({}).optim, epochs=4) == [
+        "optim.epochs=4",
+        "optim.warmup_steps=0",
+    ]
+
+
+def test_windows_of_many_images_see_all_of_the_scene() -> None:
+    places = np.array([spread_place(number) for number in range(48)])
+    cells = np.floor(places * 4).astype(int)
+    counts = np.bincount(cells[:, 0] * 4 + cells[:, 1], minlength=16)
+    assert counts.min() >= 2 and counts.max() <= 4
 
 
 def test_the_average_of_an_attached_head_forgets_its_random_weights(

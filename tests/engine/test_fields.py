@@ -26,6 +26,7 @@ BASE: dict[str, Any] = {
 }
 READERS = (
     "train.py",
+    "step.py",
     "run_summary.py",
     "validation.py",
     "evaluate.py",
@@ -137,6 +138,7 @@ def other_value(field: ConfigField) -> Any:
         "data.class_uniform.tile": [64, 64],
         "data.blur_sigma": [0.5, 0.6],
         "model.train_scales": [0.25, 1.0],
+        "model.random_ratio": [0.3, 0.6],
         "model.aspp_rates": [1, 2, 3],
         "eval.scales": [1.0],
         "autolabel.scales": [1.0],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,11 +12,12 @@ import pytest
 import torch
 import yaml
 
+from hmsa.datasets import ClassInfo, DatasetSpec
 from hmsa.engine import build
 from hmsa.engine.arguments import hmsa_command
 from hmsa.network import AttachedAttention
 from hmsa.utils.config import Config, ConfigError
-from hmsa.utils.training.checkpoint import CheckpointError, load_checkpoint
+from hmsa.utils.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from hmsa.utils.words import UserError
 from tests.engine.conftest import Command, configuration
 
@@ -42,6 +44,10 @@ def broken():
 number = 3
 """
 BUILDER = "somebodys_net:net"
+HAS_ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+needs_onnx = pytest.mark.skipif(
+    not HAS_ONNX, reason="onnx, onnxscript and onnxruntime are optional"
+)
 
 
 @pytest.fixture
@@ -117,6 +123,50 @@ def test_every_field_reaches_the_model(somebodys: Path) -> None:
 def test_a_wrap_that_contradicts_itself_is_said(model: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Config.from_dict({"model": model})
+
+
+@pytest.mark.parametrize("calibration", ["auto", "off"])
+@pytest.mark.parametrize("suffix", [".pt2", pytest.param(".onnx", marks=needs_onnx)])
+def test_an_exported_wrapped_model_answers_as_it_does(
+    suffix: str, calibration: str, somebodys: Path
+) -> None:
+    """At a size that the model is padded for, with the biases of a calibration and without."""
+    torch.manual_seed(0)
+    model = wrapped()
+    wrap = {"builder": BUILDER, "features": "body"}
+    classes = tuple(ClassInfo(name, (number,) * 3, (number,)) for number, name in enumerate("abc"))
+    content = {
+        "config": Config.from_dict({"model": {"wrap": wrap, "attention_channels": 8}}).to_dict(),
+        "spec": DatasetSpec("three", classes).to_dict(),
+        "model": model.state_dict(),
+        "attention_bias": [[0.5, 1.0, -2.0]],
+    }
+    save_checkpoint(somebodys / "best.pt", content)
+    output = somebodys / f"model{suffix}"
+    words = ["export", "--checkpoint", "best.pt", "--size", "72", "100", "--output", str(output)]
+    words += ["--scales", "0.5", "1", f"model.wrap.builder={BUILDER}"]
+    assert hmsa_command([*words, f"eval.calibration={calibration}"]) == 0
+
+    image = torch.randn(1, 3, 72, 100)
+    answers = {}
+    with torch.no_grad():
+        for name, bias in (("auto", {(0.5, 1.0): -2.0}), ("off", {})):
+            model.eval().attention_bias = bias
+            answers[name] = model(image, scales=(0.5, 1.0)).logits
+        found = run_exported(output, image)
+    torch.testing.assert_close(found, answers.pop(calibration), atol=1e-5, rtol=1e-4)
+    (other,) = answers.values()
+    assert (found - other).abs().max() > 1e-3
+
+
+def run_exported(file: Path, image: torch.Tensor) -> torch.Tensor:
+    """What an exported file says of an image."""
+    if file.suffix == ".pt2":
+        return torch.export.load(file).module()(image)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {"image": image.numpy()})[0])
 
 
 @pytest.mark.slow

@@ -139,6 +139,12 @@ def test_what_begins_with_another_run_leaves_its_checkpoint_and_trains_it_once(
     assert sorted(words) == ["attach", "calibrate"] and names.count("train.py") == 1
     assert names.count("hmsa") == 2 and names.count("eval.py") == 4
     assert words["attach"][2:4] == ("--checkpoint", str(parent.best_checkpoint))
+    # Rows that are published keep what attaching did when they were made.
+    assert words["attach"][-3:] == (
+        "optim.epochs=8",
+        "loss.aux_weight=0.4",
+        "runtime.val_every=10",
+    )
     assert words["calibrate"][2:4] == ("--checkpoint", str(attached.best_checkpoint))
     output = words["calibrate"].index("--output") + 1
     assert words["calibrate"][output] == str(made["calibrated"].best_checkpoint)
@@ -227,6 +233,15 @@ PUBLISHED = {  # folder: the words of its command, and how its data was drawn
         published_drawing((256, 512), 192),
     ),
     "camvid": (["--config", "configs/camvid/table1.yaml", "--split", "val"], ""),
+    "camvid_pretrained/table": (
+        [
+            *("--config", "configs/camvid/efficientnet_hierarchical.yaml", "--split", "val"),
+            *("--no-flip", "--judge", "train", "--lists", "0.5,1,2", "1", "0.5,1", "0.25,0.5,1,2"),
+            *("loss.binary_class_weights=log", "optim.epochs=20"),
+            *("runtime.val_every=20", "runtime.image_every=20"),
+        ],
+        "",
+    ),
 }
 
 

@@ -83,7 +83,8 @@ def test_choices_are_the_builders_tables() -> None:
 
 
 def test_fields_of_the_model_are_build_models_keywords() -> None:
-    assert names_in("model") - {"init_from", "freeze", "wrap"} == keywords(build_model) - {
+    elsewhere = {"init_from", "freeze", "wrap", "random_ratio"}
+    assert names_in("model") - elsewhere == keywords(build_model) - {
         "num_classes",
         "activation_checkpointing",
     }
