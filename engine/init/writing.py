@@ -79,7 +79,7 @@ def configuration_text(
         lines.append(f"  long_edge: {data['long_edge']}       # images are made this small first")
     lines += [
         f"  class_uniform: {{fraction: {uniform['fraction']:g}, tile: {uniform['tile'][0]}}}"
-        "  # half of an epoch class by class where a class is rare",
+        "  # share of an epoch drawn class by class, for rare classes",
         "",
         "model:                    # small, from pre-trained weights",
         f"  trunk: {model['trunk']}",
@@ -104,14 +104,14 @@ def configuration_text(
         f"  epochs: {optim['epochs']}",
         f"  poly_exponent: {optim['poly_exponent']:g}",
         f"  warmup_steps: {optim['warmup_steps']}",
-        f"  ema_decay: {_number(optim['ema_decay'])}         # an average of the weights is scored",
+        f"  ema_decay: {_number(optim['ema_decay'])}         # the average that is scored; null: none",
         "",
         "runtime:",
         f"  precision: {runtime['precision']}",
         f"  val_every: {runtime['val_every']}            # epochs",
         f"  image_every: {runtime['image_every']}",
         "",
-        "eval:                     # more scales are better and slower: [0.5, 1.0, 2.0]",
+        "eval:                     # eval --compare tells whether [0.5, 1.0, 2.0] is better",
         f"  scales: {inference['scales']}",
         f"  precision: {inference['precision']}",
         "",
