@@ -104,7 +104,7 @@ def configuration_text(
         f"  epochs: {optim['epochs']}",
         f"  poly_exponent: {optim['poly_exponent']:g}",
         f"  warmup_steps: {optim['warmup_steps']}",
-        f"  ema_decay: {_number(optim['ema_decay'])}         # the average that is scored; null: none",
+        f"  ema_decay: {_number(optim['ema_decay'])}  # of the average that is scored; null: none",
         "",
         "runtime:",
         f"  precision: {runtime['precision']}",
