@@ -15,10 +15,11 @@ from hmsa.utils.config.models import OptimSection
 from hmsa.utils.words import UserError
 
 from . import build, train
-from .trust import TRAINING
+from .trust import TRAINING, require_trust
 
 CROPS = 768  # that the head is trained on, whole epochs and one at least
 WARMUP_STEPS = 20  # at most, of so few
+RUN_BY_A_HEAD = tuple(key for key in TRAINING if key != "loss.main")  # code of the model's recipe
 DEFAULT_SCALES = (0.25, 0.5, 1.0, 2.0)
 LEFT_OF_START = 0.05  # share of a head's first weights in the average, at most
 
@@ -41,6 +42,9 @@ def main(arguments: argparse.Namespace) -> int:
             "attention already; hmsa attach is for single-scale ones, and hmsa calibrate may help "
             "this one"
         )
+
+    # Before its data are looked for, it is said what of its code would run. Its loss will not.
+    require_trust(own, arguments.overrides, path=opened.path, keys=RUN_BY_A_HEAD)
 
     scales = sorted(arguments.scales or DEFAULT_SCALES)
     if len(scales) < 2:

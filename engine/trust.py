@@ -48,6 +48,9 @@ def require_trust(
     named = {word for text in overrides for word in re.findall(r"[\w.:]+", text.partition("=")[2])}
     asked = []
     for key, reference in named_code(config, keys):
+        # Code that cannot be found cannot run; building says where it was looked for.
+        if not file_of(reference):
+            continue
         if reference in named:
             _remember(config, key, reference)
         elif not _is_remembered(config, key, reference):

@@ -104,6 +104,7 @@ def without_numbers(line: str) -> str:
     line = re.sub(r"\S*/\S+", "PATH", line)
     line = re.sub(r"(?:about )?(?:(?:[\d.]+|a) (?:h|min|minutes?|s)\b ?)+", "TIME ", line)
     line = re.sub(r"[+-]?\d[\d.,]*", "0", line)
+    line = re.sub(r"\b(core|thread|pair)s\b", r"\1", line)
     return re.sub(r"\s+", " ", line).strip()
 
 

@@ -81,7 +81,7 @@ def interpolation_matrix(
     The maps between the first and the last never exist.
     """
     exact = _exact_matrix(lengths, start, stop, align_corners)
-    return exact._replace(matrix=exact.matrix.to(dtype).to(device))
+    return InterpolationMatrix(exact.matrix.to(dtype).to(device), exact.first, exact.last)
 
 
 def _exact_matrix(
@@ -101,7 +101,7 @@ def _exact_matrix(
     if not before:
         return InterpolationMatrix(matrix, first, last)
     source = _exact_matrix((*before, length), first, last, align_corners)
-    return source._replace(matrix=matrix @ source.matrix)
+    return InterpolationMatrix(matrix @ source.matrix, source.first, source.last)
 
 
 def _positions(

@@ -314,7 +314,7 @@ def evaluate_colours(
     model.limit = limit
 
     def open_checkpoint(
-        checkpoint: Path, *, config_file: Path | None, overrides: list[str]
+        checkpoint: Path, *, config_file: Path | None, overrides: list[str], runs: object
     ) -> OpenedCheckpoint:
         changed = Config.from_dict(config.to_dict(), overrides)
         return OpenedCheckpoint(checkpoint, changed, spec, weights={}, sha256="ab" * 32)

@@ -37,6 +37,7 @@ def loss(logits, label):
     return logits.mean()
 """
 TRUNK, LOSS = "strangers_parts:trunk", "strangers_parts:loss"
+LOGGER = "strangers_parts:book"
 NAMES_TRUNK = f"model.trunk={TRUNK}"
 
 
@@ -134,13 +135,13 @@ def test_what_a_command_names_is_remembered_for_this_file_of_code(
 
 
 def test_only_code_that_the_command_would_run_is_asked_for(folder: Path) -> None:
-    path = checkpoint(folder / "theirs.pt", loss={"main": LOSS}, runtime={"loggers": ["a:b"]})
+    path = checkpoint(folder / "theirs.pt", loss={"main": LOSS}, runtime={"loggers": [LOGGER]})
     options: dict[str, Any] = {"config_file": None, "overrides": [NAMES_TRUNK]}
     build.open_checkpoint(path, **options)
     with pytest.raises(CheckpointError, match=f"loss.main={LOSS},") as caught:
         build.open_checkpoint(path, **options, runs=trust.SCORES)
     assert "loggers" not in str(caught.value)
-    with pytest.raises(CheckpointError, match=r"'runtime.loggers=\[a:b\]'|runtime.loggers="):
+    with pytest.raises(CheckpointError, match="runtime.loggers=.*strangers_parts:book"):
         build.open_checkpoint(path, **options, runs=trust.TRAINING)
 
     # What replaces it is no code of the checkpoint's.
