@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 
-from hmsa.__main__ import main
 from tests.engine.conftest import CLASSES, Command, configuration, draw
 
 
@@ -247,16 +246,3 @@ def test_a_dry_run_prints_costs_and_writes_nothing(
     for word in ("parameters", "x one scale", "images/s", "peak memory"):
         assert word in output
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
-)
-def test_waiting_threads_sleep_soon_unless_the_user_says_how_they_wait(
-    said: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    environment = dict(said)
-    monkeypatch.setattr("os.environ", environment)
-    assert main(["--version"]) == 0
-    assert environment.get("GOMP_SPINCOUNT") == expected
