@@ -137,13 +137,13 @@ def split_files(
     return files
 
 
-def extra_source(config: Config) -> ExtraSource | None:
-    """The coarse or automatic labels of data.extra, or None."""
+def extra_files(config: Config) -> Files | None:
+    """The images with coarse or automatic labels that data.extra describes, or None."""
     data, extra = config.data, config.data.extra
     if extra is None:
         return None
 
-    files = build_files(
+    return build_files(
         dataset=data.dataset,
         root=data.root,
         split=extra.split,
@@ -155,6 +155,14 @@ def extra_source(config: Config) -> ExtraSource | None:
         mask_border=extra.mask_border,
         max_pixels=data.max_pixels,
     )
+
+
+def extra_source(config: Config) -> ExtraSource | None:
+    """The coarse or automatic labels of data.extra, or None."""
+    extra, files = config.data.extra, extra_files(config)
+    if extra is None or files is None:
+        return None
+
     return ExtraSource(
         files=files,
         probability=extra.probability,

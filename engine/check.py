@@ -18,13 +18,14 @@ from hmsa.datasets import (
     DataError,
     Files,
     Verification,
-    build_files,
     find_duplicates,
     suggest_data,
     verify_files,
 )
 from hmsa.utils.config import Config, load_config
 from hmsa.utils.files.writing import written_whole
+
+from . import build
 
 LEAST_SHARE = 1e-6  # left end of the chart's logarithmic axis
 SHOWN_SIZES = 5
@@ -44,28 +45,12 @@ def splits_of(config: Config) -> dict[str, str]:
 
 def list_split(config: Config, role: str) -> Files:
     """The files of a role, as a training would list them."""
-    data, extra = config.data, config.data.extra
-    if role != "extra" or extra is None:
-        return build_files(
-            dataset=data.dataset,
-            root=data.root,
-            split=splits_of(config)[role],
-            classes=data.classes,
-            cv=data.cv,
-            max_pixels=data.max_pixels,
-        )
-    return build_files(
-        dataset=data.dataset,
-        root=data.root,
-        split=extra.split,
-        classes=data.classes,
-        labels=extra.labels,
-        label_root=extra.root,
-        policy=extra.policy,
-        confidence_threshold=extra.confidence_threshold,
-        mask_border=extra.mask_border,
-        max_pixels=data.max_pixels,
-    )
+    extra = None
+    if role == "extra":
+        extra = build.extra_files(config)
+    if extra is not None:
+        return extra
+    return build.split_files(config, splits_of(config)[role])
 
 
 def describe_dataset(verification: Verification) -> str:

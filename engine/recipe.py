@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hmsa.utils.config import Config
+from hmsa.utils.words import counted
 
 Values = dict[str, dict[str, Any]]
 
@@ -42,7 +43,7 @@ class Machine:
         """For people: what it is."""
         if self.has_gpu:
             return f"a GPU and {self.cores} cores"
-        return f"{self.cores} core" + "s" * (self.cores > 1)
+        return counted(self.cores, "core")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from hmsa.utils.training.cost import Outlook, validation_cost, validation_interv
 from hmsa.utils.training.logbook import logger
 from hmsa.utils.training.meter import Meter
 from hmsa.utils.training.training_state import Progress, TrainingState
+from hmsa.utils.words import counted
 
 from . import build
 
@@ -201,7 +202,7 @@ def _weights(config: Config, state: TrainingState) -> str:
 def _device(processes: Processes) -> str:
     """The device by its name, and on how many of them the training runs."""
     threads = torch.get_num_threads()
-    name = f"CPU ({platform.machine()}, {threads} thread{'s' * (threads > 1)})"
+    name = f"CPU ({platform.machine()}, {counted(threads, 'thread')})"
     if processes.device.type == "cuda":
         name = torch.cuda.get_device_name(processes.device)
     if processes.world_size > 1:

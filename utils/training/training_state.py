@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..processes import Processes, copy_from_main, first_line
+from ..words import counted
 from .checkpoint import CheckpointError, CheckpointFolder, load_checkpoint
 from .ema import WeightAverage
 from .logbook import logger
@@ -88,7 +89,7 @@ class Progress:
 
     def summary(self) -> str:
         """What was done and how good the best of it was, in one line."""
-        steps = f"{self.epoch} epoch{'s' * (self.epoch != 1)}, {self.step} steps"
+        steps = f"{counted(self.epoch, 'epoch')}, {self.step} steps"
         if self.skipped_steps:
             steps += f", {self.skipped_steps} of them skipped"
         if self.best_epoch < 0:
