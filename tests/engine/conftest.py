@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.programs import Program
+
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = [("sky", [70, 130, 180]), ("road", [128, 64, 128]), ("pole", [153, 153, 153])]
 
@@ -92,24 +94,23 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 def start(
     *words: str | Path, processes: int = 1, check: int | None = 0, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command as a person does; `check` is the exit status expected (None: any)."""
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node",
-            str(processes),
-        ]
-    done = subprocess.run(
-        [*launcher, *map(str, words)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    """Run a command as a person does; `check` is the exit status expected (None: any).
+
+    Several processes are started by torchrun; a single one is a fork that has its imports already.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if processes == 1:
+        done = Program(words, environment=environment).finish(timeout=timeout)
+    else:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        done = subprocess.run(
+            [*launcher, "--nproc-per-node", str(processes), *map(str, words)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment,
+        )
     assert check is None or done.returncode == check, (
         f"status {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
     )

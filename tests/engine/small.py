@@ -1,26 +1,18 @@
 """A training of a fraction of a second, and what can happen to it: a trunk of three convolutions.
 
     python tests/engine/small.py [--fault ACTION:MOMENT:NUMBER[:RANK]]... CONFIG [OPTION]...
-    python tests/engine/small.py --serve
 
-A fault is an action at the NUMBER-th time that a moment comes in this process. Served, requests
-come as lines of JSON and each training is a fork of the process, which has paid for the imports
-already.
+A fault is an action at the NUMBER-th time that a moment comes in this process.
 """
 
 from __future__ import annotations
 
-import atexit
 import collections
-import json
 import multiprocessing
 import os
 import resource
 import signal
-import socket
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,76 +191,5 @@ def run(words: list[str]) -> int:
     return train_command(words)
 
 
-def _fork(request: dict[str, Any], rank: int, port: int, output: Any) -> int:
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        os.setpgid(0, 0)
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
-        if request["processes"] > 1:
-            os.environ.update(
-                RANK=str(rank),
-                LOCAL_RANK=str(rank),
-                WORLD_SIZE=str(request["processes"]),
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(port),
-            )
-        os.environ.update(request["environment"])
-        status = run(request["words"])
-    except SystemExit as stop:
-        status = int(stop.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-
-
-def serve() -> None:
-    """Answer each request with the exit statuses and the outputs of all ranks.
-
-    A status is minus the signal's number where one ended the rank.
-    """
-    import torch._dynamo
-    import torch.utils.tensorboard  # noqa: F401 - both here so that no fork has to
-
-    torch.set_num_threads(1)
-    answers, sys.stdout = sys.stdout, sys.stderr
-    for line in sys.stdin:
-        request = json.loads(line)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        outputs = [tempfile.TemporaryFile("w+") for _ in range(request["processes"])]  # noqa: SIM115 - closed below
-        children = [_fork(request, rank, port, output) for rank, output in enumerate(outputs)]
-        found: dict[int, int] = {}
-        while len(found) < len(children):
-            child, status = os.wait()
-            found[child] = os.waitstatus_to_exitcode(status)
-            if (
-                found[child] == -signal.SIGKILL
-            ):  # as a launcher does, or a machine that loses its power
-                for other in set(children) - set(found):
-                    os.kill(other, signal.SIGKILL)
-        texts = []
-        for output in outputs:
-            output.seek(0)
-            texts.append(output.read())
-            output.close()
-        print(
-            json.dumps({"statuses": [found[child] for child in children], "texts": texts}),
-            file=answers,
-            flush=True,
-        )
-
-
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--serve"]:
-        serve()
-    else:
-        sys.exit(run(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))

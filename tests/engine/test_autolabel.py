@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import resource
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -30,7 +28,8 @@ from hmsa.utils.config import load_config
 from hmsa.utils.labelling.autolabels import read_record
 from hmsa.utils.training.checkpoint import save_checkpoint, sha256_of
 from tests.datasets.trees import make_cityscapes
-from tests.engine.conftest import ROOT, configuration, draw
+from tests.engine.conftest import configuration, draw
+from tests.programs import CONTEXT, free_port, prepare_fork_server
 
 Run = Callable[..., int]
 LABELS = "*_labelIds.png"
@@ -737,15 +736,11 @@ class Jobs:
     """Starts `hmsa autolabel` with several processes, without importing torch each time."""
 
     def __init__(self, log: Path) -> None:
-        self.context: Any = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["hmsa.engine.autolabel", "torchvision"])
         self.log = log
 
     def start(self, words: list[object], *, processes: int = 1) -> list[Any]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        started = []
+        prepare_fork_server()
+        port, started = free_port(), []
         for rank in range(processes):
             environment = {
                 "RANK": str(rank),
@@ -756,18 +751,14 @@ class Jobs:
                 "OMP_NUM_THREADS": "1",
             }
             started.append(
-                self.context.Process(
-                    target=_job, args=([*map(str, words)], environment, str(self.log))
-                )
+                CONTEXT.Process(target=_job, args=([*map(str, words)], environment, str(self.log)))
             )
             started[-1].start()
         return started
 
 
 @pytest.fixture
-def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jobs:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.chdir(ROOT)
+def jobs(tmp_path: Path) -> Jobs:
     return Jobs(tmp_path / "jobs.log")
 
 

@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import shutil
-import socket
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -52,6 +51,7 @@ from hmsa.utils.processes import Processes, join
 from hmsa.utils.words import UserError
 from tests.datasets.trees import make_mapillary, save
 from tests.engine.conftest import Command, draw
+from tests.programs import free_port, run_ranks
 
 VOID = "{} images were scored, {} different ones, where the split has 13: the result is void"
 ALONE = Processes(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
@@ -219,12 +219,9 @@ def test_batches_forwarded_image_by_image_leave_every_bit_alone(alone: dict[Any,
 def test_any_number_of_processes_finds_the_same_bits_and_a_lost_image_fails(
     world_size: int, thirteen: Path, alone: dict[Any, Any]
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_rank, args=(thirteen, world_size, port, results), nprocs=world_size)
+        run_ranks(_rank, (thirteen, world_size, free_port(), results), processes=world_size)
         ranks = [dict(results[rank]) for rank in range(world_size)]
     for found in ranks:
         for count in (10, 11, 13):
@@ -364,10 +361,7 @@ def test_labels_in_colours_are_scored_by_two_processes_as_ids_are_by_one(
     assert run(spec, by_id, "--output", tmp_path / "one") == 0
 
     data = in_colours(thirteen, tmp_path / "data")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    mp.spawn(_rank_of_colours, args=(port, data, tmp_path / "two"), nprocs=2)
+    run_ranks(_rank_of_colours, (free_port(), data, tmp_path / "two"), processes=2)
 
     # All that is not a time or a place.
     one, two = (

@@ -9,8 +9,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +17,8 @@ import pytest
 import torch
 
 from hmsa.utils.training.checkpoint import CheckpointFolder
-from tests.engine.conftest import ROOT, Command, configuration
+from tests.engine.conftest import Command, configuration
+from tests.programs import run_ranks_of
 
 SMALL = "tests/engine/small.py"
 
@@ -39,19 +38,10 @@ Train = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="session")
-def train() -> Iterator[Train]:
-    """Trains in forks of one process, on a trunk of three convolutions."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    server = subprocess.Popen(
-        [sys.executable, SMALL, "--serve"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+def train() -> Train:
+    """Trains on a trunk of three convolutions, in forks."""
 
-    def ask(
+    def run(
         config: Path,
         *words: str,
         faults: tuple[str, ...] = (),
@@ -60,22 +50,15 @@ def train() -> Iterator[Train]:
         environment: dict[str, str] | None = None,
     ) -> Outcome:
         given = [part for fault in faults for part in ("--fault", fault)]
-        assert server.stdin is not None and server.stdout is not None
-        request = {
-            "words": [*given, str(config), *words],
-            "processes": processes,
-            "environment": environment or {},
-        }
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        outcome = Outcome(**json.loads(server.stdout.readline()))
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+        ended = run_ranks_of(
+            [SMALL, *given, config, *words], processes=processes, environment=variables
+        )
+        outcome = Outcome([one.returncode for one in ended], [one.stdout for one in ended])
         assert status is None or outcome.statuses == [status] * processes, outcome.text[-6000:]
         return outcome
 
-    yield ask
-    assert server.stdin is not None
-    server.stdin.close()
-    server.wait(timeout=60)
+    return run
 
 
 def small(folder: Path, street: Path, /, **changes: dict[str, Any]) -> Path:

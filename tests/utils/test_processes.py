@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,13 +30,8 @@ from hmsa.utils.processes import (
 from hmsa.utils.synchronised_norm import SynchronisedBatchNorm, synchronise_batch_norm
 from hmsa.utils.training.ema import WeightAverage
 from hmsa.utils.training.training_state import TrainingState
+from tests.programs import free_port, run_ranks
 from tests.utils.norm_kernels import as_norm_kernels
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _start(
@@ -60,7 +54,8 @@ def run(work: Callable[[Processes], Any], world_size: int) -> list[Any]:
     """What `work` returns on each of `world_size` gloo processes."""
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(_start, args=(work, world_size, _free_port(), results), nprocs=world_size)
+        arguments = (work, world_size, free_port(), results)
+        run_ranks(_start, arguments, processes=world_size)
         return [results[rank] for rank in range(world_size)]
 
 
