@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
+# pip would compile every module of torch and its like, a minute of one core; Python compiles those
+# that it imports, when it does.
+PIP_OPTIONS := --quiet --disable-pip-version-check --no-compile
 # One thread per process: pytest runs WORKERS of them.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
@@ -17,7 +20,7 @@ $(STAMP): setup.py pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "error: $(PYTHON) cannot make virtual environments; on Debian or Ubuntu: apt-get install python3-venv"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install $(PIP_OPTIONS) --editable '.[test,docs]'
 	@touch $@
 
 lint: venv types
@@ -35,8 +38,6 @@ types: venv links
 
 # The documentation, into .site/; any broken link or unknown name ends it. (With --quiet none would.)
 docs: venv links
-	@$(BIN)/python -c 'import mkdocs, material, mkdocstrings_handlers.python' 2>/dev/null || \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/python scripts/write_configuration_page.py --check
 	$(BIN)/python -m mkdocs build --strict
 
@@ -44,8 +45,9 @@ docs: venv links
 style: venv
 	$(BIN)/python scripts/style_report.py
 
-# The documentation too, so that a broken link fails CI.
-test: lint docs
+# The documentation too, so that a broken link fails CI. mypy and mkdocs have one core each.
+test: venv
+	@$(MAKE) --no-print-directory --jobs 2 lint docs
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10
 
 demo: venv

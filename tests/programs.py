@@ -51,14 +51,19 @@ class Program:
     """A program of the checkout that runs in a fork, as `python WORDS` would."""
 
     def __init__(
-        self, words: Sequence[object], *, environment: Mapping[str, str], merged: bool = False
+        self,
+        words: Sequence[object],
+        *,
+        environment: Mapping[str, str],
+        cwd: Path = ROOT,
+        merged: bool = False,
     ) -> None:
         prepare_fork_server()
         self.words = [*map(str, words)]
         self.folder = tempfile.TemporaryDirectory(prefix="hmsa-program-")
         names = ("output", "output" if merged else "errors")
         self.streams = [os.path.join(self.folder.name, name) for name in names]
-        arguments = (self.words, dict(environment), self.streams)
+        arguments = (self.words, str(cwd), dict(environment), self.streams)
         self.process = CONTEXT.Process(target=_become, args=arguments)
         self.process.start()
 
@@ -119,10 +124,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _become(words: list[str], environment: dict[str, str], streams: list[str]) -> None:
+def _become(words: list[str], cwd: str, environment: dict[str, str], streams: list[str]) -> None:
     """Run the program in this process, and end it as the program ends."""
     os.setsid()
-    os.chdir(ROOT)
+    os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hmsa.engine import attach, build
+from hmsa.engine.arguments import parse_attach
 from hmsa.engine.attach import epochs_of, short_training
 from hmsa.engine.calibrate import (
     CalibrationError,
@@ -21,7 +22,7 @@ from hmsa.engine.calibrate import (
     spread_place,
 )
 from hmsa.network.calibration import KeptMaps
-from hmsa.utils.config import Config
+from hmsa.utils.config import Config, load_config
 from hmsa.utils.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from tests.engine.conftest import Command, configuration
 from tests.network.test_calibration import kept_with_wrong_attention, small_model
@@ -159,6 +160,33 @@ def test_a_head_sees_some_hundred_crops_whatever_the_data(images: int, epochs: i
     assert epochs_of(images) == epochs
 
 
+def test_attaching_lists_the_images_once_before_it_trains(
+    street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data set of a million images takes minutes to list."""
+    single = {"model": {"multiscale": "single"}, "optim": {"ema_decay": 0.999}}
+    config = load_config(configuration(tmp_path, street, **single), [])
+    spec = build.split_files(config, "train").spec
+    save_checkpoint(
+        tmp_path / "best.pt", {"config": config.to_dict(), "spec": spec.to_dict(), "model": {}}
+    )
+    listed, trained = [], []
+    split_files = build.split_files
+
+    def noted(config: Config, split: str, **keywords: Any) -> Any:
+        listed.append(split)
+        return split_files(config, split, **keywords)
+
+    monkeypatch.setattr(build, "split_files", noted)
+    monkeypatch.setattr(attach.train, "main", lambda config, resume: trained.append(config) or 0)
+    assert attach.main(parse_attach(["--checkpoint", str(tmp_path / "best.pt")])) == 0
+    assert listed == ["train"]
+
+    # Six images, 128 epochs of three steps: an average over all of them.
+    (given,) = trained
+    assert given.optim.epochs == epochs_of(6) == 128 and given.optim.ema_decay == 0.9922
+
+
 def test_the_schedule_of_a_long_training_suits_a_short_one() -> None:
     published = {"schedule": "scl_poly", "warmup_steps": 1000}
     own = Config.from_dict({"optim": published}).optim
@@ -180,15 +208,12 @@ def test_windows_of_many_images_see_all_of_the_scene() -> None:
     assert counts.min() >= 2 and counts.max() <= 4
 
 
-def test_the_average_of_an_attached_head_forgets_its_random_weights(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_average_of_an_attached_head_forgets_its_random_weights() -> None:
     """Five epochs of 61 steps: a decay of 0.995 would leave a fifth of them."""
-    monkeypatch.setattr(build, "split_files", lambda config, split: range(367))
     for decay, expected in ((0.995, 0.9902), (0.99, 0.99), (None, None)):
         optim = {"epochs": 5, "ema_decay": decay}
         config = Config.from_dict({"data": {"batch_size": 6}, "optim": optim})
-        fitting = attach.with_fitting_average(config)
+        fitting = attach.with_fitting_average(config, images=367)
         assert fitting.optim.ema_decay == expected
         assert fitting.data == config.data and fitting.optim.epochs == 5
     assert 0.9902**305 < 0.051 < 0.2 < 0.995**305

@@ -13,7 +13,7 @@ import pytest
 
 from hmsa.engine import command_line
 from hmsa.engine.arguments import COMMANDS, parse_calibrate, parse_eval, parse_train
-from hmsa.engine.command_line import file_ending_in, lasting_streams, run_command
+from hmsa.engine.command_line import file_ending_in, lasting_streams, positive_share, run_command
 from hmsa.utils.words import UserError
 from tests.engine.conftest import ROOT
 
@@ -160,6 +160,19 @@ print(len(COMMANDS), "torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split() == [str(len(COMMANDS)), "False"], done.stderr
+
+
+def test_a_share_is_above_0_and_below_1_or_at_most() -> None:
+    assert positive_share()("0.25") == 0.25 and positive_share(one_included=True)("1") == 1
+    for words, read in (
+        ("below 1", positive_share()),
+        ("most 1", positive_share(one_included=True)),
+    ):
+        for text in ("0", "-0.5", "1.01", "nan", "a half"):
+            with pytest.raises(argparse.ArgumentTypeError, match=f"{text}.* is no share .*{words}"):
+                read(text)
+    with pytest.raises(argparse.ArgumentTypeError, match="'1' is no share above 0 and below 1"):
+        positive_share()("1")
 
 
 def test_a_file_to_write_ends_as_one_of_its_formats(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.engine.conftest import CLASSES, Command, configuration, draw
+from tests.programs import run_ranks_of
 
 
 def test_a_run_folder_holds_everything(trained: Path) -> None:
@@ -144,24 +146,19 @@ def test_any_images_are_predicted_at_their_own_names_and_sizes(
 
 
 def test_autolabels_are_the_same_bytes_for_any_number_of_processes(
-    trained: Path, street: Path, command: Command, tmp_path: Path
+    trained: Path, street: Path, tmp_path: Path
 ) -> None:
     checkpoint, images = trained / "checkpoints" / "best.pt", street / "images"
     trees = []
     for processes in (1, 2):
         output = tmp_path / str(processes)
-        command(
-            "autolabel.py",
-            "--checkpoint",
-            checkpoint,
-            "--images",
-            images,
-            "--output",
-            output,
-            "--threshold",
-            "0.5",
+        words = ["autolabel.py", "--checkpoint", checkpoint, "--images", images]
+        ended = run_ranks_of(
+            [*words, "--output", output, "--threshold", "0.5"],
             processes=processes,
+            environment=os.environ,
         )
+        assert [rank.returncode for rank in ended] == [0] * processes, ended
         trees.append(
             {
                 path.relative_to(output).as_posix(): path.read_bytes()

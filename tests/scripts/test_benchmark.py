@@ -24,6 +24,7 @@ CASES = {
 }
 
 
+@pytest.mark.usefixtures("forked_measuring")
 @pytest.mark.parametrize("name", CASES)
 def test_rows_and_table(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "rows" / "rows.json"

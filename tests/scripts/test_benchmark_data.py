@@ -20,6 +20,7 @@ from scripts.measuring.drawn_images import draw_files
 from scripts.measuring.harness import ROW_KEYS, Disagreement
 
 
+@pytest.mark.usefixtures("forked_measuring")
 def test_data_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From the command line, small: a row from files and one from the cache for each crop."""
     target = tmp_path / "rows.json"
@@ -48,6 +49,7 @@ def test_data_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "decoding the PNG of" in printed and "images/s per process" in printed
 
 
+@pytest.mark.usefixtures("forked_measuring")
 def test_index_benchmark(tmp_path: Path) -> None:
     """The loop's centroids equal ours, or the benchmark would end in a disagreement."""
     target = tmp_path / "rows.json"

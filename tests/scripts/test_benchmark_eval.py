@@ -45,6 +45,7 @@ def test_ours_and_baseline_score_alike() -> None:
         agreement((ours[0], ours[1] + 1), baseline)
 
 
+@pytest.mark.usefixtures("forked_measuring")
 def test_rows_have_every_column(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
         benchmark.NETWORKS,

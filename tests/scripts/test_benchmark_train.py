@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from hmsa.network.trunks import TRUNKS
 from scripts.benchmarks import train as benchmark
+from tests.engine.small import Small
 
 TINY: dict[str, Any] = {
     "data": {"crop": [48, 64], "batch_size": 2},
@@ -18,7 +20,9 @@ TINY: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("setting", [name for name in benchmark.SETTINGS if "compile" not in name])
-def test_every_setting_trains(setting: str) -> None:
+def test_every_setting_trains(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a trunk of three convolutions: in fp16 a CPU takes a minute for a real one."""
+    monkeypatch.setitem(TRUNKS, "resnet18", lambda **_: Small())
     workload = benchmark.build_setting(setting=setting, sections=TINY, device="cpu")
     first, second = float(workload()), float(workload())
     assert torch.isfinite(torch.tensor([first, second])).all() and first != second

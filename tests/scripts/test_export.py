@@ -33,10 +33,9 @@ def built(trunk: str, decoder: str, multiscale: str) -> nn.Module:
     return model
 
 
+# At odd sizes, where every level is rounded up; even ones are in the tests below.
 CASES = [
-    ("resnet18", "deeplabv3plus", "single", None, (64, 96)),
     ("resnet18", "deeplabv3plus", "single", None, (81, 130)),
-    ("hrnet_w18_small", "ocr", "hierarchical", (0.5, 1.0), (64, 96)),
     ("hrnet_w18_small", "ocr", "hierarchical", (0.5, 1.0, 2.0), (65, 98)),
 ]
 
@@ -44,8 +43,7 @@ CASES = [
 # Programs (.pt2) at two sizes each are in tests/network/test_export.py.
 FILES = [
     *(pytest.param(".onnx", *case, marks=needs_onnx) for case in CASES),
-    (".pt2", *CASES[1]),
-    (".pt2", *CASES[3]),
+    *((".pt2", *case) for case in CASES),
 ]
 
 
@@ -74,7 +72,7 @@ def test_the_onnx_file_stands_alone(tmp_path: Path) -> None:
     import onnx
     import onnxruntime
 
-    model = built("hrnet_w18_small", "fcn", "hierarchical")
+    model = built("resnet18", "fcn", "hierarchical")
     export_model(model, output=tmp_path / "model.onnx", size=(64, 64), scales=(0.5, 1.0), batch=2)
     onnx.checker.check_model(str(tmp_path / "model.onnx"))
     session = onnxruntime.InferenceSession(
@@ -88,11 +86,10 @@ def test_the_onnx_file_stands_alone(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
-@pytest.mark.parametrize("suffix", [".pt2", pytest.param(".onnx", marks=needs_onnx)])
-def test_height_and_width_can_be_left_open(tmp_path: Path, suffix: str) -> None:
+def test_height_and_width_of_a_program_can_be_left_open(tmp_path: Path) -> None:
     difference = export_model(
         built("resnet18", "deeplabv3plus", "single"),
-        output=tmp_path / f"model{suffix}",
+        output=tmp_path / "model.pt2",
         size=(96, 128),
         dynamic=True,
     )
@@ -168,7 +165,7 @@ def test_an_export_that_fails_leaves_the_file_that_was_there(
 def test_an_open_onnx_file_names_its_axes_and_describes_itself(tmp_path: Path) -> None:
     import onnxruntime
 
-    model = built("resnet18", "fcn", "single")
+    model = built("resnet18", "deeplabv3plus", "single")
     spec = DatasetSpec("mine", tuple(ClassInfo(f"class {n}", (n, 2, 3), (n,)) for n in range(5)))
     difference = export_model(
         model,

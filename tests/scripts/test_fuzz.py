@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts import fuzz
-from scripts.fuzzing import cases, material, running
+from scripts.fuzzing import cases, running
 from scripts.fuzzing.mutations import Damage
 from scripts.fuzzing.running import Outcome, findings, run_forked, run_process, snapshot
 
@@ -108,13 +108,6 @@ def _lives(number: int) -> bool:
     return state.rpartition(")")[2].split()[0] != "Z"
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sound") / "material"
-    material.make_material(folder)
-    return folder
-
-
 @pytest.mark.slow
 def test_every_command_succeeds_on_sound_inputs(sound: Path, tmp_path: Path) -> None:
     """Otherwise what is damaged would tell nothing."""
@@ -191,9 +184,12 @@ def test_a_wrong_argument_is_one_sentence(
 
 
 @pytest.mark.slow
-def test_a_minute_of_it_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sixty_cases_find_nothing(
+    sound: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As in continuous integration; what it finds stands in the output, with how to repeat it."""
-    status = fuzz.main(["--minutes", "1", "--seed", "14"])
+    monkeypatch.setattr(fuzz, "make_material", lambda folder: shutil.copytree(sound, folder))
+    status = fuzz.main(["--count", "60", "--seed", "14"])
     printed = capsys.readouterr().out
     assert status == 0, printed
-    assert "0 with a finding" in printed
+    assert "60 cases of seed 14, 0 with a finding" in printed

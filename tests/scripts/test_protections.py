@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from scripts.fuzzing.cases import Case
-from scripts.fuzzing.material import make_material
 from scripts.fuzzing.mutations import Damage
 from scripts.fuzzing.running import Outcome, Snapshot, run_forked, snapshot
 
@@ -39,14 +38,6 @@ COMMANDS = {
     ),
 }
 WITH_CHECKPOINT = [name for name, words in COMMANDS.items() if "CHECKPOINT" in words]
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny data set and a run, by the real commands."""
-    folder = tmp_path_factory.mktemp("sound") / "material"
-    make_material(folder)
-    return folder
 
 
 @pytest.fixture
@@ -162,6 +153,7 @@ def test_a_panel_is_of_the_kind_that_its_name_says(folder: Path) -> None:
     assert (folder / "out" / "file.jpg").read_bytes()[:3] == b"\xff\xd8\xff"
 
 
+@pytest.mark.usefixtures("forked_measuring")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_a_command_wrote_it_may_replace_when_told(name: str, folder: Path) -> None:
     """Rows are renewed without being asked: a file of rows is known by its content."""
