@@ -55,7 +55,8 @@ def main(arguments: argparse.Namespace) -> int:
     # The recipe of the model's own training, but for what attention alone needs. Cross-entropy
     # judges every pixel by itself, which is what attention decides about. The auxiliary logits are
     # no part of what the model says in the end.
-    epochs = epochs_of(len(build.split_files(own, own.data.train_split)))
+    images = len(build.split_files(own, own.data.train_split))
+    epochs = epochs_of(images)
     changes = [
         f"experiment.name={own.experiment.name}_attention",
         f"experiment.output={output}",
@@ -76,7 +77,7 @@ def main(arguments: argparse.Namespace) -> int:
         opened.path, config_file=None, overrides=changes, runs=TRAINING
     ).config
     if not any(word.startswith("optim.ema_decay=") for word in arguments.overrides):
-        config = with_fitting_average(config)
+        config = with_fitting_average(config, images=images)
     return train.main(config, resume=arguments.resume)
 
 
@@ -97,7 +98,7 @@ def short_training(optim: OptimSection, *, epochs: int) -> list[str]:
     return changes
 
 
-def with_fitting_average(config: Config) -> Config:
+def with_fitting_average(config: Config, *, images: int) -> Config:
     """The configuration with an average of the weights that fits into this shorter training.
 
     The recipe's own decay may reach back beyond it, to the head's random weights. It stays where
@@ -107,7 +108,6 @@ def with_fitting_average(config: Config) -> Config:
     if optim.ema_decay is None:
         return config
 
-    images = len(build.split_files(config, data.train_split))
     steps = optim.epochs * max(1, images // (data.batch_size * optim.accumulate))
     longest = round(LEFT_OF_START ** (1 / steps), 4)
     if optim.ema_decay <= longest:

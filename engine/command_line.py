@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import math
 import os
 import re
 import signal
@@ -192,6 +193,28 @@ def at_least(least: int) -> Callable[[str], int]:
         if not re.fullmatch(r"-?\d+", text) or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} on")
         return int(text)
+
+    return read
+
+
+def positive_share(*, one_included: bool = False) -> Callable[[str], float]:
+    """An argparse type: a share above 0 and below 1, or up to 1 where all may be meant."""
+    limit = "below 1"
+    if one_included:
+        limit = "at most 1"
+
+    def read(text: str) -> float:
+        try:
+            share = float(text)
+        except ValueError:
+            share = math.nan
+
+        # Not a number is neither above 0 nor 1.
+        if not (0 < share < 1 or (one_included and share == 1)):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no share above 0 and {limit}, such as 0.2"
+            )
+        return share
 
     return read
 

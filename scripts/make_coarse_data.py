@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hmsa.datasets import DatasetSpec, Files
 from hmsa.engine.build import split_files
-from hmsa.engine.command_line import parse_with_overrides, run_command
+from hmsa.engine.command_line import parse_with_overrides, positive_share, run_command
 from hmsa.utils.config import load_config
 from hmsa.utils.files.writing import write_file
 from hmsa.utils.words import UserError, did_you_mean
@@ -57,7 +57,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("output", type=Path, metavar="OUT", help="folder of the new data set")
     parser.add_argument(
         "--fine",
-        type=_share,
+        type=positive_share(),
         default=0.25,
         help="share of the training images that keep fine labels (default: %(default)s)",
     )
@@ -83,17 +83,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="change the configuration, e.g. data.root=/data/camvid",
     )
     return parse_with_overrides(parser, argv)
-
-
-def _share(text: str) -> float:
-    """An argparse type: a share that leaves fine and coarse images."""
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
-    return share
 
 
 def make_coarse_data(options: argparse.Namespace) -> int:

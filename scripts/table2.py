@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 # A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hmsa.engine.command_line import at_least, parse_with_overrides
+from hmsa.engine.command_line import at_least, parse_with_overrides, positive_share
 from hmsa.utils.files.writing import write_file
 from scripts.tables.program import prepare, run_table, table_parser
 from scripts.tables.runs import Run, Scoring, commit, perform_all, run_program
@@ -65,27 +65,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--threshold",
-        type=_share,
+        type=positive_share(one_included=True),
         default=0.9,
         help="of the teacher's probability (default: %(default)s)",
     )
     parser.add_argument(
         "--keep-share",
-        type=_share,
+        type=positive_share(one_included=True),
         help="lower a class's threshold until this share of its pixels is kept (default: never)",
     )
     return parse_with_overrides(parser, argv)
-
-
-def _share(text: str) -> float:
-    """An argparse type: a probability that something can reach."""
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
-    return share
 
 
 def make_table(options: argparse.Namespace) -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from hmsa.utils.config import dump, load_config
 
-from ..command_line import at_least, parse_with_overrides, run_command, say
+from ..command_line import at_least, parse_with_overrides, positive_share, run_command, say
 from ..launch import is_launched, launch
 from .options import add_overrides, add_processes, add_scales, new_parser
 
@@ -141,7 +140,7 @@ def parse_init(
     )
     parser.add_argument(
         "--val",
-        type=read_share,
+        type=positive_share(),
         default=0.2,
         metavar="SHARE",
         help="share of the images to validate on where the folder names none (default: 0.2)",
@@ -248,14 +247,3 @@ def read_ignored(text: str) -> int | tuple[int, int, int]:
     raise argparse.ArgumentTypeError(
         f"'{text}' is neither an id such as 0 nor a colour such as 0,0,0"
     )
-
-
-def read_share(text: str) -> float:
-    """An argparse type: a part of a whole, above 0 and below 1."""
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no share between 0 and 1, such as 0.2")
-    return share

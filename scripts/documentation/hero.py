@@ -19,31 +19,22 @@ import torch
 # A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hmsa.datasets import normalise
 from hmsa.engine.arguments import ScalesAction
-from hmsa.engine.build import inference_options, load_model, split_files
-from hmsa.engine.command_line import at_least, parse_with_overrides, run_command
+from hmsa.engine.build import inference_options
+from hmsa.engine.command_line import parse_with_overrides, run_command
 from hmsa.engine.pictures import share_maps
-from hmsa.network.inference import predict
 from hmsa.utils.files.png import write_png
 from hmsa.utils.report.colours import scale_colours
 from hmsa.utils.report.panels import panel
 from hmsa.utils.report.visualise import colorize
 from hmsa.utils.words import UserError
+from scripts.documentation.street_view import open_view, view_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the picture; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--split", default="test", help="default: %(default)s")
-    parser.add_argument("--index", type=at_least(0), default=0, help="image of the split")
+    parser = view_parser(__doc__, width=420, output="PNG file")
     parser.add_argument("--scales", nargs="+", action=ScalesAction, default=[0.5, 1.0, 2.0])
-    parser.add_argument("--width", type=at_least(64), default=420, help="of each picture")
-    parser.add_argument("--output", type=Path, required=True, help="PNG file")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parse_with_overrides(parser, argv)
     return run_command(lambda: draw_hero(options))
 
@@ -54,39 +45,27 @@ def draw_hero(options: argparse.Namespace) -> int:
     Raises:
         UserError: the checkpoint has no attention, or a file cannot be read or written.
     """
-    loaded = load_model(
-        options.checkpoint,
-        config_file=None,
-        overrides=options.overrides,
-        device=torch.device("cpu"),
-    )
-    files = split_files(loaded.config, options.split, expected=loaded.spec)
-    if options.index >= len(files):
-        raise UserError(f"--index: the split has {len(files)} images, counted from 0")
-
-    inference = inference_options(loaded.config.eval, scales=options.scales)
-    photograph = files.read_image(options.index)
-    image = normalise(torch.from_numpy(photograph)[None].permute(0, 3, 1, 2))
-    prediction = predict(loaded.model, image, inference, keep_scales=True)
+    street = open_view(options)
+    inference = inference_options(street.loaded.config.eval, scales=options.scales)
+    prediction = street.predict_with(inference)
     if prediction.scales is None or len(prediction.scales) < 2:
         raise UserError(f"{options.checkpoint}: has no attention between scales to show")
 
     # Each scale's own answer at the size of the image, in colours.
     def coloured(logits: torch.Tensor) -> np.ndarray:
         label = logits[0].argmax(0).to(torch.uint8).numpy()
-        size = (photograph.shape[1], photograph.shape[0])
+        size = (street.photograph.shape[1], street.photograph.shape[0])
         label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
-        return colorize(label, files.spec.palette)
+        return colorize(label, street.palette)
 
     smallest, largest = min(prediction.scales), max(prediction.scales)
-    label = files.read_label(options.index)
     tiles = [
-        ("image", photograph),
+        ("image", street.photograph),
         (f"at {smallest:g}x alone", coloured(prediction.scales[smallest].logits)),
         (f"at {largest:g}x alone", coloured(prediction.scales[largest].logits)),
         (legend(prediction.scales), trusted(share_maps(prediction))),
         ("the result: each scale where it is right", coloured(prediction.logits)),
-        ("label", colorize(label, files.spec.palette)),
+        ("label", colorize(street.label, street.palette)),
     ]
 
     drawn = panel(tiles, columns=3, width=options.width)

@@ -10,45 +10,32 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 # A script runs from any folder: the checkout it lies in comes before what may be installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from hmsa.datasets import normalise
-from hmsa.engine.build import Loaded, load_model, split_files
-from hmsa.engine.command_line import at_least, parse_with_overrides, run_command
+from hmsa.engine.command_line import parse_with_overrides, run_command
 from hmsa.engine.pictures import share_maps
-from hmsa.network import InferenceOptions, Prediction
-from hmsa.network.inference import predict
+from hmsa.network import Prediction
 from hmsa.network.model import Hierarchical
 from hmsa.utils.files.png import write_png
 from hmsa.utils.report.colours import scale_colours
 from hmsa.utils.report.visualise import colorize, error_map, heat, panel
 from hmsa.utils.words import UserError
+from scripts.documentation.street_view import StreetView, open_view, view_parser
 
 Captioned = tuple[str, np.ndarray]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the pictures; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="calibrated")
-    parser.add_argument("--split", default="test", help="default: %(default)s")
-    parser.add_argument("--index", type=at_least(0), default=0, help="image of the split")
+    parser = view_parser(__doc__, width=260, output="folder for the PNG files")
     parser.add_argument("--refine", type=float, default=0.3, help="default: %(default)s")
-    parser.add_argument("--width", type=at_least(64), default=260, help="of each picture")
-    parser.add_argument("--output", type=Path, required=True, help="folder for the PNG files")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     options = parse_with_overrides(parser, argv)
     return run_command(lambda: draw_method(options))
 
@@ -59,25 +46,11 @@ def draw_method(options: argparse.Namespace) -> int:
     Raises:
         UserError: the checkpoint is not calibrated, or a file cannot be read or written.
     """
-    loaded = load_model(
-        options.checkpoint,
-        config_file=None,
-        overrides=options.overrides,
-        device=torch.device("cpu"),
-    )
-    if not isinstance(loaded.model, Hierarchical) or not loaded.model.attention_bias:
+    street = open_view(options)
+    model = street.loaded.model
+    if not isinstance(model, Hierarchical) or not model.attention_bias:
         raise UserError(f"{options.checkpoint}: is not calibrated; run hmsa calibrate on it first")
-    files = split_files(loaded.config, options.split, expected=loaded.spec)
-    if options.index >= len(files):
-        raise UserError(f"--index: the split has {len(files)} images, counted from 0")
 
-    street = StreetView(
-        loaded=loaded,
-        photograph=files.read_image(options.index),
-        label=files.read_label(options.index),
-        palette=files.spec.palette,
-        ignore_label=files.spec.ignore_label,
-    )
     pictures = {
         "equation.png": equation(street),
         "chain.png": chain(street),
@@ -89,48 +62,6 @@ def draw_method(options: argparse.Namespace) -> int:
         write_png(options.output / name, drawn, level=9)
         print(f"wrote {options.output / name}, {drawn.shape[1]} x {drawn.shape[0]}")
     return 0
-
-
-@dataclass(frozen=True)
-class StreetView:
-    """One image with its label, and the network that looks at it."""
-
-    loaded: Loaded
-    photograph: np.ndarray
-    label: np.ndarray
-    palette: np.ndarray
-    ignore_label: int
-
-    def predict(self, *scales: float, refine: float = 1.0) -> Prediction:
-        """The network's answer at these scales, with that of each scale."""
-        image = normalise(torch.from_numpy(self.photograph)[None].permute(0, 3, 1, 2))
-        options = InferenceOptions(scales=scales, refine=refine)
-        return predict(self.loaded.model, image, options, keep_scales=True)
-
-    @contextmanager
-    def as_trained(self) -> Iterator[None]:
-        """Without the attention biases meanwhile."""
-        model = self.loaded.model
-        assert isinstance(model, Hierarchical)
-        held, model.attention_bias = model.attention_bias, {}
-        try:
-            yield
-        finally:
-            model.attention_bias = held
-
-    def predicted(self, prediction: Prediction) -> np.ndarray:
-        """The label of the fused result, uint8 [H, W]."""
-        return prediction.logits[0].argmax(0).to(torch.uint8).numpy()
-
-    def coloured(self, prediction: Prediction) -> np.ndarray:
-        """The same in the colours of the classes."""
-        return colorize(self.predicted(prediction), self.palette)
-
-    def errors(self, prediction: Prediction) -> np.ndarray:
-        """Wrong pixels in red."""
-        return error_map(
-            self.predicted(prediction), self.label, self.ignore_label, image=self.photograph
-        )
 
 
 def equation(street: StreetView) -> list[Captioned]:
