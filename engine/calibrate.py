@@ -16,12 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hmsa.datasets import DatasetSpec, Files, normalise, resize_long_edge
 from hmsa.network.calibration import (
     FITTED_WINDOW,
     WINDOW,
     KeptMaps,
+    average_kept,
     fit_attention_bias,
     fuse_kept,
     keep_maps,
@@ -93,10 +95,11 @@ def main(arguments: argparse.Namespace) -> int:
 def calibrate_run(config: Config, *, device: torch.device) -> None:
     """Calibrate best.pt of a training that is done for eval.scales, unless that was done before.
 
-    A network without attention between pairs of scales is left as it is.
+    A network that has no attention between pairs of scales is left as it is. Images that do not
+    allow a calibration are warned of, and then the checkpoint stays as it is.
 
     Raises:
-        UserError: the images or the disk do not allow it; the checkpoint stays as it is.
+        UserError: an image or the disk fails; the checkpoint stays as it is.
     """
     if not config.model.multiscale.startswith("hierarchical") or len(config.eval.scales) < 2:
         return
@@ -109,7 +112,12 @@ def calibrate_run(config: Config, *, device: torch.device) -> None:
     if opened.weights.get("calibration"):
         return
     images = CalibrationImages(split=config.data.train_split, judge=config.data.val_split)
-    calibrate(opened, scales=config.eval.scales, images=images, output=opened.path, device=device)
+    scales = config.eval.scales
+    try:
+        calibrate(opened, scales=scales, images=images, output=opened.path, device=device)
+    except CalibrationError as error:
+        # The training is done and whole; it only goes without biases.
+        logger.warning("not calibrated: %s", error)
 
 
 def calibrate(
@@ -158,13 +166,14 @@ def calibrate(
     # What was found, then what becomes of it.
     before, after = judge.miou({}), judge.miou(helpful)
     gain, error = judge.gain(helpful, {})
+    averaged = judge.average().miou()
     for pair in adjacent_pairs(scales):
         verdict = "kept" if pair in helpful else "left out, since it does not help"
         logger.info("%gx and %gx: attention bias %+.2f, %s", *pair, biases[pair], verdict)
     listed = ", ".join(f"{scale:g}" for scale in sorted(scales))
     logger.info(
         "mIoU at {%s} on %d images of split %s that were not fitted: %.1f %% before, %.1f %% after "
-        "(%+.2f, standard error %.2f), in %.0f s",
+        "(%+.2f, standard error %.2f); averaging the same scales gives %.1f %%; in %.0f s",
         listed,
         len(judging.indices),
         images.judge,
@@ -172,6 +181,7 @@ def calibrate(
         100 * after,
         100 * gain,
         100 * error,
+        100 * averaged,
         time.monotonic() - start,
     )
     write_calibrated(
@@ -187,6 +197,7 @@ def calibrate(
             "images_judged": len(judging.indices),
             "miou_before": before,
             "miou_after": after,
+            "miou_averaged": averaged,
             "gain": gain,
             "standard_error": error,
         },
@@ -418,12 +429,19 @@ class Judge:
             return {}
         return kept
 
-    @torch.inference_mode()
+    def average(self) -> _Scores:
+        """The confusion matrix of each image where its scales are averaged, without attention."""
+        return self._count_logits(lambda kept: average_kept(self.model, kept))
+
     def _count(self, biases: Mapping[ScalePair, float]) -> _Scores:
         tensors = {pair: torch.tensor(bias) for pair, bias in biases.items()}
+        return self._count_logits(lambda kept: fuse_kept(self.model, kept, tensors))
+
+    @torch.inference_mode()
+    def _count_logits(self, logits_of: Callable[[KeptMaps], Tensor]) -> _Scores:
         matrices = []
         for kept in self.images:
-            logits = fuse_kept(self.model, kept, tensors)
+            logits = logits_of(kept)
             matrix = ConfusionMatrix(logits.shape[1], ignore_label=self.ignore_label)
             matrix.update(logits.argmax(dim=1)[0].to(torch.uint8), kept.label)
             matrices.append(matrix.numpy())

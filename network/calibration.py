@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .layers import ModelError
+from .layers import ModelError, resize
 from .model import Hierarchical, ScalePair, Size, adjacent_pairs
 from .prediction import Prediction
 
@@ -100,6 +100,19 @@ def fuse_kept(model: Hierarchical, kept: KeptMaps, biases: Mapping[ScalePair, Te
 
     height, width = kept.label.shape
     return model.fuse_scales(scales, (height, width)).logits
+
+
+def average_kept(model: Hierarchical, kept: KeptMaps) -> Tensor:
+    """Mean logits `[1, C, H, W]` of the scales of kept maps: what everybody does without attention.
+
+    It tells what attention is worth on images that have been computed anyway.
+    """
+    height, width = kept.label.shape
+    whole = [
+        resize(part.logits.float(), (height, width), align_corners=model.align_corners)
+        for part in kept.scales.values()
+    ]
+    return torch.stack(whole).mean(dim=0)
 
 
 def fit_attention_bias(

@@ -243,7 +243,7 @@ def _training_words(run: Run) -> tuple[str, list[str]]:
     command, *options = run.made_by
     words = [command, "--checkpoint", str(run.parent.best_checkpoint), *options]
     if command == "attach":
-        words += ["--resume", "--output", str(run.folder), threads]
+        words += ["--resume", "--output", str(run.folder), threads, UNCALIBRATED]
         return "hmsa", [*words, *_first_recipe_of_attach(run.parent)]
     return "hmsa", [*words, "--output", str(run.best_checkpoint), threads]
 

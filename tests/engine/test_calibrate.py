@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from hmsa.engine import attach, build
+from hmsa.engine import attach, build, calibrate
 from hmsa.engine.arguments import parse_attach
 from hmsa.engine.attach import epochs_of, short_training
 from hmsa.engine.calibrate import (
@@ -22,6 +23,7 @@ from hmsa.engine.calibrate import (
     spread_place,
 )
 from hmsa.network.calibration import KeptMaps
+from hmsa.network.prediction import Prediction
 from hmsa.utils.config import Config, load_config
 from hmsa.utils.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from tests.engine.conftest import Command, configuration
@@ -84,6 +86,16 @@ def test_a_bias_is_kept_where_it_helps_and_only_there() -> None:
     assert right.keep_what_helps({PAIR: 0.1}) == {}
 
 
+def test_the_average_of_the_scales_is_scored_beside_attention() -> None:
+    # The lower scale is right on the left half, and so sure that averaging follows it everywhere.
+    kept = kept_with_wrong_attention(0.0)
+    part = kept.scales[0.5]
+    lower = Prediction(logits=3 * part.logits, attention=part.attention)
+    judge = judge_of([KeptMaps({**kept.scales, 0.5: lower}, kept.label)])
+    assert judge.miou({}) == 1.0
+    assert judge.average().miou() == pytest.approx((0.5 + 0.0) / 2)
+
+
 def test_a_gain_within_its_error_is_no_gain() -> None:
     # What helps one image harms another as much.
     images = [kept_with_wrong_attention(offset) for offset in (-3.0, 0.0) * 4]
@@ -102,6 +114,7 @@ def test_calibrating_writes_biases_and_evaluation_uses_them(
     assert "attention bias" in done.stdout and "that were not fitted" in done.stdout
     evidence = load_checkpoint(checkpoint).content["calibration"]
     assert evidence["images_fitted"] == evidence["images_judged"] == 3
+    assert f"averaging the same scales gives {100 * evidence['miou_averaged']:.1f} %" in done.stdout
 
     # By default images that training did not see judge.
     command(*words, "4")
@@ -144,6 +157,7 @@ def test_attaching_trains_attention_alone(command: Command, street: Path, tmp_pa
     attention = [key for key in content["model"] if key not in before]
     assert attention and all(key.startswith("attention.") for key in attention)
     assert content["config"]["model"]["multiscale"] == "hierarchical"
+    assert content["calibration"]["scales"] == [0.5, 1.0]
 
     taken = ["--output", tmp_path / "config.yaml"]
     refused = command("-m", "hmsa", "calibrate", "--checkpoint", run, *taken, check=2)
@@ -153,6 +167,21 @@ def test_attaching_trains_attention_alone(command: Command, street: Path, tmp_pa
     again = ["-m", "hmsa", "attach", "--checkpoint", tmp_path / "run_attention"]
     refused = command(*again, check=2)
     assert "has attention already" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_images_too_few_to_calibrate_do_not_spoil_a_training(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def too_few(*arguments: object, **options: object) -> None:
+        raise CalibrationError("split val has 1 images, too few for a calibration")
+
+    monkeypatch.setattr(calibrate, "calibrate", too_few)
+    monkeypatch.setattr(
+        build, "open_checkpoint", lambda *_, **__: SimpleNamespace(weights={}, path=Path("x"))
+    )
+    with caplog.at_level("WARNING"):
+        calibrate.calibrate_run(Config.from_dict({}), device=torch.device("cpu"))
+    assert "not calibrated: split val has 1 images" in caplog.text
 
 
 @pytest.mark.parametrize(("images", "epochs"), [(0, 768), (10, 77), (192, 4), (768, 1), (2975, 1)])

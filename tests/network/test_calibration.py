@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from hmsa.network import InferenceOptions, ModelError, build_model
-from hmsa.network.calibration import WINDOW, KeptMaps, fit_attention_bias, fuse_kept, keep_maps
+from hmsa.network.calibration import (
+    WINDOW,
+    KeptMaps,
+    average_kept,
+    fit_attention_bias,
+    fuse_kept,
+    keep_maps,
+)
 from hmsa.network.inference import predict
 from hmsa.network.model import Hierarchical
 from hmsa.network.prediction import Prediction
@@ -145,6 +152,17 @@ def test_fitting_takes_back_what_the_attention_is_off_by(offset: float) -> None:
     model.fuse_at = "features"
     biases = fit_attention_bias(model, [kept_with_wrong_attention(offset)], ignore_label=255)
     assert biases == {(0.5, 1.0): pytest.approx(-offset, abs=0.7)}
+
+
+def test_an_average_is_the_mean_of_all_scales_at_full_size() -> None:
+    scales = {
+        0.5: Prediction(
+            logits=torch.full((1, CLASSES, 2, 2), 1.0), attention=torch.zeros(1, 1, 2, 2)
+        ),
+        1.0: Prediction(logits=torch.full((1, CLASSES, 4, 4), 4.0)),
+    }
+    average = average_kept(small_model(), KeptMaps(scales, torch.zeros(8, 8, dtype=torch.uint8)))
+    assert average.shape == (1, CLASSES, 8, 8) and bool((average == 2.5).all())
 
 
 def test_fitting_without_a_labelled_pixel_is_said() -> None:
