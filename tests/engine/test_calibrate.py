@@ -102,6 +102,36 @@ def test_a_gain_within_its_error_is_no_gain() -> None:
     assert judge_of(images).keep_what_helps({PAIR: 2.5}) == {}
 
 
+@pytest.mark.parametrize(("judged_offset", "kept"), [(-3.0, True), (0.0, False)])
+def test_images_that_were_not_fitted_decide_what_is_written(
+    judged_offset: float, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attention is off by 3 on the fitted images, and on those that judge perhaps is not."""
+    maps = {
+        "train": [kept_with_wrong_attention(-3.0) for _ in range(8)],
+        "val": [kept_with_wrong_attention(judged_offset) for _ in range(8)],
+    }
+    sides = tuple(SimpleNamespace(split=split, indices=range(8)) for split in maps)
+    model = small_model()
+    model.fuse_at = "features"
+    loaded = SimpleNamespace(
+        config=Config.from_dict({}), model=model, spec=SimpleNamespace(ignore_label=255)
+    )
+    monkeypatch.setattr(build, "build_loaded", lambda opened, device: loaded)
+    monkeypatch.setattr(calibrate, "labelled_images", lambda *_, **__: sides)
+    monkeypatch.setattr(calibrate, "kept_maps", lambda side, *_, **__: maps[side.split])
+
+    weights: dict[str, Any] = {"model": {}, "config": {}, "spec": {}}
+    opened: Any = SimpleNamespace(path=tmp_path / "best.pt", weights=weights)
+    images = calibrate.CalibrationImages(split="train", judge="val")
+    options: dict[str, Any] = {"output": opened.path, "device": torch.device("cpu")}
+    calibrate.calibrate(opened, scales=PAIR, images=images, **options)
+    rows = load_checkpoint(opened.path).content["attention_bias"]
+    assert bool(rows) == kept
+    if kept:
+        assert rows[0] == [0.5, 1.0, pytest.approx(3, abs=0.5)]
+
+
 @pytest.mark.slow
 def test_calibrating_writes_biases_and_evaluation_uses_them(
     command: Command, trained: Path, tmp_path: Path
