@@ -243,6 +243,7 @@ def test_attaching_lists_the_images_once_before_it_trains(
 
     # Six images, 128 epochs of three steps: an average over all of them.
     (given,) = trained
+    assert given.model.freeze == ("trunk", "decoder")
     assert given.optim.epochs == epochs_of(6) == 128 and given.optim.ema_decay == 0.9922
 
 
