@@ -1,4 +1,4 @@
-"""The one error of this package that a user can mend."""
+"""The one error of this package that a user can mend, and those that it is made from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ import re
 
 from hmsa.utils.words import UserError
 
+# What reading a JSON file of another form than expected may raise.
+UNEXPECTED_FORM = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    RecursionError,
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 
 

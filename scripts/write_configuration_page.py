@@ -8,7 +8,6 @@ code does.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hmsa.utils.config import Config, ConfigField, iter_fields, json_schema
+from scripts.generated_files import write_or_check
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
@@ -177,28 +177,10 @@ def _cell(text: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the page, or with --check say that it is out of date (exit status 1)."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    wanted = {PAGE: configuration_page()}
+    return write_or_check(
+        wanted, argv, description=__doc__, script="write_configuration_page", root=ROOT
     )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="write nothing; exit status 1 when the page is out of date",
-    )
-    arguments = parser.parse_args(argv)
-
-    wanted = configuration_page()
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == wanted:
-        return 0
-
-    # A check leaves the file alone, so that it can run on a checkout of somebody else's.
-    shown = PAGE.relative_to(ROOT)
-    if arguments.check:
-        print(f"{shown}: out of date; run python scripts/write_configuration_page.py")
-        return 1
-    PAGE.write_text(wanted, encoding="utf-8")
-    print(f"{shown}: written")
-    return 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ configs/classes.schema.json for class lists.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hmsa.utils.config import json_schema
+from scripts.generated_files import write_or_check
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -107,33 +107,7 @@ def schemas() -> dict[Path, str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the files, or with --check say which are out of date (exit status 1)."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="write nothing; exit status 1 when a file is out of date",
-    )
-    arguments = parser.parse_args(argv)
-
-    wanted = schemas()
-    stale = [
-        path
-        for path, text in wanted.items()
-        if not path.exists() or path.read_text(encoding="utf-8") != text
-    ]
-    for path in stale:
-        # A check leaves the files alone, so that it can run on a checkout of somebody else's.
-        if arguments.check:
-            print(f"{path.relative_to(ROOT)}: out of date")
-        else:
-            path.write_text(wanted[path], encoding="utf-8")
-            print(f"{path.relative_to(ROOT)}: written")
-
-    if stale and arguments.check:
-        return 1
-    return 0
+    return write_or_check(schemas(), argv, description=__doc__, script="write_schema", root=ROOT)
 
 
 if __name__ == "__main__":

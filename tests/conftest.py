@@ -18,9 +18,11 @@ os.environ["HMSA_CACHE"] = os.path.join(os.path.dirname(__file__), "no_cache")
 os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="hmsa-tests-")
 
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import hypothesis
+import numpy as np
 import pytest
 import torch
 
@@ -61,3 +63,15 @@ def root() -> Path:
 def data_folder() -> Path:
     """Small golden numbers that tests compare with."""
     return ROOT / "tests" / "data"
+
+
+@pytest.fixture
+def official(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The official evaluation of Cityscapes."""
+    scripts = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    # cityscapesScripts 2.x calls a function that NumPy 2.4 no longer has.
+    if not hasattr(np, "in1d"):
+        monkeypatch.setattr(np, "in1d", np.isin, raising=False)
+    monkeypatch.setattr(scripts.args, "quiet", True)
+    monkeypatch.setattr(scripts.args, "JSONOutput", False)
+    return scripts

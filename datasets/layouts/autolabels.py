@@ -29,7 +29,7 @@ from hmsa.utils.files.label_format import (
     VERSION,
 )
 
-from ..errors import DataError
+from ..errors import UNEXPECTED_FORM, DataError
 from ..reading.regular import read_text
 from ..spec import DatasetSpec, LabelIds
 from .listing import first_entries, require_folder, scan, some, stem
@@ -284,15 +284,7 @@ def _load_manifest(path: Path) -> dict[str, Any]:
         if not isinstance(failures, list) or not all(isinstance(item, dict) for item in failures):
             raise ValueError("failures must be a list of objects")
         DatasetSpec.from_dict(manifest["classes"])
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except UNEXPECTED_FORM as error:
         raise DataError(
             f"{path}: not a manifest of automatic labels: {error}", kind="classes"
         ) from error

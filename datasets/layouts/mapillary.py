@@ -23,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import DataError
+from ..errors import UNEXPECTED_FORM, DataError
 from ..reading.regular import read_text
 from ..spec import ClassInfo, DatasetSpec
 from .listing import (
@@ -141,15 +141,7 @@ def load_mapillary_spec(path: Path) -> tuple[DatasetSpec, str]:
     try:
         content = json.loads(read_text(path, "configuration"))
         entries = [_read_entry(entry) for entry in content["labels"]]
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except UNEXPECTED_FORM as error:
         raise DataError(
             f"{path}: not a configuration of Mapillary Vistas ({type(error).__name__}: {error})",
             kind="classes",

@@ -414,18 +414,6 @@ def cityscapes_tree(
     return root
 
 
-@pytest.fixture
-def official(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    scripts = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
-    if not hasattr(
-        np, "in1d"
-    ):  # cityscapesScripts 2.x calls a function that NumPy 2.4 no longer has
-        monkeypatch.setattr(np, "in1d", np.isin, raising=False)
-    monkeypatch.setattr(scripts.args, "quiet", True)
-    monkeypatch.setattr(scripts.args, "JSONOutput", False)
-    return scripts
-
-
 def test_scores_and_file_names_are_those_of_cityscapes_scripts(
     tmp_path: Path, run: Any, official: ModuleType, capsys: Any
 ) -> None:

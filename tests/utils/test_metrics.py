@@ -194,18 +194,6 @@ def test_category_score_forgives_mistakes_inside_a_category() -> None:
 # --- the official evaluation ---
 
 
-@pytest.fixture
-def official(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    scripts = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
-    if not hasattr(
-        np, "in1d"
-    ):  # cityscapesScripts 2.x calls a function that NumPy 2.4 no longer has
-        monkeypatch.setattr(np, "in1d", np.isin, raising=False)
-    monkeypatch.setattr(scripts.args, "quiet", True)
-    monkeypatch.setattr(scripts.args, "JSONOutput", False)
-    return scripts
-
-
 def made_up_tree(folder: Path, *, images: int, seed: int, lone: bool) -> list[tuple[Path, Path]]:
     """Files of predictions, labels and instance maps in raw ids, half with ignored ids."""
     rng = np.random.default_rng(seed)
