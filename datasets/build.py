@@ -34,7 +34,8 @@ from .layouts.listing import (
     scan_images,
     stem,
 )
-from .layouts.mapillary import find_mapillary, mapillary_spec
+from .layouts.mapillary import find_mapillary, has_configuration, mapillary_spec
+from .layouts.mapillary_classes import MAPILLARY
 from .layouts.video import count_frames, is_video
 from .policy import LabelPolicy
 from .reading.decoding import DEFAULT_MAX_PIXELS
@@ -155,6 +156,24 @@ def build_files(
         policy=chosen,
         max_pixels=max_pixels,
     )
+
+
+def known_classes(
+    *, dataset: str, root: str | Path, classes: str | Path | None = None
+) -> DatasetSpec:
+    """The classes of a data set of which no file needs to be on this machine, but its class list.
+
+    Cityscapes' come with the package. So do those of Mapillary Vistas v1.2, which stand for it
+    where neither the root nor `classes` has a configuration of it.
+
+    Raises:
+        DataError: a class list or configuration is missing or cannot be read.
+    """
+    _require_known(dataset, None, None)
+    root, listed = Path(root).expanduser().absolute(), _expanded(classes)
+    if dataset == "mapillary" and listed is None and not has_configuration(root):
+        return MAPILLARY
+    return _Lister(dataset, root, "", classes=listed, cv=None, layout=None).spec()
 
 
 def _require_known(dataset: str, labels: str | None, cv: int | None) -> None:

@@ -135,8 +135,8 @@ BENCHMARK = """Time a configuration's training steps on this machine.
     torchrun --nproc-per-node 8 -m hmsa benchmark CONFIG
 
 Prints images/s, peak memory, and the share of a step that data, network, loss, backward pass and
-optimiser take. The images are noise, so that Cityscapes' recipes need no data; with --data those
-of the data set are read. Nothing is written but FILE.
+optimiser take. Neither data nor weights are needed: the images are noise and the weights random.
+With --data the images of the data set are read. Nothing is written but FILE.
 """
 
 CHECK = """Look at every file of a configuration's splits before a training does.
