@@ -323,6 +323,14 @@ def _join_automatic(
     )
 
 
+def _called(inputs: Sequence[str | Path]) -> str:
+    """What to call images by: the name of the folder or file that was given, and how many more."""
+    first = Path(os.path.abspath(os.path.expanduser(os.fspath(inputs[0])))).name or "images"
+    if len(inputs) == 1:
+        return first
+    return f"{first} and {len(inputs) - 1} more"
+
+
 @dataclass(frozen=True)
 class _InputImage:
     """An image or video that an input stands for."""
@@ -371,7 +379,7 @@ def image_files(
         frame_numbers = np.array(frames, dtype=np.int32)
     return Files(
         spec=spec,
-        split="images",
+        split=_called(inputs),
         root=Path("/"),
         images=pack(image.path for image in images),
         labels=None,

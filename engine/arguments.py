@@ -25,6 +25,7 @@ from .command_line import (
     parse_with_overrides,
     run_command,
     say,
+    say_loading,
 )
 from .launch import is_launched, launch
 
@@ -185,6 +186,7 @@ def init_command(argv: Sequence[str] | None = None, *, program: str | None = Non
     arguments = parse_init(argv, program=program)
 
     def run() -> int:
+        say_loading("init")
         from .init.command import main
 
         return main(arguments)
@@ -200,6 +202,7 @@ def train_command(argv: Sequence[str] | None = None, *, program: str | None = No
         config = load_config(arguments.config, arguments.overrides)
 
         # Only now what takes seconds to import: a misspelt key is answered before that.
+        say_loading("train")
         from .recipe import suited
 
         config, chosen = suited(config)
@@ -224,6 +227,7 @@ def eval_command(argv: Sequence[str] | None = None, *, program: str | None = Non
     def run() -> int:
         if arguments.processes > 1 and not is_launched():
             return launch(arguments.processes)
+        say_loading("eval")
         from .evaluate import main
 
         return main(arguments)
@@ -238,6 +242,7 @@ def predict_command(argv: Sequence[str] | None = None, *, program: str | None = 
     def run() -> int:
         if arguments.processes > 1 and not is_launched():
             return launch(arguments.processes)
+        say_loading("predict")
         from .evaluate import main
 
         return main(arguments)
@@ -252,6 +257,7 @@ def autolabel_command(argv: Sequence[str] | None = None, *, program: str | None 
     def run() -> int:
         if arguments.processes > 1 and not (arguments.verify or is_launched()):
             return launch(arguments.processes)
+        say_loading("autolabel")
         from .autolabel import main
 
         return main(arguments)
@@ -264,6 +270,7 @@ def calibrate_command(argv: Sequence[str] | None = None, *, program: str | None 
     arguments = parse_calibrate(argv, program=program)
 
     def run() -> int:
+        say_loading("calibrate")
         from .calibrate import main
 
         return main(arguments)
@@ -276,6 +283,7 @@ def attach_command(argv: Sequence[str] | None = None, *, program: str | None = N
     arguments = parse_attach(argv, program=program)
 
     def run() -> int:
+        say_loading("attach")
         from .attach import main
 
         return main(arguments)
@@ -288,6 +296,7 @@ def export_command(argv: Sequence[str] | None = None, *, program: str | None = N
     arguments = parse_export(argv, program=program)
 
     def run() -> int:
+        say_loading("export")
         from .export import main
 
         return main(arguments)
@@ -300,6 +309,7 @@ def benchmark_command(argv: Sequence[str] | None = None, *, program: str | None 
     arguments = parse_benchmark(argv, program=program)
 
     def run() -> int:
+        say_loading("benchmark")
         from .benchmark import main
 
         return main(arguments)
@@ -312,6 +322,7 @@ def check_command(argv: Sequence[str] | None = None, *, program: str | None = No
     arguments = parse_check(argv, program=program)
 
     def run() -> int:
+        say_loading("check")
         from .check import main
 
         return main(arguments)
@@ -336,6 +347,7 @@ def convert_command(argv: Sequence[str] | None = None, *, program: str | None = 
     arguments = parse_convert(argv, program=program)
 
     def run() -> int:
+        say_loading("convert")
         from .convert import main
 
         return main(arguments)
@@ -348,6 +360,7 @@ def panel_command(argv: Sequence[str] | None = None, *, program: str | None = No
     arguments = parse_panel(argv, program=program)
 
     def run() -> int:
+        say_loading("panel")
         from .panel import main
 
         return main(arguments)
