@@ -326,6 +326,8 @@ def _join_automatic(
 def _called(inputs: Sequence[str | Path]) -> str:
     """What to call images by: the name of the folder or file that was given, and how many more."""
     first = Path(os.path.abspath(os.path.expanduser(os.fspath(inputs[0])))).name or "images"
+    # A page is written in UTF-8, which not every name is.
+    first = first.encode(errors="replace").decode()
     if len(inputs) == 1:
         return first
     return f"{first} and {len(inputs) - 1} more"

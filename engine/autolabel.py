@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,7 +62,7 @@ from hmsa.utils.runtime import kernel_search, prepare_runtime
 from hmsa.utils.training.logbook import logger, start_logging
 from hmsa.utils.training.progress import progress_bar
 from hmsa.utils.training.run_folder import make_writable
-from hmsa.utils.words import UserError, invocation
+from hmsa.utils.words import UserError, counted, invocation
 
 from . import build
 from .build import Loaded, OpenedCheckpoint
@@ -124,12 +124,30 @@ def main(arguments: argparse.Namespace) -> int:
         ]
         rest = sorted(index for of_rank in processes.gather(undone) for index in of_rank)
         own = rest[processes.rank :: processes.world_size]
-        failed = sum(processes.gather(label_images(job, own, show=processes.is_main)))
+        with stopped_by_hand(job):
+            failed = sum(processes.gather(label_images(job, own, show=processes.is_main)))
 
         complete = finish(job) if processes.is_main else True
         if complete or (shards > 1 and not failed):
             return 0
         return 1
+
+
+@contextmanager
+def stopped_by_hand(job: LabellingJob) -> Iterator[None]:
+    """Let Ctrl-C within the block end with a sentence on what is done and how to go on.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        labelled = sum((job.output / entry.label).is_file() for entry in job.entries())
+        raise KeyboardInterrupt(
+            f"interrupted: {labelled} of {counted(len(job.files), 'image')} have a label in "
+            f"{job.output}; the same command goes on with the others"
+        ) from stop
 
 
 def verify_labels(folder: Path) -> int:

@@ -36,10 +36,17 @@ class CostTotal:
 
 
 class InferenceMeter:
-    """Measures inference while an evaluation runs; a GPU is not waited for before the end."""
+    """Measures inference while an evaluation runs; a GPU is not waited for before the end.
+
+    Where one thread computes, its own processor time is taken, which other programs on the machine
+    do not lengthen.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.clock = time.perf_counter
+        if device.type == "cpu" and torch.get_num_threads() == 1:
+            self.clock = time.thread_time
         self.images = 0
         self.seconds = 0.0
         self.area = RefinedArea()
@@ -50,9 +57,9 @@ class InferenceMeter:
         """Inside, so many images are inferred; gives what counts the refined area."""
         self.images += images
         if self.device.type != "cuda":
-            begin = time.perf_counter()
+            begin = self.clock()
             yield self.area
-            self.seconds += time.perf_counter() - begin
+            self.seconds += self.clock() - begin
             return
 
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))

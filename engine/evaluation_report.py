@@ -17,7 +17,7 @@ from hmsa.utils.report.report import ComparedRow, EvaluationReport, Example, Pic
 
 from .build import Loaded, used_attention_bias
 from .pictures import attends, pictures_of
-from .reporting import Evaluation, categories_of
+from .reporting import ONE_THREAD, Evaluation, categories_of
 
 WORST_SHOWN = 4  # images shown as the worst
 TYPICAL_SHOWN = 3  # images shown as typical
@@ -260,7 +260,8 @@ def cost_note(content: Mapping[str, Any]) -> str:
     """How the costs of the ways were found."""
     sentences = []
     if any(way.get("seconds_per_image") for way in content["compared"]):
-        sentences.append(f"Seconds are those of this run on {content['device']}.")
+        kind = "processor seconds" if content["device"] == ONE_THREAD else "those"
+        sentences.append(f"Seconds are {kind} of this run on {content['device']}.")
     if any(way.get("peak_bytes") for way in content["compared"]):
         height, width = content["counted_size"]
         sentences.append(

@@ -263,6 +263,9 @@ def measured_content(evaluation: Evaluation) -> dict[str, float | None]:
     }
 
 
+ONE_THREAD = "the CPU with 1 thread"
+
+
 def timed_device(device: torch.device) -> str:
     """What the seconds of a run belong to, such as "the CPU with 1 thread"."""
     if device.type == "cuda":
@@ -270,7 +273,9 @@ def timed_device(device: torch.device) -> str:
     if device.type != "cpu":
         return device.type
     threads = torch.get_num_threads()
-    return f"the CPU with {threads} thread{'s' if threads > 1 else ''}"
+    if threads == 1:
+        return ONE_THREAD
+    return f"the CPU with {threads} threads"
 
 
 def counted_size(loaded: Loaded, files: Files) -> tuple[int, int]:

@@ -141,7 +141,10 @@ def log_run(
     device = _device(processes)
     lines.append(("device", f"{device}, {config.runtime.precision}"))
     crop = f"{data.crop[0]} x {data.crop[1]}"
-    steps = f"{optim.epochs} epochs of {steps_per_epoch} steps with {batch} crops of {crop}"
+    steps = (
+        f"{counted(optim.epochs, 'epoch')} of {counted(steps_per_epoch, 'step')} with "
+        f"{counted(batch, 'crop')} of {crop}"
+    )
     lines.append(("training", steps))
     outlook = Outlook(optim.epochs, steps_per_epoch, val_every, cost)
     how = build.inference_options(config.eval).describe()

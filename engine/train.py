@@ -205,9 +205,10 @@ def train(
                 saved_at = time.monotonic()
             if stop:
                 logger.warning(
-                    "stopped by %s after step %d; go on with --resume",
+                    "stopped by %s after step %d; go on with --resume (all of it is saved in %s)",
                     stop_signal.what,
                     progress.step,
+                    run.checkpoints.folder,
                 )
                 logbook.close()
                 return stop_signal.status
@@ -221,7 +222,10 @@ def train(
             save(state, run.checkpoints, config, validation_files, processes)
             saved_at = time.monotonic()
             # A signal is answered in the next step, and Ctrl-C, which somebody waits for, now.
-            message = f"stopped by Ctrl-C after step {progress.step}; go on with --resume"
+            message = (
+                f"stopped by Ctrl-C after step {progress.step}; go on with --resume (all of it is "
+                f"saved in {run.checkpoints.folder}; it will begin with this validation)"
+            )
             with stop_signal.at_once(message):
                 validation.run_if_due(state, logbook, run.checkpoints)
         forecast.after_epoch(meter, progress, validation.seconds)

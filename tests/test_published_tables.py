@@ -208,6 +208,15 @@ def test_costs_in_sentences_are_the_measured_ones() -> None:
     assert list(found.groups()) == [f"{cost:.1f}" for cost in costs]
 
 
+def test_explicit_attention_is_as_far_ahead_as_the_page_says() -> None:
+    row = rows_of("table1/table1")["differences"]["hierarchical {0.5,1,2} - explicit {0.5,1,2}"]
+    found = re.search(
+        r"explicit attention \(([\d.]+) points less, within two", prose("docs/results.md")
+    )
+    assert found is not None and found[1] == f"{-100 * row['mean']:.1f}"
+    assert abs(row["mean"]) < 2 * row["standard_error"]
+
+
 def difference_named(text: str) -> str:
     """The key in the rows of a difference as the page calls it."""
     name, _, scales = text.partition(", {")
@@ -232,3 +241,12 @@ def test_differences_of_attached_and_calibrated_rows_are_the_committed_ones() ->
         assert str(row["seeds"]) == seeds, name
         assert gain == f"{100 * row['mean']:+.2f}", name
         assert standard_error == f"{100 * row['standard_error']:.2f}", name
+
+
+def test_the_attention_page_has_the_same_differences() -> None:
+    committed = rows_of("table1_attached/table1")["differences"]
+    (table,) = tables_of("docs/attention.md", "| test mIoU % | {1} | {0.5, 1} | {0.5, 1, 2} |")
+    (shown,) = [row[2:] for row in table if row[0] == "difference"]
+    for scales, text in zip(("{0.5,1}", "{0.5,1,2}", "{0.25,0.5,1,2}"), shown, strict=True):
+        row = committed[f"attached {scales} - average {scales}"]
+        assert text == f"{100 * row['mean']:+.2f} ± {100 * row['standard_error']:.2f}"

@@ -304,6 +304,7 @@ def test_image_files_from_folders_files_globs_and_lists(tmp_path: Path) -> None:
     files = image_files(inputs, spec=toy_spec())
     assert [files.name(i) for i in range(len(files))] == ["2", "x/1", "3", "4", "deep/5"]
     assert files.labels is None and files.image_path(1) == tmp_path / "in/x/1.png"
+    assert files.split == "in and 4 more"
     assert files.read_image(4).shape == (24, 32, 3)
 
 

@@ -77,6 +77,15 @@ def test_names_tell_runs_apart(tmp_path: Path) -> None:
     files = [write(tmp_path / name / "metrics.json") for name in ("x/seed1", "x/seed2", "y/seed1")]
     assert [run.name for run in load_runs(files)] == ["x/seed1", "x/seed2", "y/seed1"]
     assert load_runs(files[:1])[0].name == "seed1"
+    # By the training, where its folder is known and tells them apart.
+    trained = [
+        write(
+            tmp_path / f"out/{name}/metrics.json", checkpoint=f"/x/runs/{run}/checkpoints/best.pt"
+        )
+        for name, run in (("eval", "long"), ("e2", "student"), ("e3", "student"))
+    ]
+    assert [run.name for run in load_runs(trained[:2])] == ["long", "student"]
+    assert [run.name for run in load_runs(trained[1:])] == ["e2", "e3"]
     # A run in a folder that is called like it.
     twice = [write(tmp_path / f"{name}/runs/{name}/eval/metrics.json") for name in ("a", "b")]
     same_depth = load_runs(twice)

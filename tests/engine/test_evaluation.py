@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -840,6 +841,7 @@ def test_a_video_becomes_a_video_and_predictions_have_an_index(
     page = (tmp_path / "out" / "index.html").read_text()
     assert 'href="video/clip.mp4"' in page and 'href="overlay/clip/000000.png"' in page
     assert "damaged.png: image" in page and "9 images" in page
+    assert "<h1>Predictions: clip.avi and 1 more</h1>" in page
     assert "road" in page and "vegetation" in page and "bicycle" not in page
 
     # Instead of the frames; and a sentence where there is nothing to make a video of or with.
@@ -877,6 +879,7 @@ def test_metrics_hold_intervals_costs_and_examples(tmp_path: Path, run: Any) -> 
     )
     page = (tmp_path / "out" / "report.html").read_text()
     assert "95 % interval" in page and "Typical" in page and str(root) in page
+    assert re.search("<h1>\\w+: val</h1>", page), "the run, or its weights, and the split"
 
 
 # --- what is written where (issue 14, A1) ---

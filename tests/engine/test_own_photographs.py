@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -64,6 +67,8 @@ def test_labels_of_photographs_are_trained_on_by_their_folder_alone(
     assert label(own, tmp_path / "labels", "--threshold", "0.3") == 0
     names = batches_of(own, tmp_path / "labels")
     assert len(names) == 4 and all("summer/train_" in name for name in names)
+    page = (tmp_path / "labels" / "report.html").read_text()
+    assert "<h1>Automatic labels: photos</h1>" in page
     assert batches_of(own, tmp_path / "labels" / "manifest.json") == names
 
 
@@ -237,6 +242,28 @@ def test_a_class_of_which_almost_nothing_is_kept_is_named_with_the_remedy(
     assert label(own, output, *given, "--threshold", "1") == 0
     said = capsys.readouterr()
     assert "Do not train on these yet. No pixel has a label" in said.out + said.err
+
+
+def test_ctrl_c_says_what_is_labelled_and_how_to_go_on(
+    own: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    labels_of = autolabel.labels_of
+
+    def two_of(*words: Any, **named: Any) -> Iterator[Any]:
+        yield from itertools.islice(labels_of(*words, **named), 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(autolabel, "labels_of", two_of)
+    assert label(own, tmp_path / "out", "--threshold", "0.3") == 130
+    said = capsys.readouterr().err
+    assert f"interrupted: 2 of 5 images have a label in {tmp_path}/out; the same command" in said
+
+    monkeypatch.undo()
+    assert label(own, tmp_path / "out", "--threshold", "0.3") == 0
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["complete"]
 
 
 def test_frames_are_trained_on(own: Path, tmp_path: Path) -> None:

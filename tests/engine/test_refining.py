@@ -73,6 +73,13 @@ def test_an_evaluation_says_what_each_way_costs(
     assert all(row["seconds_per_image"] > 0 for row in metrics["compared"])
 
 
+def test_the_page_shows_attention_at_the_longest_list(checkpoint: Path, tmp_path: Path) -> None:
+    command = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "out")]
+    assert eval_command([*command, "--scales", "0.5", "1", "--compare", "0.5,1,2"]) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "2x alone" in page and "attention 2x" in page and "at {0.5, 1, 2}." in page
+
+
 def test_operations_of_what_was_left_out(checkpoint: Path) -> None:
     loaded = build.load_model(
         checkpoint, config_file=None, overrides=[], device=torch.device("cpu")

@@ -54,6 +54,8 @@ class ComparedRun:
     sha256: str
     others: dict[str, float]
     """Further scores by name, those that the file has."""
+    run: str = ""
+    """Of the folder of the training, where the checkpoint lies in one."""
     method: str = ""
     costs: dict[str, str] = field(default_factory=dict)
     """What an image takes, ready to print, by the names of COSTS."""
@@ -125,6 +127,7 @@ def _run_of(file: Path, content: Any) -> ComparedRun:
             split=str(content["split"]),
             images=int(content["images"]),
             sha256=str(content["checkpoint_sha256"]),
+            run=_run_name(str(content.get("checkpoint", ""))),
             method=str(content.get("method", ways[0].get("method", ""))),
             others=others,
             costs=_costs_of(ways[0]),
@@ -140,6 +143,14 @@ def _run_of(file: Path, content: Any) -> ComparedRun:
         ) from error
     except (TypeError, ValueError, AttributeError) as error:
         raise CompareError(f"{file}: is no metrics.json of hmsa eval ({error})") from error
+
+
+def _run_name(checkpoint: str) -> str:
+    """The name of the run that a checkpoint is of; nothing where its path does not say so."""
+    path = Path(checkpoint)
+    if path.parent.name == "checkpoints":
+        return path.parents[1].name
+    return ""
 
 
 def _costs_of(way: Any) -> dict[str, str]:
@@ -188,7 +199,12 @@ def load_runs(paths: Sequence[Path], *, every_way: bool = False) -> list[Compare
                 "them only)"
             )
 
-    # A name is made of the parts of the path that another run has not at the same depth.
+    # Names of trainings say most, where they tell the files apart.
+    trainings = {run.path: run.run for run in runs}
+    if all(trainings.values()) and len(set(trainings.values())) == len(trainings):
+        return [replace(run, name=run.run) for run in runs]
+
+    # Else a name is made of the parts of the path that another run has not at the same depth.
     paths_in_parts = [run.path.resolve().parts for run in runs]
     named = []
     for run, own in zip(runs, paths_in_parts, strict=True):
