@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .augment.normalisation import normalise as normalise
     from .build import build_files as build_files
     from .build import image_files as image_files
+    from .build import known_classes as known_classes
     from .checks.suggest import suggest_data as suggest_data
     from .checks.verify import Verification as Verification
     from .checks.verify import count_pixels as count_pixels
@@ -74,6 +75,7 @@ _MODULE_OF = {
     "find_duplicates": "checks.verify",
     "image_files": "build",
     "image_size": "reading.decoding",
+    "known_classes": "build",
     "normalise": "augment.normalisation",
     "read_image": "reading.decoding",
     "read_label": "reading.decoding",

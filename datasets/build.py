@@ -34,7 +34,8 @@ from .layouts.listing import (
     scan_images,
     stem,
 )
-from .layouts.mapillary import find_mapillary, mapillary_spec
+from .layouts.mapillary import find_mapillary, has_configuration, mapillary_spec
+from .layouts.mapillary_classes import MAPILLARY
 from .layouts.video import count_frames, is_video
 from .policy import LabelPolicy
 from .reading.decoding import DEFAULT_MAX_PIXELS
@@ -155,6 +156,24 @@ def build_files(
         policy=chosen,
         max_pixels=max_pixels,
     )
+
+
+def known_classes(
+    *, dataset: str, root: str | Path, classes: str | Path | None = None
+) -> DatasetSpec:
+    """The classes of a data set of which no file needs to be on this machine, but its class list.
+
+    Cityscapes' come with the package. So do those of Mapillary Vistas v1.2, which stand for it
+    where neither the root nor `classes` has a configuration of it.
+
+    Raises:
+        DataError: a class list or configuration is missing or cannot be read.
+    """
+    _require_known(dataset, None, None)
+    root, listed = Path(root).expanduser().absolute(), _expanded(classes)
+    if dataset == "mapillary" and listed is None and not has_configuration(root):
+        return MAPILLARY
+    return _Lister(dataset, root, "", classes=listed, cv=None, layout=None).spec()
 
 
 def _require_known(dataset: str, labels: str | None, cv: int | None) -> None:
@@ -304,6 +323,14 @@ def _join_automatic(
     )
 
 
+def _called(inputs: Sequence[str | Path]) -> str:
+    """What to call images by: the name of the folder or file that was given, and how many more."""
+    first = Path(os.path.abspath(os.path.expanduser(os.fspath(inputs[0])))).name or "images"
+    if len(inputs) == 1:
+        return first
+    return f"{first} and {len(inputs) - 1} more"
+
+
 @dataclass(frozen=True)
 class _InputImage:
     """An image or video that an input stands for."""
@@ -352,7 +379,7 @@ def image_files(
         frame_numbers = np.array(frames, dtype=np.int32)
     return Files(
         spec=spec,
-        split="images",
+        split=_called(inputs),
         root=Path("/"),
         images=pack(image.path for image in images),
         labels=None,

@@ -621,7 +621,8 @@ def finish(job: LabellingJob) -> bool:
     for (name, row), threshold in zip(content["per_class"].items(), job.thresholds, strict=True):
         share = "-" if row["kept_share"] is None else f"{100 * row['kept_share']:.1f}"
         logger.info("%-22s%12.3g%14d%10s", name, threshold, row["kept"], share)
-    for sentence in [*empty_classes(content), *starved_classes(content)]:
+    thresholds = report.curve.half_kept_at if report.curve is not None else {}
+    for sentence in [*empty_classes(content, thresholds), *starved_classes(content, thresholds)]:
         warn(sentence)
     # What the page says first, where a training on these labels would do harm.
     verdict = verdict_of(report)

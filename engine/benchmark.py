@@ -17,9 +17,9 @@ from itertools import cycle, islice
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 
-from hmsa.datasets import CITYSCAPES, DatasetSpec
 from hmsa.utils.config import Config, load_config
 from hmsa.utils.files.writing import write_file
 from hmsa.utils.processes import Processes, join
@@ -62,19 +62,26 @@ def main(arguments: argparse.Namespace) -> int:
 def measure(
     config: Config, processes: Processes, *, steps: int, reads_data: bool
 ) -> dict[str, Any]:
-    """Figures of `steps` training steps; with `reads_data` of the data set, else of noise."""
+    """Figures of `steps` training steps; with `reads_data` of the data set, else of noise.
+
+    No file of weights is read, for weights change no speed.
+    """
+    config = build.without_weights(config)
+    pixels = None
     if reads_data:
         files: Any = build.split_files(config, config.data.train_split)
         batches = endless(build.train_loader(config, files, processes))
     else:
-        files = SimpleNamespace(spec=known_classes(config))
+        files = SimpleNamespace(spec=build.classes_of(config))
+        # A loss that weighs classes costs the same whatever it weighs them by.
+        pixels = np.ones(files.spec.num_classes, dtype=np.int64)
         batches = cycle([noise(config, files.spec)])
     groups = groups_of(batches, config.optim.accumulate)
 
     # A clock that is not running lets the step run through.
     clock = PartClock(processes.device)
     state = build.training_state(config, files, processes)
-    criterion = build.criterion(config, files).to(processes.device)
+    criterion = build.criterion(config, files, pixels=pixels).to(processes.device)
     step = TrainingStep(config, state, criterion, processes, timed=clock.part)
     for group in islice(groups, WARM_UP):
         step.update(step.gradients(group))
@@ -148,13 +155,6 @@ def endless(loader: Any) -> Iterator[dict[str, Any]]:
     while True:
         yield from loader.epoch(epoch)
         epoch += 1
-
-
-def known_classes(config: Config) -> DatasetSpec:
-    """The classes of the data set, for networks that are timed on noise."""
-    if config.data.dataset == "cityscapes":
-        return CITYSCAPES
-    return build.split_files(config, config.data.train_split).spec
 
 
 def noise(config: Config, spec: Any) -> dict[str, Any]:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from hmsa.datasets import (
-    CITYSCAPES,
     Augmentation,
     ClassUniform,
     DataError,
@@ -32,6 +31,7 @@ from hmsa.datasets import (
     build_train_loader,
     count_pixels,
     explain_lost_worker,
+    known_classes,
     normalise,
     verify_files,
 )
@@ -135,6 +135,16 @@ def split_files(
             "the data set it was trained for with data.root, data.dataset and data.classes"
         )
     return files
+
+
+def classes_of(config: Config) -> DatasetSpec:
+    """The classes of the data set that a configuration names; see `datasets.known_classes`.
+
+    Raises:
+        DataError: its class list is missing or cannot be read.
+    """
+    data = config.data
+    return known_classes(dataset=data.dataset, root=data.root, classes=data.classes)
 
 
 def extra_files(config: Config) -> Files | None:
@@ -344,6 +354,17 @@ def initial_model(config: Config, *, num_classes: int) -> MultiScaleModel:
     return model
 
 
+def without_weights(config: Config) -> Config:
+    """`config` for a network whose weights stay random, as where only its speed matters.
+
+    What the builder of model.wrap gives a model by itself stays.
+    """
+    changes: dict[str, Any] = {"init_from": None, "trunk_weights": None}
+    if config.model.wrap is not None:
+        changes["wrap"] = config.model.wrap.model_copy(update={"weights": None})
+    return config.model_copy(update={"model": config.model.model_copy(update=changes)})
+
+
 def compile_in_place(model: MultiScaleModel, what: str) -> None:
     """Compile what runtime.compile names: nothing (off), the trunk, or the model.
 
@@ -357,16 +378,19 @@ def compile_in_place(model: MultiScaleModel, what: str) -> None:
         model.compile(dynamic=False)
 
 
-def criterion(config: Config, files: Files) -> Any:
-    """The criterion of the loss section; the pixels of `files` are counted to weigh classes."""
+def criterion(config: Config, files: Files, *, pixels: np.ndarray | None = None) -> Any:
+    """The criterion of the loss section; the pixels of `files` are counted to weigh classes.
+
+    `pixels`, int64 [C], are taken for that count when given.
+    """
     values = config.loss.model_dump()
     # The pixels are counted once, and only where a weighting asks for them.
-    counts = None
     for name in ("class_weights", "binary_class_weights"):
         weighting, values[name] = values[name], None
         if weighting != "none":
-            if counts is None:
-                counts = torch.from_numpy(count_pixels(files, workers=max(1, config.data.workers)))
+            if pixels is None:
+                pixels = count_pixels(files, workers=max(1, config.data.workers))
+            counts = torch.from_numpy(pixels)
             values[name] = class_weights_from_counts(counts, weighting=weighting)
 
     num_classes = files.spec.num_classes
@@ -752,13 +776,6 @@ def _recognised(
     )
 
 
-def _classes_of(config: Config) -> DatasetSpec:
-    """The classes of the data set that a configuration names; Cityscapes' need no data."""
-    if config.data.dataset == "cityscapes":
-        return CITYSCAPES
-    return split_files(config, config.data.val_split, labels="none").spec
-
-
 def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
     """Build the network of an opened checkpoint, with its weights, on `device`.
 
@@ -769,7 +786,7 @@ def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
     if opened.recognised:
         logger.info("%s", opened.recognised)
     if spec is None:
-        spec = _classes_of(config)
+        spec = classes_of(config)
 
     # Weights of the trunk alone would be replaced at once.
     model = model_from(config, num_classes=spec.num_classes, trunk_weights=False)

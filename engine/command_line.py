@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from hmsa.utils.config import option_named
-from hmsa.utils.words import UserError, did_you_mean
+from hmsa.utils.words import UserError, did_you_mean, invocation
 
 GRACE_SECONDS = 25.0
 SAME_SIGNAL_SECONDS = 5.0
@@ -236,6 +236,16 @@ def file_ending_in(*suffixes: str) -> Callable[[str], Path]:
 def say(message: str) -> None:
     """One line on stderr."""
     print(message, file=sys.stderr, flush=True)
+
+
+def say_loading(command: str) -> None:
+    """Say on a terminal that a command has begun, since PyTorch takes seconds to load.
+
+    A log has its own first line soon enough, and none of these.
+    """
+    is_first_rank = int(os.environ.get("RANK", "0")) == 0
+    if is_first_rank and "torch" not in sys.modules and sys.stderr.isatty():
+        say(f"{invocation(command)}: loading PyTorch")
 
 
 def _leave(status: int) -> None:

@@ -269,7 +269,7 @@ def inputs_of(arguments: argparse.Namespace, files: Files) -> Iterator[Path]:
 
 
 def files_to_evaluate(arguments: argparse.Namespace, loaded: Loaded) -> tuple[Files, str]:
-    """The images that the command line names, and what to call them: their split, or "images".
+    """The images that the command line names, and what to call them: their split or folder.
 
     Raises:
         DataError: there are none, or no labels where scores are asked for.
@@ -277,7 +277,8 @@ def files_to_evaluate(arguments: argparse.Namespace, loaded: Loaded) -> tuple[Fi
     config = loaded.config
     if arguments.images:
         max_pixels = config.data.max_pixels
-        return image_files(arguments.images, spec=loaded.spec, max_pixels=max_pixels), "images"
+        files = image_files(arguments.images, spec=loaded.spec, max_pixels=max_pixels)
+        return files, files.split
 
     split = arguments.split or config.data.val_split
     files = build.split_files(config, split, expected=loaded.spec)

@@ -16,7 +16,7 @@ from hmsa.utils.metrics.confusion import category_iou, iou_of, mean_of
 from hmsa.utils.report.report import ComparedRow, EvaluationReport, Example, Picture
 
 from .build import Loaded, used_attention_bias
-from .pictures import pictures_of
+from .pictures import attends, pictures_of
 from .reporting import Evaluation, categories_of
 
 WORST_SHOWN = 4  # images shown as the worst
@@ -145,13 +145,18 @@ def evaluation_report(
         if worst:
             worst_per_class[name] = [examples.compared(worst[0], of_class=number)]
 
-    # Those that are drawn already cost nothing more.
-    attended = []
-    if evaluation.shares is not None:
+    # Attention is drawn at the longest list of scales, which shows all that was compared.
+    attending = [way for way in ways if way.tile is None and attends(loaded.model, way)]
+    attended, longest = [], options
+    if attending:
         attended = [*typical, *ranking[:1]]
+        longest = max(attending, key=lambda way: len(way.scales))
+    attention = examples
+    if longest != options:
+        attention = _Examples(loaded, files, longest, results[ways.index(longest)])
 
     return EvaluationReport(
-        title=loaded.config.experiment.name,
+        title=_title(loaded, content["split"]),
         names=spec.names,
         colors=spec.palette,
         matrix=evaluation.matrix.numpy(),
@@ -180,11 +185,21 @@ def evaluation_report(
         worst=[examples.compared(index) for index in ranking[:WORST_SHOWN]],
         typical=[examples.compared(index) for index in typical],
         worst_per_class=worst_per_class,
-        attention=[examples.attended(index) for index in attended],
-        attention_rule="Shown are the typical images of the section Images, and the worst one.",
+        attention=[attention.attended(index) for index in attended],
+        attention_rule=f"Shown are the typical images of the section Images, and the worst one, at "
+        f"{longest.describe()}.",
+        attention_scales=longest.scales,
         shares=evaluation.shares,
         share_scales=options.scales,
     )
+
+
+def _title(loaded: Loaded, split: str) -> str:
+    """The run and the split, or the file of weights that belong to no run of ours."""
+    name = loaded.config.experiment.name
+    if name == _defaults()["configuration.experiment.name"]:
+        name = loaded.path.stem
+    return f"{name}: {split}"
 
 
 def _facts(evaluation: Evaluation, content: Mapping[str, Any]) -> dict[str, str]:

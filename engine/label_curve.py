@@ -10,7 +10,7 @@ import numpy as np
 
 from hmsa.utils.files.regular import read_regular
 from hmsa.utils.labelling.answers import read_answer
-from hmsa.utils.labelling.autolabels import LabelTree
+from hmsa.utils.labelling.autolabels import REMEDY_SHARE, LabelTree
 from hmsa.utils.metrics.scores import divide
 from hmsa.utils.report.contents import ThresholdCurve
 
@@ -55,6 +55,7 @@ def threshold_curve(job: LabellingJob, tree: LabelTree) -> ThresholdCurve | None
     The threshold of the curve is one for all classes.
     """
     kept, known, right = (np.zeros(LEVELS + 1, dtype=np.int64) for _ in range(3))
+    by_class = np.zeros((job.loaded.spec.num_classes, LEVELS + 1), dtype=np.int64)
     images, with_classes = 0, True
     for index, line in _sample(job, tree):
         found = sureness_of(job, index, line)
@@ -69,6 +70,8 @@ def threshold_curve(job: LabellingJob, tree: LabelTree) -> ThresholdCurve | None
         if label is None:
             with_classes = False
             label = read_back(job, line["label"])
+        else:
+            np.add.at(by_class, (label.reshape(-1), level.reshape(-1)), 1)
         human, _ = human_label(job, index, (label.shape[0], label.shape[1]))
         if human is None or (not with_classes and not job.policy.is_neutral):
             continue
@@ -91,7 +94,22 @@ def threshold_curve(job: LabellingJob, tree: LabelTree) -> ThresholdCurve | None
             for threshold, share in zip(thresholds, agreement, strict=True)
         ],
         source=f"Read from the {source} of {images} images, evenly spread.",
+        half_kept_at=_half_kept_at(job, by_class) if with_classes else {},
     )
+
+
+def _half_kept_at(job: LabellingJob, by_class: np.ndarray) -> dict[str, float]:
+    """The threshold of each class that keeps half of it, of the classes that occur.
+
+    Args:
+        by_class: int64 [C, LEVELS + 1], pixels of each class at each level of the threshold.
+    """
+    thresholds = {}
+    for name, counts in zip(job.loaded.spec.names, by_class, strict=True):
+        if counts.any():
+            enough = _at_least(counts) >= REMEDY_SHARE * counts.sum()
+            thresholds[name] = float(np.flatnonzero(enough)[-1] / LEVELS)
+    return thresholds
 
 
 def _at_least(counts: np.ndarray) -> np.ndarray:

@@ -143,10 +143,9 @@ def log_run(
     crop = f"{data.crop[0]} x {data.crop[1]}"
     steps = f"{optim.epochs} epochs of {steps_per_epoch} steps with {batch} crops of {crop}"
     lines.append(("training", steps))
-    share = 100 * cost / val_every
+    outlook = Outlook(optim.epochs, steps_per_epoch, val_every, cost)
     how = build.inference_options(config.eval).describe()
-    often = "every epoch" if val_every == 1 else f"every {val_every} epochs"
-    lines.append(("validation", f"{often} at {how}, about {share:.2g} % of the computing"))
+    lines.append(("validation", outlook.describe_validations(how)))
     folder = "none: a dry run writes nothing"
     if writes:
         folder = str(Path(config.experiment.output))

@@ -118,6 +118,11 @@ def mapillary_spec(root: Path, config: Path | None) -> DatasetSpec:
     return spec
 
 
+def has_configuration(root: Path) -> bool:
+    """Whether a folder holds a configuration of Mapillary Vistas."""
+    return any(os.path.isfile(root / name) for name in CONFIG_NAMES)
+
+
 def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
     """Files of a folder under their names without suffix."""
     return by_key(scan(folder, accept=has_suffix(suffixes)), stem, place=str(folder))

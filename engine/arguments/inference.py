@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..command_line import parse_with_overrides, run_command
+from ..command_line import parse_with_overrides, run_command, say_loading
 from ..launch import is_launched, launch
 from .options import (
     COMBINE,
@@ -63,6 +63,7 @@ def eval_command(argv: Sequence[str] | None = None, *, program: str | None = Non
     def run() -> int:
         if arguments.processes > 1 and not is_launched():
             return launch(arguments.processes)
+        say_loading("eval")
         from ..evaluate import main
 
         return main(arguments)
@@ -77,6 +78,7 @@ def predict_command(argv: Sequence[str] | None = None, *, program: str | None = 
     def run() -> int:
         if arguments.processes > 1 and not is_launched():
             return launch(arguments.processes)
+        say_loading("predict")
         from ..evaluate import main
 
         return main(arguments)
@@ -91,6 +93,7 @@ def autolabel_command(argv: Sequence[str] | None = None, *, program: str | None 
     def run() -> int:
         if arguments.processes > 1 and not (arguments.verify or is_launched()):
             return launch(arguments.processes)
+        say_loading("autolabel")
         from ..autolabel import main
 
         return main(arguments)

@@ -10,7 +10,7 @@ from typing import get_args
 
 from hmsa.utils.config.models import DECODERS, ModelSection
 
-from ..command_line import at_least, file_ending_in, parse_with_overrides, run_command
+from ..command_line import at_least, file_ending_in, parse_with_overrides, run_command, say_loading
 from .options import COMBINE, add_overrides, add_scales, new_parser
 
 PICTURES = (".png", ".jpg", ".jpeg")
@@ -78,8 +78,8 @@ BENCHMARK = """Time a configuration's training steps on this machine.
     torchrun --nproc-per-node 8 -m hmsa benchmark CONFIG
 
 Prints images/s, peak memory, and the share of a step that data, network, loss, backward pass and
-optimiser take. The images are noise, so that Cityscapes' recipes need no data; with --data those
-of the data set are read. Nothing is written but FILE.
+optimiser take. Neither data nor weights are needed: the images are noise and the weights random.
+With --data the images of the data set are read. Nothing is written but FILE.
 """
 
 
@@ -88,6 +88,7 @@ def export_command(argv: Sequence[str] | None = None, *, program: str | None = N
     arguments = parse_export(argv, program=program)
 
     def run() -> int:
+        say_loading("export")
         from ..export import main
 
         return main(arguments)
@@ -100,6 +101,7 @@ def check_command(argv: Sequence[str] | None = None, *, program: str | None = No
     arguments = parse_check(argv, program=program)
 
     def run() -> int:
+        say_loading("check")
         from ..check import main
 
         return main(arguments)
@@ -124,6 +126,7 @@ def convert_command(argv: Sequence[str] | None = None, *, program: str | None = 
     arguments = parse_convert(argv, program=program)
 
     def run() -> int:
+        say_loading("convert")
         from ..convert import main
 
         return main(arguments)
@@ -136,6 +139,7 @@ def panel_command(argv: Sequence[str] | None = None, *, program: str | None = No
     arguments = parse_panel(argv, program=program)
 
     def run() -> int:
+        say_loading("panel")
         from ..panel import main
 
         return main(arguments)
@@ -148,6 +152,7 @@ def benchmark_command(argv: Sequence[str] | None = None, *, program: str | None 
     arguments = parse_benchmark(argv, program=program)
 
     def run() -> int:
+        say_loading("benchmark")
         from ..benchmark import main
 
         return main(arguments)

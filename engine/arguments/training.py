@@ -9,7 +9,14 @@ from pathlib import Path
 
 from hmsa.utils.config import dump, load_config
 
-from ..command_line import at_least, parse_with_overrides, positive_share, run_command, say
+from ..command_line import (
+    at_least,
+    parse_with_overrides,
+    positive_share,
+    run_command,
+    say,
+    say_loading,
+)
 from ..launch import is_launched, launch
 from .options import add_overrides, add_processes, add_scales, new_parser
 
@@ -56,6 +63,7 @@ def init_command(argv: Sequence[str] | None = None, *, program: str | None = Non
     arguments = parse_init(argv, program=program)
 
     def run() -> int:
+        say_loading("init")
         from ..init.command import main
 
         return main(arguments)
@@ -71,6 +79,7 @@ def train_command(argv: Sequence[str] | None = None, *, program: str | None = No
         config = load_config(arguments.config, arguments.overrides)
 
         # Only now what takes seconds to import: a misspelt key is answered before that.
+        say_loading("train")
         from ..recipe import suited
 
         config, chosen = suited(config)
@@ -93,6 +102,7 @@ def calibrate_command(argv: Sequence[str] | None = None, *, program: str | None 
     arguments = parse_calibrate(argv, program=program)
 
     def run() -> int:
+        say_loading("calibrate")
         from ..calibrate import main
 
         return main(arguments)
@@ -105,6 +115,7 @@ def attach_command(argv: Sequence[str] | None = None, *, program: str | None = N
     arguments = parse_attach(argv, program=program)
 
     def run() -> int:
+        say_loading("attach")
         from ..attach import main
 
         return main(arguments)

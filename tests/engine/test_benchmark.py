@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from hmsa.engine import build
 from hmsa.engine.arguments import benchmark_command
 from hmsa.engine.step import PARTS, TrainingStep
 
@@ -73,3 +74,32 @@ def test_with_data_a_missing_data_set_is_said(
     (tmp_path / "small.yaml").write_text(f"data:\n  root: {tmp_path}/none\n")
     assert benchmark_command([str(tmp_path / "small.yaml"), *SMALL, "--data"]) == 2
     assert f"{tmp_path}/none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recipe", "classes"),
+    [
+        ("mapillary/deeplabv3plus_r50_hierarchical.yaml", 65),
+        ("camvid/efficientnet_hierarchical.yaml", 11),
+        ("cityscapes/hrnet_ocr_hierarchical.yaml", 19),
+    ],
+)
+def test_recipes_need_neither_data_nor_weights(
+    recipe: str, classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    model_from = build.model_from
+
+    def noted(*words: Any, **named: Any) -> Any:
+        made.append((named["num_classes"], named["trunk_weights"]))
+        return model_from(*words, **named)
+
+    monkeypatch.setattr(build, "model_from", noted)
+    monkeypatch.chdir(tmp_path)
+    # The recipe's data, loss and start; a small network in the place of its own.
+    path = Path(__file__).parents[2] / "configs" / recipe
+    words = [*SMALL, "model.trunk=resnet18", "model.attention_channels=16", "data.batch_size=1"]
+    words += ["model.decoder_channels=16", "loss.main=cross_entropy", "loss.class_weights=log"]
+    words += ["optim.accumulate=1", "runtime.precision=fp32"]
+    assert benchmark_command([str(path), *words, "--steps", "1"]) == 0
+    assert made == [(classes, False)]

@@ -13,7 +13,13 @@ import pytest
 
 from hmsa.engine import command_line
 from hmsa.engine.arguments import COMMANDS, parse_calibrate, parse_eval, parse_train
-from hmsa.engine.command_line import file_ending_in, lasting_streams, positive_share, run_command
+from hmsa.engine.command_line import (
+    file_ending_in,
+    lasting_streams,
+    positive_share,
+    run_command,
+    say_loading,
+)
 from hmsa.utils.words import UserError
 from tests.engine.conftest import ROOT
 
@@ -183,3 +189,17 @@ def test_a_file_to_write_ends_as_one_of_its_formats(tmp_path: Path) -> None:
     (tmp_path / "made.onnx").mkdir()
     with pytest.raises(argparse.ArgumentTypeError, match="is a folder; name a file"):
         read(str(tmp_path / "made.onnx"))
+
+
+def test_a_terminal_is_told_that_torch_is_loading(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    say_loading("train")
+    assert capsys.readouterr().err == "", "a log begins with the command's own lines"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    say_loading("train")
+    assert capsys.readouterr().err == "hmsa train: loading PyTorch\n"
+    monkeypatch.setenv("RANK", "1")
+    say_loading("train")
+    assert capsys.readouterr().err == ""

@@ -77,6 +77,12 @@ def test_names_tell_runs_apart(tmp_path: Path) -> None:
     files = [write(tmp_path / name / "metrics.json") for name in ("x/seed1", "x/seed2", "y/seed1")]
     assert [run.name for run in load_runs(files)] == ["x/seed1", "x/seed2", "y/seed1"]
     assert load_runs(files[:1])[0].name == "seed1"
+    # A run in a folder that is called like it.
+    twice = [write(tmp_path / f"{name}/runs/{name}/eval/metrics.json") for name in ("a", "b")]
+    same_depth = load_runs(twice)
+    assert [run.name for run in same_depth] == ["a", "b"]
+    page = as_page(same_depth)
+    assert "<h1>a, b</h1>" in page and "Runs side by side · 10 images of val" in page
     pair = [write(tmp_path / "z" / name) for name in ("flip.json", "plain.json")]
     assert [run.name for run in load_runs(pair)] == ["flip.json", "plain.json"]
 

@@ -103,3 +103,11 @@ def test_an_outlook_adds_up_what_is_left() -> None:
     assert text.endswith("270 steps and 2 validations are left, about 10 min in all")
     text = outlook.describe(step_s=2.0, epoch=9, step_in_epoch=10, validation_s=5.0)
     assert text.endswith("20 steps and 1 validation are left, about 45 s in all")
+
+
+def test_the_share_of_validations_is_that_of_the_epochs_there_are() -> None:
+    """Epochs may be changed on the command line, and the last one is always validated."""
+    said = Outlook(40, 2, val_every=20, validation_cost=0.2).describe_validations("{1}")
+    assert said == "every 20 epochs at {1}, about 1 % of the computing"
+    said = Outlook(2, 2, val_every=20, validation_cost=0.2).describe_validations("{1}")
+    assert said == "after the last epoch at {1}, about 10 % of the computing"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import itertools
 import os
 import re
 from html.parser import HTMLParser
@@ -484,6 +485,12 @@ def test_points_of_a_chart_lie_where_their_numbers_say() -> None:
         assert chart.frame.top <= point.high < point.y < point.low <= chart.frame.bottom
     places = {(point.text_x, point.text_y) for point in points}
     assert len(places) == 4
+    # Of four ways that lie close together no name covers another one.
+    close = [CostRow(f"way {n}", 5 + n / 20, 60.0, 55.0, 65.0, n == 0) for n in range(4)]
+    found = score_chart("cost", close).points
+    for one, other in itertools.combinations(found, 2):
+        width = 6.2 * len(one.name)
+        assert abs(one.text_y - other.text_y) >= 13 or abs(one.text_x - other.text_x) >= width
     assert nice_steps(0.1, 0.34) == [0.1, 0.15, 0.2, 0.25, 0.3, 0.35]
     assert nice_steps(5, 5)[0] <= 5 <= nice_steps(5, 5)[-1]
 
@@ -514,6 +521,8 @@ def test_classes_have_intervals_and_settings_at_their_defaults_stand_apart(
     [
         ({"kept": np.array([70, 30, 5])}, "Good to train on."),
         ({"kept": np.array([70, 7, 5])}, "autolabel.keep_share=0.5"),
+        ({"kept": np.array([70, 7, 5])}, "Mend this first: 1 of 3 classes keeps too few pixels."),
+        ({"kept": np.array([70, 7, 1])}, "Mend this first: 2 of 3 classes keep too few pixels."),
         ({"teacher_iou": np.array([0.9, 0.2, 0.8])}, "The teacher is weak on"),
         ({"teacher_miou": 0.31}, "Do not train on these yet."),
         ({"agreement": np.array([[5, 5, 0], [0, 0, 0], [0, 0, 0]])}, "Only 50.0 %"),
@@ -535,6 +544,19 @@ def test_the_page_begins_with_a_verdict(changes: dict[str, Any], said: str, tmp_
         assert '<td class="number bad">17.5</td>' in text, "and its row is marked"
     assert ("Good to train on." in page.text) == (said == "Good to train on.")
     assert page.row("sky")[-1] in ("80.0",), "the teacher's IoU of the class"
+
+
+def test_the_remedy_names_the_threshold_that_keeps_half(tmp_path: Path) -> None:
+    report = full_autolabel()
+    report.kept, report.predicted = np.array([70, 7, 1]), np.array([80, 40, 10])
+    first, second, third = report.names
+    assert "autolabel.keep_answers=true" in read(tmp_path, report)[0].text
+    report.curve = ThresholdCurve(
+        [0.0, 1.0], [1.0, 0.0], [None, None], "", {first: 0.9, second: 0.62, third: 0.4}
+    )
+    text = read(tmp_path, report)[0].text
+    assert f'"autolabel.class_thresholds={{{third}: 0.4, {second}: 0.62}}"' in text
+    assert f"half of {third} is less sure than 0.5" in text and "keep_answers" not in text
 
 
 def test_a_curve_says_what_other_thresholds_keep(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from hmsa.engine.command_line import StopSignal
 from hmsa.utils.processes import Processes
 from hmsa.utils.runtime import RuntimeSettingError, prepare_runtime
+from hmsa.utils.training import meter as meter_module
 from hmsa.utils.training.ema import WeightAverage
 from hmsa.utils.training.logbook import Logbook
 from hmsa.utils.training.loggers import TensorBoard
@@ -463,6 +464,27 @@ def test_readings_average_over_steps_and_name_their_parts() -> None:
     assert (
         resumed.step({"a": torch.tensor(1.0)}, {}, images=3, lr=0.1, epoch=0) is not None
     )  # at step 2, as before
+
+
+def test_the_line_goes_on_between_readings_and_waits_for_no_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(meter_module, "SHOWN_SECONDS", -1.0)
+
+    def line_of(device: str, step: int) -> str:
+        processes = Processes(rank=0, world_size=1, local_rank=0, device=torch.device(device))
+        meter = Meter(processes, steps_left=4, every=100)
+        for number in range(step):
+            loss = torch.tensor(1.0 + number, device=device)
+            meter.step({"a": loss}, {}, images=3, lr=0.1 / (1 + number), epoch=2)
+        line = str(meter.bar.postfix)
+        meter.close()
+        return line
+
+    assert line_of("cpu", 1).startswith("loss 1.000 (a 1.000), lr 0.1,")
+    assert line_of("cpu", 2).startswith("loss 1.500 (a 1.500), lr 0.05,")
+    # A number on the meta device cannot be read at all, as one on a GPU only by waiting.
+    assert line_of("meta", 2).startswith("lr 0.05, ")
 
 
 def test_a_summary_tells_what_was_done_and_what_comes_next(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,9 @@ from .label_record import is_label_record, is_record
 NOT_YET = "not labelled yet"
 # A class that keeps less than this share of its pixels hardly teaches a student.
 STARVED_SHARE = 0.2
+# The share that the remedy keeps, and the threshold below which a class is more likely another one.
+REMEDY_SHARE = 0.5
+DOUBTFUL_THRESHOLD = 0.5
 _KEYWORD = FORMAT.encode() + b"\0"
 _LARGEST_LABEL = 1 << 30  # bytes; ids of a gigapixel image compress to far less
 _MOST_VALUES_TIMED = 1 << 24  # 64 MiB of float32
@@ -369,13 +373,42 @@ def manifest(
     return content
 
 
-def empty_classes(content: Mapping[str, Any]) -> list[str]:
+def starvation_remedy(names: Sequence[str], thresholds: Mapping[str, float]) -> str:
+    """What to do about classes of which too little is kept, as commands to copy.
+
+    Args:
+        names: of the classes.
+        thresholds: by class name, those that would keep `REMEDY_SHARE` of it, where they are known.
+    """
+    share = f"keep half of every class with autolabel.keep_share={REMEDY_SHARE:g}"
+    known = {name: thresholds[name] for name in names if name in thresholds}
+    if not known:
+        return (
+            f"{share}, or lower its threshold in autolabel.class_thresholds (with "
+            "autolabel.keep_answers=true this sentence names the threshold that keeps half)"
+        )
+
+    chosen = ", ".join(f"{name}: {threshold:.3g}" for name, threshold in known.items())
+    remedy = f'{share}, or of these alone with "autolabel.class_thresholds={{{chosen}}}"'
+    doubtful = [name for name, threshold in known.items() if threshold < DOUBTFUL_THRESHOLD]
+    if doubtful:
+        remedy += (
+            f"; half of {', '.join(doubtful)} is less sure than {DOUBTFUL_THRESHOLD:g}, so look at "
+            "the examples first, or label some by hand"
+        )
+    return remedy
+
+
+def empty_classes(
+    content: Mapping[str, Any], thresholds: Mapping[str, float] = MappingProxyType({})
+) -> list[str]:
     """Sentences about classes, or whole sets of labels, of which nothing is left to train with.
 
     For the log and the page of an auto-labelling, which is no failure but hardly ever wanted.
 
     Args:
         content: of manifest.json.
+        thresholds: see `starvation_remedy`.
     """
     per_class = content["per_class"]
     without_label = {name: row for name, row in per_class.items() if row["labels"] == 0}
@@ -400,7 +433,7 @@ def empty_classes(content: Mapping[str, Any]) -> list[str]:
     if below:
         sentences.append(
             f"nothing is kept of {', '.join(below)}: predicted, but never with the probability of "
-            "the threshold; lower autolabel.class_thresholds for it, or set autolabel.keep_share"
+            f"the threshold; {starvation_remedy(below, thresholds)}"
         )
     if never:
         sentences.append(f"never predicted, and so without any label: {', '.join(never)}")
@@ -412,11 +445,14 @@ def empty_classes(content: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def starved_classes(content: Mapping[str, Any]) -> list[str]:
+def starved_classes(
+    content: Mapping[str, Any], thresholds: Mapping[str, float] = MappingProxyType({})
+) -> list[str]:
     """A sentence about classes of which almost nothing is kept, with the remedy.
 
     Args:
         content: of manifest.json.
+        thresholds: see `starvation_remedy`.
     """
     shares = {
         name: row["kept_share"]
@@ -427,9 +463,8 @@ def starved_classes(content: Mapping[str, Any]) -> list[str]:
         return []
     named = ", ".join(f"{name} ({100 * share:.1f} %)" for name, share in shares.items())
     return [
-        f"little is kept of {named}, of which a student would see hardly anything: keep a share of "
-        "every class with autolabel.keep_share=0.5, or lower the threshold of such a class, e.g. "
-        f"autolabel.class_thresholds={{{next(iter(shares))}: 0.5}}"
+        f"little is kept of {named}, of which a student would see hardly anything: "
+        f"{starvation_remedy(list(shares), thresholds)}"
     ]
 
 

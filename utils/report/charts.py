@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -141,6 +142,7 @@ class CostRow:
 
 
 _LETTER, _LINE = 6.2, 13  # pixels, of the text beside points
+Rectangle = tuple[float, float, float, float]  # left, top, width, height
 
 
 def score_chart(heading: str, rows: Sequence[CostRow]) -> CostChart:
@@ -160,12 +162,16 @@ def score_chart(heading: str, rows: Sequence[CostRow]) -> CostChart:
         x_ticks=[Tick(x_of(value), f"{value:g}") for value in x_values],
         y_ticks=[Tick(y_of(value), f"{value:g}") for value in y_values],
     )
-    # The recommended way gets the first choice of where its name stands.
+    # The recommended way gets the first choice of where its name stands. A name never covers
+    # another one or a point, and crosses as few intervals as there are places for it.
     taken = [(x_of(row.cost) - 5, y_of(row.score) - 5, 10.0, 10.0) for row in rows]
+    lines = [
+        (x_of(row.cost) - 3, y_of(row.high), 6.0, y_of(row.low) - y_of(row.high)) for row in rows
+    ]
     points = []
     for row in sorted(rows, key=lambda row: not row.recommended):
         x, y, width = x_of(row.cost), y_of(row.score), _LETTER * len(row.name)
-        text_x, text_y = _free_place(x, y, width, taken=taken, frame=frame)
+        text_x, text_y = _free_place(x, y, width, taken=taken, lines=lines, frame=frame)
         taken.append((text_x, text_y - 10, width, _LINE))
         points.append(
             CostPoint(
@@ -189,23 +195,30 @@ def _free_place(
     y: float,
     width: float,
     *,
-    taken: Sequence[tuple[float, float, float, float]],
+    taken: Sequence[Rectangle],
+    lines: Sequence[Rectangle],
     frame: Frame,
 ) -> tuple[float, float]:
-    """Where a name stands beside its point without covering another one (its left lower corner)."""
-    sides = (x + 12, x - 12 - width)
-    places = [(left, y + 4 + shift) for shift in (0, -14, 14, -28, 28, -42, 42) for left in sides]
-    for left, base in places:
-        inside = frame.left + 2 <= left and left + width <= frame.right + 8
-        inside = inside and frame.top <= base - 8 and base + 3 <= frame.bottom
-        if inside and not any(_overlap((left, base - 10, width, _LINE), other) for other in taken):
-            return left, base
-    return places[0]
+    """Where a name stands near its point (its left lower corner), the nearest of the best places.
+
+    It covers nothing of `taken` where that can be, and then as few of `lines` as can be.
+    """
+    best, least = (x + 12, y + 4), (math.inf, math.inf)
+    for shift in (0, -14, 14, -28, 28, -42, 42, -56, 56, -70, 70, -84, 84):
+        for left in (x + 12, x - 12 - width):
+            base = y + 4 + shift
+            inside = frame.left + 2 <= left and left + width <= frame.right + 8
+            if not inside or base - 8 < frame.top or base + 3 > frame.bottom:
+                continue
+            own = (left, base - 10, width, _LINE)
+            covered = sum(_overlap(own, other) for other in taken)
+            crossed = sum(_overlap(own, other) for other in lines)
+            if (covered, crossed) < least:
+                best, least = (left, base), (covered, crossed)
+    return best
 
 
-def _overlap(
-    one: tuple[float, float, float, float], other: tuple[float, float, float, float]
-) -> bool:
+def _overlap(one: Rectangle, other: Rectangle) -> bool:
     """Whether two rectangles (left, top, width, height) share a point."""
     beside = one[0] + one[2] <= other[0] or other[0] + other[2] <= one[0]
     below = one[1] + one[3] <= other[1] or other[1] + other[3] <= one[1]

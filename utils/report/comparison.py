@@ -207,7 +207,11 @@ def load_runs(paths: Sequence[Path], *, every_way: bool = False) -> list[Compare
         only_results = bool(telling) and all(part.startswith("eval") for part in telling)
         if not telling or only_results:
             telling = [holder, *telling]
-        named.append(replace(run, name="/".join(telling)))
+        # A folder is often called as the run in it is.
+        once = [
+            part for part, before in zip(telling, ["", *telling], strict=False) if part != before
+        ]
+        named.append(replace(run, name="/".join(once)))
     return named
 
 

@@ -13,6 +13,7 @@ from ..files.regular import read_regular
 from .comparison import ComparedRun, differences, inference_way, rows, scores
 from .page import Example, Picture, Section, page
 
+NAMED_IN_TITLE = 3  # runs
 IMAGE_TYPES = {".jpg": "image/jpeg", ".png": "image/png"}
 
 
@@ -57,7 +58,16 @@ def as_page(runs: Sequence[ComparedRun]) -> str:
             "the worst.",
         )
         sections.insert(1, section)
-    return page("Runs side by side", ", ".join(dict.fromkeys(run.name for run in runs)), sections)
+    splits = ", ".join(dict.fromkeys(f"{run.images} images of {run.split}" for run in runs))
+    return page(title_of(runs), f"Runs side by side · {splits}", sections)
+
+
+def title_of(runs: Sequence[ComparedRun]) -> str:
+    """The names of the runs, of many the first ones."""
+    names = list(dict.fromkeys(run.name for run in runs))
+    if len(names) > NAMED_IN_TITLE:
+        return f"{', '.join(names[:NAMED_IN_TITLE])} and {len(names) - NAMED_IN_TITLE} more"
+    return ", ".join(names)
 
 
 def headings(runs: Sequence[ComparedRun]) -> list[str]:

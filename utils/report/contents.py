@@ -91,7 +91,9 @@ class EvaluationReport:
     """Panels as in the paper's figure 3: image | what each scale says, in a second row label |
     how much each scale counts, and in a third prediction | error | which scale counts most."""
     attention_rule: str = ""
-    """Which images these are."""
+    """Which images these are, and at which scales."""
+    attention_scales: Sequence[float] = ()
+    """The scales that the panels of `attention` show; by default `share_scales`."""
     shares: np.ndarray | None = None
     """Mean weight of every scale per class, float64 [S, C] (visualise.attention_share, summed and
     divided)."""
@@ -111,6 +113,9 @@ class ThresholdCurve:
     known."""
     source: str = ""
     """Of how many images and which files it was read."""
+    half_kept_at: Mapping[str, float] = field(default_factory=dict)
+    """By class name: the threshold that would keep half of what is predicted as this class; empty
+    where the class of pixels below the threshold is not known."""
 
 
 @dataclass

@@ -174,8 +174,8 @@ def _shares(report: EvaluationReport) -> Section | None:
             "colours": list(zip(names, colours, strict=True)),
             "rows": rows,
         },
-        lead="How much each scale counts for the pixels of a class, in percent: the attention of "
-        "all scales together sums to 100.",
+        lead="How much each scale counts for the pixels of a class, in percent, at the scales that "
+        "the scores above are of: the attention of all scales together sums to 100.",
     )
 
 
@@ -183,7 +183,7 @@ def _attention(report: EvaluationReport) -> Section | None:
     if not report.attention:
         return None
 
-    scales = sorted(report.share_scales)
+    scales = sorted(report.attention_scales or report.share_scales)
     named = zip((f"{scale:g}x" for scale in scales), scale_colours(len(scales)), strict=True)
     return Section(
         "attention",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..labelling.autolabels import STARVED_SHARE
+from ..labelling.autolabels import STARVED_SHARE, starvation_remedy
 from ..metrics.scores import divide
 from .contents import AutolabelReport
 from .page import percent
@@ -39,9 +39,14 @@ class Verdict:
 def verdict_of(report: AutolabelReport) -> Verdict:
     """Judge the labels by what is kept of each class, by the teacher, and by people's labels."""
     bad = [*_kept_at_all(report), *_bad_teacher(report), *_wrong(report)]
-    fair = [*_starved(report), *_weak_classes(report), *_doubts(report)]
+    hungry = starved(report) if report.kept.sum() else {}
+    fair = [*_starved(report, hungry), *_weak_classes(report), *_doubts(report)]
     if bad:
         return Verdict("bad", "Do not train on these yet.", [*bad, *fair])
+    if hungry:
+        keep = "keeps" if len(hungry) == 1 else "keep"
+        count = f"{len(hungry)} of {len(report.names)} classes"
+        return Verdict("fair", f"Mend this first: {count} {keep} too few pixels.", fair)
     if fair:
         return Verdict("fair", "Good to train on, but for what follows.", fair)
     return Verdict("good", "Good to train on.", _praise(report))
@@ -94,15 +99,14 @@ def _wrong(report: AutolabelReport) -> list[str]:
     ]
 
 
-def _starved(report: AutolabelReport) -> list[str]:
-    classes = starved(report)
-    if not classes or not report.kept.sum():
+def _starved(report: AutolabelReport, classes: Mapping[str, float]) -> list[str]:
+    if not classes:
         return []
+    thresholds = report.curve.half_kept_at if report.curve is not None else {}
+    remedy = starvation_remedy(list(classes), thresholds)
     named = ", ".join(f"{name} ({percent(share)} %)" for name, share in classes.items())
     return [
-        f"Starved: of {named} too little is kept, and a student would unlearn it. Keep a share of "
-        "every class with autolabel.keep_share=0.5, or lower the threshold of such a class, e.g. "
-        f"autolabel.class_thresholds={{{next(iter(classes))}: 0.5}}."
+        f"Starved: of {named} too little is kept, and a student would unlearn it. Remedy: {remedy}."
     ]
 
 
@@ -118,8 +122,8 @@ def _weak_classes(report: AutolabelReport) -> list[str]:
         return []
     named = ", ".join(f"{name} ({percent(iou)} %)" for name, iou in weak.items())
     return [
-        f"The teacher is weak on {named}: look at the examples before training on its labels of "
-        "these, and label some by hand."
+        f"The teacher is weak on {named}: look at the examples before training on such labels, "
+        "and label some by hand."
     ]
 
 

@@ -160,6 +160,14 @@ class Outlook:
         is_extra = self.epochs % self.val_every != 0 and epoch < self.epochs
         return regular + is_extra
 
+    def describe_validations(self, how: str) -> str:
+        """When validations are, `how` they infer, and what they compute beside the training."""
+        often = "every epoch" if self.val_every == 1 else f"every {self.val_every} epochs"
+        if self.val_every > self.epochs:
+            often = "after the last epoch"
+        share = 100 * self.validation_cost * self.validations_after(0) / self.epochs
+        return f"{often} at {how}, about {share:.2g} % of the computing"
+
     def describe(
         self, *, step_s: float, epoch: int, step_in_epoch: int, validation_s: float | None
     ) -> str:

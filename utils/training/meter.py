@@ -6,6 +6,7 @@ and the time left.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from .cost import peak_memory_mib
 from .progress import progress_bar
 
 TRIED_SECONDS = 20.0
+SHOWN_SECONDS = 0.5  # between two states of the progress line, at least
 
 Item = TypeVar("Item")
 
@@ -46,6 +48,8 @@ class Meter:
         self.paused_s = 0.0
         self.steps_timed = 0  # after the first one, which is slower than those that follow
         self.first_step_ended_at: float | None = None
+        self.losses: dict[str, float] = {}  # of the last reading
+        self.shown_at = -math.inf
         self._start_reading()
 
     def _start_reading(self) -> None:
@@ -84,7 +88,6 @@ class Meter:
         `terms` add up to the loss; `others` are averaged beside them under their own names. The
         readings are equal on all ranks, except for times.
         """
-        self.bar.update()
         self.steps += 1
         self.steps_done += 1
         self.images += images
@@ -100,12 +103,14 @@ class Meter:
             self.sums[name] = self.sums.get(name, 0) + term
 
         # Counted from the beginning of the training: a resumed run reads at the same steps.
-        if self.steps_done % self.every:
-            return None
-
-        reading = self._read(list(terms), lr=lr)
-        self._show(reading, list(terms), epoch=epoch)
-        self._start_reading()
+        reading = None
+        if self.steps_done % self.every == 0:
+            reading = self._read(list(terms), lr=lr)
+            self._show(reading, list(terms), epoch=epoch)
+            self._start_reading()
+        elif time.monotonic() - self.shown_at > SHOWN_SECONDS:
+            self._show(self._between(list(terms), lr=lr), list(terms), epoch=epoch)
+        self.bar.update()
         return reading
 
     @property
@@ -134,11 +139,28 @@ class Meter:
         summed = self.processes.sum(stacked) / (self.processes.world_size * self.steps)
         means = dict(zip(self.sums, summed.tolist(), strict=True))
 
+        self.losses = {
+            "loss": sum(means[f"loss_{name}"] for name in loss_names),
+            **means,
+        }
+        return {**self.losses, **self._figures(lr)}
+
+    def _between(self, loss_names: list[str], *, lr: float) -> dict[str, float]:
+        """What is shown between two readings, for which nothing waits for a device or a rank.
+
+        Losses on the CPU are this rank's since the last reading; elsewhere those of that reading.
+        """
+        losses = self.losses
+        if self.processes.device.type == "cpu":
+            losses = {name: float(total) / self.steps for name, total in self.sums.items()}
+            losses["loss"] = sum(losses[f"loss_{name}"] for name in loss_names)
+        return {**losses, **self._figures(lr)}
+
+    def _figures(self, lr: float) -> dict[str, float]:
+        """What the host knows of the steps since the last reading."""
         # A test or a tiny network may take no measurable time.
         seconds = max(time.monotonic() - self.reading_started_at, 1e-9)
         return {
-            "loss": sum(means[f"loss_{name}"] for name in loss_names),
-            **means,
             "lr": lr,
             "images_per_second": self.images * self.processes.world_size / seconds,
             "data_wait": self.waited_s / seconds,
@@ -146,11 +168,15 @@ class Meter:
         }
 
     def _show(self, reading: Mapping[str, float], loss_names: list[str], *, epoch: int) -> None:
-        """Put a reading onto the progress bar."""
-        terms = " ".join(f"{name} {reading[f'loss_{name}']:.3f}" for name in loss_names)
+        """Put figures onto the progress bar; before the first reading they may lack the loss."""
+        self.shown_at = time.monotonic()
+        loss = ""
+        if "loss" in reading:
+            terms = " ".join(f"{name} {reading[f'loss_{name}']:.3f}" for name in loss_names)
+            loss = f"loss {reading['loss']:.3f} ({terms}), "
         self.bar.set_description(f"epoch {epoch}", refresh=False)
         self.bar.set_postfix_str(
-            f"loss {reading['loss']:.3f} ({terms}), lr {reading['lr']:.2g}, "
+            f"{loss}lr {reading['lr']:.2g}, "
             f"{reading['images_per_second']:.1f} images/s, waiting {reading['data_wait']:.0%}, "
             f"{reading['peak_memory_mib'] / 1024:.1f} GiB",
             refresh=False,

@@ -1,0 +1,234 @@
+"""Tables of refining, of CamVid, of step costs and of paired differences equal the committed rows.
+
+The numbers in sentences, and the tables of README, are those of test_published_numbers.py.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.test_published_numbers import ROOT, cells, percent, prose, rows_of
+
+CAMVID = "camvid_pretrained/table/table1"
+COLUMNS = [(1,), (0.5, 1), (0.5, 1, 2), (0.25, 0.5, 1, 2)]
+NAMES = {
+    "single scale, averaged": "average",
+    "the same weights with attached attention": "attached to single scale",
+    "hierarchical": "hierarchical",
+}
+
+
+def tables_of(page: str, header: str) -> list[list[list[str]]]:
+    """The rows of every table of a page whose first line begins with `header`."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^\|.*(?:\n\|.*)*", text, re.M)
+    found = [block.splitlines() for block in blocks if block.startswith(header)]
+    return [[cells(line) for line in lines[2:]] for lines in found]
+
+
+# --- refining ---
+
+
+def refined(name: str, share: Any) -> Any:
+    (row,) = [row for row in rows_of(f"benchmarks/{name}") if row["share"] == share]
+    return row
+
+
+@pytest.mark.parametrize(
+    ("position", "name"),
+    [(0, "refine_table1"), (1, "refine_512x1024"), (2, "refine_camvid")],
+)
+def test_what_refining_saves_is_as_measured(position: int, name: str) -> None:
+    tables = tables_of("docs/evaluation.md", "| way | 2x counts on | 2x computed on")
+    assert len(tables) == 3
+    assert len(tables[position]) == len(rows_of(f"benchmarks/{name}"))
+    for way, *shown in tables[position]:
+        given = re.search(r"--refine ([\d.]+|auto)", way)
+        share: float | str = 1.0 if given is None else given[1]
+        if share not in (1.0, "auto"):
+            share = float(share)
+        row = refined(name, share)
+        assert shown == [
+            f"{100 * row['refined']:.0f} %",
+            f"{100 * row['computed']:.0f} %",
+            f"{row['miou']:.1f}",
+            f"{abs(100 * row['gain']):.0f} %",
+            f"{row['flops']:.2f}",
+            f"{row['ours_s'] / row['baseline_s']:.2f}",
+        ], way
+
+
+def test_the_readme_says_what_refining_saves() -> None:
+    pattern = r"(\d+) to (\d+) % of its gain for ([\d.]+) to ([\d.]+) of the time"
+    found = re.search(pattern, prose("README.md"))
+    assert found is not None
+    rows = [refined(name, 0.3) for name in ("refine_table1", "refine_camvid")]
+    gains = sorted(f"{100 * row['gain']:.0f}" for row in rows)
+    times = sorted(f"{row['ours_s'] / row['baseline_s']:.2f}" for row in rows)
+    assert list(found.groups()) == [*gains, *times]
+
+
+# --- CamVid ---
+
+
+def test_the_recipe_of_camvid_reached_what_the_page_says() -> None:
+    reached = rows_of("camvid_pretrained/hierarchical-0")
+    (table,) = tables_of("docs/camvid.md", "| mIoU | Sky | Building")
+    wanted = [reached["miou"], *reached["iou"].values()]
+    assert table == [[f"{100 * value:.1f}" for value in wanted]]
+    for page in ("docs/camvid.md", "docs/results.md"):
+        assert f"{reached['seconds'] / 60:.0f} minutes" in prose(page)
+    assert f"{100 * reached['miou']:.1f} on `val` at {{0.5, 1, 2}} with flip" in prose(
+        "docs/results.md"
+    )
+
+
+@pytest.mark.parametrize("page", ["docs/camvid.md", "docs/results.md"])
+def test_table_1_with_pretrained_weights(page: str) -> None:
+    tables = tables_of(page, "| val mIoU % | {1} | {0.5, 1} | {0.5, 1, 2} | {0.25, 0.5, 1, 2}")
+    (table,) = [table for table in tables if table[0][0] in NAMES]
+    assert [row[0] for row in table] == list(NAMES)
+    for name, *shown in table:
+        known = NAMES[name]
+        for scales, text in zip(COLUMNS, shown, strict=False):
+            # The rows of the hierarchical network hold more lists than the table of all methods.
+            assert text == camvid_score(known, scales), f"{name} {scales}"
+
+
+def camvid_score(name: str, scales: tuple[float, ...]) -> str:
+    if name == "hierarchical":
+        return f"{100 * camvid_row('hierarchical', scales)['miou']:.1f}"
+    if name == "average" and scales == (1,):
+        name = "single scale"
+    return percent(CAMVID, name, *scales)
+
+
+def camvid_row(method: str, scales: tuple[float, ...]) -> Any:
+    scored = rows_of(f"camvid_pretrained/table/rows/{method}-0")["scored"]
+    (row,) = [row for row in scored if row["scales"] == list(scales) and not row["flip"]]
+    return row
+
+
+def test_classes_of_table_1_with_pretrained_weights() -> None:
+    (table,) = tables_of("docs/camvid.md", "| IoU %, {0.5, 1, 2} |")
+    for row, method in zip(table, ("single", "attached", "hierarchical"), strict=True):
+        by_class = camvid_row(method, (0.5, 1, 2))["per_class"]
+        assert row[1:] == [f"{100 * iou:.1f}" for iou in by_class.values()], method
+    (minutes,) = [
+        [row[5] for row in table]
+        for table in tables_of("docs/camvid.md", "| val mIoU % | {1} | {0.5, 1} | {0.5, 1, 2}")
+    ]
+    for text, method in zip(minutes, ("single", "attached", "hierarchical"), strict=True):
+        seconds = rows_of(f"camvid_pretrained/table/rows/{method}-0")["train_s"]
+        assert text.removesuffix(" more") == f"{seconds / 60:.0f}"
+
+
+def test_weights_for_rare_classes() -> None:
+    rare = rows_of("camvid_pretrained/tuning")["rare classes"]
+    trials = {trial["weights"]: trial for trial in rare["trials"] if "weights" in trial}
+    (table,) = tables_of("docs/camvid.md", "| weights | mIoU | Pole | SignSymbol")
+    assert len(table) == len(trials)
+    for name, *shown, afterwards in table:
+        trial = trials[name.partition(",")[0].strip("`")]
+        iou = trial["iou"]
+        wanted = [
+            trial["miou"],
+            *(iou[key] for key in ("Pole", "SignSymbol", "Pedestrian", "Building")),
+        ]
+        assert shown == [f"{100 * value:.1f}" for value in wanted], name
+        added, best = afterwards.split(": ")
+        scores = rare["added to the logits afterwards"][trial["name"]]
+        assert best == f"{100 * scores[added]:.1f}"
+        assert scores[added] == max(scores.values())
+
+
+def test_each_scale_alone() -> None:
+    alone = rows_of("camvid_pretrained/scale_weight")
+    (key,) = [key for key in alone if key.startswith("each scale alone")]
+    (table,) = tables_of("docs/camvid.md", "| IoU % of Road, Bicyclist | 0.5x alone")
+    for row, found in zip(table, alone[key].values(), strict=True):
+        wanted = [", ".join(f"{100 * iou:.0f}" for iou in pair) for pair in found.values()]
+        assert row[1:] == wanted, row[0]
+    assert f"It has {100 * alone['miou']:.1f} on `val`" in prose("docs/camvid.md")
+
+
+# --- costs of a step, and differences ---
+
+
+def test_costs_in_the_table_of_results_are_the_measured_ones() -> None:
+    (table,) = tables_of("docs/results.md", "| method | scales | mIoU % (mean ± sd) | seeds | tr")
+    for name, scales, _, _, *shown in table:
+        wanted = [float(scale) for scale in scales.split()]
+        known = name.removesuffix(" of single scale")
+        (cost,) = [
+            line["cost"]
+            for line in rows_of("table1/table1")["lines"]
+            if line["name"] == known and line["scales"] == wanted
+        ]
+        assert shown == [
+            f"{cost['flops']:.2f}x",
+            f"{cost['step_s']:.3f}",
+            f"{cost['step']:.2f}x",
+            f"{cost['memory']:.2f}x",
+        ], f"{name} {scales}"
+
+
+def test_costs_in_sentences_are_the_measured_ones() -> None:
+    tiny = {line["name"]: line["cost"] for line in rows_of("table1/table1")["lines"]}
+    found = re.search(
+        r"takes ([\d.]+)x of the time for ([\d.]+)x of the operations: .*? \(([\d.]+)x without",
+        prose("docs/results.md"),
+    )
+    assert found is not None
+    method, fused = tiny["hierarchical"], tiny["hierarchical, fused at features"]
+    costs = [method["step"], method["flops"], fused["step"]]
+    assert list(found.groups()) == [f"{cost:.2f}" for cost in costs]
+
+    found = re.search(
+        r"at 512 x 1024 take ([\d.]+)x \(ResNet-50 .*? and ([\d.]+)x \(HRNet-W48 .*? ([\d.]+)x\)",
+        prose("docs/results.md"),
+    )
+    assert found is not None
+    names = ("train_r50", "train_w48_fp32", "train_w48")
+    rows = [rows_of(f"benchmarks/{name}")[0] for name in names]
+    times = [row["ours_s"] / row["baseline_s"] for row in rows]
+    assert list(found.groups()) == [f"{time:.2f}" for time in times]
+
+    # On CamVid, where the steps are those of the same small network.
+    found = re.search(
+        r"takes ([\d.]+)x of single scale's time \(hierarchical ([\d.]+)x\)",
+        prose("docs/results.md"),
+    )
+    assert found is not None
+    camvid = {line["name"]: line["cost"] for line in rows_of("camvid/table1")["lines"]}
+    costs = [camvid[name]["step"] for name in ("explicit", "hierarchical")]
+    assert list(found.groups()) == [f"{cost:.1f}" for cost in costs]
+
+
+def difference_named(text: str) -> str:
+    """The key in the rows of a difference as the page calls it."""
+    name, _, scales = text.partition(", {")
+    name = name.replace("0.25x", "0.25").replace("the calibrated chain", "calibrated")
+    name = name.replace("attached attention", "attached").replace("as trained", "hierarchical")
+    name = name.replace("average of the same weights", "average")
+    if not scales:
+        return name
+    listed = "{" + scales.replace(" ", "")
+    return " - ".join(f"{side} {listed}" for side in name.split(" - "))
+
+
+def test_differences_of_attached_and_calibrated_rows_are_the_committed_ones() -> None:
+    """However many seeds there are: the heading and the text say how many."""
+    committed = rows_of("table1_attached/table1")["differences"]
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    (seeds,) = re.findall(r"^\| difference, paired by seed \((\d+) seeds\)", page, re.M)
+    (table,) = tables_of("docs/results.md", "| difference, paired by seed (")
+    assert len(table) >= 8
+    for name, gain, standard_error in table:
+        row = committed[difference_named(name)]
+        assert str(row["seeds"]) == seeds, name
+        assert gain == f"{100 * row['mean']:+.2f}", name
+        assert standard_error == f"{100 * row['standard_error']:.2f}", name
