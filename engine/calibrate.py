@@ -281,6 +281,11 @@ def kept_maps(
             assert resized_label is not None
             label = resized_label
 
+        # Small windows lie elsewhere in each image; a large one is in the middle, where every
+        # calibration judges by the same pixels.
+        place = (0.5, 0.5)
+        if window != WINDOW:
+            place = spread_place(number)
         tensor = torch.from_numpy(image)[None].to(parameter.device)
         with torch.autocast(parameter.device.type, dtype=half, enabled=half is not None):
             normalised = normalise(tensor, dtype=parameter.dtype)
@@ -290,7 +295,7 @@ def kept_maps(
                 torch.from_numpy(label),
                 scales,
                 window=window,
-                place=(0.5, 0.5) if window == WINDOW else spread_place(number),
+                place=place,
             )
         kept.append(maps)
         advance()

@@ -477,9 +477,8 @@ def image_results(
     """(batch, position in it, result [1, ...]) of every image this rank is given.
 
     Where a batch has labels, results have their size. What inference takes is added to `cost`.
-    `image_by_image` infers each image of a
-    batch alone, so that the size of batches changes no bit. The progress bar counts the `images`
-    of all ranks.
+    `image_by_image` infers each image of a batch alone, so that the size of batches changes no bit.
+    The progress bar counts the `images` of all ranks.
     """
     measured = cost or InferenceMeter(next(model.parameters()).device)
     with progress_bar(

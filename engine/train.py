@@ -181,7 +181,8 @@ def train(
             save_is_due = processes.is_main and minutes > runtime.checkpoint_minutes
             is_skipped, stop, save_now = step.update(found, stop_signal.asked, save_is_due)
             if is_skipped:
-                skipped.note(progress.step, batches, found.terms, own=bool(found.loss_is_bad))
+                is_bad = bool(found.loss_is_bad)
+                skipped.note(progress.step, batches, found.terms, loss_is_bad=is_bad)
             else:
                 skipped.clear()
             progress.step += 1

@@ -52,6 +52,7 @@ class ImageContext:
 
     @contextmanager
     def _replaced(self, function: Callable) -> Iterator[None]:
+        # Set on the object, they hide the methods of its class; deleted, these show again.
         for module, name in self.methods:
             method = getattr(module, name)
             setattr(module, name, functools.partial(function, (id(module), name), method))

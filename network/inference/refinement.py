@@ -135,6 +135,7 @@ def predict_refined(
                 classes=own[lower].logits.shape[1],
                 context=context,
             )
+            # While the scale is computed, memory is at its peak.
             del priority
             own[scale] = shown[scale] = run.predict(image, part.grid, part.choices)
             shown[lower] = _where_computed(own[lower], part)
@@ -181,20 +182,19 @@ def _left_for_higher(
 
 
 def _choose(
-    lower_part: Prediction,
+    lower: Prediction,
     priority: Tensor,
     image: Tensor,
     scale: float,
-    lower: float,
+    lower_scale: float,
     options: InferenceOptions,
 ) -> PartOfScale:
-    """What is computed of each image at `scale`."""
+    """What is computed of each image at `scale`, of which `lower` is the next lower scale."""
     # The features of both scales are as many pixels of their images apart. Nearer to the border
     # of a rectangle than half of that, something is read that was not computed.
-    lower_size = scaled_size(image.shape[-2:], lower)
+    lower_size = scaled_size(image.shape[-2:], lower_scale)
     cells = [
-        length / count
-        for length, count in zip(lower_size, lower_part.logits.shape[-2:], strict=True)
+        length / count for length, count in zip(lower_size, lower.logits.shape[-2:], strict=True)
     ]
     grid = BlockGrid.of_image(
         scaled_size(image.shape[-2:], scale), margin=max(cells) / 2 + ROUNDING

@@ -24,11 +24,13 @@ from hmsa.engine.arguments import autolabel_command, parse_autolabel
 from hmsa.network import InferenceOptions
 from hmsa.network.inference import predict
 from hmsa.network.inference.predict import label_and_confidence
+from hmsa.network.trunks import TRUNKS
 from hmsa.utils.config import load_config
 from hmsa.utils.labelling.autolabels import read_record
 from hmsa.utils.training.checkpoint import save_checkpoint, sha256_of
 from tests.datasets.trees import make_cityscapes
 from tests.engine.conftest import configuration, draw
+from tests.engine.small import Small
 from tests.programs import CONTEXT, free_port, prepare_fork_server
 
 Run = Callable[..., int]
@@ -722,8 +724,9 @@ def test_a_full_disk(
 
 
 def _job(words: list[str], environment: dict[str, str], quiet: str) -> None:
-    """`hmsa autolabel` in a process that has its imports already."""
+    """`hmsa autolabel` in a process that has its imports already, with the trunk of `jobs`."""
     os.environ.update(environment)
+    TRUNKS["resnet18"] = lambda **_: Small()
     output = os.open(quiet, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
@@ -758,14 +761,22 @@ class Jobs:
 
 
 @pytest.fixture
-def jobs(tmp_path: Path) -> Jobs:
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Jobs:
+    """Jobs whose network is a few convolutions, here and in their processes: it starts at once."""
+    monkeypatch.setitem(TRUNKS, "resnet18", lambda **_: Small())
     return Jobs(tmp_path / "jobs.log")
 
 
+@pytest.fixture
+def small_teacher(jobs: Jobs, images: Path, tmp_path: Path) -> Path:
+    """A teacher with the trunk of `jobs`."""
+    return make_teacher(tmp_path, configuration(tmp_path, images))
+
+
 def test_two_jobs_started_at_once_write_what_one_would(
-    teacher: Path, images: Path, tmp_path: Path, jobs: Jobs, run: Run
+    small_teacher: Path, images: Path, tmp_path: Path, jobs: Jobs, run: Run
 ) -> None:
-    command = ["--checkpoint", teacher, "--images", images / "images"]
+    command = ["--checkpoint", small_teacher, "--images", images / "images"]
     assert run(*command, "--output", tmp_path / "reference") == 0
     both = [
         jobs.start([*command, "--output", tmp_path / "out"], processes=count) for count in (1, 2)
@@ -800,7 +811,7 @@ def test_a_second_job_on_the_same_output_is_refused(
 
 @pytest.mark.slow
 def test_killed_at_21_random_moments_with_1_2_and_3_processes(
-    teacher: Path, tmp_path: Path, jobs: Jobs
+    small_teacher: Path, tmp_path: Path, jobs: Jobs
 ) -> None:
     """Killed without warning and started again with another number of processes.
 
@@ -812,7 +823,7 @@ def test_killed_at_21_random_moments_with_1_2_and_3_processes(
         "autolabel.keep_share=0.6",
         "autolabel.keep_share_images=10",
     ]
-    command = ["--checkpoint", teacher, "--images", data / "images" / "train", *options]
+    command = ["--checkpoint", small_teacher, "--images", data / "images" / "train", *options]
 
     def finish(output: Path, processes: int) -> dict[str, bytes]:
         started = jobs.start([*command, "--output", output], processes=processes)

@@ -97,9 +97,12 @@ def test_the_average_of_the_scales_is_scored_beside_attention() -> None:
 
 
 def test_a_gain_within_its_error_is_no_gain() -> None:
-    # What helps one image harms another as much.
-    images = [kept_with_wrong_attention(offset) for offset in (-3.0, 0.0) * 4]
-    assert judge_of(images).keep_what_helps({PAIR: 2.5}) == {}
+    # What helps five images harms three others as much.
+    offsets = [-3.0] * 5 + [0.0] * 3
+    judge = judge_of([kept_with_wrong_attention(offset) for offset in offsets])
+    gain, error = judge.gain({PAIR: 2.5}, {})
+    assert 0 < gain < error
+    assert judge.keep_what_helps({PAIR: 2.5}) == {}
 
 
 @pytest.mark.parametrize(("judged_offset", "kept"), [(-3.0, True), (0.0, False)])

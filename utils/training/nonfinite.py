@@ -42,9 +42,9 @@ class SkippedSteps:
         batches: Sequence[Mapping[str, Any]],
         terms: Mapping[str, Tensor],
         *,
-        own: bool,
+        loss_is_bad: bool,
     ) -> None:
-        """Log the images of a skipped step; `own` says whether this rank's loss was not finite.
+        """Log the images of a skipped step; `loss_is_bad` is whether this rank's was not finite.
 
         Where every loss was finite and only the gradient was not, the images of all ranks are
         named.
@@ -56,7 +56,7 @@ class SkippedSteps:
 
         # Name the images of the ranks whose loss was bad; with none, it may be anybody's.
         names = [name for batch in batches for name in batch["names"]]
-        gathered = self.processes.gather((own, names))
+        gathered = self.processes.gather((loss_is_bad, names))
         suspects = [names for was_bad, names in gathered if was_bad]
         culprit = "loss"
         if not suspects:
@@ -77,7 +77,7 @@ class SkippedSteps:
 
         # Each rank keeps its own batches; one may have had room on its disk and another none.
         kept = ""
-        if own or culprit != "loss":
+        if loss_is_bad or culprit != "loss":
             kept = self._keep(step, batches, terms)
         where = max(self.processes.gather(kept))
 
