@@ -114,6 +114,8 @@ class CostPoint:
     """Ends of the interval of the score."""
     text_x: float
     text_y: float
+    edge_x: float
+    """End of the name that is nearer to the point, to which a line leads where it is not beside."""
     anchor: str
     recommended: bool
 
@@ -142,7 +144,8 @@ class CostRow:
 
 
 _LETTER, _LINE = 6.2, 13  # pixels, of the text beside points
-Rectangle = tuple[float, float, float, float]  # left, top, width, height
+_CROSSING = 20  # pixels that a name is moved to cross one interval less
+_Bounds = tuple[float, float, float, float]  # left, top, width, height
 
 
 def score_chart(heading: str, rows: Sequence[CostRow]) -> CostChart:
@@ -162,8 +165,8 @@ def score_chart(heading: str, rows: Sequence[CostRow]) -> CostChart:
         x_ticks=[Tick(x_of(value), f"{value:g}") for value in x_values],
         y_ticks=[Tick(y_of(value), f"{value:g}") for value in y_values],
     )
-    # The recommended way gets the first choice of where its name stands. A name never covers
-    # another one or a point, and crosses as few intervals as there are places for it.
+    # The recommended way gets the first choice of where its name stands. A name covers neither
+    # another one nor a point; where it crosses an interval, a rim around it keeps it legible.
     taken = [(x_of(row.cost) - 5, y_of(row.score) - 5, 10.0, 10.0) for row in rows]
     lines = [
         (x_of(row.cost) - 3, y_of(row.high), 6.0, y_of(row.low) - y_of(row.high)) for row in rows
@@ -173,6 +176,7 @@ def score_chart(heading: str, rows: Sequence[CostRow]) -> CostChart:
         x, y, width = x_of(row.cost), y_of(row.score), _LETTER * len(row.name)
         text_x, text_y = _free_place(x, y, width, taken=taken, lines=lines, frame=frame)
         taken.append((text_x, text_y - 10, width, _LINE))
+        edge_x = text_x - 2 if text_x > x else text_x + width + 2
         points.append(
             CostPoint(
                 name=row.name,
@@ -183,6 +187,7 @@ def score_chart(heading: str, rows: Sequence[CostRow]) -> CostChart:
                 high=y_of(row.high),
                 text_x=text_x,
                 text_y=text_y,
+                edge_x=edge_x,
                 anchor="start",
                 recommended=row.recommended,
             )
@@ -195,13 +200,13 @@ def _free_place(
     y: float,
     width: float,
     *,
-    taken: Sequence[Rectangle],
-    lines: Sequence[Rectangle],
+    taken: Sequence[_Bounds],
+    lines: Sequence[_Bounds],
     frame: Frame,
 ) -> tuple[float, float]:
-    """Where a name stands near its point (its left lower corner), the nearest of the best places.
+    """Where a name stands near its point (its left lower corner).
 
-    It covers nothing of `taken` where that can be, and then as few of `lines` as can be.
+    It covers nothing of `taken` where that can be. Then it is near, and crosses few of `lines`.
     """
     best, least = (x + 12, y + 4), (math.inf, math.inf)
     for shift in (0, -14, 14, -28, 28, -42, 42, -56, 56, -70, 70, -84, 84):
@@ -213,12 +218,13 @@ def _free_place(
             own = (left, base - 10, width, _LINE)
             covered = sum(_overlap(own, other) for other in taken)
             crossed = sum(_overlap(own, other) for other in lines)
-            if (covered, crossed) < least:
-                best, least = (left, base), (covered, crossed)
+            price = (covered, _CROSSING * crossed + abs(shift))
+            if price < least:
+                best, least = (left, base), price
     return best
 
 
-def _overlap(one: Rectangle, other: Rectangle) -> bool:
+def _overlap(one: _Bounds, other: _Bounds) -> bool:
     """Whether two rectangles (left, top, width, height) share a point."""
     beside = one[0] + one[2] <= other[0] or other[0] + other[2] <= one[0]
     below = one[1] + one[3] <= other[1] or other[1] + other[3] <= one[1]
