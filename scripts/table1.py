@@ -138,6 +138,12 @@ PAIRS = {
     "adding 0.25 to attached": ((ATTACHED_LINE, 4), (ATTACHED_LINE, 3)),
     "attached, calibrated {0.5,1,2} - attached {0.5,1,2}": ((BOTH_LINE, 3), (ATTACHED_LINE, 3)),
     "adding 0.25 to attached, calibrated": ((BOTH_LINE, 4), (BOTH_LINE, 3)),
+    "attached, calibrated {0.5,1} - average {0.5,1}": ((BOTH_LINE, 2), ("average", 2)),
+    "attached, calibrated {0.5,1,2} - average {0.5,1,2}": ((BOTH_LINE, 3), ("average", 3)),
+    "attached, calibrated {0.25,0.5,1,2} - average {0.25,0.5,1,2}": (
+        (BOTH_LINE, 4),
+        ("average", 4),
+    ),
 }
 # Classes whose things are a few pixels wide, of Cityscapes and of CamVid.
 THIN = (

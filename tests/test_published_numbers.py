@@ -155,8 +155,11 @@ def sentences() -> list[tuple[str, str, list[str]]]:
         ),
         (
             "README.md",
-            r"beats its own average by ([\d.]+)",
-            [points(attached, "attached {0.5,1,2} - average {0.5,1,2}", 1)],
+            r"model ([\d.]+) points over its own average at {0.5, 1, 2}, and ([\d.]+) with 0.25x",
+            [
+                points(attached, f"attached, calibrated {scales} - average {scales}", 1)
+                for scales in ("{0.5,1,2}", "{0.25,0.5,1,2}")
+            ],
         ),
         (
             "docs/index.md",
@@ -206,6 +209,7 @@ def test_attached_and_calibrated_rows_are_the_committed_ones() -> None:
     names = {
         "single scale, averaged": "average",
         "the same weights with attached attention": "attached to single scale",
+        "the same, calibrated": "attached to single scale, calibrated",
         "hierarchical": "hierarchical",
         "hierarchical, calibrated": "hierarchical, calibrated",
     }

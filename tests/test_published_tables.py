@@ -246,7 +246,9 @@ def test_differences_of_attached_and_calibrated_rows_are_the_committed_ones() ->
 def test_the_attention_page_has_the_same_differences() -> None:
     committed = rows_of("table1_attached/table1")["differences"]
     (table,) = tables_of("docs/attention.md", "| test mIoU % | {1} | {0.5, 1} | {0.5, 1, 2} |")
-    (shown,) = [row[2:] for row in table if row[0] == "difference"]
-    for scales, text in zip(("{0.5,1}", "{0.5,1,2}", "{0.25,0.5,1,2}"), shown, strict=True):
-        row = committed[f"attached {scales} - average {scales}"]
-        assert text == f"{100 * row['mean']:+.2f} ± {100 * row['standard_error']:.2f}"
+    names = {"difference": "attached", "difference to averaging": "attached, calibrated"}
+    for line, method in names.items():
+        (shown,) = [row[2:] for row in table if row[0] == line]
+        for scales, text in zip(("{0.5,1}", "{0.5,1,2}", "{0.25,0.5,1,2}"), shown, strict=True):
+            row = committed[f"{method} {scales} - average {scales}"]
+            assert text == f"{100 * row['mean']:+.2f} ± {100 * row['standard_error']:.2f}"
