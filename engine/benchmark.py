@@ -66,13 +66,13 @@ def measure(
 
     No file of weights is read, for weights change no speed.
     """
-    config = build.without_weights(config)
+    config = build.without_initial_weights(config)
     pixels = None
     if reads_data:
         files: Any = build.split_files(config, config.data.train_split)
         batches = endless(build.train_loader(config, files, processes))
     else:
-        files = SimpleNamespace(spec=build.classes_of(config))
+        files = SimpleNamespace(spec=build.named_classes(config))
         # A loss that weighs classes costs the same whatever it weighs them by.
         pixels = np.ones(files.spec.num_classes, dtype=np.int64)
         batches = cycle([noise(config, files.spec)])

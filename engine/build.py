@@ -137,7 +137,7 @@ def split_files(
     return files
 
 
-def classes_of(config: Config) -> DatasetSpec:
+def named_classes(config: Config) -> DatasetSpec:
     """The classes of the data set that a configuration names; see `datasets.known_classes`.
 
     Raises:
@@ -354,7 +354,7 @@ def initial_model(config: Config, *, num_classes: int) -> MultiScaleModel:
     return model
 
 
-def without_weights(config: Config) -> Config:
+def without_initial_weights(config: Config) -> Config:
     """`config` for a network whose weights stay random, as where only its speed matters.
 
     What the builder of model.wrap gives a model by itself stays.
@@ -786,7 +786,7 @@ def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
     if opened.recognised:
         logger.info("%s", opened.recognised)
     if spec is None:
-        spec = classes_of(config)
+        spec = named_classes(config)
 
     # Weights of the trunk alone would be replaced at once.
     model = model_from(config, num_classes=spec.num_classes, trunk_weights=False)
