@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..layers import BATCH_NORMS, BatchNorm, ModelError
 
@@ -51,7 +52,30 @@ def prepare_for_inference(model: Model, *, autocast_dtype: torch.dtype | None = 
         for part in prepared.modules():
             if isinstance(part, nn.Conv2d):
                 part.to(autocast_dtype)
+                if autocast_dtype == torch.bfloat16 and first.device.type == "cpu":
+                    _keep_output_wide(part)
     return prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _keep_output_wide(convolution: nn.Conv2d) -> None:
+    """Let a convolution with a stride never compute an output that is one column wide.
+
+    On the CPU torch 2.14 reads memory that nobody wrote for such outputs in bfloat16: the result is
+    NaN, or wrong without a sign of it. Columns of zeros on the right, as many as the stride, leave
+    the first column of the output as it is.
+    """
+    stride = convolution.stride[1]
+    if stride == 1:
+        return
+
+    forward = convolution.forward
+
+    def forward_wide(maps: Tensor) -> Tensor:
+        if maps.shape[-1] > stride:
+            return forward(maps)
+        return forward(functional.pad(maps, (0, stride)))[..., :1]
+
+    convolution.forward = forward_wide  # type: ignore[method-assign]
 
 
 def _frozen_copy(model: Model) -> Model:

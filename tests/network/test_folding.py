@@ -147,3 +147,34 @@ def test_weights_lie_in_channels_last_memory() -> None:
         for part in model.modules()
         if isinstance(part, nn.Conv2d)
     )
+
+
+@pytest.mark.parametrize("width", [1, 5])
+def test_no_convolution_computes_an_output_one_column_wide_in_bfloat16(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU torch 2.14 takes memory that nobody wrote for it: NaN, or wrong logits."""
+    torch.manual_seed(0)
+    model = with_statistics(
+        build_model(trunk="resnet18", decoder="fcn", multiscale="single", num_classes=4)
+    )
+    prepared = prepare_for_inference(model, autocast_dtype=torch.bfloat16)
+    image = torch.randn(1, 3, 288, 8 * width)
+    with torch.inference_mode():
+        expected = model(image).logits
+
+    widths, original = [], F.conv2d
+
+    def watched(maps: Tensor, weight: Tensor, *others: object) -> Tensor:
+        result = original(maps, weight, *others)  # type: ignore[arg-type]
+        if weight.shape[-1] > 1 and result.shape[-2] < maps.shape[-2]:
+            widths.append(result.shape[-1])
+        return result
+
+    monkeypatch.setattr(F, "conv2d", watched)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = prepared(image).logits
+    assert len(widths) >= 2 and min(widths) > 1
+    assert found.shape == expected.shape
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(found.float(), expected, atol=0.05 * scale, rtol=0)
