@@ -75,7 +75,7 @@ def _keep_output_wide(convolution: nn.Conv2d) -> None:
             return forward(maps)
         return forward(functional.pad(maps, (0, stride)))[..., :1]
 
-    convolution.forward = forward_wide  # type: ignore[method-assign]
+    convolution.forward = forward_wide  # type: ignore[method-assign, assignment]
 
 
 def _frozen_copy(model: Model) -> Model:
