@@ -158,6 +158,8 @@ def _become(words: list[str], cwd: str, environment: dict[str, str], streams: li
 
 def _run(words: list[str]) -> None:
     """What `python WORDS` does with its words."""
+    # `--processes 2` starts these words anew.
+    sys.orig_argv = [sys.executable, *words]
     if words[0] == "-m":
         sys.path.insert(0, os.getcwd())
         sys.argv = words[1:]
