@@ -252,3 +252,17 @@ def test_the_attention_page_has_the_same_differences() -> None:
         for scales, text in zip(("{0.5,1}", "{0.5,1,2}", "{0.25,0.5,1,2}"), shown, strict=True):
             row = committed[f"{method} {scales} - average {scales}"]
             assert text == f"{100 * row['mean']:+.2f} ± {100 * row['standard_error']:.2f}"
+
+
+def test_the_steps_of_hmsa_benchmark_are_as_measured() -> None:
+    (table,) = tables_of("docs/results.md", "| configuration | images of a step |")
+    for row, name in zip(table, ("demo", "camvid", "r50", "hrnet"), strict=True):
+        measured = rows_of(f"benchmarks/step_{name}")
+        height, width = measured["crop"]
+        assert row[1:] == [
+            f"{measured['images_per_step']} of {height} x {width}",
+            f"{measured['step_s']:.2f}",
+            f"{measured['images_per_second']:.2f}",
+            f"{measured['peak_memory_mib'] / 1024:.1f} GiB",
+            f"{100 * measured['shares']['loss']:.0f} %",
+        ], row[0]
