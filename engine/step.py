@@ -114,7 +114,7 @@ class TrainingStep:
         with self.timed("optimiser"):
             terms = mean_terms(terms_of_batches)
             return StepGradients(
-                terms=terms,
+                terms=by_configured_scale(terms, drawn=scales, scales=config.model.train_scales),
                 attention=build.attention_means(prediction, config.model.train_scales),
                 norm=state.gradient_norm(),
                 loss_is_bad=~torch.isfinite(total_of(terms)),
@@ -149,6 +149,20 @@ class TrainingStep:
             # The model's own method, because apex's FusedSGD knows no set_to_none.
             state.model.zero_grad(set_to_none=True)
         return [is_skipped, *raised]
+
+
+def by_configured_scale(
+    terms: dict[str, Tensor], *, drawn: Sequence[float], scales: Sequence[float]
+) -> dict[str, Tensor]:
+    """Terms of each scale's own loss under the scale of model.train_scales that it stands for.
+
+    With model.random_ratio every step has scales of its own, and a log no two terms of one name.
+    """
+    names = {
+        f"scale_{own}": f"scale_{scale}"
+        for own, scale in zip(sorted(drawn), sorted(scales), strict=True)
+    }
+    return {names.get(name, name): term for name, term in terms.items()}
 
 
 def groups_of(batches: Iterable[dict[str, Any]], size: int) -> Iterator[tuple[dict[str, Any], ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +162,14 @@ def test_a_training_goes_through_the_drawn_pairs(
 
     monkeypatch.setattr(Hierarchical, "predict_scales", noted)
     model = {**SMALL, "random_ratio": [0.3, 0.7], "attention_reads_scales": True}
-    file = configuration(tmp_path, street, model=model, optim={"epochs": 1})
+    loss = {"scale_weight": 0.05}
+    file = configuration(tmp_path, street, model=model, loss=loss, optim={"epochs": 1})
     assert train_command([str(file)]) == 0
     assert seen == [
         build.training_scales(build.load_config(file), step=step) for step in range(len(seen))
     ]
     assert len(set(seen)) == len(seen) == 3
+
+    # The terms of each scale keep one name, whatever was drawn.
+    logged = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert set(re.findall(r"scale_[\d.]+", logged)) == {"scale_0.5", "scale_1.0"}
