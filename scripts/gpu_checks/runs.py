@@ -115,7 +115,7 @@ def _compiled(setup: GpuSetup) -> Iterator[Finding]:
         counters.clear()
         sections: dict[str, Any] = {
             "data": {"crop": list(setup.size(256, 512)), "batch_size": 2},
-            "model": setup.network("resnet50", "deeplabv3plus"),
+            "model": {**setup.network("resnet50", "deeplabv3plus"), "trunk_weights": None},
             "loss": {"main": "rmi"},
             "runtime": {"compile": part},
         }

@@ -148,7 +148,12 @@ def step_of(
     """One bf16 training step of a network, as the training loop takes it."""
     sections: dict[str, Any] = {
         "data": {"crop": list(size), "batch_size": batch},
-        "model": {**setup.network(trunk, decoder), "multiscale": "hierarchical"},
+        # Weights change no speed, and a machine with a GPU need not reach the network.
+        "model": {
+            **setup.network(trunk, decoder),
+            "multiscale": "hierarchical",
+            "trunk_weights": None,
+        },
         "loss": {"main": "rmi"},
         "runtime": {"precision": "bf16", "activation_checkpointing": checkpointing},
     }
