@@ -266,3 +266,11 @@ def test_the_steps_of_hmsa_benchmark_are_as_measured() -> None:
             f"{measured['peak_memory_mib'] / 1024:.1f} GiB",
             f"{100 * measured['shares']['loss']:.0f} %",
         ], row[0]
+
+
+def test_attention_on_a_drive_that_training_never_saw_is_as_measured() -> None:
+    measured = rows_of("camvid_pretrained/attached_by_drive")
+    (table,) = tables_of("docs/camvid.md", "| mIoU %, drive 0006R0 |")
+    for row, name in zip(table, ("single scale, averaged", "attached"), strict=True):
+        scores = [measured[name][",".join(f"{scale:g}" for scale in scales)] for scales in COLUMNS]
+        assert row[1:] == [f"{100 * score:.1f}" for score in scores]
