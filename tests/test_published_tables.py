@@ -274,3 +274,12 @@ def test_attention_on_a_drive_that_training_never_saw_is_as_measured() -> None:
     for row, name in zip(table, ("single scale, averaged", "attached"), strict=True):
         scores = [measured[name][",".join(f"{scale:g}" for scale in scales)] for scales in COLUMNS]
         assert row[1:] == [f"{100 * score:.1f}" for score in scores]
+
+
+def test_trainings_on_other_pairs_of_scales_are_as_measured() -> None:
+    measured = rows_of("tuning/pairs")
+    (table,) = tables_of("docs/attention.md", "| val mIoU % | {0.5, 1} | {0.5, 1, 2} |")
+    for name, *shown in table:
+        key = name.replace("`", "").replace("the paper's {0.5, 1}", "the paper's pair")
+        scores = [measured[key][scales] for scales in ("0.5,1", "0.5,1,2", "0.25,0.5,1,2")]
+        assert shown == [f"{100 * score:.1f}" for score in scores], name
