@@ -82,6 +82,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="section.key=value",
         help="change the configuration, e.g. data.root=/data/camvid",
     )
+
     return parse_with_overrides(parser, argv)
 
 

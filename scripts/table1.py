@@ -192,6 +192,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="do not measure steps; take the costs that are in --output, if any",
     )
+
     return parse_with_overrides(parser, argv)
 
 

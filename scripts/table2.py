@@ -74,6 +74,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=positive_share(one_included=True),
         help="lower a class's threshold until this share of its pixels is kept (default: never)",
     )
+
     return parse_with_overrides(parser, argv)
 
 

@@ -247,6 +247,7 @@ def parse_check(
         metavar="DIR",
         help="where classes.png goes (default: %(default)s)",
     )
+
     return parse_with_overrides(parser, argv)
 
 
@@ -270,6 +271,7 @@ def parse_compare(
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="also write the comparison as a page"
     )
+
     return parser.parse_args(argv)
 
 

@@ -163,6 +163,7 @@ def parse_init(
         help="length of the training (default: as suits the number of images)",
     )
     parser.add_argument("--force", action="store_true", help="write files anew that are there")
+
     return parser.parse_args(argv)
 
 
@@ -187,6 +188,7 @@ def parse_train(
         "--print-config", action="store_true", help="print the resolved configuration and stop"
     )
     add_processes(parser)
+
     return parse_with_overrides(parser, argv)
 
 
@@ -225,6 +227,7 @@ def parse_calibrate(
         help="write another checkpoint instead of the one that was read",
     )
     add_overrides(parser, example="data.root=/data/cityscapes")
+
     return parse_with_overrides(parser, argv)
 
 
@@ -245,6 +248,7 @@ def parse_attach(
     )
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted one")
     add_overrides(parser, example="data.root=/data/cityscapes")
+
     return parse_with_overrides(parser, argv)
 
 

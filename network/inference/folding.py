@@ -6,6 +6,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import TypeVar
 
 import torch
@@ -64,18 +65,17 @@ def _keep_output_wide(convolution: nn.Conv2d) -> None:
     NaN, or wrong without a sign of it. Columns of zeros on the right, as many as the stride, leave
     the first column of the output as it is.
     """
-    stride = convolution.stride[1]
+    kind, stride = type(convolution), convolution.stride[1]
     if stride == 1:
         return
 
-    forward = convolution.forward
-
-    def forward_wide(maps: Tensor) -> Tensor:
+    def forward_wide(self: nn.Conv2d, maps: Tensor) -> Tensor:
         if maps.shape[-1] > stride:
-            return forward(maps)
-        return forward(functional.pad(maps, (0, stride)))[..., :1]
+            return kind.forward(self, maps)
+        return kind.forward(self, functional.pad(maps, (0, stride)))[..., :1]
 
-    convolution.forward = forward_wide  # type: ignore[method-assign, assignment]
+    # A bound method: a copy of the model then has its own, with its own weights.
+    convolution.forward = MethodType(forward_wide, convolution)  # type: ignore[method-assign]
 
 
 def _frozen_copy(model: Model) -> Model:

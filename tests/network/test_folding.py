@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -178,3 +180,10 @@ def test_no_convolution_computes_an_output_one_column_wide_in_bfloat16(
     assert found.shape == expected.shape
     scale = float(expected.abs().max())
     torch.testing.assert_close(found.float(), expected, atol=0.05 * scale, rtol=0)
+
+    # A copy computes with weights of its own.
+    twin = copy.deepcopy(prepared)
+    for part in prepared.parameters():
+        part.fill_(float("nan"))
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(twin(image).logits, found)
