@@ -188,6 +188,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "data.val_split)",
     )
     parser.add_argument(
+        "--attach",
+        nargs="+",
+        metavar="section.key=value",
+        help="attach as `hmsa attach` does by itself, with these settings, e.g. optim.epochs=2 "
+        "(default: as the first published rows were made)",
+    )
+    parser.add_argument(
         "--no-costs",
         action="store_true",
         help="do not measure steps; take the costs that are in --output, if any",
@@ -203,10 +210,11 @@ def _list_of_scales(text: str) -> str:
 
 def make_table(options: argparse.Namespace) -> int:
     """Make what is missing of what was asked for, then write the table of all rows there are."""
-    if (options.lists or options.no_flip or options.judge) and options.output is None:
+    is_changed = options.lists or options.no_flip or options.judge or options.attach
+    if is_changed and options.output is None:
         raise TableError(
-            "--output: the published table keeps the way it is calibrated and scored; name a "
-            "folder for this other table"
+            "--output: the published table keeps the way it is attached, calibrated and scored; "
+            "name a folder for this other table"
         )
     drawing = prepare(options)
     asked = runs_of(options, drawing, options.models, options.seeds)
@@ -272,6 +280,8 @@ def run_of_model(options: argparse.Namespace, drawing: str, model: str, seed: in
     made_by = trained.made_by
     if options.judge and made_by[:1] == ("calibrate",):
         made_by = (*made_by, "--judge", options.judge)
+    if options.attach and made_by[:1] == ("attach",):
+        made_by = (*made_by, *options.attach)
 
     scorings = list(trained.scorings)
     if options.lists:

@@ -244,7 +244,11 @@ def _training_words(run: Run) -> tuple[str, list[str]]:
     words = [command, "--checkpoint", str(run.parent.best_checkpoint), *options]
     if command == "attach":
         words += ["--resume", "--output", str(run.folder), threads, UNCALIBRATED]
-        return "hmsa", [*words, *_first_recipe_of_attach(run.parent)]
+
+        # Published rows keep their recipe; one that states its own settings has today's beside.
+        if not any("=" in option for option in options):
+            words += _first_recipe_of_attach(run.parent)
+        return "hmsa", words
     return "hmsa", [*words, "--output", str(run.best_checkpoint), threads]
 
 
