@@ -188,11 +188,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "data.val_split)",
     )
     parser.add_argument(
-        "--attach",
-        nargs="+",
-        metavar="section.key=value",
-        help="attach as `hmsa attach` does by itself, with these settings, e.g. optim.epochs=2 "
-        "(default: as the first published rows were made)",
+        "--attach-epochs",
+        metavar="N",
+        type=at_least(1),
+        help="attach as `hmsa attach` does today, for N epochs (default: as the first published "
+        "rows were made, for a quarter of the recipe's)",
     )
     parser.add_argument(
         "--no-costs",
@@ -210,7 +210,7 @@ def _list_of_scales(text: str) -> str:
 
 def make_table(options: argparse.Namespace) -> int:
     """Make what is missing of what was asked for, then write the table of all rows there are."""
-    is_changed = options.lists or options.no_flip or options.judge or options.attach
+    is_changed = options.lists or options.no_flip or options.judge or options.attach_epochs
     if is_changed and options.output is None:
         raise TableError(
             "--output: the published table keeps the way it is attached, calibrated and scored; "
@@ -280,8 +280,8 @@ def run_of_model(options: argparse.Namespace, drawing: str, model: str, seed: in
     made_by = trained.made_by
     if options.judge and made_by[:1] == ("calibrate",):
         made_by = (*made_by, "--judge", options.judge)
-    if options.attach and made_by[:1] == ("attach",):
-        made_by = (*made_by, *options.attach)
+    if options.attach_epochs and made_by[:1] == ("attach",):
+        made_by = (*made_by, f"optim.epochs={options.attach_epochs}")
 
     scorings = list(trained.scorings)
     if options.lists:

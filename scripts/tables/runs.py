@@ -245,7 +245,7 @@ def _training_words(run: Run) -> tuple[str, list[str]]:
     if command == "attach":
         words += ["--resume", "--output", str(run.folder), threads, UNCALIBRATED]
 
-        # Published rows keep their recipe; one that states its own settings has today's beside.
+        # Rows that state no length are attached as the first published ones were.
         if not any("=" in option for option in options):
             words += _first_recipe_of_attach(run.parent)
         return "hmsa", words

@@ -428,6 +428,14 @@ def test_table1_scores_the_lists_that_are_asked_for_and_keeps_such_rows_apart(
     for model, words in (("calibrated", ("--judge", "train")), ("attached", ("1", "2"))):
         assert table1.run_of_model(options, "", model, 0).made_by[-2:] == words
 
+    # Attached rows may be made as `hmsa attach` makes them today.
+    options = table1.parse([*into, "--attach-epochs", "2"])
+    attached = table1.run_of_model(options, "", "attached", 0)
+    assert attached.made_by[-1] == "optim.epochs=2"
+    assert table1.run_of_model(options, "", "attached calibrated", 0).parent == attached
+    words = table_runs._training_words(attached)[1]
+    assert [word for word in words if "epochs" in word or "aux" in word] == ["optim.epochs=2"]
+
     with pytest.raises(UserError, match="--output: the published table keeps the way"):
         table1.make_table(table1.parse(["--lists", "1"]))
     with pytest.raises(SystemExit):
