@@ -110,7 +110,7 @@ def recipe_for(facts: DataFacts, machine: Machine, *, epochs: int | None = None)
     """
     crop, long_edge = _crop(facts, machine)
     batch = max(1, min(16 if machine.has_gpu else 8, facts.images))
-    crops = 40_000 if machine.has_gpu else 12_000
+    crops = 40_000 if machine.has_gpu else 8_800
     if epochs is None:
         epochs = min(MOST_EPOCHS, max(LEAST_EPOCHS, round(crops / max(1, facts.images))))
     steps = epochs * max(1, facts.images // batch)

@@ -103,7 +103,7 @@ def test_the_resolved_configuration_is_printed(
 def test_recipes_follow_images_and_machine() -> None:
     """Crops within the images, large photographs made smaller, more on a GPU."""
     camvid = recipe_for(DataFacts(367, [(360, 480)] * 9), TWO_CORES)
-    assert camvid.values["data"]["crop"] == [224, 288] and camvid.values["optim"]["epochs"] == 33
+    assert camvid.values["data"]["crop"] == [224, 288] and camvid.values["optim"]["epochs"] == 24
     assert 10 * 60 < camvid.seconds < 30 * 60
 
     phone = DataFacts(200, [(3000, 4000)] * 5)
