@@ -108,7 +108,7 @@ def configuration_text(
         "",
         "runtime:",
         f"  precision: {runtime['precision']}",
-        f"  val_every: {runtime['val_every']}            # epochs",
+        f"  val_every: {runtime['val_every']}         # epochs; auto: so that it takes 5 % of the time",
         f"  image_every: {runtime['image_every']}",
         "",
         "eval:                     # eval --compare tells whether [0.5, 1.0, 2.0] is better",
