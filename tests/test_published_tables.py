@@ -281,5 +281,34 @@ def test_trainings_on_other_pairs_of_scales_are_as_measured() -> None:
     (table,) = tables_of("docs/attention.md", "| val mIoU % | {0.5, 1} | {0.5, 1, 2} |")
     for name, *shown in table:
         key = name.replace("`", "").replace("the paper's {0.5, 1}", "the paper's pair")
-        scores = [measured[key][scales] for scales in ("0.5,1", "0.5,1,2", "0.25,0.5,1,2")]
-        assert shown == [f"{100 * score:.1f}" for score in scores], name
+        for text, scales in zip(shown, ("0.5,1", "0.5,1,2", "0.25,0.5,1,2"), strict=True):
+            scores = [f"{100 * seed[scales]:.1f}" for seed in measured[key]]
+            assert text == ", ".join(scores), name
+
+
+def test_what_a_quarter_of_the_size_changes_is_as_measured() -> None:
+    folders = {"the paper's {0.5, 1}": "table1_attached", "random ratios": "table1_ratios"}
+    models = {"as trained": "hierarchical", "calibrated": "calibrated"}
+    (table,) = tables_of("docs/attention.md", "| what adding 0.25x to {0.5, 1, 2} changes")
+    for name, *shown in table:
+        training, _, kind = name.rpartition(", ")
+        rows = f"{folders[training]}/rows/{models[kind]}"
+        for seed, text in enumerate(shown):
+            scored = rows_of(f"{rows}-{seed}")["scored"]
+            scores = {tuple(entry["scales"]): 100 * entry["miou"] for entry in scored}
+            assert text == f"{scores[(0.25, 0.5, 1, 2)] - scores[(0.5, 1, 2)]:+.2f}", name
+
+
+def test_four_lines_of_yaml_reach_what_is_said() -> None:
+    measured = rows_of("own_data/four_lines")
+
+    def score(kind: str, *scales: float) -> str:
+        entry = next(entry for entry in measured[kind] if entry["scales"] == list(scales))
+        return f"{100 * entry['miou']:.1f}"
+
+    text = prose("docs/own_data.md")
+    assert f"reached {score('as trained', 0.5, 1)} % mIoU on `val` at {{0.5, 1}}" in text
+    assert f"after {measured['seconds'] / 60:.0f} minutes on two cores" in text
+    assert f"raised that to {score('calibrated', 0.5, 1)}, and {{0.5, 1, 2}} from" in text
+    changed = f"from {score('as trained', 0.5, 1, 2)} to {score('calibrated', 0.5, 1, 2)}"
+    assert changed in text

@@ -227,6 +227,10 @@ PUBLISHED = {  # folder: the words of its command, and how its data was drawn
         ["--config", "configs/demo/table1_long.yaml"],
         published_drawing((192, 384), 768),
     ),
+    "table1_ratios": (
+        ["model.random_ratio=[0.25,0.75]", "loss.scale_weight=0.05"],
+        published_drawing((192, 384), 768),
+    ),
     "demo": (["--config", "configs/demo.yaml"], published_drawing((256, 512), 192)),
     "cross_entropy": (
         ["--config", "configs/demo.yaml", "loss.main=cross_entropy"],
