@@ -93,7 +93,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def calibrate_run(config: Config, *, device: torch.device) -> None:
-    """Calibrate best.pt of a training that is done for eval.scales, unless that was done before.
+    """Calibrate best.pt of a training that is done, as runtime.calibrate says, if none did before.
 
     A network that has no attention between pairs of scales is left as it is. Images that do not
     allow a calibration are warned of, and then the checkpoint stays as it is.
@@ -101,7 +101,8 @@ def calibrate_run(config: Config, *, device: torch.device) -> None:
     Raises:
         UserError: an image or the disk fails; the checkpoint stays as it is.
     """
-    if not config.model.multiscale.startswith("hierarchical") or len(config.eval.scales) < 2:
+    scales = config.runtime.calibrate_scales or config.eval.scales
+    if not config.model.multiscale.startswith("hierarchical") or len(scales) < 2:
         return
 
     # What this very configuration has built may be built again.
@@ -112,7 +113,6 @@ def calibrate_run(config: Config, *, device: torch.device) -> None:
     if opened.weights.get("calibration"):
         return
     images = CalibrationImages(split=config.data.train_split, judge=config.data.val_split)
-    scales = config.eval.scales
     try:
         calibrate(opened, scales=scales, images=images, output=opened.path, device=device)
     except CalibrationError as error:

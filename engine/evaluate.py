@@ -62,7 +62,13 @@ from .pictures import (
     result_files,
     share_maps,
 )
-from .reporting import Evaluation, per_class, print_results, write_results
+from .reporting import (
+    Evaluation,
+    per_class,
+    print_results,
+    suggest_calibration,
+    write_results,
+)
 from .trust import NETWORK, SCORES
 from .video_output import VideoError, VideoOutput, frames_of, video_names, video_suffix
 
@@ -101,6 +107,8 @@ def main(arguments: argparse.Namespace) -> int:
             failed = predict_and_report(job, processes, of_split=not arguments.images)
         else:
             score_and_report(job, processes)
+            if processes.is_main and opened.weights is not None:
+                suggest_calibration(job.loaded, job.ways, opened.weights)
         if processes.is_main and job.submission is not None and not failed:
             job.submission.finish()
         return 1 if failed else 0

@@ -13,10 +13,12 @@ import torch
 
 from hmsa.datasets import DatasetSpec, Files
 from hmsa.network import InferenceOptions
+from hmsa.network.model import Hierarchical, adjacent_pairs
 from hmsa.utils.files.outputs import OutputFolder
 from hmsa.utils.metrics.bootstrap import LEAST_IMAGES, Bootstrap, Interval, recommended
 from hmsa.utils.metrics.confusion import ConfusionMatrix, category_iou, mean_of
 from hmsa.utils.report.report import report_text
+from hmsa.utils.training.logbook import logger
 
 from .build import Loaded, describe_inference, used_attention_bias
 from .costs import CostTotal, relative_flops
@@ -94,6 +96,34 @@ def print_results(
             f"{split} mIoU {100 * result.matrix.miou():.1f} % at {way}, "
             f"{result.images} images, checkpoint {loaded.sha256[:12]}"
         )
+
+
+def suggest_calibration(
+    loaded: Loaded, ways: Sequence[InferenceOptions], content: Mapping[str, Any]
+) -> None:
+    """Name the pairs of scales for which attention was neither trained nor calibrated.
+
+    On such pairs it may trust the wrong scale nearly everywhere. What `hmsa calibrate` has looked
+    at, which `content` of the checkpoint tells, is not suggested again, whatever it kept.
+    """
+    config, model = loaded.config, loaded.model
+    if not isinstance(model, Hierarchical) or config.model.random_ratio is not None:
+        return
+
+    known = set(adjacent_pairs(config.model.train_scales)) | set(model.attention_bias)
+    known |= set(adjacent_pairs(content.get("calibration", {}).get("scales", ())))
+    pairs = sorted({pair for way in ways for pair in adjacent_pairs(way.scales)} - known)
+    if not pairs or config.eval.calibration == "off":
+        return
+
+    scales = sorted({scale for way in ways for scale in way.scales})
+    logger.info(
+        "attention was not trained between %s; this may help: hmsa calibrate --checkpoint %s "
+        "--scales %s",
+        ", ".join(f"{lower:g}x and {higher:g}x" for lower, higher in pairs),
+        loaded.path,
+        " ".join(f"{scale:g}" for scale in scales),
+    )
 
 
 def score_table(spec: DatasetSpec, evaluation: Evaluation) -> str:

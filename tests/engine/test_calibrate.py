@@ -22,6 +22,8 @@ from hmsa.engine.calibrate import (
     recording_of,
     spread_place,
 )
+from hmsa.engine.reporting import suggest_calibration
+from hmsa.network import InferenceOptions
 from hmsa.network.calibration import KeptMaps
 from hmsa.network.prediction import Prediction
 from hmsa.utils.config import Config, load_config
@@ -215,6 +217,43 @@ def test_images_too_few_to_calibrate_do_not_spoil_a_training(
     with caplog.at_level("WARNING"):
         calibrate.calibrate_run(Config.from_dict({}), device=torch.device("cpu"))
     assert "not calibrated: split val has 1 images" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("runtime", "scales"), [({}, (0.5, 1.0, 2.0)), ({"calibrate_scales": [0.25, 1]}, (0.25, 1.0))]
+)
+def test_a_training_calibrates_for_its_scales_of_evaluation_or_for_others(
+    runtime: dict[str, Any], scales: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+    monkeypatch.setattr(calibrate, "calibrate", lambda *_, **options: used.append(options))
+    monkeypatch.setattr(
+        build, "open_checkpoint", lambda *_, **__: SimpleNamespace(weights={}, path=Path("x"))
+    )
+    config = Config.from_dict({"runtime": runtime})
+    calibrate.calibrate_run(config, device=torch.device("cpu"))
+    assert used[0]["scales"] == scales
+
+
+def test_pairs_that_nothing_was_fitted_to_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    model = small_model()
+    loaded: Any = SimpleNamespace(config=Config.from_dict({}), model=model, path=Path("best.pt"))
+    ways = [InferenceOptions(scales=scales) for scales in ((1.0,), (0.5, 1.0), (0.5, 1.0, 2.0))]
+
+    def said(content: dict[str, Any], count: int = 3) -> str:
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            suggest_calibration(loaded, ways[:count], content)
+        return caplog.text
+
+    assert "between 1x and 2x; this may help: hmsa calibrate --checkpoint best.pt" in said({})
+    assert "--scales 0.5 1 2" in said({})
+
+    # What was trained, calibrated, or looked at by a calibration that kept nothing, is known.
+    assert said({}, 2) == ""
+    assert said({"calibration": {"scales": [0.5, 1.0, 2.0]}}) == ""
+    model.attention_bias = {(1.0, 2.0): 2.4}
+    assert said({}) == ""
 
 
 @pytest.mark.parametrize(("images", "epochs"), [(0, 768), (10, 77), (192, 4), (768, 1), (2975, 1)])

@@ -104,6 +104,8 @@ def test_recipes_follow_images_and_machine() -> None:
     camvid = recipe_for(DataFacts(367, [(360, 480)] * 9), TWO_CORES)
     assert camvid.values["data"]["crop"] == [224, 288] and camvid.values["optim"]["epochs"] == 24
     assert 10 * 60 < camvid.seconds < 30 * 60
+    assert camvid.values["runtime"]["calibrate"]
+    assert not recipe_for(DataFacts(9, [(360, 480)]), TWO_CORES).values["runtime"]["calibrate"]
 
     phone = DataFacts(200, [(3000, 4000)] * 5)
     small = recipe_for(phone, TWO_CORES).values["data"]

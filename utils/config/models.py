@@ -788,8 +788,11 @@ class RuntimeSection(ConfigSection):
     validation, for trainings on their own validation images"""
 
     calibrate: bool = False
-    """Calibrate the attention of best.pt for eval.scales when the training is done, as `hmsa
-    calibrate` does; nothing without hierarchical attention"""
+    """Calibrate the attention of best.pt when the training is done, as `hmsa calibrate` does;
+    nothing without hierarchical attention"""
+
+    calibrate_scales: Scales | None = None
+    """For these scales; null: for eval.scales"""
 
     # What is reported, and when it gives up.
     loggers: Annotated[tuple[LoggerName, ...], Listed] = ("tensorboard",)
