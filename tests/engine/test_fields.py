@@ -33,6 +33,7 @@ READERS = (
     "autolabel.py",
     "label_images.py",
     "reporting.py",
+    "calibrate.py",
 )
 
 
