@@ -57,7 +57,8 @@ demo: venv
 camvid: venv
 	@test -d "$(DATA)/images/train" || \
 	  { echo "error: name CamVid's folder, with images/ and labels/: make camvid DATA=/path/to/camvid"; exit 2; }
-	$(ONE_THREAD) $(BIN)/hmsa train configs/camvid/efficientnet_hierarchical.yaml data.root="$(DATA)"
+	$(ONE_THREAD) $(BIN)/hmsa train configs/camvid/efficientnet.yaml --resume data.root="$(DATA)"
+	$(ONE_THREAD) $(BIN)/hmsa attach --checkpoint runs/camvid_efficientnet --resume
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .mypy_tree .ruff_cache .hypothesis .site
