@@ -237,6 +237,14 @@ PUBLISHED = {  # folder: the words of its command, and how its data was drawn
         published_drawing((256, 512), 192),
     ),
     "camvid": (["--config", "configs/camvid/table1.yaml", "--split", "val"], ""),
+    "camvid_pretrained/attached": (
+        [
+            *("--config", "configs/camvid/efficientnet.yaml", "--split", "val", "--no-flip"),
+            *("--judge", "train", "--attach-epochs", "2"),
+            *("--lists", "0.5,1,2", "1", "0.5,1", "0.25,0.5,1,2"),
+        ],
+        "",
+    ),
     "camvid_pretrained/table": (
         [
             *("--config", "configs/camvid/efficientnet_hierarchical.yaml", "--split", "val"),
