@@ -71,6 +71,7 @@ def main(arguments: argparse.Namespace) -> int:
         *short_training(own.optim, epochs=epochs),
         f"runtime.val_every={epochs}",
         "runtime.calibrate=true",
+        "runtime.calibrate_scales=null",
         f"eval.scales={listed}",
         f"autolabel.scales={listed}",
         *arguments.overrides,

@@ -111,7 +111,9 @@ def suggest_calibration(
         return
 
     known = set(adjacent_pairs(config.model.train_scales)) | set(model.attention_bias)
-    known |= set(adjacent_pairs(content.get("calibration", {}).get("scales", ())))
+    calibration = content.get("calibration")
+    if isinstance(calibration, Mapping):
+        known |= set(adjacent_pairs(calibration.get("scales", ())))
     pairs = sorted({pair for way in ways for pair in adjacent_pairs(way.scales)} - known)
     if not pairs or config.eval.calibration == "off":
         return

@@ -265,7 +265,11 @@ def test_attaching_lists_the_images_once_before_it_trains(
     street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A data set of a million images takes minutes to list."""
-    single = {"model": {"multiscale": "single"}, "optim": {"ema_decay": 0.999}}
+    single: dict[str, Any] = {
+        "model": {"multiscale": "single"},
+        "optim": {"ema_decay": 0.999},
+        "runtime": {"calibrate_scales": [0.5, 1.0, 2.0]},
+    }
     config = load_config(configuration(tmp_path, street, **single), [])
     spec = build.split_files(config, "train").spec
     save_checkpoint(
@@ -287,6 +291,9 @@ def test_attaching_lists_the_images_once_before_it_trains(
     (given,) = trained
     assert given.model.freeze == ("trunk", "decoder")
     assert given.optim.epochs == epochs_of(6) == 128 and given.optim.ema_decay == 0.9922
+
+    # It is calibrated for the scales of the head, whatever a recipe of its trunk's had.
+    assert given.runtime.calibrate and given.runtime.calibrate_scales is None
 
 
 def test_the_schedule_of_a_long_training_suits_a_short_one() -> None:
