@@ -110,7 +110,7 @@ def configuration_text(
         f"  precision: {runtime['precision']}",
         f"  val_every: {runtime['val_every']}         # epochs; auto: for 5 % of the time",
         f"  image_every: {runtime['image_every']}",
-        f"  calibrate: {str(runtime['calibrate']).lower()}          # attention, in the end",
+        f"  calibrate: {str(runtime['calibrate']).lower()}         # attention, at the end",
         f"  calibrate_scales: {runtime['calibrate_scales']}",
         "",
         "eval:                     # eval --compare tells whether [0.5, 1.0, 2.0] is better",

@@ -792,7 +792,7 @@ class RuntimeSection(ConfigSection):
     nothing without hierarchical attention"""
 
     calibrate_scales: Scales | None = None
-    """For these scales; null: for eval.scales"""
+    """The scales that runtime.calibrate is for; null: those of eval.scales"""
 
     # What is reported, and when it gives up.
     loggers: Annotated[tuple[LoggerName, ...], Listed] = ("tensorboard",)
