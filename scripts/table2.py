@@ -7,6 +7,9 @@ One recipe and equal steps. All four train on the fine images and the same coars
 50/50: the first two with the coarse labels people drew, the last two with the labels that their
 seed's teacher (the second row's network) gave the same images. Rows without attention are scored
 with the average of three scales. What is there is kept, so that it can be stopped at any time.
+
+With --attach-epochs the rows with attention are not trained together with it: each is the network
+of the row with the same labels, frozen, with a head of `hmsa attach`. That halves the trainings.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from hmsa.engine.command_line import at_least, parse_with_overrides, positive_share
 from hmsa.utils.files.writing import write_file
 from scripts.tables.program import prepare, run_table, table_parser
-from scripts.tables.runs import Run, Scoring, commit, perform_all, run_program
+from scripts.tables.runs import Run, Scoring, TableError, commit, perform_all, run_program
 from scripts.tables.seed_statistics import mean_and_deviation, paired, percent_of_seeds
 
 SCORED = Scoring(("0.5,1,2",))
@@ -74,12 +77,24 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=positive_share(one_included=True),
         help="lower a class's threshold until this share of its pixels is kept (default: never)",
     )
+    parser.add_argument(
+        "--attach-epochs",
+        metavar="N",
+        type=at_least(1),
+        help="attach attention to the networks without it, for N epochs (default: train both "
+        "together)",
+    )
 
     return parse_with_overrides(parser, argv)
 
 
 def make_table(options: argparse.Namespace) -> int:
     """Train the first two rows, label with the second's networks, train the others, write it."""
+    if options.attach_epochs and options.output is None:
+        raise TableError(
+            "--output: the published table trains attention and network together; name a folder "
+            "for this other table"
+        )
     drawing = prepare(options)
     seeds = range(options.seeds)
     first = [
@@ -124,6 +139,17 @@ def run_of(
     if labels is not None:
         overrides.append(f"data.extra.root={labels.root}")
         data_recipe += str(labels.kept_share)
+
+    # An attached head takes its recipe from the network that it is attached to.
+    parent = None
+    made_by: tuple[str, ...] = ()
+    if options.attach_epochs and row.multiscale == "hierarchical":
+        without = {"coarse": "baseline", "auto": "auto-labels"}[row.labels]
+        parent = run_of(options, without, seed, drawing, labels)
+        overrides = list(parent.overrides)
+        made_by = ("attach", "--scales", *SCORED.lists[0].split(","))
+        made_by += (f"optim.epochs={options.attach_epochs}",)
+
     return Run(
         method=name,
         seed=seed,
@@ -135,6 +161,8 @@ def run_of(
         row=options.output / "rows" / f"{name}-{seed}.json",
         threads=options.threads,
         data_recipe=data_recipe,
+        parent=parent,
+        made_by=made_by,
     )
 
 

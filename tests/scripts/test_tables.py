@@ -419,6 +419,29 @@ def test_table2_pairs_rows_with_the_baseline_and_its_rows_differ_in_two_options(
     }
 
 
+def test_table2_attaches_attention_to_the_networks_without_it_where_it_is_asked_to(
+    tmp_path: Path,
+) -> None:
+    words = ["--output", str(tmp_path), "--attach-epochs", "8"]
+    options = table2.parse(words)
+    labels = table2.TeacherLabels(tmp_path / "labels", 0.7)
+    baseline, student = (
+        table2.run_of(options, "baseline", 1, ""),
+        table2.run_of(options, "auto-labels", 1, "", labels),
+    )
+    assert baseline.parent is student.parent is None
+
+    for name, parent, given in (("attention", baseline, None), ("both", student, labels)):
+        run = table2.run_of(options, name, 1, "", given)
+        assert run.parent == parent and run.overrides == parent.overrides
+        assert run.made_by == ("attach", "--scales", "0.5", "1", "2", "optim.epochs=8")
+        together = table2.run_of(table2.parse(words[:2]), name, 1, "", given)
+        assert together.parent is None and together.recipe() != run.recipe()
+
+    with pytest.raises(UserError, match="--output: the published table trains attention and"):
+        table2.make_table(table2.parse(words[2:]))
+
+
 def test_table1_scores_the_lists_that_are_asked_for_and_keeps_such_rows_apart(
     tmp_path: Path,
 ) -> None:
