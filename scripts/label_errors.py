@@ -2,7 +2,8 @@
 
     python scripts/label_errors.py ROOT [--labels LABELS] [--json FILE]
 
-ROOT is a data set of scripts/make_coarse_data.py, which keeps the fine labels of its coarse images.
+ROOT is a data set of scripts/make_coarse_data.py, which keeps the fine labels of its coarse images,
+or one of `scripts/make_demo_data.py --fine-extra`.
 LABELS is a folder of `hmsa autolabel`; without it the coarse labels are judged. `covered` is the
 share of a class's pixels that have any label, `wrong` the share of the pixels labelled as the class
 that are of another one.
@@ -46,10 +47,16 @@ def judge(root: Path, labels: Path | None) -> dict[str, Any]:
     Raises:
         DataError: labels are missing or cannot be read.
     """
-    place: dict[str, Any] = {"dataset": "folder", "root": root, "split": SPLIT}
-    true = build_files(**place, layout=Layout(labels="truth/{split}"))
+    place: dict[str, Any] = {"root": root, "split": SPLIT}
+    if (root / "leftImg8bit").is_dir():
+        place["dataset"] = "cityscapes"
+        true = build_files(**place, labels="fine")
+    else:
+        place["dataset"] = "folder"
+        true = build_files(**place, layout=Layout(labels="truth/{split}"))
+
     if labels is None:
-        given = build_files(**place)
+        given = build_files(**place, labels="coarse")
     else:
         given = build_files(**place, labels="auto", label_root=labels)
     places = {given.name(index): index for index in range(len(given))}

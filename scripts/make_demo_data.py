@@ -4,7 +4,8 @@ The folder has the official layout (`leftImg8bit`, `gtFine`, `gtCoarse`; raw ids
 `*_labelIds.png`). Every scene is a function of (seed, split, index) alone: the number of processes
 changes nothing, and more scenes leave the first ones as they were. Called again it draws what is
 missing. Unlike the real benchmark, the test split has labels, which come from a stream of their
-own.
+own. With --fine-extra the coarsely labelled images have fine labels too, by which
+scripts/label_errors.py judges coarse and automatic ones.
 """
 
 from __future__ import annotations
@@ -55,6 +56,12 @@ class SceneJob:
     seed: int
     height: int
     width: int
+    fine_extra: bool = False
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether it gets fine labels."""
+        return self.split in WITH_FINE or self.fine_extra
 
     @property
     def city(self) -> str:
@@ -74,7 +81,7 @@ class SceneJob:
     def files(self) -> list[Path]:
         """All files of this scene, in the order in which they are written."""
         found = [self.path("leftImg8bit", "leftImg8bit")]
-        if self.split in WITH_FINE:
+        if self.is_fine:
             found.append(self.path("gtFine", "gtFine_labelIds"))
             found.append(self.path("gtFine", "gtFine_instanceIds"))
         if self.split in WITH_COARSE:
@@ -93,7 +100,7 @@ def write_scene(job: SceneJob) -> tuple[str, NDArray[np.int64]]:
     )
 
     contents: list[NDArray[np.uint8] | NDArray[np.uint16]] = [scene.image[:, :, ::-1]]
-    if job.split in WITH_FINE:
+    if job.is_fine:
         contents += [scene.label, scene.ids]
     if job.split in WITH_COARSE:
         contents.append(draw_coarse(scene.ids, stream(job.seed, f"coarse/{job.split}", job.index)))
@@ -106,14 +113,30 @@ def write_scene(job: SceneJob) -> tuple[str, NDArray[np.int64]]:
 
 
 def make_demo_data(
-    root: Path, *, counts: dict[str, int], seed: int, size: tuple[int, int], workers: int
+    root: Path,
+    *,
+    counts: dict[str, int],
+    seed: int,
+    size: tuple[int, int],
+    workers: int,
+    fine_extra: bool = False,
 ) -> dict[str, NDArray[np.int64]]:
     """Draw those of `counts[split]` scenes of (height, width) that `root` lacks.
+
+    `fine_extra` draws fine labels for split train_extra, too.
 
     Returns their pixels per split and raw id [256].
     """
     every = (
-        SceneJob(root=root, split=split, index=index, seed=seed, height=size[0], width=size[1])
+        SceneJob(
+            root=root,
+            split=split,
+            index=index,
+            seed=seed,
+            height=size[0],
+            width=size[1],
+            fine_extra=fine_extra,
+        )
         for split, count in counts.items()
         for index in range(count)
     )
@@ -151,6 +174,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         default=(256, 512),
         metavar=("HEIGHT", "WIDTH"),
         help="pixels of an image (default 256 512)",
+    )
+    parser.add_argument(
+        "--fine-extra", action="store_true", help="give the coarsely labelled images fine labels"
     )
     parser.add_argument(
         "--workers", type=at_least(1), default=os.cpu_count() or 1, help="processes"
@@ -214,7 +240,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         claim_folder(options.out, recipe)
         pixels = make_demo_data(
-            options.out, counts=counts, seed=options.seed, size=size, workers=options.workers
+            options.out,
+            counts=counts,
+            seed=options.seed,
+            size=size,
+            workers=options.workers,
+            fine_extra=options.fine_extra,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

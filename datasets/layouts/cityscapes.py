@@ -84,7 +84,8 @@ def find_cityscapes(
     """List a split. Names keep the city and the official file name.
 
     The official labels of `test` are placeholders without a class in them: they count as none.
-    Those of a test split whose labels are known are taken.
+    Those of a test split whose labels are known are taken, and so are fine labels of `train_extra`
+    where somebody has any; the official ones are coarse only.
 
     Args:
         root: folder of the data set.
@@ -142,7 +143,8 @@ def _label_kind(root: Path, split: str, labels: str | None) -> str:
 
     if split == "test" and kind == "fine" and not _test_labels_are_known(root):
         return "none"
-    if split == "train_extra" and kind == "fine":
+    places = [root / place / split for place in _LABEL_PLACES["fine"]]
+    if split == "train_extra" and kind == "fine" and not any(map(os.path.isdir, places)):
         raise DataError(
             "split 'train_extra' of Cityscapes has coarse labels only; set its labels to coarse or "
             "auto",

@@ -13,11 +13,12 @@ import cv2
 import numpy as np
 import pytest
 
-from hmsa.datasets import build_files
+from hmsa.datasets import DataError, build_files
 from hmsa.utils.words import UserError
 from scripts import table2
 from scripts.label_errors import judge
 from scripts.make_coarse_data import make_coarse_data, parse
+from scripts.make_demo_data import main as draw
 from scripts.tables.program import describe_drawing
 from scripts.tables.runs import Run
 
@@ -142,6 +143,21 @@ def test_errors_of_labels_are_counted_where_the_truth_has_a_class(
     assert found["classes"]["pole"] == {"covered": 64 / 122, "wrong": 0.0}
     assert found["covered"] == sum(below.values()) / (sum(below.values()) + sum(above.values()))
     assert found["wrong"] == below[1] / sum(below.values())
+
+
+def test_drawn_scenes_can_keep_what_is_true_of_their_coarse_labels(tmp_path: Path) -> None:
+    words = [str(tmp_path), "--size", "64", "128", "--train=1", "--val=1", "--test=1", "--extra=3"]
+    assert draw([*words, "--workers=1"]) == 0
+    before = bytes_of(tmp_path)
+    with pytest.raises(DataError, match="coarse labels only"):
+        judge(tmp_path, None)
+
+    # Fine labels are added to what is there, which stays as it was.
+    assert draw([*words, "--workers=1", "--fine-extra"]) == 0
+    after = bytes_of(tmp_path)
+    assert after.items() >= before.items() and len(after) == len(before) + 6
+    found = judge(tmp_path, None)
+    assert 0.3 < found["covered"] < 0.95 and 0 < found["wrong"] < 0.2
 
 
 def test_table2_lowers_thresholds_only_where_it_is_asked_to(
