@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hmsa.datasets import DataError, Files, LabelPolicy, read_label
-from hmsa.network import InferenceOptions
+from hmsa.network import Hierarchical, InferenceOptions
 from hmsa.utils.files.image_places import STILL_IMAGE, ImagePlace
 from hmsa.utils.labelling.answers import answers_of
 from hmsa.utils.labelling.autolabels import (
@@ -197,6 +197,8 @@ def labelling_report(job: LabellingJob, tree: LabelTree) -> AutolabelReport:
         panels_rule="The images are evenly spread over all that have a label.",
         teacher_iou=teacher_iou,
         teacher_miou=miou,
+        teacher_was_calibrated=isinstance(job.loaded.model, Hierarchical)
+        and bool(job.loaded.model.attention_bias),
         curve=threshold_curve(job, tree),
         failed=[(failure["image"], failure["why"]) for failure in content["failures"]],
     )

@@ -431,3 +431,9 @@ def test_what_a_mac_does_not_do_is_a_sentence(override: str, sentence: str) -> N
     assert Config.from_dict({}, on_mac).runtime.device == "mps"
     with pytest.raises(ConfigError, match=sentence):
         Config.from_dict({}, [*on_mac, override])
+
+
+def test_a_calibration_needs_a_pair_of_scales() -> None:
+    with pytest.raises(ConfigError, match=r"runtime.calibrate_scales: .*name at least two"):
+        Config.from_dict({}, ["runtime.calibrate_scales=[0.5]"])
+    assert Config.from_dict({}, ["runtime.calibrate_scales=[0.5, 1]"]).runtime.calibrate_scales

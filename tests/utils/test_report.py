@@ -528,6 +528,7 @@ def test_classes_have_intervals_and_settings_at_their_defaults_stand_apart(
         ({"agreement": np.array([[5, 5, 0], [0, 0, 0], [0, 0, 0]])}, "Only 50.0 %"),
         ({"kept": np.array([0, 0, 0])}, "No pixel has a label"),
         ({"failed": [("a", "b")]}, "1 images have no label"),
+        ({"teacher_was_calibrated": True}, "teacher's mIoU % before calibration"),
     ],
 )
 def test_the_page_begins_with_a_verdict(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -542,7 +543,8 @@ def test_the_page_begins_with_a_verdict(changes: dict[str, Any], said: str, tmp_
     assert said in page.text
     if said == "autolabel.keep_share=0.5":
         assert '<td class="number bad">17.5</td>' in text, "and its row is marked"
-    assert ("Good to train on." in page.text) == (said == "Good to train on.")
+    is_good = said == "Good to train on." or "teacher_was_calibrated" in changes
+    assert ("Good to train on." in page.text) == is_good
     assert page.row("sky")[-1] in ("80.0",), "the teacher's IoU of the class"
 
 

@@ -134,6 +134,10 @@ def _check_pairs(model: ModelSection) -> Iterator[Finding]:
 
 
 def _check_runtime(runtime: RuntimeSection) -> Iterator[Finding]:
+    if runtime.calibrate_scales is not None and len(runtime.calibrate_scales) < 2:
+        message = "calibration is between scales; name at least two, such as [0.5, 1.0, 2.0]"
+        yield ("runtime.calibrate_scales",), message
+
     # What GPUs of Apple's, or torch on them, lack.
     if runtime.device != "mps":
         return

@@ -52,7 +52,8 @@ def _summary(report: AutolabelReport) -> Section:
         figures["images failed"] = str(len(report.failed))
 
     if report.teacher_miou is not None:
-        figures["teacher's mIoU %"] = percent(report.teacher_miou)
+        since = " before calibration" if report.teacher_was_calibrated else ""
+        figures[f"teacher's mIoU %{since}"] = percent(report.teacher_miou)
 
     values = {
         "verdict": verdict_of(report),

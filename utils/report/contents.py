@@ -158,6 +158,9 @@ class AutolabelReport:
     teacher_iou: np.ndarray | None = None
     """IoU per class of the network that labelled, float64 [C], where it is known."""
     teacher_miou: float | None = None
+    """Its mIoU on its own validation split, where it is known."""
+    teacher_was_calibrated: bool = False
+    """Whether its attention was calibrated after these scores were taken."""
     curve: ThresholdCurve | None = None
     """What other thresholds would keep."""
     failed: Sequence[tuple[str, str]] = ()
