@@ -1,7 +1,8 @@
 """Attention attached to models of other libraries, trained on the drawn streets of Table 1.
 
     python scripts/attached_foreign.py [--data data/table1] [--models unet segformer]
-                                       [--steps 150] [--output results/attached_foreign]
+                                       [--steps 1500] [--head-steps 180]
+                                       [--output results/attached_foreign]
 
 A model that its own library builds (Unet of segmentation_models_pytorch on a pre-trained
 EfficientNet-Lite0; SegFormer of transformers, small, random weights) is trained at one scale. Then
@@ -49,7 +50,6 @@ from scripts.tables.runs import commit
 ROOT = Path(__file__).resolve().parents[1]
 LISTS = ((1.0,), (0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0))
 ALL = LISTS[-1]
-HEAD_STEPS = 60
 LR, HEAD_LR = 2e-3, 6e-3
 FITTED, JUDGED = 24, 40
 
@@ -115,7 +115,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", default="data/table1", help="(default: %(default)s)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument(
-        "--steps", type=at_least(1), default=150, help="of the model itself (default: %(default)s)"
+        "--steps", type=at_least(1), default=1500, help="of the model itself (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--head-steps", type=at_least(1), default=180, help="of its head (default: %(default)s)"
     )
     parser.add_argument("--images", type=at_least(1), default=60, help="of the test split")
     parser.add_argument(
@@ -162,13 +165,13 @@ def measured(name: str, config: Config, options: argparse.Namespace) -> dict[str
     attached = attach_attention(
         model, features=foreign.features, train_scales=ALL, attention_channels=32
     )
-    rounds = crops(config, files, steps=HEAD_STEPS, epoch=1000)
+    rounds = crops(config, files, steps=options.head_steps, epoch=1000)
     train_steps(
         attached,
         attached.parameters_of_heads(),
         rounds,
         lr=HEAD_LR,
-        steps=HEAD_STEPS,
+        steps=options.head_steps,
         ignored=ignored,
     )
 
@@ -188,7 +191,7 @@ def measured(name: str, config: Config, options: argparse.Namespace) -> dict[str
         "library": type(model).__module__.partition(".")[0],
         "commit": commit(),
         "steps": options.steps,
-        "head_steps": HEAD_STEPS,
+        "head_steps": options.head_steps,
         "images": options.images,
         "cpu_seconds": {
             part: round(end - start, 1)
