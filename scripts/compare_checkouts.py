@@ -1,7 +1,7 @@
 """Compare the speed of two checkouts on the CPU: train, eval, autolabel and rmi, alternately.
 
     git worktree add /tmp/before COMMIT
-    python scripts/compare_checkouts.py /tmp/before [--data data/demo] [--json FILE]
+    python scripts/compare_checkouts.py /tmp/before [--data data/demo_large] [--json FILE]
 
 Each checkout runs in a process of its own on one thread. They take turns: one does its round while
 the other waits, and who begins changes with every round. What is compared are CPU seconds, which a
@@ -107,7 +107,10 @@ def train_when_asked(data: Path, folder: Path, answers: TextIO) -> None:
     from hmsa.utils.config import load_config
     from hmsa.utils.training.training_state import TrainingState
 
+    # The crops of configs/demo/large.yaml: checkouts of before that file trained the demo on them.
     overrides = [
+        "data.crop=[128,256]",
+        "data.class_uniform.tile=128",
         "runtime.device=cpu",
         "runtime.threads=1",
         "data.workers=0",
@@ -223,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("before", type=Path, help="a checkout of the earlier commit")
-    parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo", metavar="DIR")
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo_large", metavar="DIR")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=7, help="of each side (default: 7)")
     parser.add_argument("--most", type=float, default=1.03, help="ratio allowed (default: 1.03)")

@@ -26,7 +26,7 @@ print("bf16" if torch.cuda.is_available() or knows_bf16() else "fp32")
 ')
 
 step "drawing a miniature Cityscapes into data/demo"
-python scripts/make_demo_data.py data/demo
+python scripts/make_demo_data.py data/demo --size 192 384
 
 step "training a hierarchical multi-scale network ($run, $precision)"
 if [ -f "$run/.trained" ]; then

@@ -83,8 +83,8 @@ stage() {
 }
 
 if [ "$recipe" = demo ] && [[ " $* " != *" data.root="* ]]; then
-  step "drawing a miniature Cityscapes into data/demo"
-  python scripts/make_demo_data.py data/demo
+  step "drawing a miniature Cityscapes into data/demo_large"
+  python scripts/make_demo_data.py data/demo_large
 fi
 
 step "teacher: fine and coarse labels ($teacher)"

@@ -1,12 +1,12 @@
 """Trace the first steps of the demo's training: loss and norm of the gradients, as JSON.
 
-    python scripts/make_demo_data.py data/demo
-    python scripts/trace_training.py [--data data/demo] [--steps 20] [--json FILE]
+    python scripts/make_demo_data.py data/demo_large
+    python scripts/trace_training.py [--data data/demo_large] [--steps 20] [--json FILE]
     python scripts/trace_training.py --compare tests/data/demo_trace.json
 
-The training is that of `hmsa train configs/demo.yaml`, on one thread of the CPU, with its seed. A
-change of the code that shall change no number is proved by --compare: the exit status is 1 where a
-value differs from the stored one by more than --tolerance, relative.
+The training is that of `hmsa train configs/demo/large.yaml`, on one thread of the CPU, with its
+seed. A change of the code that shall change no number is proved by --compare: the exit status is 1
+where a value differs from the stored one by more than --tolerance, relative.
 
 The trace is in fp64. In fp32 the first steps of AdamW make rounding large: the same code with two
 threads instead of one has another norm by 1.3e-4 in step 1 and by 1.4 % in step 2, so that no
@@ -83,7 +83,7 @@ def trace_demo(data: Path, *, steps: int, precision: str) -> Trace:
             f"data.cache_dir={folder}/cache",
             f"experiment.output={folder}/run",
         ]
-        config = load_config(ROOT / "configs" / "demo.yaml", overrides)
+        config = load_config(ROOT / "configs" / "demo" / "large.yaml", overrides)
         with (
             mock.patch.object(TrainingState, "gradient_norm", note_norm),
             mock.patch.object(Logbook, "row", note_row),
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo", metavar="DIR")
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "demo_large", metavar="DIR")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--precision", choices=("fp64", "fp32"), default="fp64")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the trace there")

@@ -18,7 +18,7 @@ from scripts.benchmarks.train import training_step
 from .findings import Finding, GpuSetup, each_of, is_so, not_above, says
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = ROOT / "configs" / "demo.yaml"
+DEMO = ROOT / "configs" / "demo" / "large.yaml"
 STEPS = 10  # of an epoch
 
 

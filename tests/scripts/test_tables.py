@@ -94,7 +94,7 @@ def test_a_row_is_made_once_and_again_when_its_recipe_changes(
         and not run(tmp_path, data_recipe="drawn otherwise").finished_row()
     )
     assert run(tmp_path, "runtime.log_every=7", "data.root=elsewhere").finished_row()
-    assert run(tmp_path, "data.crop=[128,256]").finished_row()  # the value it has already
+    assert run(tmp_path, "data.crop=[96,192]").finished_row()  # the value it has already
 
 
 def test_a_training_is_kept_when_only_the_scoring_failed(
@@ -231,9 +231,9 @@ PUBLISHED = {  # folder: the words of its command, and how its data was drawn
         ["model.random_ratio=[0.25,0.75]", "loss.scale_weight=0.05"],
         published_drawing((192, 384), 768),
     ),
-    "demo": (["--config", "configs/demo.yaml"], published_drawing((256, 512), 192)),
+    "demo": (["--config", "configs/demo/large.yaml"], published_drawing((256, 512), 192)),
     "cross_entropy": (
-        ["--config", "configs/demo.yaml", "loss.main=cross_entropy"],
+        ["--config", "configs/demo/large.yaml", "loss.main=cross_entropy"],
         published_drawing((256, 512), 192),
     ),
     "camvid": (["--config", "configs/camvid/table1.yaml", "--split", "val"], ""),
