@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from hmsa.datasets import DataError, Files, LabelPolicy, read_label
-from hmsa.network import Hierarchical, InferenceOptions
+from hmsa.network import InferenceOptions
+from hmsa.network.model import Hierarchical
 from hmsa.utils.files.image_places import STILL_IMAGE, ImagePlace
 from hmsa.utils.labelling.answers import answers_of
 from hmsa.utils.labelling.autolabels import (
