@@ -83,6 +83,7 @@ def test_the_recipe_of_camvid_reached_what_the_page_says() -> None:
     assert f"{reached['seconds'] / 60:.0f} minutes" in prose("docs/camvid.md")
 
 
+LISTS = ("{0.5,1}", "{0.5,1,2}", "{0.25,0.5,1,2}")
 ATTACHED = {
     "single scale, averaged": "single",
     "the same weights with attached attention": "attached",
@@ -121,16 +122,37 @@ def test_attention_attached_to_a_network_from_pretrained_weights(page: str) -> N
 
 
 def test_gains_of_attached_attention_on_photographs() -> None:
-    for method, words in (("attached", "gains"), ("attached_calibrated", "Calibrated it gains")):
-        gains = []
-        for scales in COLUMNS[1:]:
-            pairs = zip(
-                attached_scores(method, scales), attached_scores("single", scales), strict=True
-            )
-            differences = [ours - averaged for ours, averaged in pairs]
-            gains.append(f"{statistics.mean(differences):+.1f}")
-        text = f"{words} {gains[0]}, {gains[1]} and {gains[2]} points"
-        assert text in prose("docs/camvid.md"), text
+    found = rows_of("camvid_pretrained/attached/table1")["differences"]
+
+    def listed(method: str, what: str, form: str) -> str:
+        names = [f"{method} {scales} - average {scales}" for scales in LISTS]
+        first, second, third = (form.format(100 * found[name][what]) for name in names)
+        return f"{first}, {second} and {third}"
+
+    page = prose("docs/camvid.md")
+    gains, errors = (("mean", "{:+.1f}"), ("standard_error", "{:.2f}"))
+    assert f"gains {listed('attached', *gains)} points" in page
+    assert f"(standard errors {listed('attached', *errors)})" in page
+    calibrated = "attached, calibrated"
+    text = (
+        f"Calibrated it gains {listed(calibrated, *gains)} points ({listed(calibrated, *errors)})"
+    )
+    assert text in page, text
+
+    adding = found["adding 0.25 to attached, calibrated"]
+    changed = f"{100 * adding['mean']:+.1f} ({100 * adding['standard_error']:.2f})"
+    costs = (found[f"adding 0.25 to {name}"]["mean"] for name in ("attached", "average"))
+    attached, average = (f"{-100 * cost:.1f}" for cost in costs)
+    text = f"to it changes {changed}, where it costs attention without calibration {attached} and"
+    assert f"{text} averaging {average}" in page
+
+    # Other pages repeat them.
+    repeated = listed("attached", "mean", "{:.1f}"), listed("attached", *errors)
+    text = f"gains {repeated[0]} points over averaging at these lists (three seeds, standard errors"
+    assert f"{text} {repeated[1]};" in prose("docs/attention.md")
+    error = found[f"attached {LISTS[1]} - average {LISTS[1]}"]["standard_error"]
+    said = f"three seeds, standard error of the difference {100 * error:.2f}"
+    assert said in prose("README.md")
 
     flipped = rows_of("camvid_pretrained/attached_flip")
     averaged, attached = (
