@@ -114,6 +114,7 @@ LINES = (
 PAIRS = {
     "hierarchical {0.5,1,2} - average {0.5,1,2}": (("hierarchical", 3), ("average", 3)),
     "hierarchical {0.5,1,2} - single {1}": (("hierarchical", 3), ("single scale", 1)),
+    "average {0.5,1,2} - single {1}": (("average", 3), ("single scale", 1)),
     "hierarchical {0.5,1,2} - explicit {0.5,1,2}": (("hierarchical", 3), ("explicit", 3)),
     "hierarchical {0.5,1,2} - both scales' features {0.5,1,2}": (
         ("hierarchical", 3),
