@@ -83,6 +83,7 @@ def test_the_recipe_of_camvid_reached_what_the_page_says() -> None:
     assert f"{reached['seconds'] / 60:.0f} minutes" in prose("docs/camvid.md")
 
 
+FOREIGN_LISTS = ("1", "0.5,1", "0.5,1,2", "0.25,0.5,1,2")
 LISTS = ("{0.5,1}", "{0.5,1,2}", "{0.25,0.5,1,2}")
 ATTACHED = {
     "single scale, averaged": "single",
@@ -159,6 +160,32 @@ def test_gains_of_attached_attention_on_photographs() -> None:
         f"{100 * flipped[name]['miou']:.1f}" for name in ("single scale, averaged", "attached")
     )
     assert f"has {averaged} averaged and {attached} attached" in prose("docs/camvid.md")
+
+
+def test_models_of_other_libraries() -> None:
+    (table,) = tables_of("docs/attention.md", "| | {1} | {0.5, 1} | {0.5, 1, 2} |")
+    page, readme = prose("docs/attention.md"), prose("README.md")
+    expected: list[list[str]] = []
+    for name, file in (("Unet", "unet"), ("SegFormer", "segformer")):
+        found = rows_of(f"attached_foreign/{file}")
+        miou = {way: list(found["miou"][way].values()) for way in found["miou"]}
+        assert found["steps"] == 1500 and list(found["miou"]["averaged"]) == [*FOREIGN_LISTS]
+        for shown, way in (
+            (f"{name}, averaged", "averaged"),
+            ("attached", "attached"),
+            ("attached, calibrated", "calibrated"),
+        ):
+            expected.append([shown, *(f"{score:.1f}" for score in miou[way])])
+
+        pairs = list(zip(miou["calibrated"], miou["averaged"], strict=True))[1:]
+        gains = [f"{ours - averaged:.1f}" for ours, averaged in pairs]
+        text = f"{gains[0]}, {gains[1]} and {gains[2]}"
+        assert f"gives {name} {text} points" in page or f"{name} {text}" in page
+        if file == "unet":
+            three, four = ((miou["averaged"][n], miou["calibrated"][n]) for n in (2, 3))
+            assert "from {:.1f} % averaged to {:.1f} % at {{0.5, 1, 2}}".format(*three) in readme
+            assert "from {:.1f} % to {:.1f} % with 0.25x".format(*four) in readme
+    assert table == expected
 
 
 def test_the_readme_says_what_attached_attention_reaches_on_photographs() -> None:
