@@ -243,20 +243,6 @@ def test_camvid_rows_are_the_committed_ones() -> None:
             assert shown == percent("camvid/table1", name, *scales), f"{row[0]} {scales}"
 
 
-def test_rows_of_table_2_are_the_committed_ones() -> None:
-    rows = table_below("docs/results.md", "| method | attention | auto-labels |")
-    committed = (ROOT / "results" / "table2" / "table2.md").read_text().splitlines()
-    assert rows == [cells(line) for line in committed[2:] if line.startswith("|")]
-
-    # The table of causes: the teacher's score, what was kept, the student's score.
-    causes = table_below("docs/results.md", "| teacher (its mIoU)")
-    for row, why in zip(causes, rows_of("table2/why"), strict=True):
-        named = re.search(r"\(([\d.]+)\)$", row[0])
-        assert named is None or named[1] == f"{100 * why['teacher_miou']:.1f}"
-        assert row[2] == f"{100 * why['kept_share']:.0f} %"
-        assert row[3] == f"{100 * why['student_miou']:.1f}"
-
-
 def test_rows_of_rmi_and_cross_entropy_are_the_committed_ones() -> None:
     rows = table_below("docs/results.md", "| test mIoU % | seed 0 | seed 1 | seed 2 | mean |")
     for row, table in zip(rows, ("demo", "cross_entropy"), strict=True):

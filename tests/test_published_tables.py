@@ -162,6 +162,44 @@ def test_gains_of_attached_attention_on_photographs() -> None:
     assert f"has {averaged} averaged and {attached} attached" in prose("docs/camvid.md")
 
 
+def test_rows_of_table_2_are_the_committed_ones() -> None:
+    tables = tables_of("docs/results.md", "| method | attention | auto-labels |")
+    for shown, name in zip(tables, ("table2_long", "table2"), strict=True):
+        committed = (ROOT / "results" / name / "table2.md").read_text().splitlines()
+        assert shown == [cells(line) for line in committed[2:] if line.startswith("|")]
+
+    # The table of causes: the teacher's score, what was kept, the student's score.
+    (causes,) = tables_of("docs/results.md", "| teacher (its mIoU)")
+    for row, why in zip(causes, rows_of("table2/why"), strict=True):
+        named = re.search(r"\(([\d.]+)\)$", row[0])
+        assert named is None or named[1] == f"{100 * why['teacher_miou']:.1f}"
+        assert row[2] == f"{100 * why['kept_share']:.0f} %"
+        assert row[3] == f"{100 * why['student_miou']:.1f}"
+
+
+def test_what_labels_of_table_2_cover_and_how_much_of_them_is_wrong() -> None:
+    (table,) = tables_of("docs/results.md", "| covered, wrong % |")
+    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+    (header,) = re.findall(r"^\| covered, wrong % .*", text, re.M)
+    files = ("coarse", "threshold0.9-0", "keep0.7-0")
+    for (_, *shown), file in zip(table, files, strict=True):
+        found = rows_of(f"table2_long/labels/{file}")
+        for name, cell in zip(cells(header)[1:], shown, strict=True):
+            of_class = found if name == "all" else found["classes"][name]
+            assert cell == f"{100 * of_class['covered']:.1f}, {100 * of_class['wrong']:.1f}", name
+
+    # What the text says of poles.
+    pole = [rows_of(f"table2_long/labels/{file}")["classes"]["pole"]["covered"] for file in files]
+    iou = [
+        rows_of(f"table2_long/rows/{row}-0")["scored"][0]["per_class"]["pole"]
+        for row in ("auto-labels", "baseline")
+    ]
+    page = prose("docs/results.md")
+    assert f"drew {100 * pole[0]:.0f} % of the pixels of poles" in page
+    assert f"labels {100 * pole[2]:.0f} %, and its student has {100 * iou[0]:.1f} on pole" in page
+    assert f"where the baseline has {100 * iou[1]:.1f}" in page
+
+
 def test_models_of_other_libraries() -> None:
     (table,) = tables_of("docs/attention.md", "| | {1} | {0.5, 1} | {0.5, 1, 2} |")
     page, readme = prose("docs/attention.md"), prose("README.md")
