@@ -111,7 +111,7 @@ def attached_scores(method: str, scales: tuple[float, ...]) -> list[float]:
 @pytest.mark.parametrize("page", ["docs/camvid.md", "docs/results.md"])
 def test_attention_attached_to_a_network_from_pretrained_weights(page: str) -> None:
     (table,) = tables_of(page, "| val mIoU %, ")
-    *attached, together = table
+    *attached, together, random = table
     assert [row[0] for row in attached] == list(ATTACHED)
     for name, *shown in attached:
         for scales, text in zip(COLUMNS, shown, strict=True):
@@ -120,6 +120,24 @@ def test_attention_attached_to_a_network_from_pretrained_weights(page: str) -> N
     plain = rows_of("camvid_pretrained/hierarchical-0")["without flip"]
     for scales, text in zip(COLUMNS, together[1:], strict=True):
         assert text == f"{100 * plain[','.join(f'{scale:g}' for scale in scales)]:.1f}"
+
+    scored = rows_of("camvid_pretrained/random-0")["scored"]
+    from_random = {tuple(entry["scales"]): 100 * entry["miou"] for entry in scored}
+    assert random[1:] == [*(f"{from_random[scales]:.1f}" for scales in COLUMNS[:3]), ""]
+
+
+def test_what_weights_of_imagenet_are_worth_on_photographs() -> None:
+    (found,) = (
+        entry
+        for entry in rows_of("camvid_pretrained/random-0")["scored"]
+        if entry["scales"] == [0.5, 1.0, 2.0]
+    )
+    pretrained = statistics.mean(attached_scores("single", (0.5, 1, 2)))
+    page, random = prose("docs/camvid.md"), 100 * found["miou"]
+    assert f"weights of ImageNet are worth {pretrained - random:.0f} points" in page
+    pole, sign = (100 * found["per_class"][name] for name in ("Pole", "SignSymbol"))
+    text = f"reach {random:.1f} % at {{0.5, 1, 2}}, with {pole:.1f} on Pole and {sign:.1f} on"
+    assert text in page
 
 
 def test_gains_of_attached_attention_on_photographs() -> None:
