@@ -186,6 +186,25 @@ def test_rows_of_table_2_are_the_committed_ones() -> None:
         committed = (ROOT / "results" / name / "table2.md").read_text().splitlines()
         assert shown == [cells(line) for line in committed[2:] if line.startswith("|")]
 
+    # Neighbours in the order of the first, paired by seed.
+    page = prose("docs/results.md")
+    by_row = {line["name"]: line["by_seed"] for line in rows_of("table2_long/table2")["lines"]}
+    for words, ours, other in (
+        ("Over attention automatic labels gain", "auto-labels", "attention"),
+        ("and both over automatic labels", "both", "auto-labels"),
+    ):
+        gains = [100 * (by_row[ours][seed] - by_row[other][seed]) for seed in by_row[ours]]
+        error = statistics.stdev(gains) / len(gains) ** 0.5
+        assert f"{words} {statistics.mean(gains):+.2f} ({error:.2f})" in page
+    baseline = by_row["baseline"]
+    attention, automatic, both = (
+        f"{statistics.mean(100 * (scores[seed] - baseline[seed]) for seed in scores):+.1f}"
+        for name, scores in by_row.items()
+        if name != "baseline"
+    )
+    said = f"attention {attention}, automatic labels {automatic}, both {both} points"
+    assert said in prose("README.md")
+
     # The table of causes: the teacher's score, what was kept, the student's score.
     (causes,) = tables_of("docs/results.md", "| teacher (its mIoU)")
     for row, why in zip(causes, rows_of("table2/why"), strict=True):
