@@ -126,6 +126,15 @@ def test_attention_attached_to_a_network_from_pretrained_weights(page: str) -> N
     assert random[1:] == [*(f"{from_random[scales]:.1f}" for scales in COLUMNS[:3]), ""]
 
 
+def test_attention_attached_to_a_network_that_was_trained_longer() -> None:
+    (table,) = tables_of("docs/results.md", "| test mIoU %, 4608 steps, seed 0")
+    assert [row[0] for row in table] == list(ATTACHED)
+    for name, *shown in table:
+        scored = rows_of(f"table1_long_attached/rows/{ATTACHED[name]}-0")["scored"]
+        miou = {tuple(entry["scales"]): 100 * entry["miou"] for entry in scored}
+        assert shown == [f"{miou[scales]:.1f}" for scales in COLUMNS]
+
+
 def test_what_weights_of_imagenet_are_worth_on_photographs() -> None:
     (found,) = (
         entry

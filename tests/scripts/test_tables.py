@@ -227,6 +227,13 @@ PUBLISHED = {  # folder: the words of its command, and how its data was drawn
         ["--config", "configs/demo/table1_long.yaml"],
         published_drawing((192, 384), 768),
     ),
+    "table1_long_attached": (
+        [
+            *("--config", "configs/demo/table1_long.yaml", "--attach-epochs", "2"),
+            *("--lists", "0.5,1,2", "1", "0.5,1", "0.25,0.5,1,2"),
+        ],
+        published_drawing((192, 384), 768),
+    ),
     "table1_ratios": (
         ["model.random_ratio=[0.25,0.75]", "loss.scale_weight=0.05"],
         published_drawing((192, 384), 768),
