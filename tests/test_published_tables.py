@@ -234,6 +234,23 @@ def test_what_labels_of_table_2_cover_and_how_much_of_them_is_wrong() -> None:
             of_class = found if name == "all" else found["classes"][name]
             assert cell == f"{100 * of_class['covered']:.1f}, {100 * of_class['wrong']:.1f}", name
 
+    # At 0.9 alone.
+    lines = {line["name"]: line for line in rows_of("table2_long_threshold/table2")["lines"]}
+    student, both = (100 * lines[name]["miou"] for name in ("auto-labels", "both"))
+    less = [-100 * lines[name]["gain"]["mean"] for name in ("auto-labels", "both")]
+    text = f"the students have {student:.1f} and, with attention, {both:.1f}, which is"
+    assert f"{text} {less[0]:.1f} and {less[1]:.1f} points less" in prose("docs/results.md")
+
+    per_class = [
+        rows_of(f"{table}/rows/auto-labels-0")["scored"][0]["per_class"]
+        for table in ("table2_long_threshold", "table2_long")
+    ]
+    (pole, pole_kept), (fence, fence_kept) = (
+        [100 * scores[name] for scores in per_class] for name in ("pole", "fence")
+    )
+    text = f"Pole has {pole:.1f} instead of {pole_kept:.1f} and fence {fence:.1f} instead of"
+    assert f"{text} {fence_kept:.1f}" in prose("docs/results.md")
+
     # What the text says of poles.
     pole = [rows_of(f"table2_long/labels/{file}")["classes"]["pole"]["covered"] for file in files]
     iou = [

@@ -299,6 +299,10 @@ def test_published_rows_of_table1_are_kept_and_make_the_published_table(
             "table2_long",
             ["--config", "configs/demo/table2_long.yaml", "--attach-epochs", "8"],
         ),
+        (
+            "table2_long_threshold",
+            ["--config", "configs/demo/table2_long.yaml", "--attach-epochs", "8"],
+        ),
     ],
 )
 def test_published_rows_of_table2_are_kept_and_make_the_published_table(
