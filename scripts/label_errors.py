@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hmsa.datasets import build_files
+from hmsa.datasets import DataError, build_files
 from hmsa.datasets.layouts.class_list import Layout
 from hmsa.engine.command_line import run_command
 from hmsa.utils.files.writing import write_file
@@ -50,6 +50,11 @@ def judge(root: Path, labels: Path | None) -> dict[str, Any]:
     place: dict[str, Any] = {"root": root, "split": SPLIT}
     if (root / "leftImg8bit").is_dir():
         place["dataset"] = "cityscapes"
+        if not (root / "gtFine" / SPLIT).is_dir():
+            raise DataError(
+                f"{root}: its {SPLIT} has coarse labels only; draw fine ones beside them with "
+                "scripts/make_demo_data.py --fine-extra"
+            )
         true = build_files(**place, labels="fine")
     else:
         place["dataset"] = "folder"

@@ -202,7 +202,7 @@ def claim_folder(root: Path, recipe: dict[str, Any]) -> None:
             if held != recipe:
                 raise UserError(
                     f"{root} already holds something else than a drawing of {recipe}: "
-                    "choose another folder"
+                    "choose another folder, or remove this one"
                 )
         write_file(marker, json.dumps({"recipe": recipe}) + "\n")
     except (OSError, ValueError) as error:

@@ -27,7 +27,7 @@ from hmsa.network.inference.predict import label_and_confidence
 from hmsa.network.trunks import TRUNKS
 from hmsa.utils.config import load_config
 from hmsa.utils.labelling.autolabels import read_record
-from hmsa.utils.training.checkpoint import save_checkpoint, sha256_of
+from hmsa.utils.training.checkpoint import load_checkpoint, save_checkpoint, sha256_of
 from tests.datasets.trees import make_cityscapes
 from tests.engine.conftest import configuration, draw
 from tests.engine.small import Small
@@ -639,6 +639,20 @@ def test_the_command_line_says_what_it_lacks(
     one_sentence(capsys, "list.csv", ".txt")
     assert run("--verify", "--output", tmp_path) == 2
     one_sentence(capsys, "no finished tree")
+
+
+def test_the_page_says_that_the_teachers_score_is_of_before_its_calibration(
+    teacher: Path, images: Path, tmp_path: Path, run: Run
+) -> None:
+    content = {**load_checkpoint(teacher).content, "miou": 0.7}
+    pages = []
+    for name, biases in (("plain", []), ("calibrated", [[0.5, 1.0, 6.0]])):
+        path = tmp_path / f"{name}.pt"
+        save_checkpoint(path, {**content, "attention_bias": biases})
+        output = tmp_path / name
+        assert run("--checkpoint", path, "--images", images / "images", "--output", output) == 0
+        pages.append((output / "report.html").read_text())
+    assert ["mIoU % before calibration" in page for page in pages] == [False, True]
 
 
 def test_a_list_of_images(teacher: Path, images: Path, tmp_path: Path, run: Run) -> None:

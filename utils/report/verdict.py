@@ -77,7 +77,7 @@ def _bad_teacher(report: AutolabelReport) -> list[str]:
     if report.teacher_miou is None or not report.teacher_miou < WEAK_MIOU:
         return []
     return [
-        f"The teacher reaches {percent(report.teacher_miou)} % mIoU on its own validation split: "
+        f"The teacher reaches {_teacher_score(report)} on its own validation split: "
         "however sure it is, its labels repeat its mistakes. Train it longer, on more labels or "
         "from pre-trained weights, then label again."
     ]
@@ -147,13 +147,19 @@ def _doubts(report: AutolabelReport) -> list[str]:
     return sentences
 
 
+def _teacher_score(report: AutolabelReport) -> str:
+    """Its mIoU in words, where it is known."""
+    since = " before calibration" if report.teacher_was_calibrated else ""
+    return f"{percent(report.teacher_miou)} % mIoU{since}"
+
+
 def _praise(report: AutolabelReport) -> list[str]:
     """Why nothing is wrong, as far as it is known."""
     sentences = []
     if report.predicted is not None:
         sentences.append(f"Every class keeps {100 * STARVED_SHARE:.0f} % of its pixels or more.")
     if report.teacher_miou is not None:
-        sentences.append(f"The teacher reaches {percent(report.teacher_miou)} % mIoU.")
+        sentences.append(f"The teacher reaches {_teacher_score(report)}.")
     share = _agreement(report)
     if share is not None:
         sentences.append(f"{percent(share)} % agree with the labels drawn by people.")
