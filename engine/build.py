@@ -46,7 +46,7 @@ from hmsa.network import (
     load_weights,
 )
 from hmsa.network.inference import out_of_memory
-from hmsa.network.model import Hierarchical, ScalePair, adjacent_pairs
+from hmsa.network.model import Hierarchical, PairBias, PairBiases, ScalePair, adjacent_pairs
 from hmsa.network.weights.files import numpy_scalars, read_file
 from hmsa.network.weights.pretrained import find_weights
 from hmsa.network.weights.recognition import recognise_model
@@ -577,36 +577,60 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
 # --- inference ---
 
 
-def attention_bias_of(content: Mapping[str, Any]) -> dict[ScalePair, float]:
+def attention_bias_of(
+    content: Mapping[str, Any], *, classes: int | None = None
+) -> dict[ScalePair, PairBias]:
     """The attention biases that `hmsa calibrate` wrote into a checkpoint, by pair of scales.
 
+    A row is a lower scale, a higher scale and what `rows_of_bias` writes of the rest. Older
+    calibrations have one number there, for all classes.
+
     Raises:
-        CheckpointError: they are not rows of a lower scale, a higher scale and a finite number.
+        CheckpointError: they are not such rows, not of finite numbers, or not of so many `classes`.
     """
     biases = {}
     for row in content.get("attention_bias", []):
         try:
-            lower, higher, bias = (float(value) for value in row)
+            lower, higher = (float(scale) for scale in row[:2])
+            numbers = [
+                tuple(map(float, part if isinstance(part, list | tuple) else [part]))
+                for part in row[2:]
+            ]
+            bias = PairBias(*numbers)
         except (TypeError, ValueError) as error:
             raise CheckpointError(
-                f"attention_bias: {row!r} is not [lower scale, higher scale, bias]; calibrate the "
-                "checkpoint again, or set eval.calibration=off"
+                f"attention_bias: {shortened(repr(row), 100)} is not [lower scale, higher scale, "
+                "biases]; calibrate the checkpoint again, or set eval.calibration=off"
             ) from error
-        if not (0 < lower < higher and math.isfinite(bias)):
+        sound = all(part and all(map(math.isfinite, part)) for part in bias)
+        if not (0 < lower < higher and sound):
             raise CheckpointError(
-                f"attention_bias: {row!r} is not a pair of rising scales and a finite number; "
-                "calibrate the checkpoint again, or set eval.calibration=off"
+                f"attention_bias: {shortened(repr(row), 100)} is not a pair of rising scales and "
+                "finite numbers; calibrate the checkpoint again, or set eval.calibration=off"
+            )
+        if classes is not None and not {len(part) for part in bias} <= {1, classes}:
+            raise CheckpointError(
+                f"attention_bias: {shortened(repr(row), 100)} is not of the {classes} classes of "
+                "the network; calibrate the checkpoint again, or set eval.calibration=off"
             )
         biases[(lower, higher)] = bias
     return biases
 
 
-def used_attention_bias(model: MultiScaleModel, options: InferenceOptions) -> list[list[float]]:
+def rows_of_bias(biases: PairBiases) -> list[list[Any]]:
+    """Rows for files, from the lowest pair: lower scale, higher scale, and both lists of biases."""
+    return [
+        [*pair, *(list(map(float, numbers)) for numbers in bias)]
+        for pair, bias in sorted(biases.items())
+    ]
+
+
+def used_attention_bias(model: MultiScaleModel, options: InferenceOptions) -> list[list[Any]]:
     """Rows [lower scale, higher scale, bias] of the biases that this way to infer uses."""
     if not isinstance(model, Hierarchical):
         return []
     bias = model.attention_bias
-    return [[*pair, bias[pair]] for pair in adjacent_pairs(options.scales) if pair in bias]
+    return rows_of_bias({p: bias[p] for p in adjacent_pairs(options.scales) if p in bias})
 
 
 def describe_inference(model: MultiScaleModel, options: InferenceOptions) -> str:
@@ -614,7 +638,7 @@ def describe_inference(model: MultiScaleModel, options: InferenceOptions) -> str
     rows = used_attention_bias(model, options)
     if not rows:
         return options.describe()
-    pairs = ", ".join(f"{lower:g}-{higher:g}" for lower, higher, _ in rows)
+    pairs = ", ".join(f"{lower:g}-{higher:g}" for lower, higher, *_ in rows)
     return f"{options.describe()} (attention calibrated for {pairs})"
 
 
@@ -809,7 +833,7 @@ def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
             )
     model = place(model, config, device).eval()
     if isinstance(model, Hierarchical) and config.eval.calibration == "auto":
-        model.attention_bias = attention_bias_of(opened.weights or {})
+        model.attention_bias = attention_bias_of(opened.weights or {}, classes=spec.num_classes)
     origin = (opened.weights or {}).get("trunk_origin", "")
     return Loaded(
         model=model,

@@ -28,7 +28,13 @@ from hmsa.network.calibration import (
     fuse_kept,
     keep_maps,
 )
-from hmsa.network.model import Hierarchical, ScalePair, adjacent_pairs
+from hmsa.network.model import (
+    Hierarchical,
+    PairBias,
+    PairBiases,
+    ScalePair,
+    adjacent_pairs,
+)
 from hmsa.utils.config import Config
 from hmsa.utils.metrics.confusion import ConfusionMatrix, iou_of, mean_of
 from hmsa.utils.processes import join
@@ -169,7 +175,7 @@ def calibrate(
     averaged = judge.average().miou()
     for pair in adjacent_pairs(scales):
         verdict = "kept" if pair in helpful else "left out, since it does not help"
-        logger.info("%gx and %gx: attention bias %+.2f, %s", *pair, biases[pair], verdict)
+        logger.info("%gx and %gx: attention bias %s, %s", *pair, in_words(biases[pair]), verdict)
     listed = ", ".join(f"{scale:g}" for scale in sorted(scales))
     logger.info(
         "mIoU at {%s} on %d images of split %s that were not fitted: %.1f %% before, %.1f %% after "
@@ -204,12 +210,21 @@ def calibrate(
     )
 
 
+def in_words(bias: PairBias) -> str:
+    """A pair's biases for a line of the log: what they are where both scales see one class."""
+    lower, higher = (np.asarray(numbers) for numbers in bias)
+    total = lower + higher
+    if total.size == 1:
+        return f"{total.item():+.2f}"
+    return f"{total.min():+.2f} to {total.max():+.2f} by class"
+
+
 def write_calibrated(
     path: Path,
     content: Mapping[str, object],
     *,
-    biases: Mapping[ScalePair, float],
-    fitted: Mapping[ScalePair, float],
+    biases: PairBiases,
+    fitted: PairBiases,
     evidence: Mapping[str, object],
 ) -> None:
     """Write the checkpoint with its biases, whole or not at all; the weights stay as they are.
@@ -219,7 +234,7 @@ def write_calibrated(
     held = build.attention_bias_of(content)
     held = {pair: bias for pair, bias in held.items() if pair not in fitted}
     held.update(biases)
-    rows = [[*pair, bias] for pair, bias in sorted(held.items())]
+    rows = build.rows_of_bias(held)
     save_checkpoint(path, {**content, "attention_bias": rows, "calibration": dict(evidence)})
     logger.info("%s: holds the attention biases of %s of scales", path, counted(len(rows), "pair"))
 
@@ -391,33 +406,31 @@ class Judge:
         self.model = model
         self.images = images
         self.ignore_label = ignore_label
-        self._known: dict[tuple[tuple[ScalePair, float], ...], _Scores] = {}
+        self._known: dict[tuple[tuple[ScalePair, PairBias], ...], _Scores] = {}
 
         # The same resamplings for every question, so that answers can be compared.
         generator = np.random.default_rng(0)
         draws = generator.integers(len(images), size=(RESAMPLINGS, len(images)))
         self.weights = np.stack([np.bincount(draw, minlength=len(images)) for draw in draws])
 
-    def scores(self, biases: Mapping[ScalePair, float]) -> _Scores:
+    def scores(self, biases: PairBiases) -> _Scores:
         """The confusion matrix of each image with `biases`."""
         key = tuple(sorted(biases.items()))
         if key not in self._known:
             self._known[key] = self._count(biases)
         return self._known[key]
 
-    def miou(self, biases: Mapping[ScalePair, float]) -> float:
+    def miou(self, biases: PairBiases) -> float:
         """mIoU as a fraction."""
         return self.scores(biases).miou()
 
-    def gain(
-        self, biases: Mapping[ScalePair, float], others: Mapping[ScalePair, float]
-    ) -> tuple[float, float]:
+    def gain(self, biases: PairBiases, others: PairBiases) -> tuple[float, float]:
         """How much more mIoU `biases` have than `others`, and its standard error (bootstrap)."""
         own, other = self.scores(biases), self.scores(others)
         differences = [own.miou(row) - other.miou(row) for row in self.weights]
         return own.miou() - other.miou(), float(np.std(differences, ddof=1))
 
-    def keep_what_helps(self, biases: Mapping[ScalePair, float]) -> dict[ScalePair, float]:
+    def keep_what_helps(self, biases: PairBiases) -> PairBiases:
         """The biases that help, or none where all together help no more than the error.
 
         A single bias moves the score by less than the error of a hundred images, so it is asked
@@ -438,9 +451,8 @@ class Judge:
         """The confusion matrix of each image where its scales are averaged, without attention."""
         return self._count_logits(lambda kept: average_kept(self.model, kept))
 
-    def _count(self, biases: Mapping[ScalePair, float]) -> _Scores:
-        tensors = {pair: torch.tensor(bias) for pair, bias in biases.items()}
-        return self._count_logits(lambda kept: fuse_kept(self.model, kept, tensors))
+    def _count(self, biases: PairBiases) -> _Scores:
+        return self._count_logits(lambda kept: fuse_kept(self.model, kept, biases))
 
     @torch.inference_mode()
     def _count_logits(self, logits_of: Callable[[KeptMaps], Tensor]) -> _Scores:

@@ -23,7 +23,7 @@ from hmsa.network.weights.recognition import recognise_model
 from hmsa.utils.files.writing import write_file_with
 from hmsa.utils.training.checkpoint import FORMAT, save_checkpoint
 
-from .build import attention_bias_of, build_loaded, model_from, open_checkpoint
+from .build import attention_bias_of, build_loaded, model_from, open_checkpoint, rows_of_bias
 from .model_source import (
     KEY,
     carried_description,
@@ -86,8 +86,7 @@ def convert(
     if ours or carried_description(path) is not None:
         opened = open_checkpoint(path, config_file=None, overrides=())
         loaded = build_loaded(opened, device=torch.device("cpu"))
-        biases = attention_bias_of(opened.weights or {})
-        rows = [[*pair, bias] for pair, bias in biases.items()]
+        rows = rows_of_bias(attention_bias_of(opened.weights or {}))
         values = description(loaded.config, loaded.spec, rows)
         return _converted(loaded.model, values, trunk_only=trunk_only)
 

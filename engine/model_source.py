@@ -110,7 +110,7 @@ def _from_hub(text: str) -> Path:
 
 
 def description(
-    config: Config, spec: DatasetSpec, attention_bias: Sequence[Sequence[float]] = ()
+    config: Config, spec: DatasetSpec, attention_bias: Sequence[Sequence[Any]] = ()
 ) -> dict[str, Any]:
     """All that makes weights usable alone, as plain values.
 

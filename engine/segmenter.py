@@ -243,8 +243,7 @@ class Segmenter(
             raise UserError(
                 "save_pretrained needs the safetensors library: pip install safetensors"
             ) from error
-        bias = getattr(self.model, "attention_bias", {})
-        rows = [[lower, higher, value] for (lower, higher), value in bias.items()]
+        rows = build.rows_of_bias(getattr(self.model, "attention_bias", {}))
         described = description(self.config, self.spec, rows)
 
         # Tensors that share memory cannot be written; copies in one layout can.

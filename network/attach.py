@@ -135,15 +135,9 @@ class AttachedAttention(Hierarchical):
         super().freeze(tuple(dict.fromkeys(("trunk", *parts))))
 
     def predict_scale(
-        self,
-        image: Tensor,
-        scale: float,
-        *,
-        attended: bool,
-        bias: float | None = None,
-        pair: ScalePair | None = None,
+        self, image: Tensor, scale: float, *, attended: bool, pair: ScalePair | None = None
     ) -> Prediction:
-        extended = super().predict_scale(image, scale, attended=attended, bias=bias, pair=pair)
+        extended = super().predict_scale(image, scale, attended=attended, pair=pair)
         return self._cut_back(extended, scaled_size(image.shape[-2:], scale))
 
     def decode_at(self, image: Tensor, scale: float) -> Decoded:

@@ -1,15 +1,19 @@
 """Calibration of hierarchical attention for lists of scales that training did not see.
 
 Training shows the attention head a few pairs of scales, 0.5x and 1x in the paper. At inference a
-chain holds any pairs, and for those the head tends to trust one side too much or too little, by
-much the same amount everywhere. One number for each pair mends that: a bias that is added to the
-attention's scores before the sigmoid,
+chain holds any pairs, and for those the head tends to trust one side too much or too little, by an
+amount that depends on what is seen. For each pair and class two numbers mend that (`PairBias`),
+which are added to the attention's scores before the sigmoid (`model.calibrated`),
 
-    a' = sigmoid(logit(a) + bias).
+    a' = sigmoid(logit(a) + sum over classes c of p_lower,c * lower_c + p_higher,c * higher_c),
+
+where p is what each scale of the pair thinks it sees, the soft-max of its logits. The head itself
+reads the features of the lower scale alone; what the higher one makes of the image is news.
 
 The biases are fitted by the cross-entropy of the fused logits, on maps that are computed once for a
 few images; the network itself stays as it is. The maps are fused at the full size of the image:
-fitted at the resolution of the features, the largest scale looks worse than it is.
+fitted at the resolution of the features, the largest scale looks worse than it is. The numbers of
+a pair are drawn together, so that a class that the images hardly show has that of the others.
 """
 
 from __future__ import annotations
@@ -22,11 +26,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from .layers import ModelError, resize
-from .model import Hierarchical, ScalePair, Size, adjacent_pairs
+from .model import Hierarchical, PairBias, PairBiases, ScalePair, Size, adjacent_pairs, calibrated
 from .prediction import Prediction
 
 STEPS = 16
 LEARNING_RATE = 0.5
+SPREAD_PENALTY = 1e-5  # for the squared distances of a pair's biases from one number
 LARGEST_BIAS = 6.0  # an attention of 0.9975 where it was 0.5: beyond it a scale is switched off
 WINDOW = (512, 1024)  # pixels of an image (height, width) that judge, at most
 FITTED_WINDOW = (192, 384)  # and that are fitted: each of the steps fuses them again
@@ -83,20 +88,21 @@ def keep_maps(
     return KeptMaps(kept, label[rows, columns].cpu().clone())
 
 
-def fuse_kept(model: Hierarchical, kept: KeptMaps, biases: Mapping[ScalePair, Tensor]) -> Tensor:
-    """Fused logits `[1, C, H, W]` of kept maps, with `biases` (scalars) for pairs of their scales.
+def fuse_kept(model: Hierarchical, kept: KeptMaps, biases: PairBiases) -> Tensor:
+    """Fused logits `[1, C, H, W]` of kept maps, with `biases` for pairs of their scales.
 
     It is the model's own fusion, differentiable with respect to the biases.
     """
-    scales = {}
-    of_lower = {pair[0]: pair for pair in adjacent_pairs(list(kept.scales))}
-    for scale, part in kept.scales.items():
-        attention = part.attention
-        pair = of_lower.get(scale)
-        if attention is not None and pair is not None and pair in biases:
-            # A saturated attention keeps a finite score, so that a bias can still move it.
-            attention = torch.sigmoid(torch.logit(attention, eps=1e-6) + biases[pair])
-        scales[scale] = Prediction(logits=part.logits.float(), attention=attention)
+    scales = {
+        scale: Prediction(logits=part.logits.float(), attention=part.attention)
+        for scale, part in kept.scales.items()
+    }
+    for lower, higher in adjacent_pairs(list(scales)):
+        bias = biases.get((lower, higher))
+        if bias is not None:
+            scales[lower] = calibrated(
+                scales[lower], scales[higher], bias, align_corners=model.align_corners
+            )
 
     height, width = kept.label.shape
     return model.fuse_scales(scales, (height, width)).logits
@@ -117,8 +123,8 @@ def average_kept(model: Hierarchical, kept: KeptMaps) -> Tensor:
 
 def fit_attention_bias(
     model: Hierarchical, images: Sequence[KeptMaps], *, ignore_label: int
-) -> dict[ScalePair, float]:
-    """Fit a bias for every pair of neighbouring scales that the maps hold.
+) -> dict[ScalePair, PairBias]:
+    """Fit biases for every class and every pair of neighbouring scales that the maps hold.
 
     The loss is the mean cross-entropy over images, each the mean over its labelled pixels. Labels
     above the number of classes are ignored.
@@ -131,24 +137,35 @@ def fit_attention_bias(
         raise ModelError("no image for the calibration has a labelled pixel")
 
     pairs = adjacent_pairs(list(usable[0].scales))
-    biases = {pair: torch.zeros((), requires_grad=True) for pair in pairs}
-    optimizer = torch.optim.Adam(list(biases.values()), lr=LEARNING_RATE, betas=(0.7, 0.95))
+    classes = usable[0].scales[pairs[0][0]].logits.shape[1]
+    tensors = torch.zeros(len(pairs), 2, classes, requires_grad=True)
+    optimizer = torch.optim.Adam([tensors], lr=LEARNING_RATE, betas=(0.7, 0.95))
     for step in range(STEPS):
         # Smaller steps towards the end, so that the last one does not decide.
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * (1 - step / STEPS)
 
         optimizer.zero_grad()
+        biases = {pair: PairBias(*of_pair) for pair, of_pair in zip(pairs, tensors, strict=True)}
         for kept in usable:
             logits = fuse_kept(model, kept, biases)
             label = kept.label.long()[None]
             loss = functional.cross_entropy(logits, label, ignore_index=ignore_label)
             (loss / len(usable)).backward()
+        (SPREAD_PENALTY * _spread(tensors)).backward()
         optimizer.step()
         with torch.no_grad():
-            for bias in biases.values():
-                bias.clamp_(-LARGEST_BIAS, LARGEST_BIAS)
-    return {pair: float(bias.detach()) for pair, bias in biases.items()}
+            tensors.clamp_(-LARGEST_BIAS, LARGEST_BIAS)
+    return {
+        pair: PairBias(*(tuple(numbers) for numbers in of_pair))
+        for pair, of_pair in zip(pairs, tensors.tolist(), strict=True)
+    }
+
+
+def _spread(biases: Tensor) -> Tensor:
+    """How far biases `[P, 2, C]` are from one number for each pair, which the lower scale has."""
+    lower, higher = biases.unbind(dim=1)
+    return (lower - lower.mean(dim=1, keepdim=True)).square().sum() + higher.square().sum()
 
 
 def _window(length: int, largest: int, *, place: float) -> slice:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,29 @@ from .trunks.trunk import Trunk
 Size = tuple[int, int]  # (height, width) in pixels
 ScalePair = tuple[float, float]  # a scale and the next higher one of a list
 
+# Scores beyond it, 13.8, would be infinite in the end, where no bias moves them.
+SATURATED = 1e-6
+
 # Beyond these an image is nothing, or takes the memory of hundreds: a slip of the keyboard.
 SMALLEST_SCALE, LARGEST_SCALE = 1 / 64, 16.0
 
 # What torch says where batch norm has nothing to take a variance of.
 ONE_VALUE = "Expected more than 1 value per channel"
+
+
+class PairBias(NamedTuple):
+    """What a calibration adds to the scores of a pair's attention, before the sigmoid.
+
+    One number for each class, which counts as often as a scale of the pair thinks it sees that
+    class: those of `lower` by the probabilities of the lower scale, those of `higher` by those of
+    the higher one. A single number counts everywhere.
+    """
+
+    lower: tuple[float, ...] | Tensor
+    higher: tuple[float, ...] | Tensor = (0.0,)
+
+
+PairBiases = Mapping[ScalePair, PairBias]
 
 
 def fuse(
@@ -86,6 +104,27 @@ def fuse_chain(
         target = meeting.logits.shape[-2:]
         running = fuse(lower, running, size=target, align_corners=align_corners)
     return resized(running, size, align_corners=align_corners)
+
+
+def calibrated(
+    lower: Prediction, higher: Prediction, bias: PairBias, *, align_corners: bool
+) -> Prediction:
+    """The lower scale of a pair, its attention a' = sigmoid(logit(a) + p_l . b_l + p_h . b_h).
+
+    p_l and p_h `[N, C, h, w]` are the soft-max of each scale's own logits, and b_l and b_h `[C]`
+    the numbers of `bias`.
+    """
+    assert lower.attention is not None, "the lower scale of a pair carries the attention"
+    size = lower.attention.shape[-2:]
+    scores = torch.logit(lower.attention, eps=SATURATED)
+    for logits, numbers in ((lower.logits, bias.lower), (higher.logits, bias.higher)):
+        by_class = torch.as_tensor(numbers, dtype=scores.dtype, device=scores.device)
+        if len(by_class) == 1:
+            scores = scores + by_class
+            continue
+        own = resize(at_least_float32(logits), size, align_corners=align_corners)
+        scores = scores + (own.softmax(dim=1) * by_class[:, None, None]).sum(dim=1, keepdim=True)
+    return lower._replace(attention=torch.sigmoid(scores))
 
 
 def resized(prediction: Prediction, size: Sequence[int], *, align_corners: bool) -> Prediction:
@@ -256,9 +295,9 @@ class Single(MultiScaleModel):
 class Hierarchical(MultiScaleModel):
     """The paper's model: the lower scale of a pair decides how much the higher one counts.
 
-    `attention_bias` may hold a number for a pair of scales, which is added to the attention's
-    scores before the sigmoid wherever these two are neighbours in the list of scales. It is empty
-    in training and for published weights; `calibration` fits it.
+    `attention_bias` may hold what is added to the attention's scores of a pair of scales, wherever
+    these two are neighbours in the list of scales. It is empty in training and for published
+    weights; `calibration` fits it.
 
     With `attention_reads_scales` the attention head has two more inputs, constant maps that tell it
     which pair it judges.
@@ -273,7 +312,7 @@ class Hierarchical(MultiScaleModel):
         self.attention = attention
         self.attention_reads_scales = attention_reads_scales
         self.concatenate = Concatenate(align_corners=self.align_corners)
-        self.attention_bias: dict[ScalePair, float] = {}
+        self.attention_bias: dict[ScalePair, PairBias] = {}
 
     def predict_scales(
         self, image: Tensor, scales: Sequence[float], *, keep_scales: bool = False
@@ -285,50 +324,43 @@ class Hierarchical(MultiScaleModel):
             attended = set(scales)
 
         # In training from low to high as the authors do, for the running statistics of batch norm.
-        biases, pairs = self.biases_of(scales), pair_of_each(scales)
-        return {
+        pairs = pair_of_each(scales)
+        own = {
             scale: self.predict_scale(
-                image,
-                scale,
-                attended=scale in attended,
-                bias=biases.get(scale),
-                pair=pairs.get(scale),
+                image, scale, attended=scale in attended, pair=pairs.get(scale)
             )
             for scale in sorted(scales, reverse=not self.training)
         }
+        return self.calibrate_scales(own)
 
     def predict_scale(
-        self,
-        image: Tensor,
-        scale: float,
-        *,
-        attended: bool,
-        bias: float | None = None,
-        pair: ScalePair | None = None,
+        self, image: Tensor, scale: float, *, attended: bool, pair: ScalePair | None = None
     ) -> Prediction:
         """One scale's prediction at the resolution of its features; with attention if `attended`.
 
-        `bias` is added to the attention's scores; `pair` is told to a head that reads scales.
+        `pair` is told to a head that reads scales. The attention is as it was trained.
         """
         decoded = self.decode_at(image, scale)
         attention = None
         if attended:
-            attention = self.attend(decoded.features, decoded.logits, bias=bias, pair=pair)
+            attention = self.attend(decoded.features, decoded.logits, pair=pair)
         return as_prediction(decoded, attention)
 
-    def biases_of(self, scales: Sequence[float]) -> dict[float, float]:
-        """The attention bias of each scale that has one for its next higher scale in `scales`."""
-        pairs = adjacent_pairs(scales)
-        return {pair[0]: self.attention_bias[pair] for pair in pairs if pair in self.attention_bias}
+    def calibrate_scales(self, scales: Mapping[float, Prediction]) -> dict[float, Prediction]:
+        """Each scale's own prediction, with the attention of each pair as a calibration says."""
+        found = dict(scales)
+        for pair in adjacent_pairs(list(scales)):
+            found[pair[0]] = self.calibrate_pair(pair, scales[pair[0]], scales[pair[1]])
+        return found
 
-    def attend(
-        self,
-        features: Tensor,
-        logits: Tensor,
-        *,
-        bias: float | None = None,
-        pair: ScalePair | None = None,
-    ) -> Tensor:
+    def calibrate_pair(self, pair: ScalePair, lower: Prediction, higher: Prediction) -> Prediction:
+        """The lower scale of a pair, its attention as a calibration says, if there was one."""
+        bias = self.attention_bias.get(pair)
+        if bias is None:
+            return lower
+        return calibrated(lower, higher, bias, align_corners=self.align_corners)
+
+    def attend(self, features: Tensor, logits: Tensor, *, pair: ScalePair | None = None) -> Tensor:
         """Attention `[N, 1, h, w]` in (0, 1); fuse_at "features" resizes it to the logits.
 
         Raises:
@@ -341,10 +373,7 @@ class Hierarchical(MultiScaleModel):
                     "which refining does not tell it: set refine to 0."
                 )
             features = self.concatenate([features, maps_of_pair(pair, like=features)])
-        scores = at_least_float32(self.attention(features))
-        if bias is not None:
-            scores = scores + bias
-        attention = torch.sigmoid(scores)
+        attention = torch.sigmoid(at_least_float32(self.attention(features)))
         if self.fuse_at == "features":
             attention = resize(attention, logits.shape[-2:], align_corners=self.align_corners)
         return attention
@@ -372,7 +401,7 @@ class HierarchicalDual(Hierarchical):
         if self.training:
             decoded = {scale: self.decode_at(image, scale) for scale in reversed(order)}
 
-        biases, pairs = self.biases_of(scales), pair_of_each(scales)
+        pairs = pair_of_each(scales)
         result = {}
         higher: Tensor | None = None
         for scale in order:
@@ -380,12 +409,10 @@ class HierarchicalDual(Hierarchical):
             attention = None
             if higher is not None:
                 both = self.concatenate([own.features, higher])
-                attention = self.attend(
-                    both, own.logits, bias=biases.get(scale), pair=pairs.get(scale)
-                )
+                attention = self.attend(both, own.logits, pair=pairs.get(scale))
             higher = own.features
             result[scale] = as_prediction(own, attention)
-        return result
+        return self.calibrate_scales(result)
 
 
 def as_prediction(decoded: Decoded, attention: Tensor | None = None) -> Prediction:

@@ -38,6 +38,7 @@ from hmsa.network import AttachedAttention, attach_attention
 from hmsa.network.calibration import KeptMaps, fit_attention_bias, fuse_kept
 from hmsa.network.foreign_models import logits_of
 from hmsa.network.layers import resize
+from hmsa.network.model import PairBiases
 from hmsa.network.weights.files import read_tensors
 from hmsa.network.weights.pretrained import resolve_weights
 from hmsa.utils.config import Config, load_config
@@ -197,8 +198,8 @@ def measured(name: str, config: Config, options: argparse.Namespace) -> dict[str
             part: round(end - start, 1)
             for part, start, end in zip(seconds, moments, moments[1:], strict=False)
         },
-        "bias_found": [[*pair, bias] for pair, bias in found.items()],
-        "bias_kept": [[*pair, bias] for pair, bias in kept.items()],
+        "bias_found": build.rows_of_bias(found),
+        "bias_kept": build.rows_of_bias(kept),
         "miou": miou,
     }
 
@@ -255,10 +256,9 @@ def maps_of(model: AttachedAttention, config: Config, split: str, *, count: int)
 
 @torch.inference_mode()
 def scores_of_lists(
-    model: AttachedAttention, config: Config, biases: dict[Any, float], *, count: int
+    model: AttachedAttention, config: Config, biases: PairBiases, *, count: int
 ) -> dict[str, dict[str, float]]:
     """mIoU in percent of every list of scales on the test split, by way of combining."""
-    tensors = {pair: torch.tensor(bias) for pair, bias in biases.items()}
     matrices: dict[tuple[str, str], ConfusionMatrix] = {}
     for kept in maps_of(model, config, "test", count=count):
         size = tuple(kept.label.shape)
@@ -271,7 +271,7 @@ def scores_of_lists(
             ways = {
                 "averaged": torch.stack(own).mean(0),
                 "attached": fuse_kept(model, part, {}),
-                "calibrated": fuse_kept(model, part, tensors),
+                "calibrated": fuse_kept(model, part, biases),
             }
             for way, logits in ways.items():
                 key = (way, ",".join(f"{scale:g}" for scale in scales))

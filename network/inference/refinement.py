@@ -104,7 +104,6 @@ def predict_refined(
     assert isinstance(model, Hierarchical)
     refined = options.refined_scales
     whole = [scale for scale in options.scales if scale not in refined]
-    biases = model.biases_of(options.scales)
 
     # To look for the model's layers takes as long as a small rectangle: once for all of them.
     with in_strips(model):
@@ -116,28 +115,30 @@ def predict_refined(
             if scale == max(whole):
                 recording = context.recorded()
             with recording:
-                own[scale] = model.predict_scale(
-                    image, scale, attended=True, bias=biases.get(scale)
-                )
+                own[scale] = model.predict_scale(image, scale, attended=True)
+        own = model.calibrate_scales(own)
 
         shown = dict(own)
         parts: dict[float, PartOfScale] = {}
         unsure = _uncertainty(own, align_corners=model.align_corners)
         for scale in refined:
+            # Before the higher scale is computed it is taken to see what the lower one sees.
             lower = max(own)
-            priority = unsure * _left_for_higher(shown, unsure, align_corners=model.align_corners)
+            pair = (lower, scale)
+            trusted = {**shown, lower: model.calibrate_pair(pair, own[lower], own[lower])}
+            priority = unsure * _left_for_higher(trusted, unsure, align_corners=model.align_corners)
             part = _choose(own[lower], priority, image, scale, lower, options)
             run = _ScaleRun(
                 model=model,
                 scale=scale,
                 attended=scale != max(options.scales),
-                bias=biases.get(scale),
                 classes=own[lower].logits.shape[1],
                 context=context,
             )
             # While the scale is computed, memory is at its peak.
-            del priority
+            del priority, trusted
             own[scale] = shown[scale] = run.predict(image, part.grid, part.choices)
+            own[lower] = model.calibrate_pair(pair, own[lower], own[scale])
             shown[lower] = _where_computed(own[lower], part)
             parts[scale] = part
 
@@ -245,16 +246,13 @@ class _ScaleRun:
     model: Hierarchical
     scale: float
     attended: bool
-    bias: float | None
     classes: int
     context: ImageContext
 
     def predict(self, image: Tensor, grid: BlockGrid, choices: Sequence[Choice]) -> Prediction:
         """The scale's logits, and its attention where that is asked for, put together."""
         if all(choice.is_whole for choice in choices):
-            return self.model.predict_scale(
-                image, self.scale, attended=self.attended, bias=self.bias
-            )
+            return self.model.predict_scale(image, self.scale, attended=self.attended)
         if not any(choice.rectangles for choice in choices):
             return self._nothing(image)
 
@@ -266,7 +264,7 @@ class _ScaleRun:
             if shape != grid.size:
                 lent = self.context.lent([index for index, _ in members])
             with lent:
-                found = self.model.predict_scale(crops, 1.0, attended=self.attended, bias=self.bias)
+                found = self.model.predict_scale(crops, 1.0, attended=self.attended)
 
             logits.add(found.logits, members)
             if found.attention is not None:

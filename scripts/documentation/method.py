@@ -114,10 +114,13 @@ def calibration(street: StreetView) -> list[Captioned]:
 
 
 def bias_curves(street: StreetView) -> Captioned:
-    """What the bias of each pair makes of its attention, in the colour of the lower scale."""
+    """What the mean bias of each pair makes of its attention, in the colour of the lower scale."""
     model = street.loaded.model
     assert isinstance(model, Hierarchical)
-    biases = {pair[0]: bias for pair, bias in sorted(model.attention_bias.items())}
+    biases = {
+        pair[0]: float(np.mean(bias.lower) + np.mean(bias.higher))
+        for pair, bias in sorted(model.attention_bias.items())
+    }
     height, width = street.label.shape
 
     # A square, with attention from 0 to 1 to the right, and what it becomes upwards.
@@ -136,7 +139,7 @@ def bias_curves(street: StreetView) -> Captioned:
         cv2.polylines(picture, [points.round().astype(np.int32)], False, ink, 2, cv2.LINE_AA)
 
     numbers = ", ".join(f"{scale:g}x {bias:+.1f}" for scale, bias in biases.items())
-    return f"a to a'; biases {numbers}", picture
+    return f"a to a'; mean biases {numbers}", picture
 
 
 def share_of_small(prediction: Prediction) -> np.ndarray:

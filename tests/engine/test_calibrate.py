@@ -25,6 +25,7 @@ from hmsa.engine.calibrate import (
 from hmsa.engine.reporting import suggest_calibration
 from hmsa.network import InferenceOptions
 from hmsa.network.calibration import KeptMaps
+from hmsa.network.model import PairBias
 from hmsa.network.prediction import Prediction
 from hmsa.utils.config import Config, load_config
 from hmsa.utils.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -32,6 +33,7 @@ from tests.engine.conftest import Command, configuration
 from tests.network.test_calibration import kept_with_wrong_attention, small_model
 
 PAIR = (0.5, 1.0)
+THREE = PairBias((3.0,))
 
 
 class Names:
@@ -82,10 +84,10 @@ def judge_of(images: list[KeptMaps]) -> Judge:
 
 def test_a_bias_is_kept_where_it_helps_and_only_there() -> None:
     wrong = judge_of([kept_with_wrong_attention(-3.0) for _ in range(8)])
-    assert wrong.keep_what_helps({PAIR: 3.0}) == {PAIR: 3.0}
+    assert wrong.keep_what_helps({PAIR: THREE}) == {PAIR: THREE}
     right = judge_of([kept_with_wrong_attention(0.0) for _ in range(8)])
-    assert right.keep_what_helps({PAIR: 3.0}) == {}
-    assert right.keep_what_helps({PAIR: 0.1}) == {}
+    assert right.keep_what_helps({PAIR: THREE}) == {}
+    assert right.keep_what_helps({PAIR: PairBias((0.1,))}) == {}
 
 
 def test_the_average_of_the_scales_is_scored_beside_attention() -> None:
@@ -102,9 +104,10 @@ def test_a_gain_within_its_error_is_no_gain() -> None:
     # What helps five images harms three others as much.
     offsets = [-3.0] * 5 + [0.0] * 3
     judge = judge_of([kept_with_wrong_attention(offset) for offset in offsets])
-    gain, error = judge.gain({PAIR: 2.5}, {})
+    bias = PairBias((2.5,))
+    gain, error = judge.gain({PAIR: bias}, {})
     assert 0 < gain < error
-    assert judge.keep_what_helps({PAIR: 2.5}) == {}
+    assert judge.keep_what_helps({PAIR: bias}) == {}
 
 
 @pytest.mark.parametrize(("judged_offset", "kept"), [(-3.0, True), (0.0, False)])
@@ -131,10 +134,13 @@ def test_images_that_were_not_fitted_decide_what_is_written(
     images = calibrate.CalibrationImages(split="train", judge="val")
     options: dict[str, Any] = {"output": opened.path, "device": torch.device("cpu")}
     calibrate.calibrate(opened, scales=PAIR, images=images, **options)
-    rows = load_checkpoint(opened.path).content["attention_bias"]
-    assert bool(rows) == kept
+    content = load_checkpoint(opened.path).content
+    assert bool(content["attention_bias"]) == kept
     if kept:
-        assert rows[0] == [0.5, 1.0, pytest.approx(3, abs=0.5)]
+        written = build.attention_bias_of(content)
+        assert [len(numbers) for numbers in written[PAIR]] == [model.num_classes] * 2
+        judge = judge_of(maps["val"])
+        assert judge.miou(written) > judge.miou({}) + 0.2
 
 
 @pytest.mark.slow
@@ -169,9 +175,8 @@ def test_calibrating_writes_biases_and_evaluation_uses_them(
         )
         assert ("attention calibrated for 0.5-1" in done.stdout) == (name == "auto")
         found[name] = json.loads((out / "metrics.json").read_text())
-    assert (
-        found["auto"]["attention_bias"] == [[0.5, 1.0, 6.0]] and not found["off"]["attention_bias"]
-    )
+    assert found["auto"]["attention_bias"] == [[0.5, 1.0, [6.0], [0.0]]]
+    assert not found["off"]["attention_bias"]
     assert found["auto"]["loss"] != found["off"]["loss"]
 
 
@@ -252,7 +257,7 @@ def test_pairs_that_nothing_was_fitted_to_are_named(caplog: pytest.LogCaptureFix
     # What was trained, calibrated, or looked at by a calibration that kept nothing, is known.
     assert said({}, 2) == ""
     assert said({"calibration": {"scales": [0.5, 1.0, 2.0]}}) == ""
-    model.attention_bias = {(1.0, 2.0): 2.4}
+    model.attention_bias = {(1.0, 2.0): PairBias((2.4,))}
     assert said({}) == ""
 
 
@@ -329,8 +334,28 @@ def test_the_average_of_an_attached_head_forgets_its_random_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    "rows", [[[0.5, 1.0]], [[1.0, 0.5, 2.0]], [["a", 1.0, 2.0]], [[0.5, 1.0, float("nan")]], [3]]
+    "rows",
+    [
+        [[0.5, 1.0]],
+        [[1.0, 0.5, 2.0]],
+        [["a", 1.0, 2.0]],
+        [[0.5, 1.0, float("nan")]],
+        [[0.5, 1.0, [1.0, float("inf")], [0.0]]],
+        [[0.5, 1.0, [], [0.0]]],
+        [[0.5, 1.0, [1.0], [1.0], [1.0]]],
+        [[0.5, 1.0, ["a"], [1.0]]],
+        [3],
+    ],
 )
 def test_biases_that_are_none_are_one_sentence(rows: list[Any]) -> None:
     with pytest.raises(CheckpointError, match="calibrate the checkpoint again"):
         build.attention_bias_of({"attention_bias": rows})
+
+
+def test_biases_are_read_as_they_were_written_and_as_older_calibrations_did() -> None:
+    biases = {(0.25, 0.5): PairBias((1.0, -2.0), (0.5, 0.0)), PAIR: THREE}
+    rows = json.loads(json.dumps(build.rows_of_bias(biases)))
+    assert build.attention_bias_of({"attention_bias": rows}) == biases
+    assert build.attention_bias_of({"attention_bias": [[0.5, 1.0, 3.0]]}) == {PAIR: THREE}
+    with pytest.raises(CheckpointError, match="3 classes"):
+        build.attention_bias_of({"attention_bias": rows}, classes=3)

@@ -20,6 +20,7 @@ from hmsa.datasets import DataError, normalise, read_image
 from hmsa.engine import segmenter
 from hmsa.network import InferenceOptions, ModelError, build_model
 from hmsa.network.inference import predict
+from hmsa.network.model import PairBias
 from hmsa.utils.words import UserError
 
 
@@ -130,7 +131,7 @@ def test_everything_prints_in_a_line(model: hmsa.Segmenter, photo: Path) -> None
 def test_a_saved_model_is_the_same_model(
     model: hmsa.Segmenter, photo: Path, tmp_path: Path
 ) -> None:
-    model.model.attention_bias = {(0.5, 1.0): 0.25}
+    model.model.attention_bias = {(0.5, 1.0): PairBias((0.25,))}
     model.save_pretrained(tmp_path / "saved")
     again = hmsa.Segmenter.from_pretrained(tmp_path / "saved", device="cpu")
     also = hmsa.load(tmp_path / "saved")
@@ -139,7 +140,7 @@ def test_a_saved_model_is_the_same_model(
     for loaded in (again, also):
         assert np.array_equal(loaded.predict(photo).confidence, expected)
         assert loaded.spec == model.spec and loaded.config == model.config
-        assert loaded.model.attention_bias == {(0.5, 1.0): 0.25}
+        assert loaded.model.attention_bias == {(0.5, 1.0): PairBias((0.25,))}
     described = json.loads((tmp_path / "saved" / "config.json").read_text())["hmsa"]
     assert described["config"]["model"]["trunk"] == "resnet18"
     with pytest.raises(UserError, match="no option devise"):

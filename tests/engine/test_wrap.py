@@ -16,6 +16,7 @@ from hmsa.datasets import ClassInfo, DatasetSpec
 from hmsa.engine import build
 from hmsa.engine.arguments import hmsa_command
 from hmsa.network import AttachedAttention
+from hmsa.network.model import PairBias
 from hmsa.utils.config import Config, ConfigError
 from hmsa.utils.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from hmsa.utils.words import UserError
@@ -131,6 +132,7 @@ def test_an_exported_wrapped_model_answers_as_it_does(
     suffix: str, calibration: str, somebodys: Path
 ) -> None:
     """At a size that the model is padded for, with the biases of a calibration and without."""
+    biases = {(0.5, 1.0): PairBias((-2.0, 3.0, -5.0), (4.0, 0.0, -9.0))}
     torch.manual_seed(0)
     model = wrapped()
     wrap = {"builder": BUILDER, "features": "body"}
@@ -139,7 +141,7 @@ def test_an_exported_wrapped_model_answers_as_it_does(
         "config": Config.from_dict({"model": {"wrap": wrap, "attention_channels": 8}}).to_dict(),
         "spec": DatasetSpec("three", classes).to_dict(),
         "model": model.state_dict(),
-        "attention_bias": [[0.5, 1.0, -2.0]],
+        "attention_bias": build.rows_of_bias(biases),
     }
     save_checkpoint(somebodys / "best.pt", content)
     output = somebodys / f"model{suffix}"
@@ -150,7 +152,7 @@ def test_an_exported_wrapped_model_answers_as_it_does(
     image = torch.randn(1, 3, 72, 100)
     answers = {}
     with torch.no_grad():
-        for name, bias in (("auto", {(0.5, 1.0): -2.0}), ("off", {})):
+        for name, bias in (("auto", biases), ("off", {})):
             model.eval().attention_bias = bias
             answers[name] = model(image, scales=(0.5, 1.0)).logits
         found = run_exported(output, image)

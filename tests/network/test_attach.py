@@ -26,7 +26,7 @@ from hmsa.network import (
 )
 from hmsa.network.calibration import fit_attention_bias, keep_maps
 from hmsa.network.inference import predict, predict_label, prepare_for_inference
-from hmsa.network.model import Hierarchical
+from hmsa.network.model import Hierarchical, PairBias, calibrated
 
 CLASSES = 4
 SCALES = (0.5, 1.0)
@@ -182,7 +182,7 @@ def test_a_torchvision_model_alone_is_what_extreme_attention_gives(name: str) ->
 
     fused = model(an_image(64, 128), scales=SCALES).logits
     for bias, scale in ((50.0, 0.5), (-50.0, 1.0)):
-        model.attention_bias = {SCALES: bias}
+        model.attention_bias = {SCALES: PairBias((bias,))}
         torch.testing.assert_close(model(an_image(64, 128), scales=SCALES).logits, expected[scale])
         assert not torch.allclose(fused, expected[scale])
 
@@ -196,7 +196,7 @@ def test_any_output_stride_and_any_size(
     base = tiny(stride=stride, upsampled=upsampled).eval()
     model = attached(base, multiple_of=1).eval()
     for bias, scale in ((50.0, 0.5), (-50.0, 1.0)):
-        model.attention_bias = {SCALES: bias}
+        model.attention_bias = {SCALES: PairBias((bias,))}
         prediction = model(an_image(*size), scales=SCALES)
         torch.testing.assert_close(prediction.logits, own_prediction(base, an_image(*size), scale))
         assert prediction.attention is not None
@@ -218,7 +218,7 @@ def test_a_model_of_ours_can_be_wrapped_too() -> None:
     torch.manual_seed(0)
     base = build_model(trunk="resnet18", decoder="fcn", multiscale="single", num_classes=CLASSES)
     model = attached(base, "trunk.layer4", train_scales=SCALES).eval()
-    model.attention_bias = {SCALES: -50.0}
+    model.attention_bias = {SCALES: PairBias((-50.0,))}
     torch.testing.assert_close(model(an_image()).logits, base(an_image()).logits)
     options = InferenceOptions(scales=SCALES, flip=True)
     assert predict(model, an_image(), options).logits.shape == (1, CLASSES, 64, 96)
@@ -382,7 +382,10 @@ def test_it_is_calibrated_like_every_other() -> None:
         label = own_prediction(model.trunk, an_image(), 1.0).argmax(dim=1)[0].to(torch.uint8)
     kept = keep_maps(model, an_image(), label, SCALES)
     biases = fit_attention_bias(model, [kept], ignore_label=255)
-    assert biases[SCALES] < -1
+    lower, higher = (kept.scales[scale] for scale in SCALES)
+    trusted = calibrated(lower, higher, biases[SCALES], align_corners=False)
+    assert lower.attention is not None and trusted.attention is not None
+    assert float(trusted.attention.mean()) < float(lower.attention.mean()) - 0.1
 
 
 @pytest.mark.parametrize("features", ["deep", "deep.0", "deep.1", "stem.0"])

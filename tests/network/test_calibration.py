@@ -1,9 +1,10 @@
-"""Calibrated attention: a bias acts on its pair of scales alone, and fitting finds one."""
+"""Calibrated attention: biases act on their pair of scales alone, and fitting finds them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional
 
 from hmsa.network import InferenceOptions, ModelError, build_model
 from hmsa.network.calibration import (
@@ -15,7 +16,8 @@ from hmsa.network.calibration import (
     keep_maps,
 )
 from hmsa.network.inference import predict
-from hmsa.network.model import Hierarchical
+from hmsa.network.layers import resize
+from hmsa.network.model import Hierarchical, PairBias, PairBiases, calibrated
 from hmsa.network.prediction import Prediction
 
 CLASSES = 3
@@ -40,7 +42,7 @@ def test_a_bias_moves_the_attention_of_its_pair_and_of_no_other(multiscale: str)
     model = small_model(multiscale)
     plain = model(an_image(), scales=(0.5, 1, 2), keep_scales=True)
 
-    model.attention_bias = {(1.0, 2.0): 1.5, (0.5, 2.0): 9.0}
+    model.attention_bias = {(1.0, 2.0): PairBias((1.5,)), (0.5, 2.0): PairBias((9.0,))}
     moved = model(an_image(), scales=(0.5, 1, 2), keep_scales=True)
     assert plain.scales is not None and moved.scales is not None
     assert torch.equal(moved.scales[0.5].attention, plain.scales[0.5].attention)
@@ -54,13 +56,36 @@ def test_a_bias_moves_the_attention_of_its_pair_and_of_no_other(multiscale: str)
     assert torch.equal(neighbours.logits, model(an_image(), scales=(0.5, 1)).logits)
 
 
+@pytest.mark.parametrize("multiscale", ["hierarchical", "hierarchical_dual"])
+@torch.no_grad()
+def test_a_bias_of_a_class_counts_as_often_as_a_scale_sees_it(multiscale: str) -> None:
+    model = small_model(multiscale)
+    plain = model(an_image(), scales=(0.5, 1), keep_scales=True).scales
+    model.attention_bias = {(0.5, 1.0): PairBias((30.0, -60.0, 15.0), (0.0, 20.0, -40.0))}
+    moved = model(an_image(), scales=(0.5, 1), keep_scales=True).scales[0.5]
+
+    lower = plain[0.5].logits.softmax(1)
+    higher = resize(plain[1.0].logits, lower.shape[-2:], align_corners=False).softmax(1)
+    added = 30 * lower[:, :1] - 60 * lower[:, 1:2] + 15 * lower[:, 2:]
+    added += 20 * higher[:, 1:2] - 40 * higher[:, 2:]
+    assert float(added.max()) > float(added.min()) + 1
+    expected = torch.sigmoid(torch.logit(plain[0.5].attention) + added)
+    torch.testing.assert_close(moved.attention, expected)
+
+    # The same number for every class is that number, to rounding.
+    model.attention_bias = {(0.5, 1.0): PairBias((1.5,) * CLASSES)}
+    same = model(an_image(), scales=(0.5, 1)).logits
+    model.attention_bias = {(0.5, 1.0): PairBias((1.5,))}
+    torch.testing.assert_close(same, model(an_image(), scales=(0.5, 1)).logits)
+
+
 @torch.no_grad()
 def test_a_large_bias_leaves_one_scale_of_the_pair() -> None:
     model = small_model()
-    model.attention_bias = {(0.5, 1.0): 50.0}
+    model.attention_bias = {(0.5, 1.0): PairBias((50.0,))}
     lower = model(an_image(), scales=(0.5, 1)).logits
     torch.testing.assert_close(lower, model(an_image(), scales=(0.5,)).logits)
-    model.attention_bias = {(0.5, 1.0): -50.0}
+    model.attention_bias = {(0.5, 1.0): PairBias((-50.0,))}
     higher = model(an_image(), scales=(0.5, 1)).logits
     torch.testing.assert_close(higher, model(an_image(), scales=(1,)).logits)
 
@@ -69,7 +94,7 @@ def test_a_large_bias_leaves_one_scale_of_the_pair() -> None:
 @torch.inference_mode()
 def test_inference_with_flip_and_tiles_uses_the_bias(tile: tuple[int, int] | None) -> None:
     model = small_model()
-    model.attention_bias = {(0.5, 1.0): -50.0}
+    model.attention_bias = {(0.5, 1.0): PairBias((-50.0,))}
     both = InferenceOptions(scales=(0.5, 1.0), flip=True, tile=tile)
     higher = InferenceOptions(scales=(1.0,), flip=True, tile=tile)
     torch.testing.assert_close(
@@ -81,12 +106,14 @@ def test_kept_maps_are_fused_as_the_model_does_it() -> None:
     model = small_model()
     label = torch.zeros(64, 96, dtype=torch.uint8)
     kept = keep_maps(model, an_image(), label, (0.25, 0.5, 1, 2))
-    model.attention_bias = {(0.25, 0.5): -1.0, (1.0, 2.0): 2.0}
-    biases = {pair: torch.tensor(bias) for pair, bias in model.attention_bias.items()}
+    model.attention_bias = {
+        (0.25, 0.5): PairBias((-1.0,)),
+        (1.0, 2.0): PairBias((2.0, -1.0, 4.0), (-5.0, 30.0, 1.0)),
+    }
 
     with torch.no_grad():
         expected = model(an_image(), scales=(0.25, 0.5, 1, 2)).logits
-        fused = fuse_kept(model, kept, biases)
+        fused = fuse_kept(model, kept, model.attention_bias)
     torch.testing.assert_close(fused, expected, atol=2e-2, rtol=2e-3)  # kept in half precision
 
 
@@ -146,12 +173,52 @@ def kept_with_wrong_attention(offset: float) -> KeptMaps:
     )
 
 
+def attention_with(biases: PairBiases, kept: KeptMaps) -> torch.Tensor:
+    """What is left of the attention of the lower scale."""
+    bias = biases[(0.5, 1.0)]
+    part = calibrated(kept.scales[0.5], kept.scales[1.0], bias, align_corners=False)
+    assert part.attention is not None
+    return part.attention
+
+
 @pytest.mark.parametrize("offset", [-3.0, 3.0])
 def test_fitting_takes_back_what_the_attention_is_off_by(offset: float) -> None:
     model = small_model()
     model.fuse_at = "features"
-    biases = fit_attention_bias(model, [kept_with_wrong_attention(offset)], ignore_label=255)
-    assert biases == {(0.5, 1.0): pytest.approx(-offset, abs=0.7)}
+    kept = kept_with_wrong_attention(offset)
+    biases = fit_attention_bias(model, [kept], ignore_label=255)
+    attention = attention_with(biases, kept)
+    assert bool((attention[..., :8] > 0.7).all()) and bool((attention[..., 8:] < 0.3).all())
+
+
+def test_fitting_finds_which_class_the_lower_scale_is_wrong_about() -> None:
+    """No single number would do: the attention trusts the lower scale alike everywhere."""
+    model = small_model()
+    model.fuse_at = "features"
+    kept = kept_with_wrong_attention(0.0)
+    blind = torch.full_like(kept.scales[0.5].attention, 0.5)
+    lower = Prediction(logits=kept.scales[0.5].logits, attention=blind)
+    kept = KeptMaps({**kept.scales, 0.5: lower}, kept.label)
+    biases = fit_attention_bias(model, [kept], ignore_label=255)
+    attention = attention_with(biases, kept)
+    assert bool((attention[..., :8] > 0.7).all()) and bool((attention[..., 8:] < 0.3).all())
+
+
+def test_a_class_that_the_images_do_not_show_has_the_mean_of_the_others() -> None:
+    model = small_model()
+    model.fuse_at = "features"
+    kept = kept_with_wrong_attention(-3.0)
+    scales = {
+        scale: Prediction(
+            logits=functional.pad(part.logits, (0, 0, 0, 0, 0, 1), value=-40.0),
+            attention=part.attention,
+        )
+        for scale, part in kept.scales.items()
+    }
+    (bias,) = fit_attention_bias(model, [KeptMaps(scales, kept.label)], ignore_label=255).values()
+    assert len(bias.lower) == len(bias.higher) == CLASSES + 1
+    assert bias.lower[-1] == pytest.approx(sum(bias.lower[:-1]) / CLASSES, abs=0.2)
+    assert bias.lower[-1] > 0.5 and bias.higher[-1] == pytest.approx(0, abs=0.2)
 
 
 def test_an_average_is_the_mean_of_all_scales_at_full_size() -> None:

@@ -36,7 +36,7 @@ from hmsa.network.inference.blocks import (
 from hmsa.network.inference.context import ImageContext
 from hmsa.network.inference.refinement import predict_refined
 from hmsa.network.inference.strips import Held, Resized
-from hmsa.network.model import Hierarchical
+from hmsa.network.model import Hierarchical, PairBias
 from hmsa.utils.training.live_memory import LiveMemory
 from tests.engine.small import Small
 
@@ -201,12 +201,12 @@ def test_any_chain(scales: tuple[float, ...]) -> None:
 )
 def test_other_ways_to_fuse_and_the_calibration(options: dict[str, Any]) -> None:
     model, image = small(**options), noise(1, 3, 160, 224)
-    model.attention_bias = {(1.0, 2.0): -3.0, (0.5, 1.0): -3.0}
+    model.attention_bias = {(1.0, 2.0): PairBias((-3.0,)), (0.5, 1.0): PairBias((-3.0,))}
     asked, area = logits_of(model, image, refine="auto")
     assert bool(asked.isfinite().all()) and area.share is not None and area.share > 0.5
 
     # A bias against the higher scale is heard before that is computed.
-    model.attention_bias = {(1.0, 2.0): 60.0}
+    model.attention_bias = {(1.0, 2.0): PairBias((60.0,))}
     _, area = logits_of(model, image, refine="auto")
     assert area.share == 0
 
