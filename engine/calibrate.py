@@ -433,8 +433,8 @@ class Judge:
     def keep_what_helps(self, biases: PairBiases) -> PairBiases:
         """The biases that help, or none where all together help no more than the error.
 
-        A single bias moves the score by less than the error of a hundred images, so it is asked
-        only whether it helps at all; the error counts for all of them.
+        Those of a single pair move the score by less than the error of a hundred images, so they
+        are asked only whether they help at all; the error counts for all of them.
         """
         kept = dict(biases)
         for pair in sorted(biases):

@@ -25,7 +25,8 @@ from .trunks.trunk import Trunk
 Size = tuple[int, int]  # (height, width) in pixels
 ScalePair = tuple[float, float]  # a scale and the next higher one of a list
 
-# Scores beyond it, 13.8, would be infinite in the end, where no bias moves them.
+# An attention nearer to 0 or 1 counts as so far from it: its score stays finite, so that a
+# calibration can move it.
 SATURATED = 1e-6
 
 # Beyond these an image is nothing, or takes the memory of hundreds: a slip of the keyboard.

@@ -211,6 +211,21 @@ def test_other_ways_to_fuse_and_the_calibration(options: dict[str, Any]) -> None
     assert area.share == 0
 
 
+def test_biases_of_classes_count_where_the_higher_scale_is_computed() -> None:
+    model, image = small(), noise(1, 3, 160, 224)
+    plain = logits_of(model, image, (0.5, 1.0, 2.0, 3.0))[0]
+    numbers = tuple(float(number) for number in range(CLASSES))
+    for pair in ((0.5, 1.0), (1.0, 2.0), (2.0, 3.0)):
+        model.attention_bias[pair] = PairBias(numbers, tuple(-5 * number for number in numbers))
+    whole = logits_of(model, image, (0.5, 1.0, 2.0, 3.0))[0]
+    assert not torch.allclose(whole, plain, atol=1e-3)
+
+    refined = logits_of(model, image, (0.5, 1.0, 2.0, 3.0), refine=1)[0]
+    assert torch.equal(refined, whole)
+    part, area = logits_of(model, image, refine=0.4)
+    assert bool(part.isfinite().all()) and area.share is not None and 0 < area.share <= 0.4
+
+
 def test_somebodys_model_with_attention() -> None:
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, CLASSES, 1)]
