@@ -278,6 +278,37 @@ def test_what_labels_of_table_2_cover_and_how_much_of_them_is_wrong() -> None:
     assert f"where the baseline has {100 * iou[1]:.1f}" in page
 
 
+def test_table_2_with_photographs() -> None:
+    folders = sorted(path for path in (ROOT / "results/camvid_table2").glob("threshold*"))
+    tables = tables_of("docs/tables.md", "| method | attention | auto-labels |")
+    for shown, folder in zip(tables, folders, strict=True):
+        committed = (folder / "table2.md").read_text().splitlines()
+        assert shown == [cells(line) for line in committed[2:] if line.startswith("|")]
+
+    text = (ROOT / "docs/tables.md").read_text(encoding="utf-8")
+    (table,) = tables_of("docs/tables.md", "| covered, wrong % |")
+    (header,) = re.findall(r"^\| covered, wrong % .*", text, re.M)
+    files = ("coarse", "threshold0.9", "threshold0.9-keep0.7")
+    for (_, *shown), file in zip(table, files, strict=True):
+        found = rows_of(f"camvid_table2/labels/{file}")
+        for name, cell in zip(cells(header)[1:], shown, strict=True):
+            of_class = found if name == "all" else found["classes"][name]
+            assert cell == f"{100 * of_class['covered']:.1f}, {100 * of_class['wrong']:.1f}", name
+
+    automatic, baseline = (
+        rows_of(f"camvid_table2/threshold0.9/rows/{row}-0")["scored"][0]["per_class"]
+        for row in ("auto-labels", "baseline")
+    )
+    page = prose("docs/tables.md")
+    for name, form in {
+        "SignSymbol": "SignSymbol has {:.1f} instead of {:.1f}",
+        "Sidewalk": "Sidewalk {:.1f} instead of {:.1f}",
+        "Pole": "Pole {:.1f} instead of {:.1f}",
+        "Pedestrian": "gains ({:.1f} instead of {:.1f})",
+    }.items():
+        assert form.format(100 * automatic[name], 100 * baseline[name]) in page
+
+
 def test_models_of_other_libraries() -> None:
     (table,) = tables_of("docs/attention.md", "| | {1} | {0.5, 1} | {0.5, 1, 2} |")
     page, readme = prose("docs/attention.md"), prose("README.md")
