@@ -602,6 +602,7 @@ def attention_bias_of(
                 f"attention_bias: {shortened(repr(row), 100)} is not [lower scale, higher scale, "
                 "biases]; calibrate the checkpoint again, or set eval.calibration=off"
             ) from error
+
         sound = all(part and all(map(math.isfinite, part)) for part in bias)
         if not (0 < lower < higher and sound):
             raise CheckpointError(

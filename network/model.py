@@ -118,6 +118,7 @@ def calibrated(
     assert lower.attention is not None, "the lower scale of a pair carries the attention"
     size = lower.attention.shape[-2:]
     scores = torch.logit(lower.attention, eps=SATURATED)
+
     for logits, numbers in ((lower.logits, bias.lower), (higher.logits, bias.higher)):
         by_class = torch.as_tensor(numbers, dtype=scores.dtype, device=scores.device)
         if len(by_class) == 1:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -238,16 +239,21 @@ def test_rows_of_table_2_are_the_committed_ones() -> None:
         assert row[3] == f"{100 * why['student_miou']:.1f}"
 
 
-def test_what_labels_of_table_2_cover_and_how_much_of_them_is_wrong() -> None:
-    (table,) = tables_of("docs/results.md", "| covered, wrong % |")
-    text = (ROOT / "docs/results.md").read_text(encoding="utf-8")
+def require_label_errors(page: str, folder: str, files: Sequence[str]) -> None:
+    """The page's table of what labels cover and how much of that is wrong is that of the files."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    (table,) = tables_of(page, "| covered, wrong % |")
     (header,) = re.findall(r"^\| covered, wrong % .*", text, re.M)
-    files = ("coarse", "threshold0.9-0", "keep0.7-0")
     for (_, *shown), file in zip(table, files, strict=True):
-        found = rows_of(f"table2_long/labels/{file}")
+        found = rows_of(f"{folder}/{file}")
         for name, cell in zip(cells(header)[1:], shown, strict=True):
             of_class = found if name == "all" else found["classes"][name]
             assert cell == f"{100 * of_class['covered']:.1f}, {100 * of_class['wrong']:.1f}", name
+
+
+def test_what_labels_of_table_2_cover_and_how_much_of_them_is_wrong() -> None:
+    files = ("coarse", "threshold0.9-0", "keep0.7-0")
+    require_label_errors("docs/results.md", "table2_long/labels", files)
 
     # At 0.9 alone.
     lines = {line["name"]: line for line in rows_of("table2_long_threshold/table2")["lines"]}
@@ -285,15 +291,8 @@ def test_table_2_with_photographs() -> None:
         committed = (folder / "table2.md").read_text().splitlines()
         assert shown == [cells(line) for line in committed[2:] if line.startswith("|")]
 
-    text = (ROOT / "docs/tables.md").read_text(encoding="utf-8")
-    (table,) = tables_of("docs/tables.md", "| covered, wrong % |")
-    (header,) = re.findall(r"^\| covered, wrong % .*", text, re.M)
     files = ("coarse", "threshold0.9", "threshold0.9-keep0.7")
-    for (_, *shown), file in zip(table, files, strict=True):
-        found = rows_of(f"camvid_table2/labels/{file}")
-        for name, cell in zip(cells(header)[1:], shown, strict=True):
-            of_class = found if name == "all" else found["classes"][name]
-            assert cell == f"{100 * of_class['covered']:.1f}, {100 * of_class['wrong']:.1f}", name
+    require_label_errors("docs/tables.md", "camvid_table2/labels", files)
 
     automatic, baseline = (
         rows_of(f"camvid_table2/threshold0.9/rows/{row}-0")["scored"][0]["per_class"]
