@@ -294,6 +294,10 @@ def test_table_2_with_photographs() -> None:
     files = ("coarse", "threshold0.9", "threshold0.9-keep0.7")
     require_label_errors("docs/tables.md", "camvid_table2/labels", files)
 
+    lines = rows_of("camvid_table2/threshold0.9-keep0.7/table2")["lines"]
+    gains = [f"{100 * line['gain']['mean']:+.1f}" for line in lines if line["name"] != "baseline"]
+    assert f"on CamVid {', '.join(gains)}." in prose("README.md")
+
     automatic, baseline = (
         rows_of(f"camvid_table2/threshold0.9/rows/{row}-0")["scored"][0]["per_class"]
         for row in ("auto-labels", "baseline")
