@@ -141,9 +141,9 @@ def test_what_begins_with_another_run_leaves_its_checkpoint_and_trains_it_once(
     assert words["attach"][2:4] == ("--checkpoint", str(parent.best_checkpoint))
     # Rows that are published keep what attaching did when they were made.
     assert words["attach"][-3:] == (
-        "optim.epochs=8",
+        "optim.epochs=6",
         "loss.aux_weight=0.4",
-        "runtime.val_every=10",
+        "runtime.val_every=12",
     )
     assert words["calibrate"][2:4] == ("--checkpoint", str(attached.best_checkpoint))
     output = words["calibrate"].index("--output") + 1
