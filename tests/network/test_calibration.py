@@ -17,7 +17,7 @@ from hmsa.network.calibration import (
 )
 from hmsa.network.inference import predict
 from hmsa.network.layers import resize
-from hmsa.network.model import Hierarchical, PairBias, PairBiases, calibrated
+from hmsa.network.model import Hierarchical, PairBias, calibrated
 from hmsa.network.prediction import Prediction
 
 CLASSES = 3
@@ -61,13 +61,13 @@ def test_a_bias_moves_the_attention_of_its_pair_and_of_no_other(multiscale: str)
 def test_a_bias_of_a_class_counts_as_often_as_a_scale_sees_it(multiscale: str) -> None:
     model = small_model(multiscale)
     plain = model(an_image(), scales=(0.5, 1), keep_scales=True).scales
-    model.attention_bias = {(0.5, 1.0): PairBias((30.0, -60.0, 15.0), (0.0, 20.0, -40.0))}
+    model.attention_bias = {(0.5, 1.0): PairBias((30.0, -60.0, 30.0), (20.0, 20.0, -40.0))}
     moved = model(an_image(), scales=(0.5, 1), keep_scales=True).scales[0.5]
 
     lower = plain[0.5].logits.softmax(1)
     higher = resize(plain[1.0].logits, lower.shape[-2:], align_corners=False).softmax(1)
-    added = 30 * lower[:, :1] - 60 * lower[:, 1:2] + 15 * lower[:, 2:]
-    added += 20 * higher[:, 1:2] - 40 * higher[:, 2:]
+    added = 30 * lower[:, :1] - 60 * lower[:, 1:2] + 30 * lower[:, 2:]
+    added += 20 * higher[:, :1] + 20 * higher[:, 1:2] - 40 * higher[:, 2:]
     assert float(added.max()) > float(added.min()) + 1
     expected = torch.sigmoid(torch.logit(plain[0.5].attention) + added)
     torch.testing.assert_close(moved.attention, expected)
@@ -173,35 +173,27 @@ def kept_with_wrong_attention(offset: float) -> KeptMaps:
     )
 
 
-def attention_with(biases: PairBiases, kept: KeptMaps) -> torch.Tensor:
-    """What is left of the attention of the lower scale."""
-    bias = biases[(0.5, 1.0)]
-    part = calibrated(kept.scales[0.5], kept.scales[1.0], bias, align_corners=False)
-    assert part.attention is not None
-    return part.attention
+def require_fitted_attention_right(kept: KeptMaps) -> None:
+    """With the biases that are fitted on it, the lower scale counts on the left half alone."""
+    model = small_model()
+    model.fuse_at = "features"
+    (bias,) = fit_attention_bias(model, [kept], ignore_label=255).values()
+    attention = calibrated(kept.scales[0.5], kept.scales[1.0], bias, align_corners=False).attention
+    assert attention is not None
+    assert bool((attention[..., :8] > 0.7).all()) and bool((attention[..., 8:] < 0.3).all())
 
 
 @pytest.mark.parametrize("offset", [-3.0, 3.0])
 def test_fitting_takes_back_what_the_attention_is_off_by(offset: float) -> None:
-    model = small_model()
-    model.fuse_at = "features"
-    kept = kept_with_wrong_attention(offset)
-    biases = fit_attention_bias(model, [kept], ignore_label=255)
-    attention = attention_with(biases, kept)
-    assert bool((attention[..., :8] > 0.7).all()) and bool((attention[..., 8:] < 0.3).all())
+    require_fitted_attention_right(kept_with_wrong_attention(offset))
 
 
 def test_fitting_finds_which_class_the_lower_scale_is_wrong_about() -> None:
     """No single number would do: the attention trusts the lower scale alike everywhere."""
-    model = small_model()
-    model.fuse_at = "features"
     kept = kept_with_wrong_attention(0.0)
     blind = torch.full_like(kept.scales[0.5].attention, 0.5)
     lower = Prediction(logits=kept.scales[0.5].logits, attention=blind)
-    kept = KeptMaps({**kept.scales, 0.5: lower}, kept.label)
-    biases = fit_attention_bias(model, [kept], ignore_label=255)
-    attention = attention_with(biases, kept)
-    assert bool((attention[..., :8] > 0.7).all()) and bool((attention[..., 8:] < 0.3).all())
+    require_fitted_attention_right(KeptMaps({**kept.scales, 0.5: lower}, kept.label))
 
 
 def test_a_class_that_the_images_do_not_show_has_the_mean_of_the_others() -> None:
