@@ -592,6 +592,7 @@ def attention_bias_of(
     for row in content.get("attention_bias", []):
         try:
             lower, higher = (float(scale) for scale in row[:2])
+            # A bare number of an older calibration is a list of one, for every class.
             numbers = [
                 tuple(map(float, part if isinstance(part, list | tuple) else [part]))
                 for part in row[2:]
@@ -834,7 +835,10 @@ def build_loaded(opened: OpenedCheckpoint, *, device: torch.device) -> Loaded:
             )
     model = place(model, config, device).eval()
     if isinstance(model, Hierarchical) and config.eval.calibration == "auto":
-        model.attention_bias = attention_bias_of(opened.weights or {}, classes=spec.num_classes)
+        try:
+            model.attention_bias = attention_bias_of(opened.weights or {}, classes=spec.num_classes)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
     origin = (opened.weights or {}).get("trunk_origin", "")
     return Loaded(
         model=model,

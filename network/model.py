@@ -121,6 +121,7 @@ def calibrated(
 
     for logits, numbers in ((lower.logits, bias.lower), (higher.logits, bias.higher)):
         by_class = torch.as_tensor(numbers, dtype=scores.dtype, device=scores.device)
+        # What is the same for every class needs no probabilities.
         if len(by_class) == 1:
             scores = scores + by_class
             continue
