@@ -152,6 +152,8 @@ def fit_attention_bias(
             label = kept.label.long()[None]
             loss = functional.cross_entropy(logits, label, ignore_index=ignore_label)
             (loss / len(usable)).backward()
+
+        # What the images hardly show stays near the rest of its pair.
         (SPREAD_PENALTY * _spread(tensors)).backward()
         optimizer.step()
         with torch.no_grad():

@@ -52,6 +52,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LISTS = ((1.0,), (0.5, 1.0), (0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0))
 ALL = LISTS[-1]
 LR, HEAD_LR = 2e-3, 6e-3
+# Images of a calibration: fewer than `hmsa calibrate` takes, of training and of val.
 FITTED, JUDGED = 24, 40
 
 
