@@ -166,7 +166,8 @@ class Processes:
         """
         if self.world_size > 1 and error is not None and lost_contact(error):
             end_after(error)
-        if error is None:
+        # Threads of a group that is left standing can abort the process while Python ends.
+        if error is None or isinstance(error, AgreedError):
             self.close()
 
     def close(self) -> None:

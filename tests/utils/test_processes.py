@@ -8,11 +8,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -93,6 +94,17 @@ def test_a_user_error_on_one_rank_ends_all_and_one_speaks() -> None:
     (first, first_silent), (second, second_silent) = run(_disagree, 2)
     assert first == second == "'only rank 1 sees this'"
     assert (first_silent, second_silent) == (True, False)
+
+
+def _end_by_an_agreed_error(processes: Processes) -> bool:
+    with suppress(AgreedError), processes, processes.agreement(KeyError):
+        if processes.rank == 1:
+            raise KeyError("only rank 1 sees this")
+    return dist.is_initialized()
+
+
+def test_ranks_that_end_by_an_agreed_error_leave_the_group() -> None:
+    assert run(_end_by_an_agreed_error, 2) == [False, False]
 
 
 def test_alone_the_error_itself_comes_through() -> None:
