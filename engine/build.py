@@ -45,6 +45,7 @@ from hmsa.network import (
     load_trunk_weights,
     load_weights,
 )
+from hmsa.network.calibration import scales_switched_off
 from hmsa.network.inference import out_of_memory
 from hmsa.network.model import Hierarchical, PairBias, PairBiases, ScalePair, adjacent_pairs
 from hmsa.network.weights.files import numpy_scalars, read_file
@@ -636,12 +637,14 @@ def used_attention_bias(model: MultiScaleModel, options: InferenceOptions) -> li
 
 
 def describe_inference(model: MultiScaleModel, options: InferenceOptions) -> str:
-    """The way to infer, with the pairs of its scales whose attention is calibrated."""
+    """The way to infer, with the pairs that are calibrated and the scales switched off."""
     rows = used_attention_bias(model, options)
     if not rows:
         return options.describe()
     pairs = ", ".join(f"{lower:g}-{higher:g}" for lower, higher, *_ in rows)
-    return f"{options.describe()} (attention calibrated for {pairs})"
+    off = scales_switched_off(attention_bias_of({"attention_bias": rows}))
+    idle = "".join(f", {scale:g}x switched off" for scale in off)
+    return f"{options.describe()} (attention calibrated for {pairs}{idle})"
 
 
 def inference_options(

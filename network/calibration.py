@@ -32,7 +32,8 @@ from .prediction import Prediction
 STEPS = 16
 LEARNING_RATE = 0.5
 SPREAD_PENALTY = 1e-5  # for the squared distances of a pair's biases from one number
-LARGEST_BIAS = 6.0  # an attention of 0.9975 where it was 0.5: beyond it a scale is switched off
+LARGEST_BIAS = 6.0  # an attention of 0.9975 where it was 0.5: more would be as good as all
+SWITCHED_OFF = 40.0  # far above the score of a saturated attention, 14 (`model.SATURATED`)
 WINDOW = (512, 1024)  # pixels of an image (height, width) that judge, at most
 FITTED_WINDOW = (192, 384)  # and that are fitted: each of the steps fuses them again
 ALIGNMENT = 64  # windows begin at multiples of it, so that maps of every scale are cut alike
@@ -162,6 +163,23 @@ def fit_attention_bias(
         pair: PairBias(*(tuple(numbers) for numbers in of_pair))
         for pair, of_pair in zip(pairs, tensors.tolist(), strict=True)
     }
+
+
+def switched_off(pair: ScalePair, scale: float) -> PairBias:
+    """The bias with which `scale`, one of the two of a pair, has no share of the fused result."""
+    lower, higher = pair
+    assert scale in pair
+    return PairBias((-SWITCHED_OFF if scale == lower else SWITCHED_OFF,))
+
+
+def scales_switched_off(biases: PairBiases) -> list[float]:
+    """The scales, rising, of which nothing is left in the fused result."""
+    return sorted(
+        scale
+        for pair, bias in biases.items()
+        for scale in pair
+        if tuple(bias.lower) == switched_off(pair, scale).lower
+    )
 
 
 def _spread(biases: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from hmsa.engine.calibrate import (
 )
 from hmsa.engine.reporting import suggest_calibration
 from hmsa.network import InferenceOptions
-from hmsa.network.calibration import KeptMaps
+from hmsa.network.calibration import KeptMaps, fuse_kept, scales_switched_off, switched_off
 from hmsa.network.model import PairBias
 from hmsa.network.prediction import Prediction
 from hmsa.utils.config import Config, load_config
@@ -88,6 +88,37 @@ def test_a_bias_is_kept_where_it_helps_and_only_there() -> None:
     right = judge_of([kept_with_wrong_attention(0.0) for _ in range(8)])
     assert right.keep_what_helps({PAIR: THREE}) == {}
     assert right.keep_what_helps({PAIR: PairBias((0.1,))}) == {}
+
+
+@pytest.mark.parametrize("idle", [0.25, 2.0])
+def test_a_scale_at_the_end_of_the_list_that_does_not_help_is_switched_off(idle: float) -> None:
+    """0.5x and 1x are right where attention takes them; the third is wrong and has a fifth."""
+    kept = kept_with_wrong_attention(0.0)
+    label = kept.label.long()[None, None]
+    wrong = torch.full_like(kept.scales[0.5].logits, -4.0).scatter_(1, 1 - label, 40.0)
+    scales = {
+        **kept.scales,
+        idle: Prediction(logits=wrong, attention=torch.full((1, 1, 16, 16), 0.2)),
+    }
+    pair = (0.25, 0.5)
+    if idle == 2.0:
+        pair = (1.0, 2.0)
+        one = kept.scales[1.0].logits
+        scales[1.0] = Prediction(logits=one, attention=torch.full((1, 1, 16, 16), 0.8))
+
+    judge = judge_of([KeptMaps(scales, kept.label) for _ in range(4)])
+    found = judge.keep_what_helps({pair: PairBias((0.5,))})
+    assert found == {pair: switched_off(pair, idle)}
+    assert scales_switched_off(found) == [idle]
+    assert judge.miou(found) == 1.0 > judge.miou({})
+
+    # Evaluation says so, and what is left is what the other scales give alone.
+    judge.model.attention_bias = dict(found)
+    described = build.describe_inference(judge.model, InferenceOptions(scales=tuple(scales)))
+    assert f"{idle:g}x switched off" in described
+    others = KeptMaps({scale: scales[scale] for scale in PAIR}, kept.label)
+    fused = fuse_kept(judge.model, KeptMaps(scales, kept.label), found)
+    assert torch.allclose(fused, fuse_kept(judge.model, others, {}), atol=1e-6)
 
 
 def test_the_average_of_the_scales_is_scored_beside_attention() -> None:
