@@ -93,17 +93,14 @@ ATTACHED = {
 }
 
 
-def attached_mean(
-    method: str, scales: tuple[float, ...], folder: str = "camvid_pretrained/attached"
-) -> str:
+def attached_mean(method: str, scales: tuple[float, ...]) -> str:
     """Their mean as the pages show it."""
-    return f"{statistics.mean(attached_scores(method, scales, folder)):.1f}"
+    return f"{statistics.mean(attached_scores(method, scales)):.1f}"
 
 
-def attached_scores(
-    method: str, scales: tuple[float, ...], folder: str = "camvid_pretrained/attached"
-) -> list[float]:
+def attached_scores(method: str, scales: tuple[float, ...]) -> list[float]:
     """The scores in percent of every seed that is there, from seed 0."""
+    folder = "camvid_pretrained/attached"
     files = sorted((ROOT / "results" / folder / "rows").glob(f"{method}-?.json"))
     assert files
     scores = []
@@ -129,26 +126,6 @@ def test_attention_attached_to_a_network_from_pretrained_weights(page: str) -> N
     scored = rows_of("camvid_pretrained/random-0")["scored"]
     from_random = {tuple(entry["scales"]): 100 * entry["miou"] for entry in scored}
     assert random[1:] == [*(f"{from_random[scales]:.1f}" for scales in COLUMNS[:3]), ""]
-
-
-def test_attention_attached_to_a_network_that_was_trained_longer() -> None:
-    folder = "table1_long_attached"
-    seeds = len(attached_scores("single", (1,), folder))
-    words = {2: "two", 3: "three"}
-    (table,) = tables_of("docs/results.md", f"| test mIoU %, 4608 steps, {words[seeds]} seeds")
-    assert [row[0] for row in table] == list(ATTACHED)
-    for name, *shown in table:
-        assert len(attached_scores(ATTACHED[name], (1,), folder)) == seeds
-        assert shown == [attached_mean(ATTACHED[name], scales, folder) for scales in COLUMNS]
-
-    found = rows_of(f"{folder}/table1")["differences"]
-    gains = [found[f"attached, calibrated {scales} - average {scales}"] for scales in LISTS]
-    means, errors = (
-        "{}, {} and {}".format(*(f"{sign}{100 * gain[what]:{form}}" for gain in gains))
-        for what, sign, form in (("mean", "", "+.1f"), ("standard_error", "", ".2f"))
-    )
-    text = f"gains {means} points over averaging, paired by seed (standard errors {errors})"
-    assert text in prose("docs/results.md"), text
 
 
 def test_what_weights_of_imagenet_are_worth_on_photographs() -> None:

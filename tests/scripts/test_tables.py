@@ -224,14 +224,7 @@ def published_drawing(size: tuple[int, int], images: int) -> str:
 PUBLISHED = {  # folder: the words of its command, and how its data was drawn
     "table1": ([], published_drawing((192, 384), 768)),
     "table1_long": (
-        ["--config", "configs/demo/table1_long.yaml"],
-        published_drawing((192, 384), 768),
-    ),
-    "table1_long_attached": (
-        [
-            *("--config", "configs/demo/table1_long.yaml", "--attach-epochs", "2"),
-            *("--lists", "0.5,1,2", "1", "0.5,1", "0.25,0.5,1,2"),
-        ],
+        ["--config", "configs/demo/table1_long.yaml", "--attach-epochs", "2"],
         published_drawing((192, 384), 768),
     ),
     "table1_ratios": (
