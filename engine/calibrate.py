@@ -1,9 +1,9 @@
 """Calibrate a checkpoint's attention for a list of scales: what `hmsa calibrate` does.
 
 Biases are fitted on some training images and judged on images of the validation split. One is kept
-where leaving it out makes the result on those worse, and a scale at either end of the list where
-going without it does; all of that is written only where it helps by more than the error of the
-difference.
+where leaving it out makes the result on those worse. A scale at either end of the list, which costs
+time, stays where it helps by more than the error of that difference; else it is switched off. What
+comes of all that is written only where it helps by more than its error, too.
 """
 
 from __future__ import annotations
@@ -183,8 +183,8 @@ def calibrate(
         logger.info("%gx and %gx: attention bias %s, %s", *pair, in_words(biases[pair]), verdict)
     for scale in scales_switched_off(helpful):
         logger.info(
-            "%gx: switched off, since mIoU is no lower without it; a list without it takes less "
-            "time for the same result",
+            "%gx: switched off, since it helps by no more than the error; a list without it takes "
+            "less time for the same result",
             scale,
         )
     listed = ", ".join(f"{scale:g}" for scale in sorted(scales))
@@ -444,33 +444,39 @@ class Judge:
     def keep_what_helps(self, biases: PairBiases) -> PairBiases:
         """The biases that help, or none where all together help no more than the error.
 
-        A scale at either end of the list that does not help has a bias that switches it off. Those
-        of a single pair move the score by less than the error of a hundred images, so they are
-        asked only whether they help at all; the error counts for all of them.
+        Those of a single pair move the score by less than the error of a hundred images, so they
+        are asked only whether they help at all; the error counts for all of them. It counts for a
+        scale at either end of the list as well, since that costs time: one that does not help so
+        much has a bias that switches it off.
         """
         kept = dict(biases)
         for pair in sorted(biases):
             rest = {other: bias for other, bias in kept.items() if other != pair}
             if self.miou(kept) <= self.miou(rest):
                 kept = rest
-        kept = self._without_idle_scales(kept, adjacent_pairs(list(self.images[0].scales)))
+        kept = self.without_idle_scales(kept, adjacent_pairs(list(self.images[0].scales)))
 
         gain, error = self.gain(kept, {})
         if kept and not gain > error:
             return {}
         return kept
 
-    def _without_idle_scales(
+    def without_idle_scales(
         self, biases: PairBiases, pairs: Sequence[ScalePair]
     ) -> dict[ScalePair, PairBias]:
-        """Switch off the lowest scale while mIoU is no lower without it, then the highest."""
-        kept = dict(biases)
+        """Switch off the lowest scale while it helps no more than the error, then the highest."""
+        kept, closed = dict(biases), set()
         for from_the_end, outer in ((pairs, 0), (pairs[::-1], 1)):
             for pair in from_the_end:
+                # Of the other scale of a closed pair nothing else would be left.
+                if pair in closed:
+                    break
                 without = {**kept, pair: switched_off(pair, pair[outer])}
-                if self.miou(without) < self.miou(kept):
+                gain, error = self.gain(kept, without)
+                if gain > error:
                     break
                 kept = without
+                closed.add(pair)
         return kept
 
     def average(self) -> _Scores:

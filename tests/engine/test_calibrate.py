@@ -121,6 +121,31 @@ def test_a_scale_at_the_end_of_the_list_that_does_not_help_is_switched_off(idle:
     assert torch.allclose(fused, fuse_kept(judge.model, others, {}), atol=1e-6)
 
 
+def test_a_scale_that_helps_within_the_error_is_switched_off() -> None:
+    """0.25x has nearly all of the result; it is right in five images of nine, or in all of them."""
+
+    def image(right: bool) -> KeptMaps:
+        kept = kept_with_wrong_attention(-3.0)
+        label = kept.label.long()[None, None]
+        logits = torch.full_like(kept.scales[0.5].logits, -40.0)
+        logits.scatter_(1, label if right else 1 - label, 40.0)
+        lowest = Prediction(logits=logits, attention=torch.full((1, 1, 16, 16), 0.9))
+        return KeptMaps({0.25: lowest, **kept.scales}, kept.label)
+
+    pair, pairs = (0.25, 0.5), [(0.25, 0.5), PAIR]
+    off = {pair: switched_off(pair, 0.25)}
+    judge = judge_of([image(right) for right in [True] * 5 + [False] * 4])
+    gain, error = judge.gain({}, off)
+    assert 0 < gain < error
+    found = judge.without_idle_scales({}, pairs)
+    assert found[pair] == off[pair]
+
+    # Something is left, whatever helps no more than the error.
+    assert 0.25 in scales_switched_off(found) and len(scales_switched_off(found)) < 3
+    helped = judge_of([image(True)] * 9).without_idle_scales({}, pairs)
+    assert 0.25 not in scales_switched_off(helped)
+
+
 def test_the_average_of_the_scales_is_scored_beside_attention() -> None:
     # The lower scale is right on the left half, and so sure that averaging follows it everywhere.
     kept = kept_with_wrong_attention(0.0)
