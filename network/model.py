@@ -127,7 +127,7 @@ def calibrated(
             continue
         own = resize(at_least_float32(logits), size, align_corners=align_corners)
         scores = scores + (own.softmax(dim=1) * by_class[:, None, None]).sum(dim=1, keepdim=True)
-    return lower._replace(attention=torch.sigmoid(scores))
+    return Prediction(lower.logits, lower.aux, torch.sigmoid(scores))
 
 
 def resized(prediction: Prediction, size: Sequence[int], *, align_corners: bool) -> Prediction:
