@@ -1,8 +1,8 @@
 """Calibrate a checkpoint's attention for a list of scales: what `hmsa calibrate` does.
 
 Biases are fitted on some training images and judged on images of the validation split. One is kept
-where leaving it out makes the result on those worse. A scale at either end of the list, which costs
-time, stays where it helps by more than the error of that difference; else it is switched off. What
+where leaving it out makes the result on those worse. The lowest scale, which has the last word in a
+chain, stays where it helps by more than the error of that difference; else it is switched off. What
 comes of all that is written only where it helps by more than its error, too.
 """
 
@@ -445,9 +445,8 @@ class Judge:
         """The biases that help, or none where all together help no more than the error.
 
         Those of a single pair move the score by less than the error of a hundred images, so they
-        are asked only whether they help at all; the error counts for all of them. It counts for a
-        scale at either end of the list as well, since that costs time: one that does not help so
-        much has a bias that switches it off.
+        are asked only whether they help at all; the error counts for all of them. It counts for
+        the lowest scale as well: one that does not help so much has a bias that switches it off.
         """
         kept = dict(biases)
         for pair in sorted(biases):
@@ -464,19 +463,14 @@ class Judge:
     def without_idle_scales(
         self, biases: PairBiases, pairs: Sequence[ScalePair]
     ) -> dict[ScalePair, PairBias]:
-        """Switch off the lowest scale while it helps no more than the error, then the highest."""
-        kept, closed = dict(biases), set()
-        for from_the_end, outer in ((pairs, 0), (pairs[::-1], 1)):
-            for pair in from_the_end:
-                # Of the other scale of a closed pair nothing else would be left.
-                if pair in closed:
-                    break
-                without = {**kept, pair: switched_off(pair, pair[outer])}
-                gain, error = self.gain(kept, without)
-                if gain > error:
-                    break
-                kept = without
-                closed.add(pair)
+        """Switch off the lowest scale while it helps no more than the error; the highest stays."""
+        kept = dict(biases)
+        for pair in pairs:
+            without = {**kept, pair: switched_off()}
+            gain, error = self.gain(kept, without)
+            if gain > error:
+                break
+            kept = without
         return kept
 
     def average(self) -> _Scores:

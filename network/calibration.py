@@ -165,21 +165,15 @@ def fit_attention_bias(
     }
 
 
-def switched_off(pair: ScalePair, scale: float) -> PairBias:
-    """The bias with which `scale`, one of the two of a pair, has no share of the fused result."""
-    lower, higher = pair
-    assert scale in pair
-    return PairBias((-SWITCHED_OFF if scale == lower else SWITCHED_OFF,))
+def switched_off() -> PairBias:
+    """The bias with which the lower scale of a pair has no share of the fused result."""
+    return PairBias((-SWITCHED_OFF,))
 
 
 def scales_switched_off(biases: PairBiases) -> list[float]:
     """The scales, rising, of which nothing is left in the fused result."""
-    return sorted(
-        scale
-        for pair, bias in biases.items()
-        for scale in pair
-        if tuple(bias.lower) == switched_off(pair, scale).lower
-    )
+    off = switched_off()
+    return sorted(lower for (lower, _), bias in biases.items() if tuple(bias.lower) == off.lower)
 
 
 def _spread(biases: Tensor) -> Tensor:

@@ -45,9 +45,9 @@ CALIBRATE = """Calibrate the attention of a checkpoint for a list of scales, in 
     hmsa calibrate --checkpoint runs/x [--scales 0.25 0.5 1 2] [--images 100]
 
 Attention is trained on few pairs of scales. For each pair of the list, numbers for each class are
-fitted on some training images, and kept where they help on validation images. A scale at either
-end of the list that does not help is switched off. The checkpoint then holds all that, and its
-weights stay as they are. Evaluation and auto-labelling use it; eval.calibration=off does not.
+fitted on some training images, and kept where they help on validation images. The lowest
+scale is switched off where it does not help. The checkpoint then holds all that, and its weights
+stay as they are. Evaluation and auto-labelling use it; eval.calibration=off does not.
 """
 
 ATTACH = """Give a trained single-scale model hierarchical attention; its weights stay untouched.
