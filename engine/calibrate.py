@@ -1,9 +1,9 @@
 """Calibrate a checkpoint's attention for a list of scales: what `hmsa calibrate` does.
 
 Biases are fitted on some training images and judged on images of the validation split. One is kept
-where leaving it out makes the result on those worse. The lowest scale, which has the last word in a
-chain, stays where it helps by more than the error of that difference; else it is switched off. What
-comes of all that is written only where it helps by more than its error, too.
+where leaving it out makes the result on those worse. The lowest scale, which is fused last, stays
+where it helps by more than the error of that difference; else it is switched off. What comes of all
+that is written only where it helps by more than its error, too.
 """
 
 from __future__ import annotations
